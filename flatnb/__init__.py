@@ -1,0 +1,21 @@
+"""flatnb: training methods that look for flat minima, and the measures of flatness.
+
+A method turns a batch of per-example losses into a gradient; `method.backward` stands where
+`loss.backward()` stood. The rest measures what that did to the loss surface.
+"""
+
+from .methods import ERM, SAM, Flooding, IFlood, Method, SoftAD, compose
+from .train import Run, fit
+
+__version__ = "0.1.0"
+__all__ = [
+    "ERM",
+    "SAM",
+    "Flooding",
+    "IFlood",
+    "Method",
+    "Run",
+    "SoftAD",
+    "compose",
+    "fit",
+]

@@ -1,0 +1,9 @@
+"""Training methods: each turns a batch of per-example losses into a gradient. One file a paper."""
+
+from .base import ERM, Method
+from .compose import compose
+from .flooding import Flooding, IFlood
+from .sam import SAM
+from .softad import SoftAD
+
+__all__ = ["ERM", "SAM", "Flooding", "IFlood", "Method", "SoftAD", "compose"]

@@ -1,0 +1,472 @@
+"""What every method shares: the step and its passes, and the three hooks that make a method.
+
+A method turns a batch of per-example losses into a gradient. `Method` has three hooks, each with a
+default, and a method overrides those it changes:
+
+    objective(losses) -> scalar     the loss transform        (default: the mean)
+    rule(step)                      where and how often the gradient is taken (default: once, at w)
+    penalty(model, losses)          a term added to the objective (default: none)
+
+`Step` is what a rule works with. It owns everything that goes wrong when a closure is called more
+than once: parameters are moved from kept copies and put back bit for bit, BatchNorm statistics
+change only in the first pass, every pass sees the same dropout masks, gradients that were there
+before stay, micro-batch weights and a GradScaler apply where they should, and all passes but the
+last stay out of DistributedDataParallel's synchronisation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+Closure = Callable[[], Tensor]
+Real = float | Tensor
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Method:
+    """Base of all methods. `backward` stands where `loss.backward()` stood.
+
+    Attributes:
+        passes: forward-backward passes one step costs, for compute-fair comparisons.
+    """
+
+    passes: int = 1
+
+    def objective(self, losses: Tensor) -> Tensor:
+        """Reduce per-example losses (..., n) over the last axis to what is minimised, (...)."""
+        return losses.mean(-1)
+
+    def rule(self, step: Step) -> None:
+        """Leave the step's gradient in `p.grad` through calls of `step`."""
+        step.backward()
+
+    def watch(self, model: nn.Module) -> None:
+        """Called before each pass; a penalty installs its hooks here."""
+
+    def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
+        """A term, shape () or (members,), added to the objective of each pass; None for none."""
+        return None
+
+    def backward(
+        self, model: nn.Module, closure: Closure, *, weight: float = 1.0, scaler: Any = None
+    ) -> Tensor:
+        """Add `weight` times the method's gradient to every trainable `p.grad`.
+
+        Args:
+            model: the net, plain, compiled, an `Ensemble`, or wrapped in DistributedDataParallel.
+            closure: returns the plain per-example losses, shape (n,), or (members, n) for an
+                ensemble, at the model's current parameters, on the same batch at every call.
+            weight: factor of the gradient, 1/k when accumulating k micro-batches. Thresholds and
+                radii see the unweighted losses: each micro-batch is a batch of its own.
+            scaler: a `torch.amp.GradScaler`; `p.grad` is then scaled as after
+                `scaler.scale(loss).backward()`, perturbations use unscaled gradients.
+
+        Returns:
+            The detached mean of the plain losses, shape () or (members,), at the unperturbed
+            parameters w where the method evaluates there, else the average over its passes.
+
+        Raises:
+            TypeError, ValueError: the closure does not return per-example losses with a graph, or
+                no parameter is trainable. Values are not checked: after a non-finite pass the
+                parameters are restored and `p.grad` is left non-finite.
+        """
+        step = Step(self, model, closure, weight, scaler)
+        try:
+            self.rule(step)
+        finally:
+            step.close()
+        return step.value()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the method remembers between steps (nothing, by default)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if state:
+            raise ValueError(f"{self!r} keeps no state; got the entries {sorted(state)}")
+
+    def __repr__(self) -> str:
+        """The constructor call: parameters without default, and those that differ from theirs."""
+        shown = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value, default = getattr(self, name), parameter.default
+            if isinstance(value, Tensor):
+                shown.append(f"{name}=<{value.numel()} values>")
+            elif default is inspect.Parameter.empty or value != default or not shown:
+                shown.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class ERM(Method):
+    """Empirical risk minimisation: the gradient of the mean loss, one pass."""
+
+
+class Step:
+    """One step of a method on one batch: its passes, and the moves of the parameters between them.
+
+    Attributes:
+        params: the trainable parameters, each once (tied weights are one parameter).
+        members: number of members of an ensemble, or None.
+    """
+
+    def __init__(
+        self, method: Method, model: nn.Module, closure: Closure, weight: float, scaler: Any
+    ) -> None:
+        self._method, self._model, self._closure = method, model, closure
+        self._weight, self._scaler = weight, scaler
+        core = unwrap(model)
+        members = getattr(core, "members", None)
+        self.members: int | None = members if isinstance(members, int) else None
+        self.params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        if not self.params:
+            raise ValueError("the model has no parameter with requires_grad=True; nothing to train")
+        self._copies: list[Tensor] | None = None
+        self._means: list[Tensor] = []
+        self._seen_w = False
+        # One pass needs no replay: it is the first and the last.
+        self._streams = _Streams(self.params, core) if method.passes > 1 else None
+
+    # -- passes ---------------------------------------------------------------------------------
+
+    def backward(self, coefficient: Real = 1.0, *, last: bool = True) -> None:
+        """Add weight * coefficient * gradient of the objective at the current parameters to p.grad.
+
+        `last` marks the step's last pass, the one DistributedDataParallel synchronises.
+        """
+        self._pass(coefficient * self._weight, last=last)
+
+    def gradient(self) -> list[Tensor | None]:
+        """The gradient at the current parameters, unweighted and unscaled; `p.grad` stays.
+
+        Never synchronised between processes. Entries are None where a parameter took no part.
+        """
+        before = [p.grad for p in self.params]
+        try:
+            for p in self.params:
+                p.grad = None
+            self._pass(1.0, last=False)
+            grads = [dense(p.grad) for p in self.params]
+        finally:
+            for p, g in zip(self.params, before, strict=True):
+                p.grad = g
+        if self._scaler is not None:
+            self.scale_(grads, 1.0 / self._scale(present(grads)[0]))
+        return grads
+
+    def forward(self) -> None:
+        """One pass without gradient at w, only if the net has BatchNorm statistics to update."""
+        if running_statistics(self._model):
+            with torch.no_grad(), self._no_sync(True):
+                self._call(needs_graph=False)
+
+    def add_gradient(self, grads: Sequence[Tensor | None], coefficient: Real) -> None:
+        """Add weight * coefficient * `grads` to p.grad; `grads`, from `gradient`, are used up."""
+        factor = torch.as_tensor(coefficient * self._weight, device=present(grads)[0].device)
+        if self._scaler is not None:
+            factor = factor * self._scale(factor)
+        self.scale_(grads, factor)
+        for p, g in zip(self.params, grads, strict=True):
+            if p.grad is None:
+                p.grad = g
+            elif g is not None:
+                p.grad = g + p.grad if p.grad.is_sparse else p.grad.add_(g)
+
+    def _pass(self, factor: Real, *, last: bool) -> None:
+        replayed = self._streams is not None and self._streams.taken
+        statistics = running_statistics(self._model) if replayed else []
+        kept = [s.clone() for s in statistics]
+        with self._no_sync(not last):
+            losses = self._call()
+            objective = self._method.objective(losses)
+            penalty = self._method.penalty(self._model, losses)
+            if penalty is not None:
+                objective = objective + penalty
+            if isinstance(factor, Tensor):
+                factor = factor.to(objective.device, objective.dtype)
+            loss = (objective * factor).sum()
+            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+        # Not before the backward: activation checkpointing runs the forward again there.
+        for s, k in zip(statistics, kept, strict=True):
+            s.copy_(k)
+        if all(p.grad is None for p in self.params):
+            raise ValueError(
+                "no trainable parameter of the model got a gradient: the losses the closure "
+                "returned do not depend on this model"
+            )
+
+    def _call(self, needs_graph: bool = True) -> Tensor:
+        if self._streams is not None:
+            self._streams.rewind()
+        self._method.watch(self._model)
+        losses = self._closure()
+        if self._streams is not None:
+            self._streams.note_end()
+        check_losses(losses, self.members, needs_graph)
+        mean = losses.detach().mean(-1)
+        if self._copies is None and not self._seen_w:
+            self._means, self._seen_w = [mean], True
+        elif not self._seen_w:
+            self._means.append(mean)
+        return losses
+
+    def _no_sync(self, wanted: bool) -> Any:
+        no_sync = getattr(self._model, "no_sync", None)
+        return no_sync() if wanted and no_sync is not None else nullcontext()
+
+    def _scale(self, like: Tensor) -> Tensor:
+        # Public, and without the host synchronisation of `get_scale`.
+        return self._scaler.scale(torch.ones((), device=like.device))
+
+    # -- moves ----------------------------------------------------------------------------------
+
+    def move(self, offsets: Sequence[Tensor | None], sign: float = 1.0) -> None:
+        """Set the parameters to w + sign * offsets, w being where the step began."""
+        with torch.no_grad():
+            if self._copies is None:
+                self._copies = [p.detach().clone() for p in self.params]
+            else:
+                torch._foreach_copy_(self.params, self._copies)
+            moved = [(p, o) for p, o in zip(self.params, offsets, strict=True) if o is not None]
+            torch._foreach_add_([p for p, _ in moved], [o for _, o in moved], alpha=sign)
+        # Inside an autocast region the low-precision weights are cached by tensor, not by value.
+        torch.clear_autocast_cache()
+
+    def close(self) -> None:
+        """Put parameters and random streams where one plain pass would have left them."""
+        if self._copies is not None:
+            with torch.no_grad():
+                torch._foreach_copy_(self.params, self._copies)
+            self._copies = None
+            torch.clear_autocast_cache()
+        if self._streams is not None:
+            self._streams.finish()
+
+    def value(self) -> Tensor:
+        """The mean loss at w if it was evaluated, else the average over the passes."""
+        return self._means[0] if len(self._means) == 1 else torch.stack(self._means).mean(0)
+
+    # -- whole-gradient arithmetic ----------------------------------------------------------------
+
+    def per_member(self, name: str, value: Real) -> Real:
+        """A hyperparameter for use with norms of shape () or (members,)."""
+        if isinstance(value, Tensor):
+            if self.members != len(value):
+                raise ValueError(
+                    f"{name} has {len(value)} values, one a member, but the model is "
+                    f"{'no Ensemble' if self.members is None else f'of {self.members} members'}"
+                )
+            return value.to(self.params[0].device)
+        return value
+
+    def unless_finite(self, norm: Tensor) -> Tensor:
+        """1 where `norm` is finite, else NaN, so that the step's gradient is seen to be lost.
+
+        Without it a non-finite first gradient might leave parts of `p.grad` finite (a ReLU blocks
+        NaN), and a GradScaler take the step.
+        """
+        return 1 + 0 * norm
+
+    def norm(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """The l2 norm over all tensors together, () or (members,), accumulated in float64."""
+        return l2_norm(present(tensors), self.members)
+
+    def scale_(self, tensors: Sequence[Tensor | None], factor: Tensor) -> None:
+        """Multiply in place by a factor of shape () or (members,)."""
+        some = present(tensors)
+        if factor.dim() == 0 and len({(t.device, t.dtype) for t in some}) == 1:
+            torch._foreach_mul_(some, factor.to(some[0].device, some[0].dtype))
+        else:
+            for t in some:
+                shape = (-1, *[1] * (t.dim() - 1)) if factor.dim() else ()
+                t.mul_(factor.to(t.device, t.dtype).view(shape))
+
+
+class _Streams:
+    """The random streams a forward pass draws from, replayed so that all passes draw the same."""
+
+    def __init__(self, params: Sequence[Tensor], core: nn.Module) -> None:
+        self._devices = {p.device for p in params if p.device.type != "cpu"}
+        self._generators: Sequence[torch.Generator] = getattr(core, "generators", ())
+        self._start: list[Any] | None = None
+        self._end: list[Any] | None = None
+
+    @property
+    def taken(self) -> bool:
+        return self._end is not None
+
+    def _get(self) -> list[Any]:
+        states = [torch.get_rng_state()]
+        states += [torch.get_device_module(d).get_rng_state(*_args(d)) for d in self._devices]
+        return states + [g.get_state() for g in self._generators]
+
+    def _set(self, states: list[Any]) -> None:
+        states = list(states)
+        torch.set_rng_state(states.pop(0))
+        for d in self._devices:
+            torch.get_device_module(d).set_rng_state(states.pop(0), *_args(d))
+        for g, s in zip(self._generators, states, strict=True):
+            g.set_state(s)
+
+    def rewind(self) -> None:
+        if self._start is None:
+            self._start = self._get()
+        else:
+            self._set(self._start)
+
+    def note_end(self) -> None:
+        if self._end is None:
+            self._end = self._get()
+
+    def finish(self) -> None:
+        if self._end is not None:
+            self._set(self._end)
+
+
+def _args(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # one MPS device, named by its module
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The net inside DistributedDataParallel and `torch.compile` wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The buffers that BatchNorm layers in training mode update, whatever their class."""
+    return [
+        buffer
+        for module in model.modules()
+        if module.training and module._buffers.get("running_mean") is not None
+        for name in _STATISTICS
+        if (buffer := module._buffers.get(name)) is not None
+    ]
+
+
+def check_losses(losses: Any, members: int | None, needs_graph: bool = True) -> None:
+    """Raise unless `losses` are per-example losses, (n,) or (members, n), with a graph."""
+    wanted = "(n,), one loss per example" if members is None else f"({members}, n)"
+    hint = 'return the losses unreduced, as from cross_entropy(..., reduction="none")'
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            f"the closure returned {type(losses).__name__}; it must return a tensor of shape "
+            f"{wanted}: {hint}"
+        )
+    good = losses.dim() == 1 if members is None else losses.shape[:-1] == (members,)
+    if not good or losses.numel() == 0:
+        more = "; mask or average tokens to one loss per example" if losses.dim() > 1 else ""
+        raise ValueError(
+            f"the closure returned losses of shape {tuple(losses.shape)}; expected {wanted}: "
+            f"{hint}{more}"
+        )
+    if needs_graph and not losses.requires_grad:
+        raise ValueError(
+            "the closure returned losses without a graph; compute them from the model's output "
+            "outside torch.no_grad(), without detach()"
+        )
+
+
+def l2_norm(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:
+    """The l2 norm of all tensors as one vector, in float64 (float32 on MPS); (members,) per member.
+
+    float32 accumulation over a whole net loses up to three digits. On a CPU, dot products over
+    blocks, summed in float64, keep them at a quarter of the time of a float64 reduction.
+    """
+    if members is not None:
+        squares = [t.flatten(1).to(_wide(t)).square().sum(1) for t in tensors]
+    elif all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors):
+        squares = [torch.dot(b, b).double() for t in tensors for b in t.reshape(-1).split(1 << 18)]
+    else:
+        squares = [torch.linalg.vector_norm(t, dtype=_wide(t)).square() for t in tensors]
+    device = tensors[0].device
+    return torch.stack([s.to(device) for s in squares]).sum(0).sqrt()
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.float32 if t.device.type == "mps" else torch.float64
+
+
+def present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    """Those that are not None."""
+    return [t for t in tensors if t is not None]
+
+
+def dense(grad: Tensor | None) -> Tensor | None:
+    """A sparse gradient (of an Embedding with sparse=True) as a dense one."""
+    return grad.to_dense() if grad is not None and grad.is_sparse else grad
+
+
+# -- hyperparameters ------------------------------------------------------------------------------
+
+
+def real(
+    name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False
+) -> Real:
+    """A finite number, or a 1-D tensor of such with one entry a member, within [low, high].
+
+    Raises:
+        TypeError: not a number. ValueError: not finite, outside the range, or not 1-D.
+    """
+    sign, upper = ">" if open_low else ">=", f" and <= {high:g}" if high < math.inf else ""
+    allowed = f"a finite number {sign} {low:g}{upper}, or a 1-D tensor of them, one a member"
+    if isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool:
+        if value.dim() == 0:
+            value = value.item()
+        elif value.dim() > 1 or value.numel() == 0:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {allowed}")
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} is {type(value).__name__}; allowed: {allowed}")
+    entries = value.detach().double().flatten().tolist() if isinstance(value, Tensor) else [value]
+    for entry in entries:
+        above = entry > low if open_low else entry >= low
+        if not (math.isfinite(entry) and above and entry <= high):
+            raise ValueError(f"{name}={entry!r}; allowed: {allowed}")
+    return value.detach() if isinstance(value, Tensor) else float(value)
+
+
+def count(name: str, value: Any, *, low: int = 1) -> int:
+    """An integer >= low."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} is {type(value).__name__}; allowed: an integer >= {low}")
+    if value < low:
+        raise ValueError(f"{name}={value!r}; allowed: an integer >= {low}")
+    return value
+
+
+def per_member(name: str, value: Real, losses: Tensor, *, pointwise: bool = False) -> Real:
+    """`value` on the device of `losses`, shaped to meet them (pointwise) or their means.
+
+    Raises:
+        ValueError: one value a member was given, and the losses are not those of so many members.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if losses.dim() != 2 or len(value) != len(losses):
+        raise ValueError(
+            f"{name} has {len(value)} values, one a member, but the losses have shape "
+            f"{tuple(losses.shape)}; give a number, or an Ensemble of {len(value)} members"
+        )
+    value = value.to(losses.device, losses.dtype)
+    return value[:, None] if pointwise else value
+
+
+def hooks(method: Method) -> list[str]:
+    """The hooks among objective, rule and penalty that the method's class changes."""
+    return [
+        hook
+        for hook in ("objective", "rule", "penalty")
+        if getattr(type(method), hook) is not getattr(Method, hook)
+    ]

@@ -1,0 +1,45 @@
+"""Soft ascent-descent (SoftAD): a smooth, per-example form of Flooding."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .base import Method, Real, per_member, real
+
+
+class SoftAD(Method):
+    """Soft ascent-descent: examples above the threshold descend, those below ascend, softly.
+
+        objective  theta + sigma mean_i rho(x_i),   x_i = (l_i - theta) / sigma
+        gradient   mean_i phi(x_i) grad l_i
+        rho(x) = sqrt(x^2 + 1) - 1,   phi(x) = rho'(x) = x / sqrt(x^2 + 1)
+
+    One pass. Borderline examples (l_i near theta) count little, outliers at most 1. With sigma -> 0
+    the weights become signs, which is IFlood. The objective is smooth where the loss is.
+    BatchNorm, weight decay and momentum are untouched by it.
+
+    Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible alternative to
+    flooding", NeurIPS 2024 (arXiv 2310.10006), equations (7) and (8), which have sigma = 1. For
+    other sigma the authors' loss class uses sigma^2 rho(x), whose weights sigma phi(x) vanish with
+    sigma; the form here keeps phi(x), as their figures do. The two agree at sigma = 1.
+
+    Args:
+        theta: threshold >= 0, in units of the loss. The paper searches 0.01 to 2.
+        sigma: width of the soft switch > 0, in units of the loss.
+        code_form: use the sigma^2 scaling of the authors' loss class.
+    """
+
+    def __init__(self, theta: Real, sigma: Real = 1.0, *, code_form: bool = False) -> None:
+        self.theta = real("theta", theta)
+        self.sigma = real("sigma", sigma, open_low=True)
+        if not isinstance(code_form, bool):
+            raise TypeError(f"code_form={code_form!r}; allowed: True or False")
+        self.code_form = code_form
+
+    def objective(self, losses: Tensor) -> Tensor:
+        theta = per_member("theta", self.theta, losses, pointwise=True)
+        sigma = per_member("sigma", self.sigma, losses, pointwise=True)
+        x = (losses - theta) / sigma
+        # sqrt(x^2 + 1) - 1 loses all digits for small x; this is the same number without that.
+        value = sigma * x.square() / (1 + (1 + x.square()).sqrt())
+        return (theta + (sigma * value if self.code_form else value)).mean(-1)

@@ -1,0 +1,290 @@
+"""One style for every figure of the book.
+
+Colours darken the Okabe-Ito set until each has a contrast of 3 to 1 with white; a method keeps its
+colour, line and marker on every page. Methods of one family share the colour and differ in line
+and marker, so a figure also reads in black and white. Bands are 95 % t-intervals over repetitions:
+
+    mean ± t(0.975, n - 1) · s / sqrt(n),   s the standard deviation (n - 1 degrees of freedom).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from scipy import stats
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+    from numpy.typing import ArrayLike, NDArray
+    from torch import Tensor
+
+
+class Line(NamedTuple):
+    """How one method is drawn."""
+
+    color: str
+    linestyle: str | tuple[int, tuple[int, ...]]
+    marker: str
+
+
+# One colour a family: plain, flood, soft, sharpness-aware, gradient norm, noise, relative flatness.
+BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = (
+    "#000000", "#B94700", "#00805F", "#005AA8", "#C8689F", "#B98D00", "#459BD9",
+)  # fmt: skip
+_SHORT_DASH = (0, (2, 1))
+_LONG_DASH = (0, (7, 2))
+_DASH_DOT_DOT = (0, (5, 1, 1, 1, 1, 1))
+
+STYLE = MappingProxyType(
+    {
+        "ERM": Line(BLACK, "-", "o"),
+        "SGD": Line(BLACK, "-", "o"),  # the same training under the optimizer's name
+        "Flooding": Line(RED, "--", "s"),
+        "IFlood": Line(RED, ":", "D"),
+        "AdaFlood": Line(RED, "-.", "v"),
+        "SoftAD": Line(GREEN, "-", "^"),
+        "SAM": Line(BLUE, "-.", "P"),
+        "ASAM": Line(BLUE, "--", "X"),
+        "USAM": Line(BLUE, ":", "<"),
+        "RSAM": Line(BLUE, _SHORT_DASH, ">"),
+        "BSAM": Line(BLUE, _DASH_DOT_DOT, "p"),
+        "GNP": Line(PINK, _LONG_DASH, "*"),
+        "NSO": Line(GOLD, "-", "h"),
+        "WeightNoise": Line(GOLD, ":", "d"),
+        "FAM": Line(SKY, _DASH_DOT_DOT, "H"),
+    }
+)
+OTHER = Line("#6B6B6B", _SHORT_DASH, ".")
+
+# The two classes of the plane: light enough to lie behind points, apart for colour-blind eyes.
+_CLASSES = (GOLD, BLUE)
+_CLASS_MARKERS = ("o", "^")
+_SURFACE = LinearSegmentedColormap.from_list("classes", ["#F3DFA9", "#FFFFFF", "#B5D3EF"])
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the book; call it once, before the first figure.
+
+    Figures are narrow (5.2 in) with 11 pt text, so that a phone's 360 pixels still show them at
+    reading size, and keep an opaque white ground: black text stays legible on a dark page.
+    """
+    white = {f"{part}.facecolor": "white" for part in ("figure", "axes", "savefig")}
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette=[BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY],
+        rc={
+            **white,
+            "savefig.transparent": False,
+            "savefig.bbox": "tight",
+            "figure.figsize": (5.2, 3.4),
+            "figure.dpi": 144,
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "axes.labelsize": 11,
+            "axes.titlesize": 11,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "legend.fontsize": 10,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#E4E4E4",
+            "grid.linewidth": 0.6,
+            "axes.axisbelow": True,
+            "lines.linewidth": 1.8,
+            "lines.markersize": 6,
+        },
+    )
+
+
+def name(method: object) -> str:
+    """The name a method is drawn under: its class, or the first word of its label.
+
+    `SAM(rho=0.05)`, "SAM(rho=0.05)" and "SAM, tuned" all give "SAM".
+    """
+    label = method if isinstance(method, str) else type(method).__name__
+    word = re.match(r"\w*", label)
+    return word.group() if word else ""
+
+
+def line(method: object) -> dict[str, Any]:
+    """Colour and line style of a method, as keyword arguments of `Axes.plot`.
+
+    Args:
+        method: a method, or its label. Unknown ones are grey and dashed: pass `color=` to tell
+            several of them apart.
+    """
+    style = STYLE.get(name(method), OTHER)
+    return {"color": style.color, "linestyle": style.linestyle}
+
+
+def color(method: object) -> str:
+    """The colour of a method, or of a label that begins with a method's name."""
+    return STYLE.get(name(method), OTHER).color
+
+
+def marker(method: object) -> str:
+    """The marker of a method, or of a label that begins with a method's name."""
+    return STYLE.get(name(method), OTHER).marker
+
+
+def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and half-width of the 95 % t-interval over the first axis.
+
+    Args:
+        values: shape (n, …): n independent repetitions (seeds, members) of some quantity.
+
+    Returns:
+        Mean and half-width t(0.975, n - 1) s / sqrt(n), each of shape (…). The half-width is NaN
+        for n = 1: one repetition says nothing about spread. NaN in, NaN out: a run that diverged
+        is not left out of a mean in silence.
+
+    Raises:
+        ValueError: no repetition at all.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == 0 or len(array) == 0:
+        raise ValueError(
+            f"interval needs values of shape (n, ...) with n >= 1, not {array.shape}: "
+            "give one entry a repetition"
+        )
+    n = len(array)
+    mean = array.mean(0)
+    if n == 1:
+        return mean, np.full_like(mean, np.nan)
+    return mean, stats.t.ppf(0.975, n - 1) * array.std(0, ddof=1) / np.sqrt(n)
+
+
+def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
+    """Draw the mean of repeated curves, and its 95 % t-interval as a band.
+
+    Args:
+        ax: where to draw.
+        x: shape (points,).
+        values: shape (n, points), one curve a repetition. With n = 1 there is no band.
+        **style: keyword arguments of `Axes.plot`; the band takes the line's colour.
+
+    Returns:
+        The line of the mean.
+    """
+    mean, half = interval(values)
+    (drawn,) = ax.plot(x, mean, **style)
+    ax.fill_between(
+        np.asarray(x), mean - half, mean + half, color=drawn.get_color(), alpha=0.18, linewidth=0
+    )
+    return drawn
+
+
+def curves(
+    ax: Axes, frame: pd.DataFrame, y: str, *, x: str = "epoch", by: str = "method", **style: Any
+) -> list[Line2D]:
+    """Draw one mean curve a method, each with a band of its 95 % t-interval.
+
+    The rows that share a method and an x are its repetitions: seeds, or members of an ensemble.
+
+    Args:
+        ax: where to draw; its labels are set to x and y where they are empty.
+        frame: long table with columns x, y and `by`, such as `Run.frame()` or several of them
+            concatenated; without the column `by` it is one unnamed curve.
+        y: the column to draw.
+        x: the column to draw it over.
+        by: the column whose values tell the curves apart and name them in the legend.
+        **style: keyword arguments of `Axes.plot` that override the method's own.
+
+    Returns:
+        The lines of the means, in the order in which the methods appear in the table.
+
+    Raises:
+        ValueError: a column is missing, or a curve has another number of repetitions at some x
+            (the band would change its meaning along the curve).
+    """
+    missing = [column for column in (x, y) if column not in frame]
+    if missing:
+        raise ValueError(f"no column {missing} in the table; it has {list(frame.columns)}")
+    lines = []
+    groups = frame.groupby(by, sort=False) if by in frame else [("", frame)]
+    for label, rows in groups:
+        ordered = rows.sort_values(x, kind="stable")
+        points, counts = np.unique(ordered[x], return_counts=True)
+        if len(set(counts)) != 1:
+            raise ValueError(
+                f"{label or 'the curve'} has {counts.min()} to {counts.max()} rows a value of "
+                f"{x!r}: draw only the values that all repetitions have"
+            )
+        values = ordered[y].to_numpy(np.float64).reshape(len(points), -1).T
+        named = {"label": str(label)} if label else {}
+        lines.append(band(ax, points, values, **{**line(str(label)), **named, **style}))
+    ax.set_xlabel(ax.get_xlabel() or x.replace("_", " "))
+    ax.set_ylabel(ax.get_ylabel() or y.replace("_", " "))
+    return lines
+
+
+def decision_boundary(
+    ax: Axes,
+    predict: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    *,
+    classes: tuple[str, str] = ("class 0", "class 1"),
+) -> None:
+    """Draw what a two-class model says over the plane, and the points it was given.
+
+    The ground shows the probability of class 1 (softmax, mean over members); the thick line is
+    where that is one half, thin lines are the boundaries of the single members.
+
+    Args:
+        ax: where to draw.
+        predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2). Put the model
+            into eval mode before: a BatchNorm in training mode would use the grid's statistics.
+        x: points to show, (n, 2).
+        y: their classes 0 or 1, (n,).
+        classes: names for the legend.
+
+    Raises:
+        ValueError: the points are not (n, 2), or the logits not (..., m, 2).
+    """
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError(f"decision_boundary draws points of shape (n, 2), not {tuple(x.shape)}")
+    low, high = x.amin(0).tolist(), x.amax(0).tolist()
+    axes = [
+        torch.linspace(a - 0.08 * (b - a), b + 0.08 * (b - a), 200, device=x.device)
+        for a, b in zip(low, high, strict=True)
+    ]
+    columns, rows = torch.meshgrid(*axes, indexing="xy")
+    grid = torch.stack([columns.ravel(), rows.ravel()], dim=-1)
+    with torch.no_grad():
+        logits = predict(grid)
+    if logits.shape[-2:] != (len(grid), 2):
+        raise ValueError(
+            f"predict must return logits (..., {len(grid)}, 2), not {tuple(logits.shape)}: "
+            "the picture is for two classes"
+        )
+    chance = logits.softmax(-1)[..., 1].reshape(-1, *rows.shape).cpu().numpy()
+    ground = (columns.cpu().numpy(), rows.cpu().numpy())
+    mean = chance.mean(0)
+    ax.contourf(*ground, mean, levels=np.linspace(0, 1, 11), cmap=_SURFACE, zorder=0)
+    if len(chance) > 1:
+        for member in chance:
+            ax.contour(*ground, member, levels=[0.5], colors="#555555", linewidths=0.5, alpha=0.6)
+    ax.contour(*ground, mean, levels=[0.5], colors=BLACK, linewidths=2.0)
+    shown, group = x.cpu(), y.cpu()
+    for label in (0, 1):
+        x1, x2 = shown[group == label].T
+        ax.scatter(
+            x1, x2, s=16, marker=_CLASS_MARKERS[label], c=_CLASSES[label],
+            edgecolors="white", linewidths=0.5, label=classes[label], zorder=3,
+        )  # fmt: skip
+    ax.grid(False)
+    ax.set_xlabel("$x_1$")
+    ax.set_ylabel("$x_2$")

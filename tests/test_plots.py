@@ -1,0 +1,223 @@
+"""The figures' style: palette, intervals, bands and boundaries."""
+
+import itertools
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from scipy import stats
+
+from flatnb import plots
+
+# Colour blindness of full severity as a map of linear RGB (Machado, Oliveira, Fernandes 2009).
+SIGHT = {
+    "full": np.eye(3),
+    "protan": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    "deutan": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "tritan": np.array(
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ]
+    ),
+}
+COLORS = sorted({style.color for style in plots.STYLE.values()})
+
+
+def linear(color: str) -> np.ndarray:
+    """sRGB to linear RGB."""
+    rgb = np.array(to_rgb(color))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def cielab(rgb: np.ndarray) -> np.ndarray:
+    """Linear RGB to CIELAB under D65."""
+    to_xyz = np.array(
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ]
+    )
+    xyz = to_xyz @ rgb.clip(0, 1) / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.fixture
+def ax():
+    figure, axes = plt.subplots()
+    yield axes
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_family_colours_stay_apart_for_every_eye(sight):
+    seen = [cielab(SIGHT[sight] @ linear(color)) for color in COLORS]
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) > 15
+
+
+@pytest.mark.parametrize("color", [*COLORS, plots.OTHER.color])
+def test_colours_contrast_with_the_white_ground(color):
+    luminance = linear(color) @ np.array([0.2126, 0.7152, 0.0722])
+    assert 1.05 / (luminance + 0.05) >= 3  # WCAG 2.1, graphics
+
+
+def test_methods_of_one_colour_differ_in_line_and_marker():
+    styles = {name: style for name, style in plots.STYLE.items() if name != "SGD"}
+    for (_, a), (_, b) in itertools.combinations(styles.items(), 2):
+        if a.color == b.color:
+            assert a.linestyle != b.linestyle
+            assert a.marker != b.marker
+    assert plots.STYLE["SGD"] == plots.STYLE["ERM"]
+
+
+def test_a_method_and_its_labels_are_drawn_alike():
+    class SAM:
+        pass
+
+    for spelled in (SAM(), "SAM", "SAM(rho=0.05)", "SAM, tuned"):
+        assert plots.color(spelled) == plots.STYLE["SAM"].color
+        assert plots.line(spelled)["linestyle"] == plots.STYLE["SAM"].linestyle
+        assert plots.marker(spelled) == plots.STYLE["SAM"].marker
+    assert plots.color("ASAM(rho=1)") == plots.STYLE["ASAM"].color
+    assert plots.marker("ASAM") != plots.marker("SAM")
+    assert plots.color("SAMBA") == plots.color("") == plots.OTHER.color
+
+
+def test_interval_is_the_t_interval():
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    mean, half = plots.interval(values)
+    for column in range(3):
+        low, high = stats.ttest_1samp(values[:, column], 0).confidence_interval(0.95)
+        np.testing.assert_allclose([mean[column] - half[column], mean[column] + half[column]],
+                                   [low, high])  # fmt: skip
+
+
+def test_interval_of_one_value_has_no_width():
+    mean, half = plots.interval([2.5])
+    assert mean == 2.5
+    assert np.isnan(half)
+
+
+def test_interval_keeps_a_diverged_run_in_sight():
+    mean, half = plots.interval([[1.0, 2.0], [np.nan, 4.0]])
+    assert np.isnan(mean[0]) and np.isnan(half[0])
+    assert mean[1] == 3.0 and np.isfinite(half[1])
+
+
+@pytest.mark.parametrize("nothing", [[], 1.0, np.zeros((0, 3))])
+def test_interval_of_nothing_is_refused(nothing):
+    with pytest.raises(ValueError, match="one entry a repetition"):
+        plots.interval(nothing)
+
+
+def frame(methods=("ERM", "SAM(rho=0.1)"), repeats=4, epochs=3) -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    keys = itertools.product(methods, range(repeats), range(epochs))
+    return pd.DataFrame(
+        [{"method": m, "seed": s, "epoch": e, "test_loss": rng.normal()} for m, s, e in keys]
+    )
+
+
+def test_curves_draw_the_mean_of_each_method(ax):
+    table = frame().sample(frac=1, random_state=0)  # any order of rows
+    lines = plots.curves(ax, table, "test_loss")
+    assert {line.get_label() for line in lines} == {"ERM", "SAM(rho=0.1)"}
+    assert len(ax.collections) == 2  # a band each
+    for line in lines:
+        rows = table[table.method == line.get_label()]
+        np.testing.assert_allclose(line.get_ydata(), rows.groupby("epoch").test_loss.mean())
+        np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2])
+        assert line.get_color() == plots.color(line.get_label())
+    assert ax.get_xlabel() == "epoch"
+    assert ax.get_ylabel() == "test loss"
+
+
+def test_curves_keep_labels_and_take_overrides(ax):
+    ax.set_ylabel("test loss [nats]")
+    (line,) = plots.curves(ax, frame(["SAM"]), "test_loss", color="red", label="mine")
+    assert line.get_color() == "red" and line.get_label() == "mine"
+    assert ax.get_ylabel() == "test loss [nats]"
+
+
+def test_curves_without_a_method_column(ax):
+    (line,) = plots.curves(ax, frame(["ERM"]).drop(columns="method"), "test_loss")
+    assert line.get_color() == plots.OTHER.color
+
+
+def test_curves_refuse_a_ragged_table(ax):
+    with pytest.raises(ValueError, match="ERM has 3 to 4 rows"):
+        plots.curves(ax, frame().drop(index=0), "test_loss")
+
+
+def test_curves_name_the_missing_column(ax):
+    with pytest.raises(ValueError, match=r"'loss'.*'test_loss'"):
+        plots.curves(ax, frame(), "loss")
+
+
+def test_band_of_one_curve_is_only_its_line(ax):
+    plots.band(ax, [0, 1], [[1.0, 2.0]])
+    (area,) = ax.collections
+    assert sum(len(path.vertices) for path in area.get_paths()) == 0
+
+
+def half_plane(points: torch.Tensor) -> torch.Tensor:
+    """Two members that say class 1 where x1 > 0 and where x1 > 1."""
+    scores = torch.stack([points[:, 0], points[:, 0] - 1])
+    return torch.stack([torch.zeros_like(scores), 8 * scores], dim=-1)
+
+
+def test_decision_boundary_lies_where_the_classes_tie(ax):
+    x = torch.tensor([[-2.0, -1.0], [2.0, 1.0]])
+    plots.decision_boundary(ax, lambda p: half_plane(p)[0], x, torch.tensor([0, 1]))
+    boundary = ax.collections[1].get_paths()[0].vertices
+    np.testing.assert_allclose(boundary[:, 0], 0, atol=1e-5)
+    assert boundary[:, 1].min() < -1 and boundary[:, 1].max() > 1  # over all the picture
+
+
+def test_decision_boundary_shows_each_member(ax):
+    x = torch.tensor([[-2.0, -1.0], [2.0, 1.0]])
+    plots.decision_boundary(ax, half_plane, x, torch.tensor([0, 1]), classes=("left", "right"))
+    places = [c.get_paths()[0].vertices[:, 0].mean() for c in ax.collections[1:4]]
+    np.testing.assert_allclose(places, [0, 1, 0.5], atol=1e-2)  # the members, then their mean
+    assert [t.get_text() for t in ax.legend().get_texts()] == ["left", "right"]
+
+
+def test_decision_boundary_refuses_what_it_cannot_draw(ax):
+    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"\(n, 2\), not \(4, 3\)"):
+        plots.decision_boundary(ax, half_plane, torch.zeros(4, 3), y)
+    with pytest.raises(ValueError, match="two classes"):
+        plots.decision_boundary(ax, lambda p: torch.zeros(len(p), 3), x, y)
+
+
+def test_style_keeps_an_opaque_ground_and_readable_text():
+    with matplotlib.rc_context():
+        plots.use_style()
+        settings = matplotlib.rcParams
+        assert settings["savefig.facecolor"] == settings["figure.facecolor"] == "white"
+        assert not settings["savefig.transparent"]
+        pixels_a_point = 360 / settings["figure.figsize"][0] / 72  # on a phone
+        assert settings["xtick.labelsize"] * pixels_a_point >= 9

@@ -1,0 +1,188 @@
+"""The files around the library agree with each other: dependencies, versions, workflows, links."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHONS = ["3.11", "3.12", "3.13"]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+CONDA_NAMES = {"pytorch": "torch"}
+IMPORT_NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def declared(*extras: str) -> dict[str, SpecifierSet]:
+    """The floors of pyproject.toml: the core's and those of the extras named."""
+    lines = PROJECT["dependencies"] + [
+        line for extra in extras for line in PROJECT["optional-dependencies"][extra]
+    ]
+    found = [Requirement(line) for line in lines]
+    return {canonicalize_name(one.name): one.specifier for one in found}
+
+
+def pins(python: str, platform: str = "linux") -> dict[str, str]:
+    """The version of each package that constraints.txt chooses for one Python (X.Y.Z)."""
+    where = {
+        "python_version": python.rpartition(".")[0],
+        "python_full_version": python,
+        "sys_platform": platform,
+    }
+    chosen: dict[str, str] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        one = Requirement(line)
+        if one.marker and not one.marker.evaluate(where):
+            continue
+        (specifier,) = one.specifier
+        assert specifier.operator == "==", f"constraints.txt: {line} is not an exact version"
+        assert "+" not in specifier.version, f"constraints.txt: {line} names one build of a version"
+        name = canonicalize_name(one.name)
+        assert name not in chosen, f"constraints.txt: two versions of {name} on Python {python}"
+        chosen[name] = specifier.version
+    return chosen
+
+
+def tracked() -> list[Path]:
+    """Every file under version control that is still there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: which files belong to the project is unknown")
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    files = [ROOT / name for name in names.split("\0") if name]
+    return [file for file in files if file.is_file()]
+
+
+def test_pyproject_has_floors_only() -> None:
+    for name, specifier in declared(*PROJECT["optional-dependencies"]).items():
+        operators = {one.operator for one in specifier}
+        assert ">=" in operators, f"{name} has no floor"
+        assert operators <= {">=", "<"}, f"{name}{specifier} pins: pins belong in constraints.txt"
+
+
+def test_conda_environment_is_the_same_list() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    listed = [Requirement(line) for line in environment["dependencies"] if isinstance(line, str)]
+    conda = {CONDA_NAMES.get(one.name, one.name): one.specifier for one in listed}
+    assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
+    assert conda.pop("pip") == SpecifierSet()
+    assert conda == declared(*PROJECT["optional-dependencies"])
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("python", ["3.11.0", "3.11.9", "3.12.0", "3.12.9", "3.13.0"])
+def test_constraints_pin_every_dependency_within_its_floor(python: str, platform: str) -> None:
+    chosen = pins(python, platform)
+    for name, specifier in declared(*PROJECT["optional-dependencies"]).items():
+        assert name in chosen, f"{name} is in pyproject.toml and not in constraints.txt"
+        assert specifier.contains(chosen[name]), f"{name}: {chosen[name]} is not {specifier}"
+
+
+def imports(file: Path) -> set[str]:
+    """The packages a source file imports, at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.add(node.module.partition(".")[0])
+    others = found - set(sys.stdlib_module_names) - {"flatnb"}
+    return {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in others}
+
+
+def test_what_the_library_imports_is_declared() -> None:
+    core, book = set(declared()), set(declared("book"))
+    for file in sorted((ROOT / "flatnb").rglob("*.py")):
+        # The runner and the command line belong to the book; all else must do with the core.
+        allowed = book if file.stem in {"notebook", "cli", "__main__"} else core
+        missing = imports(file) - allowed
+        assert not missing, f"{file.relative_to(ROOT)} imports {sorted(missing)}, not declared"
+
+
+def test_what_the_tests_import_is_declared() -> None:
+    allowed = set(declared("book", "dev")) | {"tests", "conftest", "benchmarks"}
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        local = {canonicalize_name(other.stem) for other in file.parent.glob("*.py")}
+        missing = imports(file) - allowed - local
+        assert not missing, f"{file.relative_to(ROOT)} imports {sorted(missing)}, not declared"
+
+
+def test_training_needs_no_package_of_the_book() -> None:
+    book = sorted(set(declared("book")) - set(declared()))
+    modules = [name.replace("-", "_") for name in book] + ["nbclient", "yaml"]
+    code = (
+        f"import sys\nfor name in {modules}: sys.modules[name] = None\n"
+        "import flatnb, flatnb.data, flatnb.models, flatnb.plots, flatnb.train"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_pythons_agree() -> None:
+    assert PROJECT["requires-python"] == f">={PYTHONS[0]}"
+    classifiers = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if ":: 3." in line]
+    assert classifiers == PYTHONS
+    readme = (ROOT / "README.md").read_text()
+    assert f"Python ≥ {PYTHONS[0]}" in readme
+    assert f"{', '.join(PYTHONS[:-1])} and {PYTHONS[-1]} are tested" in readme
+    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    assert tests["jobs"]["tests"]["strategy"]["matrix"]["python"] == PYTHONS
+
+
+def test_citation_has_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+
+
+def test_there_is_a_workflow_for_tests_book_and_colab() -> None:
+    assert [file.stem for file in WORKFLOWS] == ["book", "colab", "tests"]
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_workflow_is_safe(file: Path) -> None:
+    text = file.read_text()
+    workflow = yaml.safe_load(text)
+    # A shell that is not named, or is named with options, runs without pipefail.
+    assert workflow["defaults"]["run"]["shell"] == "bash"
+    assert all(
+        step.get("shell", "bash") == "bash"
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+    )
+    assert workflow["permissions"] == {"contents": "read"}, "write only where one job must"
+    assert "pull_request_target" not in text, "it runs a stranger's code with our rights"
+    assert "secrets." not in text
+    # Without a limit a hung kernel holds a runner for six hours.
+    assert all("timeout-minutes" in job for job in workflow["jobs"].values())
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_links_point_at_files(document: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
+        assert (ROOT / target).exists(), f"{document} links to {target}, which is not there"
+
+
+def test_no_file_names_a_folder_of_one_machine() -> None:
+    # Absolute paths below the folders where people and machines keep their own things.
+    pattern = re.compile(rb"(?<![\w.~*/-])/(?:home|root|tmp|work|Users)/\w")
+    for file in tracked():
+        found = pattern.search(file.read_bytes())
+        assert not found, f"{file.relative_to(ROOT)} names {found.group().decode()}…"
+
+
+def test_typed_marker_is_there() -> None:
+    assert (ROOT / "flatnb" / "py.typed").is_file()

@@ -4,12 +4,13 @@ A method turns a batch of per-example losses into a gradient; `method.backward` 
 `loss.backward()` stood. The rest measures what that did to the loss surface.
 """
 
-from .methods import ERM, SAM, Flooding, IFlood, Method, SoftAD, compose
+from .methods import ERM, FAM, SAM, Flooding, IFlood, Method, SoftAD, compose
 from .train import Run, fit
 
 __version__ = "0.1.0"
 __all__ = [
     "ERM",
+    "FAM",
     "SAM",
     "Flooding",
     "IFlood",

@@ -2,8 +2,9 @@
 
 from .base import ERM, Method
 from .compose import compose
+from .fam import FAM
 from .flooding import Flooding, IFlood
 from .sam import SAM
 from .softad import SoftAD
 
-__all__ = ["ERM", "SAM", "Flooding", "IFlood", "Method", "SoftAD", "compose"]
+__all__ = ["ERM", "FAM", "SAM", "Flooding", "IFlood", "Method", "SoftAD", "compose"]

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -47,11 +48,15 @@ class Method:
         """Leave the step's gradient in `p.grad` through calls of `step`."""
         step.backward()
 
-    def watch(self, model: nn.Module) -> None:
-        """Called before each pass; a penalty installs its hooks here."""
+    def watch(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Entered around each call of the closure; a penalty sees the net's insides through it."""
+        return nullcontext()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
-        """A term, shape () or (members,), added to the objective of each pass; None for none."""
+        """A term, shape () or (members,), added to the objective of each pass; None for none.
+
+        `losses` are the plain per-example losses, with their graph.
+        """
         return None
 
     def backward(
@@ -74,12 +79,19 @@ class Method:
 
         Raises:
             TypeError, ValueError: the closure does not return per-example losses with a graph, or
-                no parameter is trainable. Values are not checked: after a non-finite pass the
-                parameters are restored and `p.grad` is left non-finite.
+                no parameter is trainable, or the model is sharded (FSDP) or a static graph.
+            Whatever a pass raises: parameters, `p.grad`, running statistics and random streams
+                are then as if that pass had not begun; streams and statistics keep the first pass.
+
+        Values are not checked: after a non-finite pass the parameters are restored and `p.grad` is
+        left non-finite, so that a scaler, or the loop, skips the step.
         """
         step = Step(self, model, closure, weight, scaler)
         try:
             self.rule(step)
+        except BaseException:
+            step.undo()
+            raise
         finally:
             step.close()
         return step.value()
@@ -101,7 +113,8 @@ class Method:
             if isinstance(value, Tensor):
                 shown.append(f"{name}=<{value.numel()} values>")
             elif default is inspect.Parameter.empty or value != default or not shown:
-                shown.append(f"{name}={value!r}")
+                text = value.__name__ if inspect.isfunction(value) else repr(value)
+                shown.append(f"{name}={text}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -114,25 +127,34 @@ class Step:
 
     Attributes:
         params: the trainable parameters, each once (tied weights are one parameter).
+        names: their names in the model.
         members: number of members of an ensemble, or None.
+        seeds: the members' seeds, [0] for a plain net; a method's noise is seeded by its own + them.
     """
 
     def __init__(
         self, method: Method, model: nn.Module, closure: Closure, weight: float, scaler: Any
     ) -> None:
+        check_model(model)
         self._method, self._model, self._closure = method, model, closure
         self._weight, self._scaler = weight, scaler
         core = unwrap(model)
         members = getattr(core, "members", None)
         self.members: int | None = members if isinstance(members, int) else None
-        self.params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.seeds: list[int] = (
+            list(getattr(core, "seeds", range(self.members))) if self.members else [0]
+        )
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names: list[str] = [name for name, _ in named]
+        self.params: list[Tensor] = [p for _, p in named]
         if not self.params:
             raise ValueError("the model has no parameter with requires_grad=True; nothing to train")
         self._copies: list[Tensor] | None = None
+        self._grads: list[Tensor | None] | None = None
+        self._statistics: list[tuple[Tensor, Tensor, int]] | None = None
         self._means: list[Tensor] = []
         self._seen_w = False
-        # One pass needs no replay: it is the first and the last.
-        self._streams = _Streams(self.params, core) if method.passes > 1 else None
+        self._streams = _Streams(self.params, core)
 
     # -- passes ---------------------------------------------------------------------------------
 
@@ -141,6 +163,8 @@ class Step:
 
         `last` marks the step's last pass, the one DistributedDataParallel synchronises.
         """
+        if not last:
+            self._keep_grads()
         self._pass(coefficient * self._weight, last=last)
 
     def gradient(self) -> list[Tensor | None]:
@@ -169,6 +193,7 @@ class Step:
 
     def add_gradient(self, grads: Sequence[Tensor | None], coefficient: Real) -> None:
         """Add weight * coefficient * `grads` to p.grad; `grads`, from `gradient`, are used up."""
+        self._keep_grads()
         factor = torch.as_tensor(coefficient * self._weight, device=present(grads)[0].device)
         if self._scaler is not None:
             factor = factor * self._scale(factor)
@@ -180,9 +205,6 @@ class Step:
                 p.grad = g + p.grad if p.grad.is_sparse else p.grad.add_(g)
 
     def _pass(self, factor: Real, *, last: bool) -> None:
-        replayed = self._streams is not None and self._streams.taken
-        statistics = running_statistics(self._model) if replayed else []
-        kept = [s.clone() for s in statistics]
         with self._no_sync(not last):
             losses = self._call()
             objective = self._method.objective(losses)
@@ -193,9 +215,6 @@ class Step:
                 factor = factor.to(objective.device, objective.dtype)
             loss = (objective * factor).sum()
             (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-        # Not before the backward: activation checkpointing runs the forward again there.
-        for s, k in zip(statistics, kept, strict=True):
-            s.copy_(k)
         if all(p.grad is None for p in self.params):
             raise ValueError(
                 "no trainable parameter of the model got a gradient: the losses the closure "
@@ -203,12 +222,16 @@ class Step:
             )
 
     def _call(self, needs_graph: bool = True) -> Tensor:
-        if self._streams is not None:
-            self._streams.rewind()
-        self._method.watch(self._model)
-        losses = self._closure()
-        if self._streams is not None:
+        self._streams.rewind()
+        # Inside an autocast region the low-precision weights are cached by tensor, not by value.
+        torch.clear_autocast_cache()
+        with self._method.watch(self._model):
+            losses = self._closure()
+        if self._statistics is None:
             self._streams.note_end()
+            self._statistics = [
+                (s, s.clone(), s._version) for s in running_statistics(self._model)
+            ]
         check_losses(losses, self.members, needs_graph)
         mean = losses.detach().mean(-1)
         if self._copies is None and not self._seen_w:
@@ -227,27 +250,49 @@ class Step:
 
     # -- moves ----------------------------------------------------------------------------------
 
-    def move(self, offsets: Sequence[Tensor | None], sign: float = 1.0) -> None:
-        """Set the parameters to w + sign * offsets, w being where the step began."""
+    def move(self, offsets: Sequence[Tensor | None], factor: Real = 1.0) -> None:
+        """Set the parameters to w + factor * offsets, w being where the step began.
+
+        `factor` is a number or of shape () or (members,); `offsets` are left as they are.
+        """
         with torch.no_grad():
             if self._copies is None:
                 self._copies = [p.detach().clone() for p in self.params]
             else:
                 torch._foreach_copy_(self.params, self._copies)
             moved = [(p, o) for p, o in zip(self.params, offsets, strict=True) if o is not None]
-            torch._foreach_add_([p for p, _ in moved], [o for _, o in moved], alpha=sign)
-        # Inside an autocast region the low-precision weights are cached by tensor, not by value.
-        torch.clear_autocast_cache()
+            add_scaled_([p for p, _ in moved], [o for _, o in moved], factor)
+
+    def mirror(self) -> None:
+        """Set the parameters, now at w + u, to w - u; nobody has to remember u for that."""
+        if self._copies is None:
+            raise RuntimeError("the parameters have not been moved: there is no side to change")
+        with torch.no_grad():
+            torch._foreach_lerp_(self.params, self._copies, 2.0)  # p + 2 (w - p) = w - (p - w)
 
     def close(self) -> None:
-        """Put parameters and random streams where one plain pass would have left them."""
-        if self._copies is not None:
-            with torch.no_grad():
+        """Leave parameters, running statistics and streams as after one plain forward pass."""
+        # Later passes have moved the statistics, and so has activation checkpointing, which runs
+        # the forward again during the backward.
+        changed = [(s, k) for s, k, version in self._statistics or () if s._version != version]
+        with torch.no_grad():
+            if changed:
+                torch._foreach_copy_([s for s, _ in changed], [k for _, k in changed])
+            if self._copies is not None:
                 torch._foreach_copy_(self.params, self._copies)
-            self._copies = None
-            torch.clear_autocast_cache()
-        if self._streams is not None:
-            self._streams.finish()
+        self._copies = None
+        torch.clear_autocast_cache()
+        self._streams.finish()
+
+    def undo(self) -> None:
+        """Take back what an unfinished step has added to p.grad."""
+        if self._grads is not None:
+            for p, g in zip(self.params, self._grads, strict=True):
+                p.grad = g
+
+    def _keep_grads(self) -> None:
+        if self._grads is None:
+            self._grads = [None if p.grad is None else p.grad.clone() for p in self.params]
 
     def value(self) -> Tensor:
         """The mean loss at w if it was evaluated, else the average over the passes."""
@@ -278,6 +323,12 @@ class Step:
         """The l2 norm over all tensors together, () or (members,), accumulated in float64."""
         return l2_norm(present(tensors), self.members)
 
+    def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """The l2 norm of each tensor, 0 for None: (tensors,) or (tensors, members), in float64."""
+        squares = squared_norms(present(tensors), self.members)
+        zero, left = torch.zeros_like(squares[0]), iter(squares)
+        return torch.stack([zero if t is None else next(left) for t in tensors]).sqrt()
+
     def scale_(self, tensors: Sequence[Tensor | None], factor: Tensor) -> None:
         """Multiply in place by a factor of shape () or (members,)."""
         some = present(tensors)
@@ -285,22 +336,32 @@ class Step:
             torch._foreach_mul_(some, factor.to(some[0].device, some[0].dtype))
         else:
             for t in some:
-                shape = (-1, *[1] * (t.dim() - 1)) if factor.dim() else ()
-                t.mul_(factor.to(t.device, t.dtype).view(shape))
+                t.mul_(_shaped(factor, t))
 
 
 class _Streams:
     """The random streams a forward pass draws from, replayed so that all passes draw the same."""
 
     def __init__(self, params: Sequence[Tensor], core: nn.Module) -> None:
-        self._devices = {p.device for p in params if p.device.type != "cpu"}
+        self._devices = [d for d in {p.device for p in params} if d.type != "cpu"]
         self._generators: Sequence[torch.Generator] = getattr(core, "generators", ())
         self._start: list[Any] | None = None
         self._end: list[Any] | None = None
 
-    @property
-    def taken(self) -> bool:
-        return self._end is not None
+    def rewind(self) -> None:
+        """Before each pass: to where the first one began."""
+        if self._start is None:
+            self._start = self._get()
+        else:
+            self._set(self._start)
+
+    def note_end(self) -> None:
+        """After the first pass: this is where the step will leave the streams."""
+        self._end = self._get()
+
+    def finish(self) -> None:
+        if self._end is not None:
+            self._set(self._end)
 
     def _get(self) -> list[Any]:
         states = [torch.get_rng_state()]
@@ -314,20 +375,6 @@ class _Streams:
             torch.get_device_module(d).set_rng_state(states.pop(0), *_args(d))
         for g, s in zip(self._generators, states, strict=True):
             g.set_state(s)
-
-    def rewind(self) -> None:
-        if self._start is None:
-            self._start = self._get()
-        else:
-            self._set(self._start)
-
-    def note_end(self) -> None:
-        if self._end is None:
-            self._end = self._get()
-
-    def finish(self) -> None:
-        if self._end is not None:
-            self._set(self._end)
 
 
 def _args(device: torch.device) -> tuple[torch.device, ...]:
@@ -343,6 +390,28 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = cast(nn.Module, model._orig_mod)
         else:
             return model
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise for wrappers whose parameters or graph the passes of a step would break."""
+    if isinstance(model, nn.parallel.DistributedDataParallel) and model.static_graph:
+        raise ValueError(
+            "DistributedDataParallel(static_graph=True) counts on one backward an iteration, "
+            "synchronised each time; a method may take several. Use static_graph=False, with "
+            "find_unused_parameters=True if some take no part"
+        )
+    # A model can be sharded only if this module was loaded, which takes a second.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
+            kind = "fully_shard" if isinstance(module, fsdp.FSDPModule) else type(module).__name__
+            raise ValueError(
+                f"{f'submodule {name!r}' if name else 'the model'} is sharded by {kind}: its "
+                "parameters are spread over processes, and a step's moves and norms need them "
+                "whole. Use DistributedDataParallel"
+            )
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
@@ -382,17 +451,50 @@ def check_losses(losses: Any, members: int | None, needs_graph: bool = True) -> 
 def l2_norm(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:
     """The l2 norm of all tensors as one vector, in float64 (float32 on MPS); (members,) per member.
 
-    float32 accumulation over a whole net loses up to three digits. On a CPU, dot products over
-    blocks, summed in float64, keep them at a quarter of the time of a float64 reduction.
+    float32 accumulation over a whole net loses up to three digits.
+    """
+    return torch.stack(squared_norms(tensors, members)).sum(0).sqrt()
+
+
+def squared_norms(tensors: Sequence[Tensor], members: int | None = None) -> list[Tensor]:
+    """The squared l2 norm of each tensor, () or (members,), all on the first one's device.
+
+    On a CPU, dot products over blocks, summed in float64, keep the digits at a quarter of the time
+    of a float64 reduction.
     """
     if members is not None:
         squares = [t.flatten(1).to(_wide(t)).square().sum(1) for t in tensors]
     elif all(t.device.type == "cpu" and t.dtype in (torch.float32, torch.float64) for t in tensors):
-        squares = [torch.dot(b, b).double() for t in tensors for b in t.reshape(-1).split(1 << 18)]
+        squares = [_blockwise(t.reshape(-1)) for t in tensors]
     else:
         squares = [torch.linalg.vector_norm(t, dtype=_wide(t)).square() for t in tensors]
     device = tensors[0].device
-    return torch.stack([s.to(device) for s in squares]).sum(0).sqrt()
+    return [s.to(device) for s in squares]
+
+
+def _blockwise(vector: Tensor, block: int = 1 << 18) -> Tensor:
+    dots = [torch.dot(b, b).double() for b in vector.split(block)]
+    return dots[0] if len(dots) == 1 else torch.stack(dots).sum()
+
+
+def add_scaled_(tensors: Sequence[Tensor], offsets: Sequence[Tensor], factor: Real) -> None:
+    """Add factor * offsets in place; `factor` is a number or of shape () or (members,)."""
+    if isinstance(factor, Tensor) and factor.dim() == 0 and factor.device.type == "cpu":
+        factor = factor.item()  # no device to wait for
+    if not isinstance(factor, Tensor):
+        torch._foreach_add_(tensors, offsets, alpha=factor)
+    elif factor.dim() == 0 and len({(o.device, o.dtype) for o in offsets}) == 1:
+        scaled = torch._foreach_mul(offsets, factor.to(offsets[0].device, offsets[0].dtype))
+        torch._foreach_add_(tensors, scaled)
+    else:
+        for t, o in zip(tensors, offsets, strict=True):
+            t.addcmul_(o, _shaped(factor, o))
+
+
+def _shaped(factor: Tensor, like: Tensor) -> Tensor:
+    """`factor`, () or (members,), so that it multiplies `like` or its members."""
+    shape = (-1, *[1] * (like.dim() - 1)) if factor.dim() else ()
+    return factor.to(like.device, like.dtype).view(shape)
 
 
 def _wide(t: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -26,9 +27,11 @@ class Composed(Method):
     def rule(self, step: Step) -> None:
         self._rule.rule(step)
 
-    def watch(self, model: nn.Module) -> None:
-        for part in self._penalties:
-            part.watch(model)
+    def watch(self, model: nn.Module) -> AbstractContextManager[Any]:
+        with ExitStack() as stack:
+            for part in self._penalties:
+                stack.enter_context(part.watch(model))
+            return stack.pop_all()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
         terms = [part.penalty(model, losses) for part in self._penalties]

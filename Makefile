@@ -13,7 +13,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STARTED := $(VENV)/.installing
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Compiling every module of every package takes longer than installing them; import compiles the
+# few that are used.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check \
+	-c constraints.txt
 
 # The first that is new enough and can make environments (Debian splits venv off).
 NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))

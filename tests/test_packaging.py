@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import flatnb
+
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ["3.11", "3.12", "3.13"]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -142,7 +144,8 @@ def test_pythons_agree() -> None:
     assert tests["jobs"]["tests"]["strategy"]["matrix"]["python"] == PYTHONS
 
 
-def test_citation_has_the_version() -> None:
+def test_versions_agree() -> None:
+    assert flatnb.__version__ == PROJECT["version"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]

@@ -4,19 +4,44 @@ A method turns a batch of per-example losses into a gradient; `method.backward` 
 `loss.backward()` stood. The rest measures what that did to the loss surface.
 """
 
-from .methods import ERM, FAM, SAM, Flooding, IFlood, Method, SoftAD, compose
+from .methods import (
+    ASAM,
+    BSAM,
+    ERM,
+    FAM,
+    GNP,
+    NSO,
+    RSAM,
+    SAM,
+    USAM,
+    AdaFlood,
+    Flooding,
+    IFlood,
+    Method,
+    SoftAD,
+    WeightNoise,
+    compose,
+)
 from .train import Run, fit
 
 __version__ = "0.1.0"
 __all__ = [
+    "ASAM",
+    "BSAM",
     "ERM",
     "FAM",
+    "GNP",
+    "NSO",
+    "RSAM",
     "SAM",
+    "USAM",
+    "AdaFlood",
     "Flooding",
     "IFlood",
     "Method",
     "Run",
     "SoftAD",
+    "WeightNoise",
     "compose",
     "fit",
 ]

@@ -1,10 +1,34 @@
 """Training methods: each turns a batch of per-example losses into a gradient. One file a paper."""
 
 from .base import ERM, Method
+from .bsam import BSAM
 from .compose import compose
 from .fam import FAM
-from .flooding import Flooding, IFlood
-from .sam import SAM
+from .flooding import AdaFlood, Flooding, IFlood, adaflood_levels, held_out_losses
+from .gnp import GNP, LinearWarmup, ZeroWarmup
+from .nso import NSO, WeightNoise
+from .sam import ASAM, RSAM, SAM, USAM
 from .softad import SoftAD
 
-__all__ = ["ERM", "FAM", "SAM", "Flooding", "IFlood", "Method", "SoftAD", "compose"]
+__all__ = [
+    "ASAM",
+    "BSAM",
+    "ERM",
+    "FAM",
+    "GNP",
+    "NSO",
+    "RSAM",
+    "SAM",
+    "USAM",
+    "AdaFlood",
+    "Flooding",
+    "IFlood",
+    "LinearWarmup",
+    "Method",
+    "SoftAD",
+    "WeightNoise",
+    "ZeroWarmup",
+    "adaflood_levels",
+    "compose",
+    "held_out_losses",
+]

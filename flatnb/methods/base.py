@@ -129,7 +129,7 @@ class Step:
         params: the trainable parameters, each once (tied weights are one parameter).
         names: their names in the model.
         members: number of members of an ensemble, or None.
-        seeds: the members' seeds, [0] for a plain net; a method's noise is seeded by its own + them.
+        seeds: the members' seeds, [0] for a plain net; a method adds them to its own seed.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Step:
             raise ValueError("the model has no parameter with requires_grad=True; nothing to train")
         self._copies: list[Tensor] | None = None
         self._grads: list[Tensor | None] | None = None
-        self._statistics: list[tuple[Tensor, Tensor, int]] | None = None
+        self._statistics: tuple[list[Tensor], list[Tensor]] | None = None
         self._means: list[Tensor] = []
         self._seen_w = False
         self._streams = _Streams(self.params, core)
@@ -229,9 +229,8 @@ class Step:
             losses = self._closure()
         if self._statistics is None:
             self._streams.note_end()
-            self._statistics = [
-                (s, s.clone(), s._version) for s in running_statistics(self._model)
-            ]
+            statistics = running_statistics(self._model)
+            self._statistics = statistics, [s.clone() for s in statistics]
         check_losses(losses, self.members, needs_graph)
         mean = losses.detach().mean(-1)
         if self._copies is None and not self._seen_w:
@@ -272,12 +271,11 @@ class Step:
 
     def close(self) -> None:
         """Leave parameters, running statistics and streams as after one plain forward pass."""
-        # Later passes have moved the statistics, and so has activation checkpointing, which runs
-        # the forward again during the backward.
-        changed = [(s, k) for s, k, version in self._statistics or () if s._version != version]
         with torch.no_grad():
-            if changed:
-                torch._foreach_copy_([s for s, _ in changed], [k for _, k in changed])
+            # After one pass, too: activation checkpointing runs the forward again in the backward,
+            # and `_version` does not tell, since batch_norm leaves it alone.
+            if self._statistics is not None and self._statistics[0]:
+                torch._foreach_copy_(*self._statistics)
             if self._copies is not None:
                 torch._foreach_copy_(self.params, self._copies)
         self._copies = None
@@ -336,7 +334,7 @@ class Step:
             torch._foreach_mul_(some, factor.to(some[0].device, some[0].dtype))
         else:
             for t in some:
-                t.mul_(_shaped(factor, t))
+                t.mul_(aligned(factor, t))
 
 
 class _Streams:
@@ -477,7 +475,7 @@ def _blockwise(vector: Tensor, block: int = 1 << 18) -> Tensor:
     return dots[0] if len(dots) == 1 else torch.stack(dots).sum()
 
 
-def add_scaled_(tensors: Sequence[Tensor], offsets: Sequence[Tensor], factor: Real) -> None:
+def add_scaled_(tensors: list[Tensor], offsets: list[Tensor], factor: Real) -> None:
     """Add factor * offsets in place; `factor` is a number or of shape () or (members,)."""
     if isinstance(factor, Tensor) and factor.dim() == 0 and factor.device.type == "cpu":
         factor = factor.item()  # no device to wait for
@@ -488,10 +486,10 @@ def add_scaled_(tensors: Sequence[Tensor], offsets: Sequence[Tensor], factor: Re
         torch._foreach_add_(tensors, scaled)
     else:
         for t, o in zip(tensors, offsets, strict=True):
-            t.addcmul_(o, _shaped(factor, o))
+            t.addcmul_(o, aligned(factor, o))
 
 
-def _shaped(factor: Tensor, like: Tensor) -> Tensor:
+def aligned(factor: Tensor, like: Tensor) -> Tensor:
     """`factor`, () or (members,), so that it multiplies `like` or its members."""
     shape = (-1, *[1] * (like.dim() - 1)) if factor.dim() else ()
     return factor.to(like.device, like.dtype).view(shape)

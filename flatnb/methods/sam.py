@@ -1,8 +1,25 @@
-"""Sharpness-aware minimization (SAM): the gradient is taken uphill from the parameters."""
+"""Sharpness-aware minimization and its variants: the gradient is taken uphill from the parameters.
+
+Common to all of them: two passes on the same batch; all trainable parameters are moved together,
+BatchNorm and biases included; weight decay and momentum are the optimizer's, at w. BatchNorm uses
+batch statistics in both passes, its running statistics see one pass at w only. Under
+DistributedDataParallel each process moves by its own gradient (m-sharpness), and the gradients
+taken there are averaged. The authors' JAX code of SAM has weight decay inside the loss, so that it
+also tilts the perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to
+the closure's losses, and set the optimizer's weight decay to 0.
+"""
 
 from __future__ import annotations
 
-from .base import Method, Real, Step, real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Method, Real, Step, aligned, real
+from .noise import Stream, normal
+
+_TINY = 1e-12  # keeps the step of a zero gradient zero
 
 
 class SAM(Method):
@@ -10,15 +27,13 @@ class SAM(Method):
 
         eps = rho g / ||g||,  g = grad L(w)         gradient  grad L(w + eps)
 
-    Two passes on the same batch. ||g|| is the norm over all trainable parameters together, in
-    float64; a zero gradient moves nothing. All trainable parameters are perturbed, BatchNorm and
-    biases included. Weight decay and momentum are the optimizer's, at w. BatchNorm uses batch
-    statistics in both passes, its running statistics see the first one only. Under
-    DistributedDataParallel each process perturbs by its own gradient (m-sharpness).
+    Two passes. ||g|| is the norm over all trainable parameters together, in float64; a zero
+    gradient moves nothing. BatchNorm, weight decay, momentum: as said at the head of this file.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization",
-    ICLR 2021, equations (2) and (3). The authors' JAX code puts weight decay inside the loss, so
-    that it also tilts eps; add it to the closure's losses for that.
+    ICLR 2021, equations (2) and (3). The authors' JAX code puts weight decay inside the loss, has
+    no guard against a zero norm, clips the gradient to a norm of 5, and reports the loss of the
+    second pass.
 
     Args:
         rho: radius of the ball >= 0, in units of the parameters. The paper searches 0.01 to 0.5.
@@ -32,7 +47,156 @@ class SAM(Method):
     def rule(self, step: Step) -> None:
         grads = step.gradient()
         norm = step.norm(grads)
-        step.scale_(grads, step.per_member("rho", self.rho) / norm.clamp_min(1e-12))
-        step.move(grads)
+        step.move(grads, step.per_member("rho", self.rho) / norm.clamp_min(_TINY))
         del grads  # one parameter-sized tensor fewer while the second pass runs
         step.backward(step.unless_finite(norm))
+
+
+class ASAM(Method):
+    """ASAM: SAM in an ellipsoid that follows the size of each weight, invariant to rescaling.
+
+        eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise      gradient  grad L(w + eps)
+
+    Two passes. T applies to the parameters whose name contains "weight" (so also to BatchNorm's
+    scale); for the others (biases, BatchNorm's shift, tensors named otherwise) T = 1, as in the
+    authors' code. BatchNorm, weight decay, momentum: as said at the head of this file.
+
+    Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning
+    of Deep Neural Networks", ICML 2021. The authors' class has eta = 0.01 by default, their
+    training script eta = 0, and it updates BatchNorm's running statistics in both passes. Widely
+    used re-implementations take T = |w| for every tensor, biases too, without eta
+    (`all_tensors=True, eta=0`); rho does not carry over from one to the other.
+
+    Args:
+        rho: radius >= 0, relative to the weights. The authors' code uses 0.5 to 1 (CIFAR).
+        eta: added to |w| >= 0, in units of the parameters, so that zero weights can move.
+        all_tensors: apply T to every parameter, whatever its name.
+    """
+
+    passes = 2
+
+    def __init__(self, rho: Real = 0.5, eta: Real = 0.01, *, all_tensors: bool = False) -> None:
+        self.rho = real("rho", rho)
+        self.eta = real("eta", eta)
+        if not isinstance(all_tensors, bool):
+            raise TypeError(f"all_tensors={all_tensors!r}; allowed: True or False")
+        self.all_tensors = all_tensors
+
+    def rule(self, step: Step) -> None:
+        grads = step.gradient()
+        scaled, sizes = self._sizes(step, grads)
+        if scaled:
+            torch._foreach_mul_(scaled, sizes)
+        norm = step.norm(grads)
+        if scaled:
+            torch._foreach_mul_(scaled, sizes)
+        del scaled, sizes
+        step.move(grads, step.per_member("rho", self.rho) / norm.clamp_min(_TINY))
+        del grads
+        step.backward(step.unless_finite(norm))
+
+    def _sizes(
+        self, step: Step, grads: list[Tensor | None]
+    ) -> tuple[list[Tensor], tuple[Tensor, ...] | list[Tensor]]:
+        """The gradients that are scaled, and T for each."""
+        chosen = [
+            (p.detach(), g)
+            for name, p, g in zip(step.names, step.params, grads, strict=True)
+            if g is not None and (self.all_tensors or "weight" in name)
+        ]
+        if not chosen:
+            return [], []
+        sizes = torch._foreach_abs([p for p, _ in chosen])
+        eta = step.per_member("eta", self.eta)
+        if isinstance(eta, Tensor):
+            for size in sizes:
+                size.add_(aligned(eta, size))
+        else:
+            torch._foreach_add_(sizes, eta)
+        return [g for _, g in chosen], sizes
+
+
+class USAM(Method):
+    """Unnormalised SAM: the step uphill is proportional to the gradient.
+
+        eps = rho g,  g = grad L(w)                 gradient  grad L(w + eps)
+
+    Two passes. BatchNorm, weight decay, momentum: as said at the head of this file.
+
+    Source: the form of SAM that most theory studies; the `unnormalize` option of the SAM in the
+    code of Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima", is this.
+
+    Args:
+        rho: step uphill >= 0, in units of parameters per gradient, a learning rate. Not comparable
+            with SAM's rho: the two agree where rho_SAM = rho ||g||.
+    """
+
+    passes = 2
+
+    def __init__(self, rho: Real = 0.05) -> None:
+        self.rho = real("rho", rho)
+
+    def rule(self, step: Step) -> None:
+        grads = step.gradient()
+        norm = step.norm(grads)
+        step.move(grads, step.per_member("rho", self.rho))
+        del grads
+        step.backward(step.unless_finite(norm))
+
+
+class RSAM(Method):
+    """Random SAM: the ascent direction is taken at a randomly perturbed point.
+
+        delta ~ N(0, sigma^2 I),   g = grad L(w + delta)
+        eps = rho g / N,  N^2 = sum over tensors t of (lam ||g_t|| + ||delta_t||)^2
+        gradient  grad L(w + eps)
+
+    Two passes, neither at w: a net with BatchNorm costs one more forward pass without gradient, for
+    its running statistics. The returned loss is that of this pass, else the average over the two
+    perturbed ones. With sigma = 0 and lam = 1 this is SAM. Every trainable tensor gets noise of
+    the same sigma. In an ensemble the member of seed s (its place, unless given) draws as a plain
+    net under `seed + s`; all processes of a distributed training draw the same. Weight decay,
+    momentum: as said at the head of this file.
+
+    Source: the `RSAM` baseline in the code of Zhang, Li and Ju, "Noise Stability Optimization for
+    Finding Flat Minima", after Liu et al., "Random Sharpness-Aware Minimization", NeurIPS 2022.
+    That code scales noise by filter for convolutions and then overwrites it by the noise above; it
+    also perturbs the copy it restores from, so its weights drift by eps each step. Not repeated.
+
+    Args:
+        rho: radius >= 0, in units of the parameters. Default of that code: 0.05.
+        sigma: standard deviation of the noise >= 0, in units of the parameters. Default there 0.01.
+        lam: weight of the gradient's norm in N >= 0. Default there 1.
+        seed: of the noise.
+    """
+
+    passes = 2
+
+    def __init__(
+        self, rho: Real = 0.05, sigma: Real = 0.01, lam: Real = 1.0, *, seed: int = 0
+    ) -> None:
+        self.rho = real("rho", rho)
+        self.sigma = real("sigma", sigma)
+        self.lam = real("lam", lam)
+        self._stream = Stream(seed, normal)
+        self.seed = self._stream.seed
+
+    def rule(self, step: Step) -> None:
+        step.forward()
+        sigma = step.per_member("sigma", self.sigma)
+        noise = self._stream.draw(step.params, step.seeds)
+        noise_norms = sigma * step.norms(noise)
+        step.move(noise, sigma)
+        del noise
+        grads = step.gradient()
+        norms = step.per_member("lam", self.lam) * step.norms(grads) + noise_norms
+        norm = norms.square().sum(0).sqrt()
+        step.move(grads, step.per_member("rho", self.rho) / norm.clamp_min(_TINY))
+        del grads
+        step.backward(step.unless_finite(norm))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._stream.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stream.load_state_dict(state)

@@ -1,0 +1,194 @@
+"""Bayesian SAM (bSAM): an optimizer that learns a Gaussian over the weights under SAM's loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import dense, real
+from .noise import Stream, normal
+
+Closure = Callable[[], Any]
+
+
+class BSAM(torch.optim.Optimizer):
+    """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)) over the weights.
+
+    One step, all operations elementwise, N the number of training examples, u ~ N(0, 1):
+
+        g  = grad L(w + u / sqrt(N s))
+        g~ = grad L(w + rho g / s)
+        m <- beta1 m + (1 - beta1) (g~ + delta w / N)
+        w <- w - lr m / s                                   (with s from before the step)
+        s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
+
+    Two passes a step. The closure is that of `torch.optim`: it computes the mean loss of the batch,
+    calls `backward()`, and returns the loss. m-sharpness: give `step` a list of closures, one a
+    part of the batch; each part has its own u, and sqrt(s) |g| and g~ are averaged over them.
+
+        optimizer = BSAM(model.parameters(), lr=0.5, examples=50_000)
+        def closure():
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+        loss = optimizer.step(closure)
+
+    This is an optimizer, no `Method`: weight decay (the prior) and momentum are part of it, it does
+    not join others by `compose`, and it knows no net. So BatchNorm's running statistics see both
+    perturbed passes, as in the authors' code, dropout draws new masks in each, and a GradScaler is
+    not supported. Under DistributedDataParallel both passes are synchronised, and all processes
+    draw the same u: it equals one process with the whole batch.
+
+    Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in the form of
+    the authors' code, whose settings for CIFAR-10 and ResNet-18 are the defaults here (8 parts of
+    a batch of 200; the prior precision 10 printed in the paper is, by its author, a misprint for
+    40). That code multiplies N by a factor where data is augmented.
+
+    Args:
+        params: parameters, or groups of them.
+        lr: step size > 0. The authors use 0.5 with a cosine schedule.
+        examples: N, number of training examples > 0.
+        rho: size of the perturbation >= 0. The authors use 0.01 to 0.05.
+        betas: decay rates of m and s, each in [0, 1).
+        prior_precision: delta >= 0; delta / N is the weight decay.
+        damping: added to s at each step >= 0.
+        s_init: precision at the start > 0.
+        seed: of the noise u; its generator is in `state_dict`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.5,
+        *,
+        examples: float,
+        rho: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        prior_precision: float = 40.0,
+        damping: float = 0.1,
+        s_init: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"betas={betas!r}; allowed: two numbers in [0, 1)")
+        below_one = math.nextafter(1.0, 0.0)
+        defaults = {
+            "lr": _number("lr", lr, open_low=True),
+            "examples": _number("examples", examples, open_low=True),
+            "rho": _number("rho", rho),
+            "betas": tuple(_number("betas", beta, high=below_one) for beta in betas),
+            "prior_precision": _number("prior_precision", prior_precision),
+            "damping": _number("damping", damping),
+            "s_init": _number("s_init", s_init, open_low=True),
+        }
+        self._stream = Stream(seed, normal)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Closure | Sequence[Closure]
+    ) -> Tensor:
+        """One step; returns the detached loss at w + rho g / s, averaged over the closures.
+
+        Gradients that were there before are dropped; the average g~ is in `p.grad` afterwards.
+        """
+        closures = [closure] if callable(closure) else list(closure or ())
+        if not closures:
+            raise ValueError("step needs a closure that calls backward() and returns the loss")
+        slots = [
+            (group, p) for group in self.param_groups for p in group["params"] if p.requires_grad
+        ]
+        for group, p in slots:
+            if not self.state[p]:
+                self.state[p]["m"] = torch.zeros_like(p)
+                self.state[p]["s"] = torch.full_like(p, group["s_init"])
+        sizes: list[Tensor | None] = [None] * len(slots)
+        grads: list[Tensor | None] = [None] * len(slots)
+        losses = []
+        for one in closures:
+            own_sizes, own_grads, loss = self._gradients(slots, one)
+            sizes = _accumulate(sizes, own_sizes, len(closures))
+            grads = _accumulate(grads, own_grads, len(closures))
+            losses.append(loss)
+        for (group, p), size, grad in zip(slots, sizes, grads, strict=True):
+            p.grad = grad
+            if grad is not None:
+                self._update(group, p, torch.zeros_like(p) if size is None else size, grad)
+        return torch.stack(losses).mean()
+
+    def _gradients(
+        self, slots: Sequence[tuple[dict[str, Any], Tensor]], closure: Closure
+    ) -> tuple[list[Tensor | None], list[Tensor | None], Tensor]:
+        """sqrt(s) |g|, g~ and the loss there; the parameters are back at w afterwards."""
+        params = [p for _, p in slots]
+        copies = [p.clone() for p in params]
+        try:
+            for (group, p), u in zip(slots, self._stream.draw(params), strict=True):
+                p.addcdiv_(u, (group["examples"] * self.state[p]["s"]).sqrt_())
+            grads, _ = _evaluate(params, closure)
+            sizes: list[Tensor | None] = []
+            for (group, p), w, g in zip(slots, copies, grads, strict=True):
+                s = self.state[p]["s"]
+                p.copy_(w)
+                if g is not None:
+                    p.addcdiv_(g, s, value=group["rho"])
+                sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
+            grads, loss = _evaluate(params, closure)
+        finally:
+            torch._foreach_copy_(params, copies)
+        return sizes, grads, loss
+
+    def _update(self, group: dict[str, Any], p: Tensor, size: Tensor, grad: Tensor) -> None:
+        m, s = self.state[p]["m"], self.state[p]["s"]
+        beta1, beta2 = group["betas"]
+        decay = group["prior_precision"] / group["examples"]
+        m.mul_(beta1).add_(grad, alpha=1 - beta1).add_(p, alpha=(1 - beta1) * decay)
+        p.addcdiv_(m, s, value=-group["lr"])
+        s.mul_(beta2).add_(size + (group["damping"] + decay), alpha=1 - beta2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `torch.optim.Optimizer.state_dict` gives, and the noise generator."""
+        return {**super().state_dict(), "noise": self._stream.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if "noise" not in state_dict:
+            raise ValueError(f"expected the entry 'noise' of a BSAM; got {sorted(state_dict)}")
+        self._stream.load_state_dict(state_dict["noise"])
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})
+
+
+def _evaluate(params: Sequence[Tensor], closure: Closure) -> tuple[list[Tensor | None], Tensor]:
+    for p in params:
+        p.grad = None
+    with torch.enable_grad():
+        loss = closure()
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise TypeError(f"the closure returned {given}; it must return the loss, a scalar tensor")
+    grads = [dense(p.grad) for p in params]
+    if all(g is None for g in grads):
+        raise ValueError("the closure left no gradient; it must call backward() on the loss")
+    return grads, loss.detach().reshape(())
+
+
+def _accumulate(
+    sums: list[Tensor | None], terms: Sequence[Tensor | None], parts: int
+) -> list[Tensor | None]:
+    """sums + terms / parts; None counts as zero."""
+    shares = [None if t is None else t / parts for t in terms]
+    return [
+        b if a is None else a if b is None else a + b for a, b in zip(sums, shares, strict=True)
+    ]
+
+
+def _number(name: str, value: Any, **limits: Any) -> float:
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} is a tensor; allowed: a number")
+    checked = real(name, value, **limits)
+    assert isinstance(checked, float)
+    return checked

@@ -1,0 +1,111 @@
+"""Noise on the parameters: its distributions, and the random streams it is drawn from.
+
+A distribution is a function `fill(out, generator)` that overwrites a tensor with independent draws
+of mean 0 and variance 1: `normal`, `laplace`, `uniform`, `rademacher`, or one of your own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import count
+
+Distribution = Callable[[Tensor, torch.Generator], Any]
+
+# A net is often initialised under the same small seed; its noise must not repeat its weights.
+_OFFSET = 0x6E6F6973
+
+
+def normal(out: Tensor, generator: torch.Generator) -> None:
+    """Standard normal."""
+    out.normal_(generator=generator)
+
+
+def laplace(out: Tensor, generator: torch.Generator) -> None:
+    """Laplace of scale 1/sqrt(2): heavier tails than normal."""
+    sign = torch.empty_like(out)
+    rademacher(sign, generator)
+    out.exponential_(generator=generator).mul_(sign).mul_(math.sqrt(0.5))
+
+
+def uniform(out: Tensor, generator: torch.Generator) -> None:
+    """Uniform on [-sqrt(3), sqrt(3))."""
+    out.uniform_(-math.sqrt(3.0), math.sqrt(3.0), generator=generator)
+
+
+def rademacher(out: Tensor, generator: torch.Generator) -> None:
+    """-1 or 1 with equal probability."""
+    out.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+
+
+class Stream:
+    """Noise for the parameters of a net, from generators of its own.
+
+    Each device a net lies on has a generator, and in an ensemble each distinct member seed has
+    one. They are made when first drawn from, seeded by `seed` plus the member's seed (0 for a plain
+    net). So a member draws what the same net draws alone, and all processes of one training draw
+    the same.
+    """
+
+    def __init__(self, seed: int, fill: Distribution) -> None:
+        if not callable(fill):
+            raise TypeError(
+                f"noise={fill!r}; allowed: normal, laplace, uniform, rademacher of "
+                "flatnb.methods.noise, or a function fill(out, generator) like them"
+            )
+        self.seed, self.fill = count("seed", seed, low=0), fill
+        self._generators: dict[tuple[int, int], torch.Generator] = {}
+        self._loaded: dict[tuple[int, int], Tensor] = {}
+
+    def draw(self, params: Sequence[Tensor], seeds: Sequence[int] = (0,)) -> list[Tensor]:
+        """Noise in the shape of each parameter; `seeds`: one a member on the leading axis."""
+        noise: list[Tensor] = [torch.empty(0)] * len(params)
+        devices = list(dict.fromkeys(p.device for p in params))
+        distinct = list(dict.fromkeys(seeds))
+        rows = [distinct.index(seed) for seed in seeds]
+        for device, dtype in dict.fromkeys((p.device, p.dtype) for p in params):
+            mine = [i for i, p in enumerate(params) if (p.device, p.dtype) == (device, dtype)]
+            sizes = [params[i].numel() // len(seeds) for i in mine]
+            # One draw for all tensors: many small ones cost more.
+            flat = torch.empty(len(distinct), sum(sizes), dtype=dtype, device=device)
+            for row, seed in zip(flat, distinct, strict=True):
+                self.fill(row, self._generator(devices.index(device), device, seed))
+            if len(rows) > len(distinct):
+                flat = flat[rows]
+            for i, part in zip(mine, flat.split(sizes, dim=1), strict=True):
+                noise[i] = part.view(params[i].shape)
+        return noise
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of all generators."""
+        states = {key: g.get_state() for key, g in self._generators.items()}
+        return {"generators": {**self._loaded, **states}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        if set(state) != {"generators"}:
+            raise ValueError(f"expected a state with the entry 'generators'; got {sorted(state)}")
+        self._generators, self._loaded = {}, dict(state["generators"])
+
+    def _generator(self, place: int, device: torch.device, seed: int) -> torch.Generator:
+        # By the device's place among the net's devices, not by its name: each process of a
+        # distributed training has another name for its own, and all resume from one checkpoint.
+        key = (place, seed)
+        generator = self._generators.get(key)
+        if generator is None or generator.device.type != device.type:
+            generator = torch.Generator(device).manual_seed(_OFFSET + self.seed + seed)
+            if key in self._loaded:
+                state = self._loaded.pop(key)
+                if state.numel() != generator.get_state().numel():
+                    raise ValueError(
+                        f"the saved noise generator is not of a {device.type} device; resume on "
+                        "the kind of device the checkpoint was saved on, or leave out its state"
+                    )
+                generator.set_state(state.cpu())
+            self._generators[key] = generator
+        return generator

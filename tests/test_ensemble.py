@@ -1,0 +1,430 @@
+"""An ensemble's members are the plain nets, trained alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flatnb.ensemble import Ensemble
+
+MEMBERS, CLASSES = 4, 3
+SEEDS = [11, 5, 11, 7]
+
+
+def make_model(*, momentum: float | None = 0.1, p: float = 0.0, affine: bool = True) -> nn.Module:
+    def block(inputs: int, width: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(inputs, width, bias=False),
+            nn.BatchNorm1d(width, momentum=momentum, affine=affine),
+            nn.ReLU(),
+            nn.Dropout(p),
+        )
+
+    head = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, CLASSES))
+    return nn.Sequential(block(2, 9), block(9, 8), *head)
+
+
+def batches(steps: int, members: int | None = None, n: int = 12) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of n, every third of 7, as at the end of an epoch."""
+    generator = torch.Generator().manual_seed(99)
+    lead = () if members is None else (members,)
+    for step in range(steps):
+        shape = (*lead, 7 if step % 3 == 2 else n)
+        x = torch.randn(*shape, 2, generator=generator, dtype=torch.float64)
+        yield x, torch.randint(CLASSES, shape, generator=generator)
+
+
+def losses(logits: Tensor, y: Tensor) -> Tensor:
+    y = y.expand(logits.shape[:-1])
+    return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Iterator) -> None:
+    for x, y in data:
+        optimizer.zero_grad()
+        losses(model(x), y).mean(-1).sum().backward()
+        optimizer.step()
+
+
+def assert_member_equals(ensemble: Ensemble, i: int, net: nn.Module, tol: float = 1e-9) -> None:
+    found = ensemble.member(i).state_dict()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(found[name], value, rtol=tol, atol=tol, msg=name)
+
+
+OPTIMIZERS: dict[str, Callable] = {
+    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared batch", "own batches"])
+@pytest.mark.parametrize("options", [{}, {"p": 0.3}, {"momentum": None, "affine": False}], ids=str)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_member_equals_the_plain_net_trained_alone(optimizer, options, own):
+    def make() -> nn.Module:
+        return make_model(**options).double()
+
+    ensemble = Ensemble(make, MEMBERS, SEEDS)
+    start = [p.detach().clone() for p in ensemble.parameters()]
+    members = MEMBERS if own else None
+    train(ensemble, OPTIMIZERS[optimizer](ensemble.parameters()), batches(30, members))
+    for p, s in zip(ensemble.parameters(), start, strict=True):
+        assert (p != s).flatten(1).any(1).all()
+    x = torch.randn(5, 2, dtype=torch.float64)
+    with torch.random.fork_rng():
+        for i, seed in enumerate(SEEDS):
+            torch.manual_seed(seed)  # weights and, from where they end, masks
+            net = make()
+            mine = [(x[i], y[i]) if own else (x, y) for x, y in batches(30, members)]
+            train(net, OPTIMIZERS[optimizer](net.parameters()), iter(mine))
+            assert_member_equals(ensemble, i, net)
+            torch.testing.assert_close(ensemble.eval()(x)[i], net.eval()(x))
+
+
+def test_member_equals_an_ensemble_of_itself():
+    together = Ensemble(lambda: make_model(p=0.5).double(), MEMBERS, SEEDS)
+    train(together, OPTIMIZERS["sgd"](together.parameters()), batches(20))
+    alone = Ensemble(lambda: make_model(p=0.5).double(), 1, SEEDS[1:2])
+    train(alone, OPTIMIZERS["sgd"](alone.parameters()), batches(20))
+    assert_member_equals(together, 1, alone.member(0))
+    assert torch.equal(together.generators[1].get_state(), alone.generators[0].get_state())
+
+
+def test_starts_as_made_under_the_seed_and_leaves_the_global_stream():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    ensemble = Ensemble(make_model, MEMBERS, SEEDS)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert Ensemble(make_model, 3).seeds == [0, 1, 2]
+    for i, seed in enumerate(SEEDS):
+        torch.manual_seed(seed)
+        for p, q in zip(make_model().parameters(), ensemble.parameters(), strict=True):
+            assert torch.equal(p, q[i])
+
+
+def test_training_draws_nothing_from_the_global_stream():
+    ensemble = Ensemble(lambda: make_model(p=0.5), 2)
+    before = torch.get_rng_state()
+    ensemble(torch.randn(6, 2, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_same_generator_states_give_the_same_masks():
+    ensemble = Ensemble(lambda: make_model(p=0.5), 3)
+    x, states = torch.ones(6, 2), [g.get_state() for g in ensemble.generators]
+    first, second = ensemble(x), ensemble(x)
+    for generator, state in zip(ensemble.generators, states, strict=True):
+        generator.set_state(state)
+    assert torch.equal(ensemble(x), first)
+    assert not torch.equal(first, second)
+    assert Ensemble(make_model, 2).generators != [] and Ensemble(linear, 2).generators == []
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, CLASSES))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_dropout_at_its_ends(p):
+    ensemble = Ensemble(lambda: nn.Sequential(nn.Dropout(p), *linear()), 2)
+    x = torch.randn(5, 2)
+    expected = ensemble(x * (1 - p))
+    ensemble.eval()
+    torch.testing.assert_close(expected, ensemble(x * (1 - p)))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_diverging_member_leaves_the_others_bit_identical(optimizer):
+    def run(bad: bool) -> Ensemble:
+        ensemble = Ensemble(lambda: make_model(p=0.2), MEMBERS, SEEDS)
+        step = OPTIMIZERS[optimizer](ensemble.parameters())
+        for k, (x, y) in enumerate(batches(20)):
+            step.zero_grad()
+            per_member = losses(ensemble(x.float()), y).mean(-1)
+            if bad and k == 4:
+                per_member = per_member * torch.tensor([1.0, float("inf"), 1.0, 1.0])
+            per_member.sum().backward()
+            ensemble.clip_grad_norm_(0.5)
+            step.step()
+        return ensemble
+
+    good, bad = run(False), run(True)
+    for name, value in good.state_dict().items():
+        rest = [0, 2, 3]
+        assert torch.equal(value[rest], bad.state_dict()[name][rest]), name
+    assert all(p[1].isnan().any() for p in bad.parameters())
+
+
+def test_input_shared_or_one_batch_a_member():
+    ensemble = Ensemble(linear, 3)
+    x = torch.randn(3, 2)  # as many examples as members: still shared
+    assert ensemble(x).shape == (3, 3, CLASSES)
+    torch.testing.assert_close(ensemble(x.expand(3, 3, 2).contiguous()), ensemble(x))
+    with pytest.raises(ValueError, match=r"\(4, 5, 2\).*allowed: \(n, 2\).*\(3, n, 2\)"):
+        ensemble(torch.randn(4, 5, 2))
+
+
+def test_images_are_told_from_batches_by_their_entries():
+    ensemble = Ensemble(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)), 3)
+    for shape in [(3, 4), (12,), (1, 3, 4)]:
+        x = torch.randn(3, *shape)  # as many examples as members
+        assert ensemble(x).shape == (3, 3, CLASSES)
+        own = torch.randn(3, 5, *shape)
+        expected = torch.stack([ensemble.member(i)(own[i]) for i in range(3)])
+        torch.testing.assert_close(ensemble(own), expected)
+    with pytest.raises(ValueError, match=r"12 entries"):
+        ensemble(torch.randn(3, 5, 7))
+
+
+def test_flatten_after_linear_changes_nothing():
+    ensemble = Ensemble(lambda: nn.Sequential(*linear(), nn.Flatten(), nn.GELU()), 2)
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(ensemble(x)[1], ensemble.member(1)(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}], ids=str)
+def test_second_derivatives(options):
+    ensemble = Ensemble(lambda: make_model(**options).double(), 2)
+    x, y = next(batches(1))
+
+    def curvature(model: nn.Module) -> list[Tensor]:
+        params = list(model.parameters())
+        loss = losses(model(x), y).mean(-1).sum()
+        grads = torch.autograd.grad(loss, params, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in grads), params))
+
+    found = curvature(ensemble)
+    for i in range(2):
+        for mine, plain in zip(found, curvature(ensemble.member(i)), strict=True):
+            torch.testing.assert_close(mine[i], plain, rtol=1e-8, atol=1e-10)
+
+
+def test_gradcheck_through_batch_statistics():
+    norm = Ensemble(lambda: nn.Sequential(nn.BatchNorm1d(2), *linear()).double(), 2)
+    x = torch.randn(2, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(norm, (x,))
+    assert torch.autograd.gradgradcheck(norm, (x,))
+
+
+def test_batchnorm_without_running_statistics():
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4, track_running_stats=False)).double()
+
+    ensemble = Ensemble(make, 2).eval()
+    x = torch.randn(6, 2, dtype=torch.float64)
+    torch.testing.assert_close(ensemble(x)[1], ensemble.member(1)(x))
+
+
+def test_batchnorm_refuses_a_single_example():
+    with pytest.raises(ValueError, match=r"1 example.*at least 2"):
+        Ensemble(make_model, 2)(torch.randn(1, 2))
+
+
+def test_running_statistics_can_be_reset_as_update_bn_does():
+    ensemble = Ensemble(make_model, 3)
+    data = [torch.randn(8, 2) for _ in range(4)]
+    torch.optim.swa_utils.update_bn(data, ensemble)
+    net = ensemble.member(2)
+    torch.optim.swa_utils.update_bn(data, net)
+    assert_member_equals(ensemble, 2, net, tol=1e-5)
+
+
+def test_evaluation_in_groups_equals_one_pass(monkeypatch):
+    ensemble = Ensemble(make_model, 3).eval()
+    ensemble(torch.randn(9, 2))
+    seen: list[int] = []
+    for x in (torch.randn(101, 2), torch.randn(3, 101, 2)):
+        whole = ensemble(x)
+        with monkeypatch.context() as patch, torch.no_grad():
+            patch.setattr("flatnb.ensemble._EVALUATED_AT_ONCE", 270)
+            patch.setattr(ensemble.net[0][0], "forward", spy(ensemble.net[0][0].forward, seen))
+            torch.testing.assert_close(ensemble(x), whole)
+    assert seen == 2 * ([10] * 10 + [1])
+
+
+def spy(forward: Callable, rows: list[int]) -> Callable:
+    def recorded(x: Tensor) -> Tensor:
+        rows.append(x.shape[1])
+        return forward(x)
+
+    return recorded
+
+
+def test_training_mode_is_never_grouped(monkeypatch):
+    ensemble = Ensemble(make_model, 3)
+    x = torch.randn(50, 2)
+    whole = ensemble(x)
+    monkeypatch.setattr("flatnb.ensemble._EVALUATED_AT_ONCE", 1)
+    with torch.no_grad():
+        torch.testing.assert_close(ensemble(x), whole)
+
+
+def test_member_is_a_plain_copy_with_modes_and_flags():
+    ensemble = Ensemble(lambda: make_model(p=0.1), 3).double()
+    ensemble.net[0].eval()
+    ensemble.net[1][0].weight.requires_grad_(False)
+    net = ensemble.member(-1)
+    assert [type(m) for m in net.modules()] == [type(m) for m in make_model().modules()]
+    assert [m.training for m in net.modules()] == [m.training for m in ensemble.net.modules()]
+    assert [p.requires_grad for p in net.parameters()] == [
+        p.requires_grad for p in ensemble.parameters()
+    ]
+    assert_member_equals(ensemble, 2, net, tol=0)
+    with torch.no_grad():
+        net[2].weight.zero_()
+    assert ensemble.net[2].weight[2].abs().sum() > 0
+    with pytest.raises(IndexError, match=r"member 3 of an ensemble of 3"):
+        ensemble.member(3)
+
+
+def test_parameters_frozen_in_the_plain_net_stay_frozen():
+    def make() -> nn.Module:
+        net = make_model()
+        net[0].requires_grad_(False)
+        return net
+
+    ensemble = Ensemble(make, 2)
+    assert [p.requires_grad for p in ensemble.parameters()] == [
+        p.requires_grad for p in make().parameters()
+    ]
+
+
+def test_a_layer_used_twice_stays_one():
+    def make() -> nn.Module:
+        layer = nn.Linear(2, 2)
+        return nn.Sequential(layer, nn.ReLU(), layer)
+
+    ensemble = Ensemble(make, 2)
+    assert len(list(ensemble.parameters())) == 2
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(ensemble(x)[1], ensemble.member(1)(x))
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_clip_grad_norm_is_each_members_own(each):
+    ensemble = Ensemble(make_model, MEMBERS)
+    for scale, p in enumerate(ensemble.parameters()):
+        p.grad = torch.randn_like(p) * 10.0 ** (scale % 4 - 2)
+    with torch.no_grad():
+        next(ensemble.parameters()).grad[2, 0, 0] = float("nan")
+    nets = [ensemble.member(i) for i in range(MEMBERS)]
+    for i, net in enumerate(nets):
+        for p, q in zip(net.parameters(), ensemble.parameters(), strict=True):
+            p.grad = q.grad[i].clone()
+    limits = torch.tensor([0.1, 1e9, 1.0, 3.0]) if each else torch.full((MEMBERS,), 2.0)
+    norms = ensemble.clip_grad_norm_(limits if each else 2.0)
+    assert norms.dtype == torch.float64 and norms.shape == (MEMBERS,)
+    assert norms.isnan().tolist() == [False, False, True, False]
+    for i, net in enumerate(nets):
+        norm = nn.utils.clip_grad_norm_(net.parameters(), float(limits[i]))
+        if i != 2:
+            assert norms[i].item() == pytest.approx(norm.item(), rel=1e-5)
+        for p, q in zip(net.parameters(), ensemble.parameters(), strict=True):
+            torch.testing.assert_close(q.grad[i], p.grad, equal_nan=True)
+    assert ensemble.zero_grad() is None and ensemble.clip_grad_norm_(1.0).tolist() == [0] * MEMBERS
+
+
+def test_resume_with_dropout_is_bit_identical():
+    def make() -> tuple[Ensemble, torch.optim.Optimizer]:
+        ensemble = Ensemble(lambda: make_model(p=0.4).double(), MEMBERS, SEEDS)
+        return ensemble, OPTIMIZERS["adam"](ensemble.parameters())
+
+    whole, optimizer = make()
+    train(whole, optimizer, batches(20))
+    first, optimizer = make()
+    data = list(batches(20))
+    train(first, optimizer, iter(data[:10]))
+    file = io.BytesIO()
+    torch.save({"model": first.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    second, optimizer = make()
+    second.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    train(second, optimizer, iter(data[10:]))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+
+
+def test_state_of_another_number_of_generators_is_refused():
+    state = Ensemble(linear, 2).get_extra_state()
+    with pytest.raises(ValueError, match=r"0 dropout generators; this ensemble has 2"):
+        Ensemble(lambda: make_model(p=0.5), 2).set_extra_state(state)
+
+
+def test_a_deep_copy_has_its_own_generators_and_the_same_masks():
+    ensemble = Ensemble(lambda: make_model(p=0.5), 2)
+    twin = copy.deepcopy(ensemble)
+    x = torch.randn(6, 2)
+    first = ensemble(x)
+    assert torch.equal(twin(x), first)
+    assert torch.equal(twin(x), ensemble(x))
+
+
+def test_bfloat16_autocast_agrees_to_its_precision():
+    ensemble = Ensemble(make_model, 3)
+    x = torch.randn(40, 2)
+    full = ensemble(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ensemble(x)
+    torch.testing.assert_close(half.float(), full, rtol=0.05, atol=0.05)
+    half.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in ensemble.parameters())
+
+
+class Residual(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nn.Conv1d(1, 1, 1), "Conv1d"),
+        (nn.LayerNorm(2), "LayerNorm"),
+        (Residual(nn.Linear(2, 2)), "Residual"),
+        (nn.Flatten(0), "Flatten"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "ParametrizedLinear"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_an_unsupported_layer_is_named(layer, name):
+    with pytest.raises(TypeError, match=rf"layer 1.0 is {name}(.|\n)*supports Sequential, Linear"):
+        Ensemble(lambda: nn.Sequential(nn.Linear(2, 2), nn.Sequential(layer)), 2)
+
+
+def tied() -> nn.Module:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight = net[0].weight
+    return net
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((linear, 0), ValueError, r"members=0; allowed: an integer >= 1"),
+        ((linear, 2.0), ValueError, r"members=2.0"),
+        ((linear, 3, [1, 2]), ValueError, r"2 seeds for 3 members"),
+        ((lambda: 3, 2), TypeError, r"returned int"),
+        ((tied, 2), ValueError, r"ties parameters"),
+        ((lambda: nn.Sequential(nn.ReLU()), 2), ValueError, r"without Linear"),
+        ((lambda: linear().to("meta"), 2), ValueError, r"made its net on meta"),
+        (
+            (lambda: nn.Linear(2, 2 + int(torch.randint(9, ()))), 5),
+            ValueError,
+            r"nets of different shapes",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_construction_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Ensemble(*arguments)

@@ -1,0 +1,378 @@
+"""Hessian and Gauss-Newton matrices of the mean loss as operators: products, never a matrix.
+
+With L(w) the mean loss over the data (see `flatnb.curvature.objective`),
+
+    H v = d/dw (grad L(w) . v)          HessianOperator        (Pearlmutter 1994)
+    G v = sum_b (n_b/N) J_b' (H_l (J_b v))    GaussNewtonOperator    (Schraudolph 2002)
+
+where J is the Jacobian of the outputs and H_l the Hessian of the loss with respect to them. Both
+are exact. The graph of the gradient is built once and kept, and a product is one more backward
+pass through it: 1 to 2 times the cost of a gradient. Data whose graph does not fit into
+`memory_bytes` are evaluated anew at each product, chunk by chunk, at twice that cost.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatnb.curvature.memory import available_bytes, human
+from flatnb.curvature.objective import (
+    Batches,
+    Chunk,
+    LossFunction,
+    Objective,
+    Selection,
+    check_loss,
+    flatten,
+)
+
+# From one tensor a parameter (with a leading axis if batched) to the product, likewise.
+_Linear = Callable[[Sequence[Tensor], bool], Sequence[Tensor | None]]
+_PROBED = 4  # examples on which the memory of a graph is measured
+_BATCH = 16  # vectors multiplied at once, at most
+
+
+class HessianOperator:
+    """The Hessian (size, size) of the mean loss, in the order of `names`.
+
+    `operator @ v` takes a vector (size,), or (size, k) as k vectors in one go, each way exact.
+
+    Args:
+        model: Called as `model(x)`; read once, never written to.
+        loss_fn: `loss_fn(outputs, targets)`, the mean loss of a batch, such as `F.cross_entropy`.
+        batches: `(x, y)` pairs, weighted by their sizes. In eval mode a batch may be cut to fit
+            the memory.
+        params: Names of the parameters to differentiate by, or a predicate on name and tensor;
+            None takes all that require a gradient.
+        train: Measure in train mode instead of eval mode.
+        memory_bytes: Bound on graphs and on vectors of the algorithms that use the operator;
+            None takes half of what is free.
+
+    Raises:
+        ValueError: See `Objective`.
+        MemoryError: A single example (in train mode: a batch) does not fit.
+
+    Attributes:
+        products: Products made so far, each vector counted.
+        names: The parameters, in order; `as_dict(v)` gives a vector by name.
+        graph_bytes: Estimated memory of the kept graph.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Batches,
+        params: Selection | None = None,
+        *,
+        train: bool = False,
+        memory_bytes: int | None = None,
+    ) -> None:
+        self.objective = Objective(model, loss_fn, batches, params, train=train)
+        if memory_bytes is None:
+            memory_bytes = available_bytes(self.objective.device) // 2
+        self.memory_bytes = memory_bytes
+        self.names = self.objective.names
+        self.size, self.dtype, self.device = (
+            self.objective.size,
+            self.objective.dtype,
+            self.objective.device,
+        )
+        self.shape = (self.size, self.size)
+        self.products = 0
+        self.graph_bytes = 0
+        self._reserved = 0
+        self._batched: bool | None = None  # not measured yet
+        self._build()
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.size} parameters in {len(self.names)} tensors, "
+            f"{self.objective.examples} examples, {self.dtype}, {self.device}, "
+            f"graph {human(self.graph_bytes)} of {human(self.memory_bytes)})"
+        )
+
+    # -- products ------------------------------------------------------------------------------
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        """The product with a vector (size,) or with the columns of (size, k)."""
+        if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.size:
+            shape = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+            raise ValueError(f"expected a tensor ({self.size},) or ({self.size}, k), got {shape}")
+        if v.ndim == 1:
+            return self._single(v.to(self.device, self.dtype))
+        return self.rows(v.mT.to(self.device, self.dtype).contiguous()).mT
+
+    def rows(self, vectors: Tensor) -> Tensor:
+        """Products with the k rows of (k, size), as rows, whichever way is faster.
+
+        One backward pass for several vectors wins where launching kernels costs more than
+        computing (small nets on a GPU) and loses elsewhere; the first call does a part of its
+        vectors each way, and the clock decides.
+        """
+        width = min(_BATCH, self._batch_width(), len(vectors))
+        if self._batched is None and width > 1:
+            return self._measure(vectors, width)
+        if not self._batched or width < 2:
+            return torch.stack([self._single(v) for v in vectors])
+        return torch.cat([self._several(part) for part in vectors.split(width)])
+
+    def as_dict(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector (size,) as {parameter name: tensor}."""
+        return self.objective.as_dict(vector)
+
+    def gradient(self) -> Tensor:
+        """Gradient (size,) of the mean loss."""
+        return self.objective.gradient()[1]
+
+    def start(self) -> Tensor:
+        """The gradient at no cost where its graph is kept, else of the first chunk."""
+        if self._slope is None:
+            chunk = self.objective.chunks[0]
+            with torch.enable_grad(), self.objective.evaluating():
+                loss = self.objective.chunk_loss(chunk, self.objective.params)
+                grads = torch.autograd.grad(loss, self.objective.params, allow_unused=True)
+            self._slope = flatten(grads, self.objective.params)
+        return self._slope
+
+    def dense(self) -> Tensor:
+        """The matrix (size, size), by one product a column: for small nets and tests."""
+        matrix = self.rows(torch.eye(self.size, dtype=self.dtype, device=self.device))
+        return (matrix + matrix.mT) / 2
+
+    def require(self, nbytes: int, purpose: str) -> None:
+        """Make room for `nbytes` of vectors, by keeping less of the graph if need be.
+
+        Raises:
+            MemoryError: There is no room beside the smallest piece of the graph.
+        """
+        if nbytes <= self.memory_bytes - self.graph_bytes:
+            return
+        if nbytes > self.memory_bytes:
+            raise MemoryError(
+                f"{purpose} needs {human(nbytes)}, more than memory_bytes="
+                f"{self.memory_bytes} ({human(self.memory_bytes)}): ask for less, or allow more"
+            )
+        self._reserved = nbytes
+        self._build()
+
+    def _single(self, v: Tensor) -> Tensor:
+        self.products += 1
+        return self._apply(v, False)
+
+    def _several(self, vectors: Tensor) -> Tensor:
+        self.products += len(vectors)
+        return self._apply(vectors, True)
+
+    def _apply(self, v: Tensor, batched: bool) -> Tensor:
+        objective = self.objective
+        total = torch.zeros_like(v)
+        pieces = objective.split(v)
+        with torch.enable_grad(), objective.evaluating():
+            if self._kept is not None:
+                total = _join(self._kept(pieces, batched), pieces, batched)
+            for chunk in self._passing:
+                total += _join(self._linearise([chunk])(pieces, batched), pieces, batched)
+        return total
+
+    def _measure(self, vectors: Tensor, width: int) -> Tensor:
+        """Do the first vectors singly and the next at once; remember what was faster."""
+        count = min(width, max(1, len(vectors) // 2))
+        self._single(vectors[0])  # neither way is charged for the first touch of the memory
+        self.products -= 1
+        start = self._clock()
+        done = [torch.stack([self._single(v) for v in vectors[:count]])]
+        middle = self._clock()
+        rest = vectors[count : count + width]
+        try:
+            done.append(self._several(rest))
+        except RuntimeError:  # an operation without a batching rule
+            self._batched = False
+            self.products -= len(rest)
+            done.append(torch.stack([self._single(v) for v in rest]))
+        else:
+            each = (self._clock() - middle) / len(rest)
+            self._batched = each < (middle - start) / count
+        if count + len(rest) < len(vectors):
+            done.append(self.rows(vectors[count + len(rest) :]))
+        return torch.cat(done)
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _batch_width(self) -> int:
+        room = self.memory_bytes - self._reserved - self.graph_bytes
+        return max(1, room // max(1, self._widest))
+
+    # -- graphs --------------------------------------------------------------------------------
+
+    def _linearise(self, chunks: Sequence[Chunk]) -> _Linear:
+        """The map v -> product over `chunks`, with the graph it runs through."""
+        objective = self.objective
+        params = objective.params
+        losses = [objective.chunk_loss(chunk, params) for chunk in chunks]
+        loss = torch.stack(losses).sum()
+        check_loss(loss)
+        grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        self._slope = flatten(grads, params)
+        # A gradient that does not depend on any parameter contributes nothing to the Hessian.
+        live = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+        outputs = [grads[i] for i in live]
+
+        def apply(v: Sequence[Tensor], batched: bool) -> Sequence[Tensor | None]:
+            if not live:
+                return [None] * len(params)
+            return torch.autograd.grad(
+                outputs,
+                params,
+                [v[i] for i in live],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+
+        return apply
+
+    def _build(self) -> None:
+        """Keep the graph of as many chunks as fit; the others are evaluated at each product."""
+        self._kept: _Linear | None = None  # free the old one first
+        self._passing: list[Chunk] = []
+        room = self.memory_bytes - self._reserved
+        sizes = [self._estimate(chunk) for chunk in self.objective.chunks]
+        self._slope: Tensor | None = None
+        if sum(sizes) <= room:
+            kept, self.graph_bytes, self._widest = self.objective.chunks, sum(sizes), sum(sizes)
+        else:
+            kept = []
+            for chunk, size in zip(self.objective.chunks, sizes, strict=True):
+                self._passing += self._cut(chunk, size, room)
+            self.graph_bytes = min(room, max(sizes))  # one at a time
+            self._widest = self.graph_bytes
+        if kept:
+            with torch.enable_grad(), self.objective.evaluating():
+                self._kept = self._linearise(kept)
+
+    def _estimate(self, chunk: Chunk) -> int:
+        """Bytes of the graph of a chunk, from a few of its examples where they may be cut."""
+        count = len(chunk.x)
+        if not self.objective.train and isinstance(chunk.y, Tensor) and count > _PROBED:
+            probe = Chunk(chunk.x[:_PROBED], chunk.y[:_PROBED], chunk.weight)
+        else:
+            probe = chunk
+        return math.ceil(self._graph_bytes(probe) * count / len(probe.x))
+
+    def _graph_bytes(self, chunk: Chunk) -> int:
+        known = {_storage(t) for t in (chunk.x, chunk.y, *self.objective.tensors())}
+        found: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with torch.enable_grad(), self.objective.evaluating(), hooks:
+            graph = self._linearise([chunk])
+        del graph
+        return sum(found.values())
+
+    def _cut(self, chunk: Chunk, nbytes: int, room: int) -> list[Chunk]:
+        if nbytes <= room:
+            return [chunk]
+        count = len(chunk.x)
+        size = count * room // nbytes
+        if self.objective.train or not isinstance(chunk.y, Tensor) or size == 0:
+            raise MemoryError(
+                f"the graph of a batch of {count} examples needs about {human(nbytes)}, "
+                f"{human(room)} are allowed, and the batch cannot be cut "
+                f"{'in train mode' if self.objective.train else 'small enough'}: "
+                "give smaller batches, or more memory_bytes"
+            )
+        self.objective.check_separable()
+        pieces = zip(chunk.x.split(size), chunk.y.split(size), strict=True)
+        return [Chunk(x, y, chunk.weight * len(x) / count) for x, y in pieces]
+
+
+class GaussNewtonOperator(HessianOperator):
+    """The generalised Gauss-Newton matrix G = mean J' H_l J, as `HessianOperator`.
+
+    For a loss convex in the outputs, G is positive semidefinite, and for softmax cross-entropy it
+    is the Fisher matrix. `loss_fn` must act on a single tensor of outputs.
+    """
+
+    def _linearise(self, chunks: Sequence[Chunk]) -> _Linear:
+        maps = [self._linearise_chunk(chunk) for chunk in chunks]
+        if len(maps) == 1:
+            return maps[0]
+
+        def apply(v: Sequence[Tensor], batched: bool) -> Sequence[Tensor | None]:
+            parts = [_join(one(v, batched), v, batched) for one in maps]
+            return self.objective.split(torch.stack(parts).sum(0))
+
+        return apply
+
+    def _linearise_chunk(self, chunk: Chunk) -> _Linear:
+        objective, params = self.objective, self.objective.params
+        x, y = objective.move(chunk.x), objective.move(chunk.y)
+        outputs = objective.outputs(x, params)
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"Gauss-Newton needs a model that returns one tensor, not {type(outputs).__name__}"
+            )
+        leaf = outputs.detach().requires_grad_()
+        loss = chunk.weight * objective.loss_fn(leaf, y)
+        check_loss(loss)
+        (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        # J v is the derivative of J' u with respect to u, so two backward passes make it.
+        dummy = torch.zeros_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(
+            outputs, params, dummy, create_graph=True, allow_unused=True
+        )
+        live = [i for i, g in enumerate(pulled) if g is not None]
+        linear_in_dummy = [pulled[i] for i in live]
+
+        def apply(v: Sequence[Tensor], batched: bool) -> Sequence[Tensor | None]:
+            if not live or not slope.requires_grad:
+                return [None] * len(params)
+            vectors = [v[i] for i in live]
+            pushed = _backward(linear_in_dummy, dummy, vectors, batched)
+            curved = _backward([slope], leaf, [pushed], batched)
+            return torch.autograd.grad(
+                outputs,
+                params,
+                curved,
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+
+        return apply
+
+
+def _backward(outputs: list[Any], leaf: Tensor, vectors: list[Tensor], batched: bool) -> Tensor:
+    (product,) = torch.autograd.grad(
+        outputs, leaf, vectors, retain_graph=True, is_grads_batched=batched
+    )
+    return product
+
+
+def _join(tensors: Sequence[Tensor | None], like: Sequence[Tensor], batched: bool) -> Tensor:
+    if not batched:
+        return flatten(tensors, like)
+    pairs = zip(tensors, like, strict=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if t is None else t.detach()).flatten(1) for t, p in pairs], dim=1
+    )
+
+
+def _storage(data: Any) -> int:
+    return data.untyped_storage().data_ptr() if isinstance(data, Tensor) else 0

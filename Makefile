@@ -63,7 +63,7 @@ distclean: clean  ## clean, and remove .venv
 # index; the second command finds it there and leaves it. $(STARTED) tells of an install that was
 # cut off: pip takes half-copied packages for whole ones, so .venv is then made anew.
 $(READY): pyproject.toml constraints.txt
-	@python="$(or $(PYTHON),$$($(FIND_PYTHON)))"; \
+	@set -e; python="$(or $(PYTHON),$$($(FIND_PYTHON)))"; \
 	"$${python:-false}" -c '$(NEW_ENOUGH)' 2>/dev/null || { \
 		echo "make: $${python:-no python found} is not a Python >= 3.11 with pip and venv." \
 			"Install one (Debian: python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; \

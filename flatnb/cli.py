@@ -1,0 +1,319 @@
+"""The command line: `flatnb run | book | serve | clean | address`.
+
+Exit status: 0; 1 when a notebook, a page or a check failed; 2 for a wrong command; 130 when
+interrupted.
+"""
+
+import argparse
+import functools
+import html.parser
+import http.server
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from . import __version__, notebook
+from .notebook import PROFILES, TIMEOUTS, UserError
+
+# What execution, editors and Colab leave in a notebook beside outputs and counts.
+TRACES = (
+    *(f"metadata.{name}" for name in ("papermill", "language_info", "signature", "vscode",
+                                      "widgets")),
+    *(f"cell.metadata.{name}" for name in ("papermill", "execution", "ExecuteTime", "outputId",
+                                           "executionInfo", "collapsed", "scrolled")),
+)  # fmt: skip
+ADDED = {"injected-parameters", "papermill-error-cell-tag"}  # tags of cells that papermill adds
+# What turns the stage into pages: with the stage's files, it decides whether to build again.
+BUILDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "pydata-sphinx-theme")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit status."""
+    arguments = _parser().parse_args(argv)
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # A closed terminal or a stopped job must not leave kernels behind either.
+    before = {which: signal.signal(which, interrupt) for which in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        return arguments.command(arguments)
+    except UserError as error:
+        print(f"flatnb: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a read-only folder
+        print(f"flatnb: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"flatnb: {error}: pip install 'flatnb[book]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nflatnb: interrupted; the kernels are ended", file=sys.stderr)
+        return 130
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flatnb", description="Run notebooks, build the book.")
+    parser.add_argument("--version", action="version", version=f"flatnb {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    runs = argparse.ArgumentParser(add_help=False)
+    runs.add_argument("--profile", choices=PROFILES, default="laptop",
+                      help="how much is computed (default: laptop)")  # fmt: skip
+    runs.add_argument("--jobs", type=int, metavar="N",
+                      help="notebooks run at one time; each computes with cores / N threads "
+                      "(default: at most 4, and 1 at the paper profile)")  # fmt: skip
+    runs.add_argument("--timeout", type=float, metavar="S",
+                      help="seconds after which a notebook is killed (default: "
+                      + ", ".join(f"{p} {s}" for p, s in TIMEOUTS.items()) + ")")  # fmt: skip
+    runs.add_argument("--force", action="store_true", help="run what did not change, too")
+
+    run = commands.add_parser("run", parents=[runs], help="execute notebooks",
+                              description="Execute notebooks. Sources are never written to. A run "
+                              "is repeated only when the notebook, its parameters, flatnb, package "
+                              "versions, the thread count or its records changed.")  # fmt: skip
+    run.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    run.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                     dest="given", help="a parameter; a list is written 0,1,2; the output's name "
+                     "then ends in a code for the parameters")  # fmt: skip
+    run.add_argument("--out", type=Path, metavar="DIR",
+                     help="for executed copies (default: _build/notebooks/PROFILE)")  # fmt: skip
+    run.set_defaults(command=run_command)
+
+    book = commands.add_parser("book", parents=[runs], help="run the notebooks, build the pages")
+    book.set_defaults(command=book_command)
+
+    serve = commands.add_parser("serve", help="show the built pages on this machine")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.set_defaults(command=serve_command)
+
+    clean = commands.add_parser("clean", help="strip outputs and traces of execution")
+    clean.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK",
+                       help="by default all in notebooks/")  # fmt: skip
+    clean.add_argument("--check", action="store_true", help="only name what is to be stripped")
+    clean.set_defaults(command=clean_command)
+
+    address = commands.add_parser("address", help="set the repository's address",
+                                  description="Write the address into _config.yml, where the "
+                                  "pages' links come from, and each notebook's first cell; "
+                                  "without a url, bring the cells in line with _config.yml.")
+    address.add_argument("url", nargs="?", metavar="https://github.com/OWNER/NAME")
+    address.add_argument("--branch", default="main", help="a branch or tag (default: main)")
+    address.set_defaults(command=address_command)
+    return parser
+
+
+def _root() -> Path:
+    root = notebook.root_of(Path.cwd())
+    if root is None:
+        raise UserError(f"no _toc.yml in {Path.cwd()} or above: go to the repository's folder")
+    return root
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+def run_command(arguments: argparse.Namespace) -> int:
+    given = dict(arguments.given)
+    if len(given) < len(arguments.given):
+        raise UserError("a parameter is given twice")
+    results = notebook.run(
+        arguments.notebooks, profile=arguments.profile, given=given, jobs=arguments.jobs,
+        out=arguments.out, timeout=arguments.timeout, force=arguments.force,
+    )  # fmt: skip
+    if _failures(results):
+        return 1
+    for result in results:
+        print(os.path.relpath(result.output))
+    return 0
+
+
+def _failures(results: Sequence[notebook.Result]) -> bool:
+    failed = [result for result in results if result.error]
+    for result in failed:
+        print(f"\nflatnb: {result.source}, {result.error}", file=sys.stderr)
+        copy = notebook.failed_copy(result.output)
+        if copy.exists():
+            print(f"flatnb: the executed copy is {os.path.relpath(copy)}", file=sys.stderr)
+    return bool(failed)
+
+
+# --- book -----------------------------------------------------------------------------------------
+
+
+def book_command(arguments: argparse.Namespace) -> int:
+    root = _root()
+    pages = [page for page in notebook.toc_files(root) if page.suffix == ".ipynb"]
+    sources = {page: Path(os.path.relpath(root / page)) for page in pages}
+    results = notebook.run(
+        sources.values(), profile=arguments.profile, jobs=arguments.jobs,
+        timeout=arguments.timeout, force=arguments.force,
+    )  # fmt: skip
+    if _failures(results):
+        return 1
+    executed = {page: result.output for page, result in zip(pages, results, strict=True)}
+    stage = notebook.stage(root, executed)
+    if not build(stage, root / "_build" / "html"):
+        return 1
+    print(f"open {root / '_build' / 'html' / 'index.html'}")
+    return 0
+
+
+def build(stage: Path, pages: Path) -> bool:
+    """Turn the stage into pages, unless they are made of it already; False after any warning.
+
+    Built aside and whole, then put in place: an incremental build repeats no warning of a page it
+    leaves alone, and an interrupted one would leave a mixture.
+    """
+    mark = pages / ".stage"
+    wanted = _state(stage)
+    if mark.exists() and mark.read_text() == wanted:
+        return True
+    aside = stage.parent / "book"
+    shutil.rmtree(aside, ignore_errors=True)
+    print("building the pages …", flush=True)
+    command = ["import sys; from jupyter_book.cli.main import main; sys.exit(main())", "build",
+               str(stage), "--path-output", str(aside), "-W", "-n", "--keep-going"]  # fmt: skip
+    done = subprocess.run([sys.executable, "-P", "-c", *command], capture_output=True, text=True)
+    built = aside / "_build" / "html"
+    faults = page_faults(built) if built.is_dir() else []
+    if done.returncode or faults:
+        output = done.stderr if "WARNING" in done.stderr else done.stdout + done.stderr
+        print(output if done.returncode else "", *faults, sep="\n", file=sys.stderr)
+        print(f"flatnb: the book has faults; the pages as they are: {built}", file=sys.stderr)
+        return False
+    (built / ".stage").write_text(wanted)
+    shutil.rmtree(pages, ignore_errors=True)
+    built.rename(pages)
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def _state(stage: Path) -> str:
+    """A hash of the staged files and of what builds pages from them."""
+    files = {str(p.relative_to(stage)): notebook.sha256(p) for p in stage.rglob("*") if p.is_file()}
+    return notebook.digest([files, [notebook.version(name) for name in BUILDERS]])
+
+
+class _Sources(html.parser.HTMLParser):
+    """The files a page needs, and whether it shows a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.needed: list[str] = []
+        self.traceback = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        name = "href" if tag == "link" else "src"
+        if tag in {"img", "script", "link", "source"} and values.get(name):
+            self.needed.append(values[name] or "")
+        self.traceback |= "traceback" in (values.get("class") or "").split()
+
+    def handle_data(self, data: str) -> None:
+        self.traceback |= "Traceback (most recent call last)" in data
+
+
+def page_faults(pages: Path) -> list[str]:
+    """What no warning tells: pages that show a traceback or need a file that is not there."""
+    faults = []
+    for page in sorted(pages.rglob("*.html")):
+        sources = _Sources()
+        sources.feed(page.read_text(encoding="utf-8"))
+        name = page.relative_to(pages)
+        if sources.traceback:
+            faults.append(f"{name}: shows a traceback")
+        for url in sources.needed:
+            path = urlsplit(url).path
+            # Search and index pages link themselves under names that only a server knows.
+            local = not urlsplit(url).scheme and not url.startswith("//") and path
+            if local and not (page.parent / unquote(path)).exists():
+                faults.append(f"{name}: {url} is missing")
+    return faults
+
+
+def serve_command(arguments: argparse.Namespace) -> int:
+    pages = _root() / "_build" / "html"
+    if not (pages / "index.html").exists():
+        raise UserError(f"no pages in {pages}: build them with `make book`")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(pages))
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), handler)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"port {arguments.port}: {error}; choose one with --port") from None
+    with server:
+        print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0
+
+
+# --- clean, address -------------------------------------------------------------------------------
+
+
+def clean_command(arguments: argparse.Namespace) -> int:
+    paths = arguments.notebooks or sorted((_root() / "notebooks").glob("*.ipynb"))
+    dirty = [path for path in paths if notebook.dump(notebook.read(path)) != stripped(path)]
+    for path in dirty:
+        print(f"{os.path.relpath(path)} {'is not clean' if arguments.check else 'cleaned'}")
+        if not arguments.check:
+            notebook.write(path, stripped(path))
+    return int(arguments.check and bool(dirty))
+
+
+def stripped(path: Path) -> str:
+    """A notebook's file without outputs, counts and traces of execution; tags and ids stay."""
+    import nbformat
+    from nbstripout import strip_output
+
+    node = nbformat.from_dict(notebook.read(path))
+    node.cells = [c for c in node.cells if not ADDED & set(c.metadata.get("tags", ()))]
+    strip_output(node, keep_output=False, keep_count=False, keep_id=True, extra_keys=TRACES)
+    return notebook.dump(node)
+
+
+def address_command(arguments: argparse.Namespace) -> int:
+    root = _root()
+    config = root / "_config.yml"
+    texts = {}
+    if arguments.url is None:
+        url, branch = notebook.address(root)
+    else:
+        url, branch = arguments.url, arguments.branch
+        notebook.check_address(url)
+        if not re.fullmatch(r"\w[\w./-]*", branch):
+            raise UserError(f"{branch!r} is no branch or tag")
+        texts[config] = with_address(config.read_text(encoding="utf-8"), url, branch)
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        content = notebook.read(path)
+        cells = notebook.tagged(content, "bootstrap")
+        if len(cells) != 1:
+            raise UserError(f"{path} has {len(cells)} cells tagged `bootstrap`; it needs one")
+        cells[0]["source"] = notebook.bootstrap(url, branch)
+        texts[path] = notebook.dump(content)
+    for path, text in texts.items():
+        notebook.write(path, text)
+        print(f"{os.path.relpath(path)}: {url or 'no address'}, {branch}")
+    return 0
+
+
+def with_address(config: str, url: str, branch: str) -> str:
+    """The text of _config.yml with the repository's url and branch set, all else as it was."""
+    for name, value in {"url": url, "branch": branch}.items():
+        block = r"^repository:.*\n(?:[ #].*\n|\n)*?"
+        line = re.compile(rf"({block}[ ]+{name}:)[^#\n]*?([ ]*#.*)?$", re.M)
+        config, count = line.subn(rf"\g<1> {value}\g<2>", config)
+        if count != 1:
+            raise UserError(f"_config.yml has no line `{name}:` under `repository:`")
+    return config

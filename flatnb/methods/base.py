@@ -207,14 +207,17 @@ class Step:
     def _pass(self, factor: Real, *, last: bool) -> None:
         with self._no_sync(not last):
             losses = self._call()
-            objective = self._method.objective(losses)
-            penalty = self._method.penalty(self._model, losses)
-            if penalty is not None:
-                objective = objective + penalty
-            if isinstance(factor, Tensor):
-                factor = factor.to(objective.device, objective.dtype)
-            loss = (objective * factor).sum()
-            (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+            # An autocast region around the step is for the closure alone; in the backward it would
+            # lower the precision of products that the forward took in full.
+            with torch.autocast(losses.device.type, enabled=False):
+                objective = self._method.objective(losses)
+                penalty = self._method.penalty(self._model, losses)
+                if penalty is not None:
+                    objective = objective + penalty
+                if isinstance(factor, Tensor):
+                    factor = factor.to(objective.device, objective.dtype)
+                loss = (objective * factor).sum()
+                (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         if all(p.grad is None for p in self.params):
             raise ValueError(
                 "no trainable parameter of the model got a gradient: the losses the closure "

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Method, Real, count, per_member, real, unwrap
+from .base import Method, Real, per_member, real, unwrap
+from .noise import Stream, rademacher
 
 _LOSSES = ("cross_entropy", "auto")
 
@@ -73,9 +74,10 @@ class FAM(Method):
             )
         if loss not in _LOSSES:
             raise ValueError(f"loss={loss!r}; allowed: {' or '.join(map(repr, _LOSSES))}")
-        self.layer, self.loss, self.seed = layer, loss, count("seed", seed, low=0)
+        self.layer, self.loss = layer, loss
         self.passes = 1 if layer is None else 3
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self._stream = Stream(seed, rademacher)
+        self.seed = self._stream.seed
         self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._attached = False
         self._checked = False
@@ -107,22 +109,17 @@ class FAM(Method):
                 handle.remove()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor:
-        # In an autocast region the products below would otherwise be taken in low precision.
-        with torch.autocast(losses.device.type, enabled=False):
-            if self.layer is None:
-                kappa = self._exact(losses)
-            else:
-                kappa = self._estimate(_named(model, self.layer), losses)
+        kappa = self._exact(losses) if self.layer is None else self._estimate(model, losses)
         return per_member("lam", self.lam, losses) * kappa
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.layer is None else {"generator": self._generator.get_state()}
+        return {} if self.layer is None else self._stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != set(self.state_dict()):
-            raise ValueError(f"{self!r} has the state {sorted(self.state_dict())}; got {state!r}")
-        if state:
-            self._generator.set_state(state["generator"].cpu())
+        if self.layer is None:
+            super().load_state_dict(state)
+        else:
+            self._stream.load_state_dict(state)
 
     def _see(self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if torch.is_grad_enabled():
@@ -153,16 +150,20 @@ class FAM(Method):
             self._checked = True
         return (size * _row_variance(z.to(weight.dtype).softmax(-1), weight)).mean(-1)
 
-    def _estimate(self, layer: nn.Linear, losses: Tensor) -> Tensor:
-        weight = layer.weight
-        signs = torch.randint(
-            0, 2, (*weight.shape[:-2], 2, weight.shape[-1]), generator=self._generator
-        )
-        a, v = (2 * signs - 1).to(weight).unbind(-2)
+    def _estimate(self, model: nn.Module, losses: Tensor) -> Tensor:
+        weight = _named(model, str(self.layer)).weight
+        seeds = getattr(unwrap(model), "seeds", (0,))
+        a, v = self._stream.draw([weight[..., 0, :], weight[..., 0, :]], seeds)
         z = (weight @ a.unsqueeze(-1)) * v.unsqueeze(-2)
         try:
-            (g,) = torch.autograd.grad(losses.mean(-1).sum(), weight, create_graph=True)
-            (hz,) = torch.autograd.grad((g * z.detach()).sum(), weight, create_graph=True)
+            (g,) = torch.autograd.grad(
+                losses.mean(-1).sum(), weight, create_graph=True, materialize_grads=True
+            )
+            if not g.requires_grad:  # the loss is linear in this layer, or does not see it
+                return torch.zeros_like(losses[..., 0])
+            (hz,) = torch.autograd.grad(
+                (g * z.detach()).sum(), weight, create_graph=True, materialize_grads=True
+            )
         except RuntimeError as error:
             _refuse_double_backward(error, f"the estimate for layer {self.layer!r}")
             raise
@@ -233,7 +234,7 @@ def _linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def _named(model: nn.Module, name: str) -> nn.Linear:
-    layers = dict(unwrap(model).named_modules())
+    layers = dict(unwrap(model).named_modules(remove_duplicate=False))
     layer = layers.get(name)
     if not isinstance(layer, nn.Linear):
         linear = [n for n, m in layers.items() if isinstance(m, nn.Linear)]

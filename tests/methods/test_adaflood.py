@@ -1,0 +1,170 @@
+"""AdaFlood: per-example levels, how they are made, and how a batch gets its own."""
+
+from __future__ import annotations
+
+import math
+
+import inputs
+import oracle
+import pytest
+import torch
+from torch import Tensor
+
+from flatnb.ensemble import Ensemble
+from flatnb.methods import SAM, AdaFlood, IFlood, adaflood_levels, compose, held_out_losses
+from flatnb.train import cross_entropy
+
+LEVELS = torch.linspace(0.0, 3.0, 40, dtype=torch.float64)
+
+
+def test_each_example_turns_at_its_own_level() -> None:
+    problem = inputs.exact()
+    w = oracle.params(problem)
+    index = torch.arange(39, -1, -1)[::3][: len(problem.x)]
+    index = torch.cat([index, index])[: len(problem.x)]
+    signs = torch.sign(oracle.losses(problem, w) - LEVELS[index])
+    assert 0 < (signs > 0).sum() < len(signs)
+    expected = oracle.grad(problem, w, lambda v: (signs * v).sum() / len(v))
+    method = AdaFlood(LEVELS)
+    method.select(index)
+    oracle.assert_equal(oracle.made_by(method), expected)
+
+
+def test_objective_is_the_formula() -> None:
+    method = AdaFlood(torch.tensor([0.1, 0.4, 0.7]))
+    method.select(torch.tensor([2, 0]))
+    value = method.objective(torch.tensor([0.5, 0.3]))
+    assert float(value) == pytest.approx(((0.2 + 0.7) + (0.2 + 0.1)) / 2)
+
+
+def test_equal_levels_are_iflood() -> None:
+    method = AdaFlood(torch.full((12,), 1.1, dtype=torch.float64))
+    method.select(torch.arange(12))
+    oracle.assert_equal(oracle.made_by(method), oracle.made_by(IFlood(1.1)))
+
+
+def test_works_as_a_part() -> None:
+    part = AdaFlood(torch.full((12,), 1.1, dtype=torch.float64))
+    joined = compose(part, SAM(0.05))
+    part.select(torch.arange(12))
+    oracle.assert_equal(oracle.made_by(joined), oracle.made_by(compose(IFlood(1.1), SAM(0.05))))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_members_have_levels_of_their_own_or_share_them(shared: bool) -> None:
+    model = Ensemble(lambda: torch.nn.Linear(4, 3), 2).double()
+    x, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    levels = torch.rand(6, dtype=torch.float64) + 0.5
+    levels = levels if shared else torch.stack([levels, levels + 0.4])
+    method = AdaFlood(levels)
+    method.select(torch.arange(6))
+    method.backward(model, lambda: cross_entropy(model(x), y))
+    for i in range(2):
+        net = model.member(i)
+        losses = torch.nn.functional.cross_entropy(net(x), y, reduction="none")
+        own = levels if shared else levels[i]
+        (losses - own).abs().mean().backward()
+        for p, q in zip(net.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(q.grad[i], p.grad)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.5, 0.2)])
+def test_levels_are_the_formula(gamma: float, alpha: float, beta: float) -> None:
+    losses = torch.tensor([0.0, 1e-3, 0.7, 5.0, 30.0], dtype=torch.float64)
+    expected = [
+        -math.log((1 - gamma) * math.exp(-(alpha * v + beta)) + gamma) for v in losses.tolist()
+    ]
+    made = adaflood_levels(losses, gamma=gamma, alpha=alpha, beta=beta)
+    assert made.tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_levels_stay_finite_nonnegative_and_below_log_gamma() -> None:
+    losses = torch.tensor([0.0, 1e-8, 50.0, 1e4])
+    made = adaflood_levels(losses, gamma=0.5)
+    assert made.dtype == losses.dtype
+    assert made.min() >= 0
+    assert made.max() <= math.log(2) + 1e-6
+    assert adaflood_levels(losses, gamma=0.0).tolist() == pytest.approx(losses.tolist())
+    assert adaflood_levels(losses, gamma=1.0).tolist() == [0.0] * 4
+    AdaFlood(made)
+
+
+def test_no_auxiliary_model_sees_the_example_it_judges() -> None:
+    seen: list[set[int]] = []
+
+    def train(indices: Tensor):
+        mine = set(indices.tolist())
+        seen.append(mine)
+
+        def score(wanted: Tensor) -> Tensor:
+            assert not mine & set(wanted.tolist())
+            assert mine | set(wanted.tolist()) == set(range(11))
+            return wanted + 0.5
+
+        return score
+
+    losses = held_out_losses(11, 4, train)
+    assert losses.tolist() == [i + 0.5 for i in range(11)]
+    assert len(seen) == 4
+
+
+def test_wrong_selections_are_refused() -> None:
+    problem = inputs.exact()
+    method = AdaFlood(LEVELS)
+    with pytest.raises(ValueError, match=r"call select\(indices\) first"):
+        oracle.made_by(method, problem)
+    method.select(torch.arange(5))
+    with pytest.raises(ValueError, match=r"selected have shape \(5,\).*losses have shape \(12,\)"):
+        oracle.made_by(method, problem)
+    with pytest.raises(IndexError):
+        method.select(torch.tensor([40]))
+    with pytest.raises(TypeError, match="list; allowed"):
+        method.select([0, 1])
+    with pytest.raises(TypeError, match="float32; allowed"):
+        method.select(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"shape \(1, 2\); allowed: \(n,\)"):
+        method.select(torch.zeros(1, 2, dtype=torch.int64))
+    two = AdaFlood(torch.zeros(2, 12))
+    two.select(torch.arange(12))
+    with pytest.raises(ValueError, match=r"shape \(2, 12\).*shape \(12,\)"):
+        oracle.made_by(two, problem)
+
+
+@pytest.mark.parametrize(
+    ("levels", "error"),
+    [
+        ([0.1], TypeError),
+        (torch.tensor([1]), TypeError),
+        (torch.tensor([0.1, -0.1]), ValueError),
+        (torch.tensor([0.1, oracle.NAN]), ValueError),
+        (torch.tensor([0.1, oracle.INF]), ValueError),
+        (torch.empty(0), ValueError),
+        (torch.tensor(0.1), ValueError),
+        (torch.zeros(1, 2, 3), ValueError),
+    ],
+)
+def test_bad_levels_are_refused(levels: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match="levels.*allowed: a tensor of finite levels >= 0"):
+        AdaFlood(levels)
+
+
+@pytest.mark.parametrize("name", ["gamma", "alpha", "beta"])
+@pytest.mark.parametrize("value", [-0.1, oracle.NAN, "1", None])
+def test_bad_settings_of_the_levels_are_refused(name: str, value: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{name}=.*allowed"):
+        adaflood_levels(torch.ones(3), **{name: value})
+
+
+def test_bad_losses_and_folds_are_refused() -> None:
+    with pytest.raises(ValueError, match="gamma=1.1; allowed.* <= 1"):
+        adaflood_levels(torch.ones(3), gamma=1.1)
+    with pytest.raises(ValueError, match="negative or not finite"):
+        adaflood_levels(torch.tensor([1.0, -1.0]))
+    with pytest.raises(TypeError, match="list; allowed"):
+        adaflood_levels([1.0])
+    for folds in (0, 1, 6):
+        with pytest.raises(ValueError, match=f"folds={folds}"):
+            held_out_losses(5, folds, lambda _: lambda i: i.float())
+    with pytest.raises(ValueError, match=r"fold 0 returned losses of shape \(\) for 3 examples"):
+        held_out_losses(6, 2, lambda _: lambda i: i.float().mean())

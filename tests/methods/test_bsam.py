@@ -1,0 +1,206 @@
+"""bSAM: the update in float64 by hand, m-sharpness, state, refusals."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import oracle
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flatnb.methods import BSAM, Method
+from flatnb.methods.noise import Stream, normal
+
+N, LR, RHO, B1, B2, DELTA, DAMPING, S0 = 30, 0.2, 0.05, 0.8, 0.95, 12.0, 0.1, 0.7
+SETTINGS = {
+    "lr": LR,
+    "examples": N,
+    "rho": RHO,
+    "betas": (B1, B2),
+    "prior_precision": DELTA,
+    "damping": DAMPING,
+    "s_init": S0,
+    "seed": 3,
+}
+
+
+def loss_at(w: Tensor, part: int = 0) -> Tensor:
+    scale = torch.linspace(1, 2, 6, dtype=torch.float64) + part
+    return (scale * w**2).sum() / 2 + (w**4).sum() + torch.sin(w).sum()
+
+
+def slope(w: Tensor, part: int = 0) -> Tensor:
+    w = w.clone().requires_grad_()
+    return torch.autograd.grad(loss_at(w, part), w)[0]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+
+    def closure(self, part: int = 0) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            loss = loss_at(self.weight, part)
+            loss.backward()
+            return loss
+
+        return closure
+
+
+def by_hand(steps: int, parts: int) -> tuple[Tensor, Tensor]:
+    w = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    m, s = torch.zeros(6, dtype=torch.float64), torch.full((6,), S0, dtype=torch.float64)
+    stream, loss = Stream(3, normal), torch.zeros(())
+    for _ in range(steps):
+        sizes, grads, values = [], [], []
+        for part in range(parts):
+            (u,) = stream.draw([w])
+            g = slope(w + (1 / (N * s)).sqrt() * u, part)
+            up = w + RHO * g / s
+            sizes.append(s.sqrt() * g.abs())
+            grads.append(slope(up, part))
+            values.append(loss_at(up, part))
+        loss = torch.stack(values).mean()
+        m = B1 * m + (1 - B1) * (torch.stack(grads).mean(0) + DELTA / N * w)
+        w = w - LR * m / s
+        s = B2 * s + (1 - B2) * (torch.stack(sizes).mean(0) + DAMPING + DELTA / N)
+    return w, loss
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_update_is_the_formula(parts: int) -> None:
+    net = Net()
+    optimizer = BSAM(net.parameters(), **SETTINGS)
+    closures = [net.closure(part) for part in range(parts)]
+    for _ in range(4):
+        loss = optimizer.step(closures[0] if parts == 1 else closures)
+    w, expected = by_hand(4, parts)
+    torch.testing.assert_close(net.weight.detach(), w, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss, expected)
+    assert not loss.requires_grad
+
+
+def test_a_closure_may_clear_gradients() -> None:
+    nets = Net(), Net()
+    for net in nets:
+        optimizer = BSAM(net.parameters(), **SETTINGS)
+
+        def cleared(net: Net = net, optimizer: BSAM = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            return net.closure()()
+
+        for _ in range(2):
+            optimizer.step(cleared if net is nets[0] else net.closure())
+    assert torch.equal(nets[0].weight, nets[1].weight)
+
+
+def test_steps_across_a_save_equal_unbroken_ones() -> None:
+    unbroken, broken = Net(), Net()
+    optimizer = BSAM(unbroken.parameters(), **SETTINGS)
+    for _ in range(6):
+        optimizer.step(unbroken.closure())
+    optimizer = BSAM(broken.parameters(), **SETTINGS)
+    for _ in range(3):
+        optimizer.step(broken.closure())
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer = BSAM(broken.parameters(), lr=1.0, examples=1)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+    for _ in range(3):
+        optimizer.step(broken.closure())
+    assert torch.equal(unbroken.weight, broken.weight)
+
+
+def test_follows_a_scheduler() -> None:
+    net = Net()
+    optimizer = BSAM(net.parameters(), **SETTINGS)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.0 if epoch else 1.0)
+    optimizer.step(net.closure())
+    scheduler.step()
+    before = net.weight.detach().clone()
+    optimizer.step(net.closure())
+    assert torch.equal(net.weight, before)
+
+
+def test_trains() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(64, 2)
+    y = (x[:, 0] > 0).long()
+    optimizer = BSAM(net.parameters(), lr=0.1, examples=64, prior_precision=0.1)
+
+    def closure() -> Tensor:
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(100):
+        optimizer.step(closure)
+    assert (net(x).argmax(1) == y).float().mean() > 0.95
+
+
+def test_parameters_are_back_after_an_error() -> None:
+    net = Net()
+    optimizer = BSAM(net.parameters(), **SETTINGS)
+    before = net.weight.detach().clone()
+    for fatal in (1, 2):
+        calls = []
+
+        def closure(fatal: int = fatal, calls: list = calls) -> Tensor:
+            calls.append(1)
+            if len(calls) == fatal:
+                raise KeyError("stop")
+            return net.closure()()
+
+        with pytest.raises(KeyError):
+            optimizer.step(closure)
+        assert torch.equal(net.weight, before)
+
+
+def test_frozen_and_unused_parameters_stay() -> None:
+    net = Net()
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    unused = nn.Parameter(torch.ones(2))
+    optimizer = BSAM([net.weight, frozen, unused], **SETTINGS)
+    optimizer.step(net.closure())
+    assert frozen.tolist() == unused.tolist() == [1.0, 1.0]
+
+
+def test_wrong_closures_are_refused() -> None:
+    net = Net()
+    optimizer = BSAM(net.parameters(), **SETTINGS)
+    for nothing in (None, []):
+        with pytest.raises(ValueError, match="needs a closure that calls backward"):
+            optimizer.step(nothing)
+    with pytest.raises(TypeError, match="returned NoneType; it must return the loss"):
+        optimizer.step(lambda: None)
+    with pytest.raises(ValueError, match="left no gradient; it must call backward"):
+        optimizer.step(lambda: loss_at(net.weight))
+    with pytest.raises(ValueError, match="entry 'noise' of a BSAM"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+
+
+@pytest.mark.parametrize("name", ["lr", "examples", "rho", "prior_precision", "damping", "s_init"])
+@pytest.mark.parametrize("value", [-0.1, oracle.NAN, oracle.INF, "1", None, True, torch.ones(2)])
+def test_bad_settings_are_refused(name: str, value: object) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{name}.*allowed"):
+        BSAM(Net().parameters(), **{**SETTINGS, name: value})
+
+
+def test_settings_that_must_be_positive_and_betas() -> None:
+    for name in ("lr", "examples", "s_init"):
+        with pytest.raises(ValueError, match=f"{name}=0.*> 0"):
+            BSAM(Net().parameters(), **{**SETTINGS, name: 0.0})
+    for betas in (0.9, (0.9,), (1.0, 0.9), (0.9, -0.1), (0.9, "0.9")):
+        with pytest.raises((TypeError, ValueError), match=r"betas=.*allowed"):
+            BSAM(Net().parameters(), **{**SETTINGS, "betas": betas})
+
+
+def test_is_an_optimizer_and_no_method() -> None:
+    optimizer = BSAM(Net().parameters(), examples=10)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert not isinstance(optimizer, Method)

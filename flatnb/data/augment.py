@@ -91,7 +91,7 @@ class Cutout:
             self._covered(torch.randint(side, (n, 1), generator=generator), side).to(x.device)
             for side in (height, width)
         )
-        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+        return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], 0.0, x)
 
     def _covered(self, centre: Tensor, side: int) -> Tensor:
         """Which of `side` rows or columns the square covers, (n, side)."""

@@ -6,6 +6,7 @@ once. The file is keyed by every image's path, size and time of change.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ class _File(NamedTuple):
     stamp: str  # what the cache is keyed by
 
 
-def read_folder(folder: Path, size: int | None, caches: Sequence[Path]) -> Pixels:
-    """All images of a folder, from the first of `caches` that has them, else decoded and kept.
+def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
+    """All images of a folder, from the cache if it has them, else decoded and kept there.
 
     Classes are the folders in ``train``, in alphabetical order; files with other suffixes than
     `SUFFIXES` are passed over. Pixels are grey (one channel) if every image is, else RGB;
@@ -50,7 +51,7 @@ def read_folder(folder: Path, size: int | None, caches: Sequence[Path]) -> Pixel
         folder: holds ``train`` and ``test``.
         size: resize each image's shorter side to so many pixels (bilinear, antialiased) and crop
             the middle. None: images are taken as they are and must be of one size.
-        caches: folders to look for and keep the tensors in.
+        cache: the tensors are kept in its folder ``folders``.
 
     Raises:
         FileNotFoundError: no such folder, or none of ``train`` or ``test`` in it.
@@ -60,16 +61,15 @@ def read_folder(folder: Path, size: int | None, caches: Sequence[Path]) -> Pixel
     train, test, classes = _list(folder)
     key = _key(train + test, size)
     name = f"{folder.name}-{hashlib.sha256(f'{folder.resolve()} {size}'.encode()).hexdigest()[:12]}"
-    places = [cache / "folders" / f"{name}.pt" for cache in caches]
-    for place in places:
-        found = _load(place, key)
-        if found is not None:
-            return found
+    place = cache / "folders" / f"{name}.pt"
+    kept = _load(place, key)
+    if kept is not None:
+        return kept
     x = _decode_all([file.path for file in train + test], size)
     y = torch.tensor([file.label for file in train + test])
     n = len(train)
     pixels = Pixels(x[:n], y[:n], x[n:], y[n:], classes)
-    any(_save(place, key, pixels) for place in places)  # the first that can be written
+    _save(place, key, pixels)
     return pixels
 
 
@@ -154,7 +154,7 @@ def _decode_chunk(
 
 def _channels_first(images: np.ndarray, channels: int) -> Tensor:
     images = np.broadcast_to(images, (*images.shape[:3], channels))
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def _decode(path: str, size: int | None) -> np.ndarray:
@@ -195,14 +195,12 @@ def _load(place: Path, key: str) -> Pixels | None:
         return None
 
 
-def _save(place: Path, key: str, pixels: Pixels) -> bool:
+def _save(place: Path, key: str, pixels: Pixels) -> None:
     aside = place.with_suffix(f".{os.getpid()}.tmp")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"key": key, "pixels": tuple(pixels)}, aside)
         os.replace(aside, place)
-        return True
     except (OSError, RuntimeError):  # torch reports a full disk as a RuntimeError
-        return False
-    finally:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)

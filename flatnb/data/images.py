@@ -44,7 +44,8 @@ def images(
     of them are the test set, whatever the seed). "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100" and
     "SVHN" are read by torchvision from `root`, and downloaded to it if they are not there (with
     progress and checksums). Any other name takes a `folder` with ``train/<class>/*`` and
-    ``test/<class>/*``; it is decoded once and then read from one file in the cache folder.
+    ``test/<class>/*``; it is decoded once and then read from one file, in `root` if that is given,
+    else in the user's cache folder.
 
     Args:
         name: as tables and records show it. Built-in names may be spelled in any case and with
@@ -66,14 +67,14 @@ def images(
             be downloaded.
     """
     _check(val_fraction, seed, size, folder)
-    place = _root(root)
     if folder is not None:
         _check_own(name)
-        caches = list(dict.fromkeys([place, _user_cache()]))
-        pixels = read_folder(Path(folder).expanduser(), size, caches)
+        # FLATNB_DATA may be shared by many: what is derived from it goes to the user's own cache.
+        cache = _user_cache() if root is None else Path(root).expanduser()
+        pixels = read_folder(Path(folder).expanduser(), size, cache)
     else:
         name = _built_in(name)
-        pixels = _digits() if name == "digits" else _from_torchvision(name, place)
+        pixels = _digits() if name == "digits" else _from_torchvision(name, _root(root))
     train, val = _validation_split(pixels.train_y, val_fraction, seed)
     mean, std = _statistics(pixels.train_x[train])
     return Data(

@@ -145,7 +145,7 @@ def test_wrong_selections_are_refused() -> None:
     ],
 )
 def test_bad_levels_are_refused(levels: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match="levels.*allowed: a tensor of finite levels >= 0"):
+    with pytest.raises(error, match=r"levels.*allowed: a tensor of finite levels >= 0"):
         AdaFlood(levels)
 
 
@@ -157,7 +157,7 @@ def test_bad_settings_of_the_levels_are_refused(name: str, value: object) -> Non
 
 
 def test_bad_losses_and_folds_are_refused() -> None:
-    with pytest.raises(ValueError, match="gamma=1.1; allowed.* <= 1"):
+    with pytest.raises(ValueError, match=r"gamma=1\.1; allowed.* <= 1"):
         adaflood_levels(torch.ones(3), gamma=1.1)
     with pytest.raises(ValueError, match="negative or not finite"):
         adaflood_levels(torch.tensor([1.0, -1.0]))

@@ -123,13 +123,11 @@ def test_warmup_of_one_value_a_member() -> None:
 
 @pytest.mark.parametrize("name", ["r", "alpha"])
 @pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_hyperparameters_are_refused(
-    name: str, value: object, error: type[Exception]
-) -> None:
+def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
         GNP(**{"r": 0.1, "alpha": 0.5, name: value})
     for warmup in (LinearWarmup, ZeroWarmup):
-        with pytest.raises(error, match="value.*allowed: a finite number >= 0"):
+        with pytest.raises(error, match=r"value.*allowed: a finite number >= 0"):
             warmup(value, 3)
 
 

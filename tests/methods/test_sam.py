@@ -87,8 +87,8 @@ def test_asam_does_not_see_the_scale_of_layers() -> None:
         ).double()
         with torch.no_grad():
             for layer, factor in ((problem.model[0], c), (problem.model[2], 1 / c)):
-                shape = layer.weight.shape
-                layer.weight.copy_(factor * torch.linspace(-1, 1, shape.numel()).view(shape).sin())
+                values = torch.linspace(-1, 1, layer.weight.numel(), dtype=torch.float64).sin()
+                layer.weight.copy_(factor * values.view(layer.weight.shape))
         return problem
 
     a, b = (oracle.made_by(ASAM(0.5, eta=0.0), problem(c)) for c in (1.0, 5.0))
@@ -97,7 +97,7 @@ def test_asam_does_not_see_the_scale_of_layers() -> None:
     assert oracle.differ(b, {"0.weight": a["0.weight"] / 5, "2.weight": 5 * a["2.weight"]})
 
 
-def test_the_norm_is_over_all_tensors_and_in_float64() -> None:
+def test_the_norm_is_over_all_tensors_and_keeps_its_digits() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -111,7 +111,8 @@ def test_the_norm_is_over_all_tensors_and_in_float64() -> None:
         return (0.1 * model.big.sum() + 3 * model.small.sum()).reshape(1)
 
     SAM(1.0).backward(model, closure)
-    assert float(at[1].double().norm()) == pytest.approx(1.0, abs=2e-7)
+    # Equal entries are the worst case; a float32 norm is off by 9e-4 here.
+    assert float(at[1].double().norm()) == pytest.approx(1.0, abs=1e-5)
     assert float(at[1][-1] / at[1][0]) == pytest.approx(30.0, rel=1e-6)
 
 
@@ -166,7 +167,7 @@ def test_values_of_another_ensemble_are_refused(name: str, make: Callable) -> No
 def test_odd_switches_and_seeds_are_refused() -> None:
     with pytest.raises(TypeError, match="all_tensors=1; allowed: True or False"):
         ASAM(0.1, all_tensors=1)
-    with pytest.raises(TypeError, match="seed=0.5"):
+    with pytest.raises(TypeError, match=r"seed=0\.5"):
         RSAM(seed=0.5)
     with pytest.raises(ValueError, match="seed=-1"):
         RSAM(seed=-1)

@@ -33,7 +33,9 @@ def test_weights_are_phi(sigma: float) -> None:
 def test_objective_is_the_formula(sigma: float) -> None:
     losses = torch.linspace(0, 3, 7, dtype=torch.float64)
     mean = rho((losses - THETA) / sigma).mean()
-    assert float(SoftAD(THETA, sigma).objective(losses)) == pytest.approx(float(THETA + sigma * mean))
+    assert float(SoftAD(THETA, sigma).objective(losses)) == pytest.approx(
+        float(THETA + sigma * mean)
+    )
     code = SoftAD(THETA, sigma, code_form=True).objective(losses)
     assert float(code) == pytest.approx(float(THETA + sigma**2 * mean))
 

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatnb.curvature.krylov import combine, factor, gram, norm, sweep
+from flatnb.curvature.krylov import combine, factor, gram, polish, sweep
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
+
+_SMALL = 1000  # up to this dimension products are so cheap that multiplicities are looked for
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -55,7 +57,7 @@ def top_eigenvalues(
     *,
     smallest: int = 0,
     tol: float | None = None,
-    block: int = 1,
+    block: int | None = None,
     max_products: int = 2000,
     seed: int = 0,
     progress: ProgressCallback | None = None,
@@ -68,13 +70,14 @@ def top_eigenvalues(
     for 2 (k + smallest) + 20.
 
     Args:
-        operator: Anything with `size`, `dtype`, `device`, `rows(vectors)`, `start()`,
-            `require(nbytes, purpose)` and `memory_bytes`, such as `HessianOperator`.
+        operator: Anything with `size`, `dtype`, `device`, `rows(vectors)`, `products`,
+            `require(nbytes, purpose)`, `memory_bytes` and `graph_bytes`: a `HessianOperator`.
         k: How many of the largest.
         smallest: How many of the lowest, listed after them.
         tol: Relative error wanted; None takes 1e-6 in float32 and 1e-10 in float64.
-        block: Vectors multiplied at once. A single start vector sees an eigenvalue of multiplicity
-            r once (exact symmetries of a net have such); a block of r sees all of it.
+        block: Vectors multiplied at once. From a single start vector an eigenvalue of multiplicity
+            r is seen once (a linear regression on several outputs has such, exactly); a block of
+            r sees all of it. None takes 1, and k + smallest where `size` is at most 1,000.
         max_products: Give up, with a warning and `converged=False`, after so many.
         seed: Of the random part of the start vector.
         progress: Called with a line of text after every block; None writes to a terminal only.
@@ -84,6 +87,8 @@ def top_eigenvalues(
         MemoryError: The basis does not fit into `operator.memory_bytes`; before any product.
     """
     wanted = _check(operator.size, k, smallest, block)
+    if block is None:
+        block = wanted if operator.size <= _SMALL else 1
     tol = tol or (1e-10 if operator.dtype == torch.float64 else 1e-6)
     began, products = time.perf_counter(), operator.products
     capacity = _capacity(operator, wanted, block)
@@ -149,7 +154,7 @@ class _Lanczos:
         self._generator = torch.Generator().manual_seed(seed)
         self._coupled = self._block = self.size = 0  # rows: coupled to the block, block, all
         self._steps = 0
-        self._next = self._start(block)
+        self._next = self._random(block)
 
     def step(self, keep: tuple[int, int]) -> None:
         """Take in the next block, multiply it, and prepare the one after."""
@@ -164,6 +169,10 @@ class _Lanczos:
         new -= combine(self.projected[known, rows], self.basis[known])
         sweep(new, self.basis[: self.size])
         self.coupling, self._next = factor(new, self._floor())
+        if len(self._next) and self._shortest() < 1e-2:
+            # Little is left of the product, much of it rounding: orthogonalise once more.
+            sweep(self._next, self.basis[: self.size])
+            self._next = combine(polish(self._next), self._next)
         if self.size == self.operator.size:  # the whole space: nothing can be left
             self.coupling, self._next = self.coupling[:, :0], self._next[:0]
         elif not len(self._next):
@@ -220,21 +229,14 @@ class _Lanczos:
         self._coupled = self._block = 0
         self.size = len(kept)
 
+    def _shortest(self) -> float:
+        """Length of the weakest new direction beside the operator's size."""
+        lengths = torch.linalg.svdvals(self.coupling)
+        return float(lengths.min() / self.projected.diagonal().abs().max())
+
     def _floor(self) -> float:
         """Length below which a new direction is rounding of the products."""
         return 100 * self.eps * max(float(self.projected.diagonal().abs().max()), 1e-30)
-
-    def _start(self, block: int) -> Tensor:
-        """The gradient, which lies mostly in the top eigenspace, beside a random vector.
-
-        Gur-Ari, Roberts and Dyer 2018; saves products. The random part sees what it does not.
-        """
-        start = self._random(block)
-        gradient = self.operator.start()
-        length = norm(gradient)
-        if length > 0:
-            start[0] += gradient / length.to(gradient.dtype)
-        return factor(start, 0.0)[1]
 
     def _random(self, count: int) -> Tensor:
         draw = torch.randn(count, self.operator.size, generator=self._generator)
@@ -246,14 +248,14 @@ class _Lanczos:
         return rows
 
 
-def _check(size: int, k: int, smallest: int, block: int) -> int:
-    for name, value, least in (("k", k, 1), ("smallest", smallest, 0), ("block", block, 1)):
+def _check(size: int, k: int, smallest: int, block: int | None) -> int:
+    for name, value, least in (("k", k, 1), ("smallest", smallest, 0), ("block", block or 1, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if k + smallest > size:
         asked = f"k={k}" + (f" and smallest={smallest}" if smallest else "")
         raise ValueError(f"{asked}: the matrix has only {size} eigenvalues")
-    if block > size:
+    if block is not None and block > size:
         raise ValueError(f"block={block} is larger than the dimension {size}")
     return k + smallest
 

@@ -40,14 +40,26 @@ def factor(vectors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 
     Returns C (len(W), r) in float64 on the CPU, and Q (r, size).
     """
-    squares, rotation = torch.linalg.eigh(gram(vectors, vectors))
-    kept = squares > floor**2
-    lengths, rotation = squares[kept].sqrt(), rotation[:, kept]
-    basis = combine(rotation / lengths, vectors)
-    if len(basis) > 1:  # the Gram matrix squares the condition: once more for the rounding
-        basis = combine(torch.linalg.inv(torch.linalg.cholesky(gram(basis, basis))).mT, basis)
-        return gram(vectors, basis), basis
-    return rotation * lengths, basis
+    found, rest = vectors[:0], vectors
+    while True:
+        squares, rotation = torch.linalg.eigh(gram(rest, rest))
+        # The Gram matrix tells lengths apart over half the digits only: the longest ones first.
+        kept = squares > max(floor**2, 1e-10 * float(squares[-1]))
+        basis = combine(rotation[:, kept] / squares[kept].sqrt(), rest)
+        if len(vectors) == 1:
+            return rotation[:, kept] * squares[kept].sqrt(), basis
+        if len(basis):
+            if len(found):
+                sweep(basis, found)
+            found = torch.cat([found, combine(polish(basis), basis)])
+        if kept.all() or not kept.any():
+            return gram(vectors, found), found
+        rest = rest - combine(gram(found, rest), found)
+
+
+def polish(rows: Tensor) -> Tensor:
+    """Coefficients that make nearly orthonormal rows orthonormal, to go into `combine`."""
+    return torch.linalg.inv(torch.linalg.cholesky(gram(rows, rows))).mT
 
 
 def combine(coefficients: Tensor, rows: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ to and training on does not change what is measured.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -136,15 +137,41 @@ class Objective:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Model in the wanted mode and exact arithmetic inside; everything as it was after."""
+        """Model in the wanted mode, exact arithmetic, kernels that can be differentiated twice.
+
+        Attention goes through the math backend and compiled functions run eagerly, because fused
+        kernels have no double backward. Everything is as it was afterwards.
+        """
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             self.model.train(self.train)
-            with _exact_arithmetic(self.model, self.device):
+            eager = torch.compiler.set_stance("force_eager")
+            with self.arithmetic(), sdpa_kernel(SDPBackend.MATH), eager:
                 yield
         finally:
             for module, mode in modes:
                 module.training = mode
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """No autocast, no TF32: for backward passes too, which need no more than this."""
+        with torch.autocast(self.device.type, enabled=False):
+            if self.device.type != "cuda":
+                yield
+                return
+            precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+            recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
+            torch.set_float32_matmul_precision("highest")
+            try:
+                with cudnn.flags(
+                    enabled=cudnn.enabled and not recurrent,  # its RNNs have no double backward
+                    benchmark=cudnn.benchmark,
+                    deterministic=cudnn.deterministic,
+                    allow_tf32=False,
+                ):
+                    yield
+            finally:
+                torch.set_float32_matmul_precision(precision)
 
     # -- checks --------------------------------------------------------------------------------
 
@@ -194,7 +221,7 @@ class Objective:
                 f"of them, such as x.to({self.dtype})"
             )
 
-    def _check_precision(self, named: dict[str, Tensor]) -> None:
+    def _check_precision(self, named: Mapping[str, Tensor]) -> None:
         found = {p.dtype for p in named.values() if p.is_floating_point()}
         if found - {self.dtype} or self.dtype not in (torch.float32, torch.float64):
             raise ValueError(
@@ -231,7 +258,7 @@ class Objective:
     def _check_mean(self, outputs: Any, y: Any, loss: Tensor) -> None:
         if not (isinstance(outputs, Tensor) and isinstance(y, Tensor)):
             return
-        if outputs.ndim == 0 or y.ndim == 0 or len(outputs) != len(y) or not abs(loss.item()) > 1e-12:
+        if 0 in (outputs.ndim, y.ndim) or len(outputs) != len(y) or abs(loss.item()) < 1e-12:
             return
         with torch.no_grad():
             twice = self.loss_fn(torch.cat([outputs, outputs]), torch.cat([y, y]))
@@ -280,7 +307,7 @@ def check_loss(loss: Any) -> None:
 def _unwrap(model: nn.Module) -> nn.Module:
     while True:
         if hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
+            model = cast(nn.Module, model._orig_mod)
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         else:
@@ -308,25 +335,17 @@ def _select(named: dict[str, nn.Parameter], params: Selection | None) -> dict[st
     return chosen
 
 
-@contextmanager
-def _exact_arithmetic(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32, kernels that can be differentiated twice, no compiled graphs."""
-    precision = torch.get_float32_matmul_precision()
-    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if device.type == "cuda":
-            stack.callback(torch.set_float32_matmul_precision, precision)
-            torch.set_float32_matmul_precision("highest")
-            cudnn = torch.backends.cudnn
-            stack.enter_context(
-                cudnn.flags(
-                    enabled=cudnn.enabled and not recurrent,  # cuDNN's RNNs: no double backward
-                    benchmark=cudnn.benchmark,
-                    deterministic=cudnn.deterministic,
-                    allow_tf32=False,
-                )
-            )
-        yield
+def is_softmax_cross_entropy(loss_fn: LossFunction, outputs: Any, y: Any) -> bool:
+    """Whether the loss is the mean softmax cross-entropy of logits (n, C) at labels (n,).
+
+    Its Hessian in the logits is then (1/n) (diag(p) - p p') an example, whatever the label.
+    """
+    if isinstance(loss_fn, nn.CrossEntropyLoss):
+        plain = loss_fn.weight is None and loss_fn.reduction == "mean"
+        ignored = loss_fn.ignore_index
+    else:
+        plain, ignored = loss_fn is F.cross_entropy, -100
+    if not (plain and isinstance(outputs, Tensor) and isinstance(y, Tensor)):
+        return False
+    labels = outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
+    return labels and not bool((y == ignored).any())

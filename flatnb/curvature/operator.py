@@ -61,7 +61,8 @@ class HessianOperator:
     Attributes:
         products: Products made so far, each vector counted.
         names: The parameters, in order; `as_dict(v)` gives a vector by name.
-        graph_bytes: Estimated memory of the kept graph.
+        graph_bytes: Estimated memory of the graph kept, or of the largest piece made in passing.
+        example_bytes: Estimated memory of the graph of one example.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class HessianOperator:
         )
         self.shape = (self.size, self.size)
         self.products = 0
-        self.graph_bytes = 0
+        self.graph_bytes = self.example_bytes = 0
         self._reserved = 0
         self._batched: bool | None = None  # not measured yet
         self._build()
@@ -131,16 +132,6 @@ class HessianOperator:
         """Gradient (size,) of the mean loss."""
         return self.objective.gradient()[1]
 
-    def start(self) -> Tensor:
-        """The gradient at no cost where its graph is kept, else of the first chunk."""
-        if self._slope is None:
-            chunk = self.objective.chunks[0]
-            with torch.enable_grad(), self.objective.evaluating():
-                loss = self.objective.chunk_loss(chunk, self.objective.params)
-                grads = torch.autograd.grad(loss, self.objective.params, allow_unused=True)
-            self._slope = flatten(grads, self.objective.params)
-        return self._slope
-
     def dense(self) -> Tensor:
         """The matrix (size, size), by one product a column: for small nets and tests."""
         matrix = self.rows(torch.eye(self.size, dtype=self.dtype, device=self.device))
@@ -172,11 +163,12 @@ class HessianOperator:
 
     def _apply(self, v: Tensor, batched: bool) -> Tensor:
         objective = self.objective
-        total = torch.zeros_like(v)
         pieces = objective.split(v)
+        if self._kept is not None:
+            with objective.arithmetic():
+                return _join(self._kept(pieces, batched), pieces, batched)
+        total = torch.zeros_like(v)
         with torch.enable_grad(), objective.evaluating():
-            if self._kept is not None:
-                total = _join(self._kept(pieces, batched), pieces, batched)
             for chunk in self._passing:
                 total += _join(self._linearise([chunk])(pieces, batched), pieces, batched)
         return total
@@ -222,7 +214,6 @@ class HessianOperator:
         loss = torch.stack(losses).sum()
         check_loss(loss)
         grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-        self._slope = flatten(grads, params)
         # A gradient that does not depend on any parameter contributes nothing to the Hessian.
         live = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
         outputs = [grads[i] for i in live]
@@ -247,7 +238,7 @@ class HessianOperator:
         self._passing: list[Chunk] = []
         room = self.memory_bytes - self._reserved
         sizes = [self._estimate(chunk) for chunk in self.objective.chunks]
-        self._slope: Tensor | None = None
+        self.example_bytes = math.ceil(sum(sizes) / self.objective.examples)
         if sum(sizes) <= room:
             kept, self.graph_bytes, self._widest = self.objective.chunks, sum(sizes), sum(sizes)
         else:

@@ -188,7 +188,7 @@ def build(stage: Path, pages: Path) -> bool:
     faults = page_faults(built) if built.is_dir() else []
     if done.returncode or faults:
         output = done.stderr if "WARNING" in done.stderr else done.stdout + done.stderr
-        print(output if done.returncode else "", *faults, sep="\n", file=sys.stderr)
+        print(notebook.plain(output) if done.returncode else "", *faults, sep="\n", file=sys.stderr)
         print(f"flatnb: the book has faults; the pages as they are: {built}", file=sys.stderr)
         return False
     (built / ".stage").write_text(wanted)
@@ -227,14 +227,15 @@ def page_faults(pages: Path) -> list[str]:
     """What no warning tells: pages that show a traceback or need a file that is not there."""
     faults = []
     for page in sorted(pages.rglob("*.html")):
+        name = page.relative_to(pages)
+        if name.parts[0] == "_static":  # templates that the theme leaves there
+            continue
         sources = _Sources()
         sources.feed(page.read_text(encoding="utf-8"))
-        name = page.relative_to(pages)
         if sources.traceback:
             faults.append(f"{name}: shows a traceback")
         for url in sources.needed:
             path = urlsplit(url).path
-            # Search and index pages link themselves under names that only a server knows.
             local = not urlsplit(url).scheme and not url.startswith("//") and path
             if local and not (page.parent / unquote(path)).exists():
                 faults.append(f"{name}: {url} is missing")

@@ -40,8 +40,8 @@ PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn", "pandas",
             "scipy", "papermill")  # fmt: skip
 
-# The first code cell of every notebook. The clone is not named flatnb: beside it, `import flatnb`
-# would find that folder, as a namespace package without a file, before the package inside it.
+# The first code cell of every notebook, here without an address. The clone is not named flatnb:
+# beside it, `import flatnb` would find that folder, as a namespace package, and not the one inside.
 BOOTSTRAP = """\
 import os
 import subprocess
@@ -49,8 +49,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-REPOSITORY = "{repository}"  # this line and the next are written by `flatnb address`
-REVISION = "{revision}"
+REPOSITORY = ""  # this line and the next are written by `flatnb address`
+REVISION = "main"
 clone, package = Path("flatnb-clone"), Path("../flatnb/__init__.py")
 if not (getattr(find_spec("flatnb"), "origin", None) or clone.exists() or package.exists()):
     if not REPOSITORY:
@@ -99,7 +99,8 @@ def about(revision: str) -> str:
 
 def bootstrap(repository: str = "", revision: str = "main") -> str:
     """The text of the first code cell, for a repository's address ("" while there is none)."""
-    return BOOTSTRAP.format(repository=repository, revision=revision)
+    text = BOOTSTRAP.replace('REPOSITORY = ""', f'REPOSITORY = "{repository}"')
+    return text.replace('REVISION = "main"', f'REVISION = "{revision}"')
 
 
 # --- a notebook's parameters ---------------------------------------------------------------------
@@ -329,7 +330,6 @@ class _Worker:
     def _environment(self) -> dict[str, str]:
         private = {
             "JUPYTER_PATH": str(self.folder),  # where kernels are looked up first
-            "JUPYTER_RUNTIME_DIR": str(self.folder),
             "IPYTHONDIR": str(self.folder / "ipython"),  # the user's start-up files stay out
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # Agg would show no figure
             "OMP_NUM_THREADS": str(self.threads),
@@ -410,6 +410,11 @@ class _Worker:
 
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def plain(text: str) -> str:
+    """Text without a terminal's colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
 def write(path: Path, text: str) -> None:
@@ -594,14 +599,14 @@ def _work(folder: Path) -> None:
 
     os.chdir(folder)  # papermill formats paths like strings: these names have no braces
     job = json.loads(Path("job.json").read_text())
-    options: dict[str, Any] = {}
+    config = NotebookClient(nbformat.v4.new_notebook()).config
+    config.KernelManager.connection_file = str(folder / "connection.json")
     socket = str(folder / "socket")
     if len(socket) < 90:  # the longest name of a Unix socket is a little over 100 bytes
         # Sockets of its own: free TCP ports are raced for when several kernels start, and so is
         # the one fixed name that jupyter_client gives ipc sockets.
-        options["config"] = NotebookClient(nbformat.v4.new_notebook()).config
-        options["config"].KernelManager.transport = "ipc"
-        options["config"].KernelManager.ip = socket
+        config.KernelManager.transport = "ipc"
+        config.KernelManager.ip = socket
     tags = [cell["metadata"].get("tags", ()) for cell in read(Path("source.ipynb"))["cells"]]
     added = next(i for i, names in enumerate(tags) if "parameters" in names) + 1
 
@@ -615,11 +620,11 @@ def _work(folder: Path) -> None:
     try:
         papermill.execute_notebook(
             "source.ipynb", "executed.ipynb", job["parameters"], kernel_name="python3",
-            language="python", progress_bar=False, cwd=job["cwd"], on_cell_start=note, **options,
+            language="python", progress_bar=False, cwd=job["cwd"], on_cell_start=note,
+            config=config,
         )  # fmt: skip
     except papermill.PapermillExecutionError as failure:
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(failure.traceback))
-        tail = "\n".join(plain.splitlines()[-20:])
+        tail = "\n".join(plain("\n".join(failure.traceback)).splitlines()[-20:])
         what = f"{failure.ename}: {failure.evalue}"
         error = f"cell {number(failure.cell_index)} failed: {what}\n{tail}"
     except Exception as failure:

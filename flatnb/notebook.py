@@ -384,7 +384,11 @@ class _Worker:
         try:
             self._file()
         except OSError as error:
-            raise UserError(f"cannot write {self.result.output}: {error.strerror}") from None
+            kept = Path(tempfile.mkdtemp(prefix="flatnb-kept-")) / self.result.output.name
+            shutil.copyfile(self.folder / "executed.ipynb", kept)
+            raise UserError(
+                f"cannot write {self.result.output}: {error.strerror}; the executed copy is {kept}"
+            ) from None
         return True
 
     def _file(self) -> None:
@@ -519,7 +523,8 @@ class _Progress:
         if self.live:
             running = [f"{w.result.source.name} cell {w.cell()} {w.seconds:.0f} s" for w in workers]
             text = f"[{self.done}/{self.total}] {', '.join(running)}"
-            print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
+            text = text[: shutil.get_terminal_size().columns - 1] if workers else ""
+            print(f"\r\x1b[K{text}", end="", flush=True)
 
 
 def run(

@@ -4,7 +4,27 @@ from flatnb.curvature.density import SpectralDensity, spectral_density
 from flatnb.curvature.diagonal import Diagonal, diagonal
 from flatnb.curvature.eigen import Eigenpairs, top_eigenvalues
 from flatnb.curvature.gauss_newton import gauss_newton_trace
+from flatnb.curvature.landscape import (
+    Slice,
+    between,
+    filter_normalised,
+    line,
+    plane,
+    random_direction,
+)
+from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
+from flatnb.curvature.relative_flatness import (
+    RelativeFlatness,
+    relative_flatness,
+    relative_flatness_by_layer,
+)
+from flatnb.curvature.sharpness import (
+    Sharpness,
+    average_sharpness,
+    sam_sharpness,
+    worst_sharpness,
+)
 from flatnb.curvature.trace import Trace, trace
 
 __all__ = [
@@ -12,11 +32,25 @@ __all__ = [
     "Eigenpairs",
     "GaussNewtonOperator",
     "HessianOperator",
+    "Objective",
+    "RelativeFlatness",
+    "Sharpness",
+    "Slice",
     "SpectralDensity",
     "Trace",
+    "average_sharpness",
+    "between",
     "diagonal",
+    "filter_normalised",
     "gauss_newton_trace",
+    "line",
+    "plane",
+    "random_direction",
+    "relative_flatness",
+    "relative_flatness_by_layer",
+    "sam_sharpness",
     "spectral_density",
     "top_eigenvalues",
     "trace",
+    "worst_sharpness",
 ]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -60,7 +60,7 @@ class Objective:
         *,
         train: bool = False,
     ) -> None:
-        self.model = _unwrap(model)
+        self.model = unwrap(model)
         self.loss_fn = loss_fn
         self.train = train
         named = dict(self.model.named_parameters())
@@ -98,23 +98,49 @@ class Objective:
 
     # -- values --------------------------------------------------------------------------------
 
-    def outputs(self, x: Tensor, params: Sequence[Tensor]) -> Any:
+    def outputs(
+        self, x: Tensor, params: Sequence[Tensor], buffers: dict[str, Tensor] | None = None
+    ) -> Any:
         """Model outputs at `params`; to be called inside `evaluating()`."""
         state = dict(zip(self.names, params, strict=True))
         # Fresh copies: in train mode a forward pass writes to its running statistics.
-        buffers = {name: value.clone() for name, value in self._buffers.items()}
-        return functional_call(self.model, {**self._fixed, **buffers, **state}, (x,))
+        buffers = self._buffers if buffers is None else buffers
+        copies = {name: value.clone() for name, value in buffers.items()}
+        return functional_call(self.model, {**self._fixed, **copies, **state}, (x,))
 
     def chunk_loss(self, chunk: Chunk, params: Sequence[Tensor]) -> Tensor:
         """weight * loss of one chunk, with its graph; to be called inside `evaluating()`."""
         x, y = self.move(chunk.x), self.move(chunk.y)
         return chunk.weight * self.loss_fn(self.outputs(x, params), y)
 
-    def loss(self, vector: Tensor | None = None) -> float:
+    def loss(
+        self, vector: Tensor | None = None, buffers: dict[str, Tensor] | None = None
+    ) -> float:
         """L(w), summed over the batches in float64."""
-        params = self.params if vector is None else self.split(vector)
+        params, total = self.params if vector is None else self.split(vector), 0.0
         with torch.no_grad(), self.evaluating():
-            return sum(self.chunk_loss(chunk, params).double().item() for chunk in self.chunks)
+            for chunk in self.chunks:
+                outputs = self.outputs(self.move(chunk.x), params, buffers)
+                total += chunk.weight * self.loss_fn(outputs, self.move(chunk.y)).double().item()
+        return total
+
+    def losses(self, vectors: Tensor) -> Tensor:
+        """L at the rows of (k, size), all in one go: (k,) in float64 on the CPU."""
+        if len(vectors) == 1:
+            return torch.tensor([self.loss(vectors[0])], dtype=torch.float64)
+        total = torch.zeros(len(vectors), dtype=torch.float64)
+        with torch.no_grad(), self.evaluating():
+            for chunk in self.chunks:
+                each = vmap(lambda w, chunk=chunk: self.chunk_loss(chunk, self.split(w)))(vectors)
+                total += each.double().cpu()
+        return total
+
+    def mixed_buffers(self, other: Objective, t: float) -> dict[str, Tensor]:
+        """(1 - t) buffers + t those of `other`, where they are real numbers."""
+        return {
+            name: torch.lerp(mine, other._buffers[name], t) if mine.is_floating_point() else mine
+            for name, mine in self._buffers.items()
+        }
 
     def gradient(self, vector: Tensor | None = None) -> tuple[float, Tensor]:
         """L(w) and its gradient (size,)."""
@@ -177,7 +203,7 @@ class Objective:
 
     def check_separable(self) -> None:
         """Refuse a loss that is no plain mean over examples, where a batch has to be cut."""
-        x, y = self._sample()
+        x, y = self.sample()
         with torch.no_grad(), self.evaluating():
             outputs = self.outputs(x, self.params)
             whole = self.loss_fn(outputs, y).double()
@@ -191,7 +217,7 @@ class Objective:
                 "plain mean over examples. Give batches that fit the memory, or more memory_bytes."
             )
 
-    def _sample(self) -> tuple[Tensor, Any]:
+    def sample(self) -> tuple[Tensor, Any]:
         """The first batch, or (eval mode) its first examples."""
         x, y, _ = self.chunks[0]
         if not self.train and isinstance(y, Tensor) and y.ndim and len(y) == len(x):
@@ -236,7 +262,7 @@ class Objective:
 
     def _try_out(self) -> None:
         """One pass over few examples, twice: is the loss a finite scalar mean, and repeatable?"""
-        x, y = self._sample()
+        x, y = self.sample()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.enable_grad(), self.evaluating(), torch.random.fork_rng(devices):
             outputs = self.outputs(x, self.params)
@@ -304,7 +330,7 @@ def check_loss(loss: Any) -> None:
         )
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if hasattr(model, "_orig_mod"):  # torch.compile
             model = cast(nn.Module, model._orig_mod)

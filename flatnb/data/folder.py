@@ -165,7 +165,9 @@ def _decode(path: str, size: int | None) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"it has mode {image.mode}; allowed: 8 bits a channel")
-            pixels = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+            kind = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            image.load()
+            pixels = image if image.mode == kind else image.convert(kind)
     except Exception as error:  # each format's reader fails in its own way on a broken file
         raise ValueError(
             f"{path} cannot be read as an image ({error}); mend or remove it"

@@ -205,11 +205,12 @@ def _state(stage: Path) -> str:
 
 
 class _Sources(html.parser.HTMLParser):
-    """The files a page needs, and whether it shows a traceback."""
+    """The files a page needs, its images without alternative text, any traceback it shows."""
 
     def __init__(self) -> None:
         super().__init__()
         self.needed: list[str] = []
+        self.mute: list[str] = []
         self.traceback = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -217,6 +218,9 @@ class _Sources(html.parser.HTMLParser):
         name = "href" if tag == "link" else "src"
         if tag in {"img", "script", "link", "source"} and values.get(name):
             self.needed.append(values[name] or "")
+        # For a figure without one, myst-nb takes the file's name.
+        if tag == "img" and values.get("alt") in {None, values.get("src")}:
+            self.mute.append(values.get("src") or "")
         self.traceback |= "traceback" in (values.get("class") or "").split()
 
     def handle_data(self, data: str) -> None:
@@ -224,7 +228,7 @@ class _Sources(html.parser.HTMLParser):
 
 
 def page_faults(pages: Path) -> list[str]:
-    """What no warning tells: pages that show a traceback or need a file that is not there."""
+    """What no warning tells: tracebacks, files that are not there, images without words."""
     faults = []
     for page in sorted(pages.rglob("*.html")):
         name = page.relative_to(pages)
@@ -239,6 +243,7 @@ def page_faults(pages: Path) -> list[str]:
             local = not urlsplit(url).scheme and not url.startswith("//") and path
             if local and not (page.parent / unquote(path)).exists():
                 faults.append(f"{name}: {url} is missing")
+        faults += [f"{name}: {url} has no alternative text" for url in sources.mute]
     return faults
 
 

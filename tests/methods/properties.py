@@ -33,10 +33,11 @@ def identical(a: Iterable[Tensor | None], b: Iterable[Tensor | None]) -> bool:
     )
 
 
+@torch.no_grad()
 def assert_close(a: Iterable[Tensor | None], b: Iterable[Tensor | None], tol: float) -> None:
     """Equal to `tol`, relative to the largest entry of all."""
     a, b = list(a), list(b)
-    size = max([float(t.to_dense().abs().max()) for t in b if t is not None], default=0.0)
+    size = max([float(t.detach().to_dense().abs().max()) for t in b if t is not None], default=0.0)
     for s, t in zip(a, b, strict=True):
         assert (s is None) == (t is None)
         if s is not None and t is not None:

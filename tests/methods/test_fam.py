@@ -281,15 +281,8 @@ def test_attached_too_late_is_noticed() -> None:
     run = Problem(compiled, p.x, p.y)
     ERM().backward(compiled, run)
     method.attach(compiled)
-    try:
+    with pytest.raises(ValueError, match=r"before torch\.compile\(model\)"):
         method.backward(compiled, run)
-    except ValueError as error:
-        assert "before torch.compile(model)" in str(error)
-    else:  # a later PyTorch that notices the hooks is as good
-        eager = inputs.plain()
-        FAM(1.0).backward(eager.model, eager)
-        ERM().backward(eager.model, eager)
-        assert_close(p.grads, eager.grads, 1e-5)
     torch.compiler.reset()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class Problem:
         """The same net with `steps` other batches."""
         draw = torch.Generator().manual_seed(3)
         return [
-            Problem(self.model, torch.randn(self.x.shape, generator=draw).to(self.x), self.y)
+            replace(self, x=torch.randn(self.x.shape, generator=draw).to(self.x))
             for _ in range(steps)
         ]
 

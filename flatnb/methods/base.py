@@ -267,8 +267,7 @@ class Step:
         """
         with torch.no_grad():
             if self._copies is None:
-                self._copies = empty_like(self.params)
-                torch._foreach_copy_(self._copies, self.params)
+                self._copies = [p.detach().clone() for p in self.params]
             else:
                 torch._foreach_copy_(self.params, self._copies)
             moved = [(p, o) for p, o in zip(self.params, offsets, strict=True) if o is not None]
@@ -487,27 +486,6 @@ def _square(vector: Tensor, block: int = 1 << 16) -> float:
     if len(vector) <= block:
         return torch.dot(vector, vector).item()
     return sum(torch.dot(b, b).item() for b in vector.split(block))
-
-
-def empty_like(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Uninitialised tensors of the same shapes; on a CPU, those of one dtype in one allocation.
-
-    Middle-sized blocks that come and go every step are given back to the system each time, and
-    faulting their pages in again was measured at ten times the cost of a copy.
-    """
-    made = [torch.empty(0)] * len(tensors)
-    groups: dict[torch.dtype, list[int]] = {}
-    for i, t in enumerate(tensors):
-        if t.device.type == "cpu" and t.is_contiguous():
-            groups.setdefault(t.dtype, []).append(i)
-        else:
-            made[i] = torch.empty_like(t)
-    for dtype, places in groups.items():
-        flat = torch.empty(sum(tensors[i].numel() for i in places), dtype=dtype)
-        parts = flat.split([tensors[i].numel() for i in places])
-        for i, part in zip(places, parts, strict=True):
-            made[i] = part.view(tensors[i].shape)
-    return made
 
 
 def add_scaled_(tensors: list[Tensor], offsets: list[Tensor], factor: Real) -> None:

@@ -40,7 +40,7 @@ def uniform(out: Tensor, generator: torch.Generator) -> None:
 
 def rademacher(out: Tensor, generator: torch.Generator) -> None:
     """-1 or 1 with equal probability."""
-    out.bernoulli_(0.5, generator=generator).mul_(2.0).sub_(1.0)
+    out.uniform_(-1.0, 1.0, generator=generator).ge_(0.0).mul_(2.0).sub_(1.0)
 
 
 class Stream:

@@ -249,7 +249,9 @@ class _Lanczos:
 
 
 def _check(size: int, k: int, smallest: int, block: int | None) -> int:
-    for name, value, least in (("k", k, 1), ("smallest", smallest, 0), ("block", block or 1, 1)):
+    numbers = [("k", k, 1), ("smallest", smallest, 0)]
+    numbers += [] if block is None else [("block", block, 1)]
+    for name, value, least in numbers:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if k + smallest > size:

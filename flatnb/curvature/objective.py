@@ -10,8 +10,9 @@ to and training on does not change what is measured.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -171,8 +172,7 @@ class Objective:
         modes = [(module, module.training) for module in self.model.modules()]
         try:
             self.model.train(self.train)
-            eager = torch.compiler.set_stance("force_eager")
-            with self.arithmetic(), sdpa_kernel(SDPBackend.MATH), eager:
+            with self.arithmetic(), sdpa_kernel(SDPBackend.MATH), _eager():
                 yield
         finally:
             for module, mode in modes:
@@ -328,6 +328,12 @@ def check_loss(loss: Any) -> None:
             f"the loss is {loss.item()}: curvature is not defined there. Look for overflowing "
             "weights or for inf and nan in the data."
         )
+
+
+def _eager() -> AbstractContextManager[Any]:
+    # Importing the compiler takes seconds; where nobody has, nothing is compiled.
+    compiling = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -83,7 +83,7 @@ def _join(node: Any, sets: list[int]) -> int:
         return union
     if name in _PRODUCTS and not getattr(node, "_saved_training", False):
         left, right = _PRODUCTS[name]
-        if not sets[left] & sets[right]:
+        if len(sets) <= right or not sets[left] & sets[right]:  # one input: times a constant
             return union
         raise ValueError(
             _REFUSED.format(f"both factors of {name} depend on the same parameter (tied weights?)")

@@ -81,8 +81,8 @@ def worst_sharpness(
 
     Steps go along the normalised gradient in the coordinates eps / T, with lengths falling from
     rho, and back into the ball. The highest loss seen is returned: a lower bound of the
-    maximum, never below `sam_sharpness`. Where the gradient is zero the first step is random (if steps > 1).
-    Cost: steps gradients, two losses.
+    maximum, never below `sam_sharpness`. Where the gradient is zero the first step is random (if
+    steps > 1). Cost: steps gradients, two losses.
 
     Raises:
         ValueError: rho or steps not positive; what `Objective` raises.

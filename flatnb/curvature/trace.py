@@ -26,7 +26,7 @@ from flatnb.curvature.krylov import rademacher, sweep
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 
-_ROUND = 8  # probes multiplied in one go once the least number is done
+_ROUND = 8  # probes held in memory at once
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -64,7 +64,7 @@ def trace(
     *,
     relative: float | None = None,
     deflate: Eigenpairs | None = None,
-    min_probes: int = 20,
+    min_probes: int = 30,
     max_probes: int = 1000,
     seed: int = 0,
     progress: ProgressCallback | None = None,
@@ -100,7 +100,9 @@ def trace(
     with Progress(progress) as say:
         sampler.draw(min_probes)
         while not sampler.within(stderr, relative) and len(sampler.values) < max_probes:
-            sampler.draw(min(_ROUND, max_probes - len(sampler.values)))
+            # A quarter more each time: looking at every probe would stop too early too often.
+            more = 1 + len(sampler.values) // 4
+            sampler.draw(min(more, max_probes - len(sampler.values)))
             say(f"trace: {len(sampler.values)} probes, {sampler.mean:.5g} ± {sampler.stderr:.2g}")
     if not sampler.within(stderr, relative):
         warnings.warn(

@@ -1,0 +1,113 @@
+"""Slices: right losses at the right places."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from cases import CASES, Case
+from torch import nn
+
+from flatnb.curvature import (
+    HessianOperator,
+    Objective,
+    between,
+    filter_normalised,
+    line,
+    plane,
+    random_direction,
+    top_eigenvalues,
+)
+
+
+def objective(case: Case) -> Objective:
+    return Objective(case.model, case.loss, case.batches)
+
+
+def test_filters_have_the_norms_of_the_net(case: Case):
+    space = objective(case)
+    direction = space.as_dict(random_direction(space))
+    for name, p in case.model.named_parameters():
+        if p.ndim < 2:
+            assert not direction[name].any()
+        else:
+            wanted = p.detach().flatten(1).norm(dim=1)
+            assert torch.allclose(direction[name].flatten(1).norm(dim=1), wanted)
+
+
+def test_filter_normalised_directions_follow_a_rescaling_of_the_net():
+    case = CASES["perceptron"]
+    other = copy.deepcopy(case.model)
+    with torch.no_grad():
+        other[0].weight.mul_(4.0)
+        other[0].bias.mul_(4.0)
+        other[2].weight.div_(4.0)
+    slices = []
+    for model in (case.model, other):
+        space = Objective(model, case.loss, case.batches)
+        slices.append(line(space, random_direction(space), [-0.5, 0.0, 0.5]).losses)
+    assert torch.allclose(*slices, rtol=1e-9)
+
+
+def test_a_plane_holds_the_losses_of_its_points(case: Case):
+    space = objective(case)
+    a, b = random_direction(space), random_direction(space, seed=1, normalised=False)
+    found = plane(space, a, b, [-0.1, 0.0, 0.2], [0.0, 0.3])
+    assert found.losses.shape == (3, 2) and found.products == 6
+    for i, s in enumerate([-0.1, 0.0, 0.2]):
+        for j, t in enumerate([0.0, 0.3]):
+            exact = space.loss(space.vector + s * a + t * b)
+            assert float(found.losses[i, j]) == pytest.approx(exact, rel=1e-12)
+    together = plane(space, a, b, [-0.1, 0.0, 0.2], [0.0, 0.3], at_once=4)
+    assert torch.allclose(together.losses, found.losses, rtol=1e-10)
+
+
+def test_curvature_of_a_slice_along_an_eigenvector_is_the_eigenvalue():
+    case = CASES["attention"]
+    op = HessianOperator(case.model, case.loss, case.batches)
+    pairs = top_eigenvalues(op, 1)
+    h = 1e-4
+    low, mid, high = line(op.objective, pairs.vectors[:, 0], [-h, 0.0, h]).losses.tolist()
+    assert (low - 2 * mid + high) / h**2 == pytest.approx(float(pairs.values[0]), rel=1e-5)
+
+
+def test_between_two_nets():
+    case = CASES["convolution and BatchNorm"]
+    torch.manual_seed(3)
+    other = case.make().double()
+    path = between(case.model, other, case.loss, case.batches, 5)
+    assert float(path.losses[0]) == pytest.approx(objective(case).loss())
+    end = Objective(other, case.loss, case.batches).loss()
+    assert float(path.losses[-1]) == pytest.approx(end)
+    chord = torch.lerp(path.losses[0], path.losses[-1], path.axes[0])
+    assert path.barrier == pytest.approx(float((path.losses - chord).max()))
+    middle = copy.deepcopy(case.model)
+    mixed = {
+        key: torch.lerp(value, other.state_dict()[key], 0.5)
+        for key, value in case.model.state_dict().items()
+        if value.is_floating_point()
+    }
+    middle.load_state_dict(mixed, strict=False)
+    exact = Objective(middle, case.loss, case.batches).loss()
+    assert float(path.losses[2]) == pytest.approx(exact, rel=1e-12)
+
+
+def test_a_net_and_itself_have_no_barrier():
+    case = CASES["perceptron"]
+    assert between(case.model, case.model, case.loss, case.batches, 3).barrier < 1e-12
+
+
+def test_bad_input():
+    case = CASES["perceptron"]
+    space = objective(case)
+    with pytest.raises(ValueError, match="a direction is a vector"):
+        line(space, torch.zeros(3), [0.0])
+    with pytest.raises(ValueError, match="a direction is a vector"):
+        filter_normalised(space, torch.zeros(3))
+    with pytest.raises(ValueError, match="different parameters"):
+        between(case.model, nn.Linear(5, 3).double(), case.loss, case.batches)
+    with pytest.raises(ValueError, match="at least 2"):
+        between(case.model, case.model, case.loss, case.batches, 1)
+    with pytest.raises(ValueError, match="on a line"):
+        _ = plane(space, space.vector, space.vector, [0.0]).barrier

@@ -1,0 +1,205 @@
+"""Products against dense matrices, and every refusal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Case, dense_hessian, perceptron, real
+from torch import nn
+
+from flatnb.curvature import GaussNewtonOperator, HessianOperator
+
+
+def operator(case: Case, **settings) -> HessianOperator:
+    return HessianOperator(case.model, case.loss, case.batches, **settings)
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tol: float = 1e-12) -> bool:
+    return float((a - b).abs().max()) <= tol * max(1.0, float(b.abs().max()))
+
+
+def test_products_equal_the_dense_hessian(case: Case):
+    op = operator(case)
+    vectors = torch.randn(op.size, 5, dtype=torch.float64, generator=torch.manual_seed(1))
+    assert close(op @ vectors[:, 0], case.hessian @ vectors[:, 0])
+    assert close(op @ vectors, case.hessian @ vectors)
+    assert op.products == 6
+    assert close(op.dense(), case.hessian)
+
+
+def test_batched_products_equal_single_ones(case: Case):
+    for kind in (HessianOperator, GaussNewtonOperator):
+        op = kind(case.model, case.loss, case.batches)
+        vectors = torch.randn(6, op.size, dtype=torch.float64)
+        single = torch.stack([op @ v for v in vectors])
+        for way in (True, False):
+            op._batched = way
+            assert close(op.rows(vectors), single)
+
+
+def test_less_memory_changes_nothing_but_the_graph(case: Case):
+    whole = operator(case)
+    v = torch.randn(whole.size, dtype=torch.float64)
+    for room in (whole.graph_bytes // 2, whole.graph_bytes // 9):
+        op = operator(case, memory_bytes=room)
+        assert op._kept is None and op.graph_bytes <= room
+        assert len(op._passing) >= 3
+        assert close(op @ v, case.hessian @ v)
+        assert close(op @ torch.stack([v, 2 * v], 1), case.hessian @ torch.stack([v, 2 * v], 1))
+
+
+def test_too_little_memory_says_so():
+    with pytest.raises(MemoryError, match="more memory_bytes"):
+        operator(CASES["perceptron"], memory_bytes=100)
+
+
+def test_a_loss_that_is_no_mean_over_examples_is_not_cut():
+    case = CASES["perceptron"]
+
+    def spread(outputs, y):
+        return F.cross_entropy(outputs, y) + outputs.std()
+
+    room = HessianOperator(case.model, spread, case.batches).graph_bytes // 5
+    with pytest.raises(ValueError, match="no plain mean"):
+        HessianOperator(case.model, spread, case.batches, memory_bytes=room)
+
+
+def test_gauss_newton_equals_the_sum_over_examples(case: Case):
+    op = GaussNewtonOperator(case.model, case.loss, case.batches)
+    x, y = case.data
+    objective = op.objective
+
+    def outputs(w):
+        with objective.evaluating():
+            return objective.outputs(x, objective.split(w))
+
+    jacobian = torch.autograd.functional.jacobian(outputs, objective.vector).flatten(0, 1)
+    z = outputs(objective.vector)
+    loss_hessian = torch.autograd.functional.hessian(
+        lambda flat: case.loss(flat.reshape(z.shape), y), z.reshape(-1)
+    )
+    assert close(op.dense(), jacobian.mT @ loss_hessian @ jacobian)
+
+
+def test_a_subset_of_parameters_is_a_block_of_the_matrix(case: Case):
+    names = [name for name, _ in case.model.named_parameters()][1:3]
+    op = operator(case, params=names)
+    sizes = [p.numel() for p in case.model.parameters()]
+    block = slice(sizes[0], sum(sizes[:3]))
+    assert op.names == tuple(names)
+    assert close(op.dense(), case.hessian[block, block])
+    matrices = operator(case, params=lambda name, p: p.ndim > 1)
+    assert all(v.ndim > 1 for v in matrices.as_dict(torch.zeros(matrices.size)).values())
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
+
+
+def test_train_mode_uses_batch_statistics():
+    case = Case(normalised, real(5), 3)
+    op = operator(case, train=True)
+    total = 0
+    for x, y in case.batches:
+        stats = normalised().double()
+        stats.load_state_dict(case.model.state_dict())
+        for module in stats.modules():
+            if isinstance(module, nn.BatchNorm1d):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = None
+        total = total + len(x) / 29 * dense_hessian(stats, case.loss, x, y)
+    assert close(op.dense(), total)
+    assert not close(operator(case).dense(), total, 1e-3)
+
+
+def test_the_operator_keeps_the_parameters_it_was_made_with():
+    case = CASES["perceptron"]
+    model = perceptron().double()
+    model.load_state_dict(case.model.state_dict())
+    op = HessianOperator(model, case.loss, case.batches)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert close(op.dense(), case.hessian)
+
+
+def test_float32_autocast_and_wrappers():
+    case = CASES["perceptron"]
+    model = perceptron()
+    model.load_state_dict(case.model.float().state_dict())
+    case.model.double()
+    batches = [(x.float(), y) for x, y in case.batches]
+    op = HessianOperator(nn.DataParallel(model), case.loss, batches)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = HessianOperator(model, case.loss, batches).dense()
+        again = op.dense()
+    assert inside.dtype == torch.float32
+    reference = dense_hessian(model.double(), case.loss, *case.data)
+    assert close(inside.double(), reference, 1e-5) and close(again.double(), reference, 1e-5)
+
+
+def test_a_compiled_model_is_unwrapped():
+    case = CASES["perceptron"]
+    op = HessianOperator(torch.compile(case.model), case.loss, case.batches)
+    assert op.names == operator(case).names
+    assert close(op.dense(), case.hessian)
+
+
+def test_recurrent_and_encoder_layers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(2, 2, batch_first=True)
+            self.encoder = nn.TransformerEncoderLayer(2, 1, 3, batch_first=True)
+            self.out = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.out(self.encoder(self.rnn(x)[0]).mean(1))
+
+    case = Case(Net, real(3, 2), 2)
+    case.model.eval()
+    assert close(operator(case).dense(), case.hessian)
+
+
+def bad(model=None, loss=F.cross_entropy, batches=None, **settings):
+    case = CASES["perceptron"]
+    given = case.batches if batches is None else batches
+    return HessianOperator(model or case.model, loss, given, **settings)
+
+
+def frozen() -> nn.Module:
+    return perceptron().double().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bad(batches=[]), "empty"),
+        (lambda: bad(batches=CASES["perceptron"].data), r"\[\(x, y\)\]"),
+        (lambda: bad(batches=[(torch.zeros(0, 5).double(), torch.zeros(0))]), "at least one"),
+        (lambda: bad(loss=lambda z, y: F.cross_entropy(z, y, reduction="none")), "scalar"),
+        (lambda: bad(loss=nn.CrossEntropyLoss(reduction="sum")), "it is a sum"),
+        (lambda: bad(loss=lambda z, y: z.sum() * float("nan")), "nan"),
+        (lambda: bad(perceptron()), "torch.float64"),
+        (lambda: bad(perceptron().bfloat16()), "float32 or all in float64"),
+        (lambda: bad(frozen()), "no parameters chosen"),
+        (lambda: bad(frozen(), params=["0.weight"]), "requires_grad=False"),
+        (lambda: bad(params=["weight"]), "the model has: 0.weight"),
+        (lambda: bad(params=lambda name, p: False), "no parameters chosen"),
+        (lambda: bad(nn.Sequential(perceptron().double(), nn.Dropout()), train=True), "dropout"),
+        (lambda: operator(CASES["tied embedding, unused parameter"], params=["unused"]), "unused"),
+        (lambda: bad() @ torch.zeros(3), "expected a tensor"),
+    ],
+)
+def test_bad_input_is_a_clear_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_late_infinite_example_is_seen():
+    case = CASES["perceptron"]
+    batches = [(x.clone(), y) for x, y in case.batches]
+    batches[-1][0][-1] = float("inf")
+    with pytest.raises(ValueError, match="the loss is nan"):
+        HessianOperator(case.model, case.loss, batches)

@@ -51,7 +51,8 @@ class Ensemble(nn.Module):
     Linear (or BatchNorm1d) expects two dimensions a member, so (n, features) is shared and
     (members, n, features) is not. A net that starts with Flatten takes examples of any shape; there
     the number of features decides: (n, ...) if each x[i] has as many entries as the first Linear
-    has inputs, else (members, n, ...).
+    has inputs, else (members, n, ...). Where both fit, as
+    in (members, 1, 28, 28), an example is taken to be (features,) or (channels, height, width).
 
     **Output.** (members, n, classes).
 
@@ -64,7 +65,8 @@ class Ensemble(nn.Module):
     the same on every device.
 
     **Evaluation.** In evaluation mode and without gradients, the examples pass in groups, so that
-    memory is bounded whatever n is. A forward hook on a layer then sees one group at a time.
+    memory is bounded whatever n is, and each BatchNorm is merged into the Linear before it. With a
+    forward hook on a layer nothing is merged, and the hook sees one group at a time.
 
     **Memory.** Parameters, gradients and optimizer state are `members` times those of one net. On a
     CPU a wide net is as fast alone; see `benchmarks/ensemble.py` for where the gain ends.
@@ -126,9 +128,10 @@ class Ensemble(nn.Module):
             return self.net(x)
         widest = max([p.shape[1] for p in self.net.parameters()] + [self._features])
         rows = max(1, _EVALUATED_AT_ONCE // (self.members * widest))
-        if x.shape[1] <= rows:
-            return self.net(x)
-        return torch.cat([self.net(group) for group in x.split(rows, dim=1)], dim=1)
+        # Who hooks a layer expects it to run; else merged layers save a pass over the activations.
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.net.modules())
+        net = self.net if hooked else nn.Sequential(*_merged(self.net))
+        return torch.cat([net(group) for group in x.split(rows, dim=1)], dim=1)
 
     def member(self, i: int) -> nn.Module:
         """A plain copy of member i: its parameters, buffers, modes and `requires_grad`.
@@ -193,9 +196,10 @@ class Ensemble(nn.Module):
         def fits(example: torch.Size) -> bool:
             return example.numel() == size and (len(example) == 1 or (free and len(example) > 1))
 
-        if fits(x.shape[1:]):
+        own = len(x) == self.members and fits(x.shape[2:])
+        if fits(x.shape[1:]) and not (own and x.dim() in (3, 5)):
             return x.expand(self.members, *x.shape)
-        if len(x) == self.members and fits(x.shape[2:]):
+        if own:
             return x
         example = f"... with {size} entries" if free else f"{size}"
         raise ValueError(
@@ -211,13 +215,11 @@ class Linear(nn.Linear):
     and `bias` (members, out_features). Input (members, n, in_features).
     """
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = layers[0].in_features, layers[0].out_features
-        self.weight = _stack([layer.weight for layer in layers])
-        self.register_parameter("bias", None)
-        if layers[0].bias is not None:
-            self.bias = _stack([layer.bias for layer in layers])
+        _, self.out_features, self.in_features = weight.shape
+        self.weight = _parameter(weight)
+        self.register_parameter("bias", None if bias is None else _parameter(bias))
 
     def forward(self, x: Tensor) -> Tensor:
         members, out, _ = self.weight.shape
@@ -232,6 +234,15 @@ class Linear(nn.Linear):
             y = torch.baddbmm(bias, self.weight, x.transpose(1, 2))
         return y.transpose(1, 2)
 
+    def then(self, norm: BatchNorm) -> Linear:
+        """One Linear that computes this one and after it `norm` in evaluation mode."""
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        scale = scale if norm.weight is None else scale * norm.weight
+        centre = norm.running_mean if self.bias is None else norm.running_mean - self.bias
+        shift = -centre * scale if norm.bias is None else norm.bias - centre * scale
+        return Linear(self.weight * scale.unsqueeze(2), shift)
+
 
 class BatchNorm(nn.BatchNorm1d):
     """A BatchNorm1d a member: statistics per member and feature.
@@ -242,16 +253,15 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def __init__(self, layers: Sequence[nn.BatchNorm1d]) -> None:
-        first = layers[0]
         nn.Module.__init__(self)
+        first = layers[0]
         self.num_features, self.eps, self.momentum = first.num_features, first.eps, first.momentum
         self.affine, self.track_running_stats = first.affine, first.track_running_stats
         for name in ("weight", "bias"):
-            given = [getattr(layer, name) for layer in layers]
-            self.register_parameter(name, None if given[0] is None else _stack(given))
+            value = _stack([getattr(layer, name) for layer in layers])
+            self.register_parameter(name, None if value is None else _parameter(value))
         for name in ("running_mean", "running_var", "num_batches_tracked"):
-            given = [getattr(layer, name) for layer in layers]
-            self.register_buffer(name, None if given[0] is None else torch.stack(given))
+            self.register_buffer(name, _stack([getattr(layer, name) for layer in layers]))
 
     def forward(self, x: Tensor) -> Tensor:
         # As (1, members * features, n) this is one BatchNorm1d of one long example. Measured with
@@ -373,7 +383,9 @@ def _convert(
             batched.add_module(key, _batched(each, inner, generators, done))
         return batched
     if kind is nn.Linear:
-        return Linear(layers)
+        weight = _stack([layer.weight for layer in layers])
+        assert weight is not None
+        return Linear(weight, _stack([layer.bias for layer in layers]))
     if kind is nn.BatchNorm1d:
         return BatchNorm(layers)
     if kind is nn.Dropout:
@@ -390,9 +402,30 @@ def _convert(
     )
 
 
-def _stack(tensors: Sequence[Tensor]) -> nn.Parameter:
-    stacked = torch.stack([t.detach() for t in tensors])
-    return nn.Parameter(stacked, requires_grad=tensors[0].requires_grad)
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """With a leading member axis; trainable if the first is. None if there are none."""
+    given = [t for t in tensors if t is not None]
+    if not given:
+        return None
+    return torch.stack([t.detach() for t in given]).requires_grad_(given[0].requires_grad)
+
+
+def _parameter(t: Tensor) -> nn.Parameter:
+    return nn.Parameter(t.detach(), requires_grad=t.requires_grad)
+
+
+def _merged(net: nn.Module) -> list[nn.Module]:
+    """The layers in order, each BatchNorm in evaluation mode merged into the Linear before it."""
+    if not isinstance(net, nn.Sequential):
+        return [net]
+    merged: list[nn.Module] = []
+    for layer in (inner for child in net for inner in _merged(child)):
+        before = merged[-1] if merged else None
+        if isinstance(layer, BatchNorm) and isinstance(before, Linear):
+            merged[-1] = before.then(layer)
+        else:
+            merged.append(layer)
+    return merged
 
 
 def _input(net: nn.Module) -> tuple[int, bool]:

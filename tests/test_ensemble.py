@@ -180,6 +180,9 @@ def test_images_are_told_from_batches_by_their_entries():
         own = torch.randn(3, 5, *shape)
         expected = torch.stack([ensemble.member(i)(own[i]) for i in range(3)])
         torch.testing.assert_close(ensemble(own), expected)
+        single = own[:, :1]
+        read = ensemble(single).shape
+        assert read == ((3, 3, CLASSES) if single.dim() == 4 else (3, 1, CLASSES))
     with pytest.raises(ValueError, match=r"12 entries"):
         ensemble(torch.randn(3, 5, 7))
 
@@ -237,25 +240,37 @@ def test_running_statistics_can_be_reset_as_update_bn_does():
     assert_member_equals(ensemble, 2, net, tol=1e-5)
 
 
-def test_evaluation_in_groups_equals_one_pass(monkeypatch):
-    ensemble = Ensemble(make_model, 3).eval()
-    ensemble(torch.randn(9, 2))
-    seen: list[int] = []
-    for x in (torch.randn(101, 2), torch.randn(3, 101, 2)):
+@pytest.mark.parametrize("options", [{}, {"affine": False}], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_evaluation_in_merged_groups_equals_one_pass(monkeypatch, options, bias):
+    def make() -> nn.Module:
+        first = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Linear(2, 2, bias=bias))
+        return nn.Sequential(first, *make_model(**options)).double()
+
+    ensemble = Ensemble(make, 3)
+    with torch.no_grad():
+        for p in ensemble.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    ensemble(torch.randn(9, 2, dtype=torch.float64))
+    ensemble.eval()
+    monkeypatch.setattr("flatnb.ensemble._EVALUATED_AT_ONCE", 270)
+    for shape in ((101, 2), (3, 101, 2)):
+        x = torch.randn(shape, dtype=torch.float64)
         whole = ensemble(x)
-        with monkeypatch.context() as patch, torch.no_grad():
-            patch.setattr("flatnb.ensemble._EVALUATED_AT_ONCE", 270)
-            patch.setattr(ensemble.net[0][0], "forward", spy(ensemble.net[0][0].forward, seen))
+        seen: list[int] = []
+        with torch.no_grad():
             torch.testing.assert_close(ensemble(x), whole)
-    assert seen == 2 * ([10] * 10 + [1])
+            handle = ensemble.net[1][0].register_forward_hook(recorder(seen))
+            torch.testing.assert_close(ensemble(x), whole)
+        handle.remove()
+        assert seen == [10] * 10 + [1]
 
 
-def spy(forward: Callable, rows: list[int]) -> Callable:
-    def recorded(x: Tensor) -> Tensor:
-        rows.append(x.shape[1])
-        return forward(x)
+def recorder(rows: list[int]) -> Callable:
+    def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        rows.append(output.shape[1])
 
-    return recorded
+    return hook
 
 
 def test_training_mode_is_never_grouped(monkeypatch):

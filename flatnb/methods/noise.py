@@ -66,8 +66,7 @@ class Stream:
         """Noise in the shape of each parameter; `seeds`: one a member on the leading axis."""
         noise: list[Tensor] = [torch.empty(0)] * len(params)
         devices = list(dict.fromkeys(p.device for p in params))
-        distinct = list(dict.fromkeys(seeds))
-        rows = [distinct.index(seed) for seed in seeds]
+        distinct = {seed: row for row, seed in enumerate(dict.fromkeys(seeds))}
         for device, dtype in dict.fromkeys((p.device, p.dtype) for p in params):
             mine = [i for i, p in enumerate(params) if (p.device, p.dtype) == (device, dtype)]
             sizes = [params[i].numel() // len(seeds) for i in mine]
@@ -75,8 +74,8 @@ class Stream:
             flat = torch.empty(len(distinct), sum(sizes), dtype=dtype, device=device)
             for row, seed in zip(flat, distinct, strict=True):
                 self.fill(row, self._generator(devices.index(device), device, seed))
-            if len(rows) > len(distinct):
-                flat = flat[rows]
+            if len(seeds) > len(distinct):
+                flat = flat[[distinct[seed] for seed in seeds]]
             for i, part in zip(mine, flat.split(sizes, dim=1), strict=True):
                 noise[i] = part.view(params[i].shape)
         return noise

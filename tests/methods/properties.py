@@ -6,8 +6,10 @@ A property builds fresh problems and fresh methods, so that noise starts at the 
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import inputs
 import pytest
@@ -446,27 +448,38 @@ def assert_checkpointing_changes_nothing(make: Maker) -> None:
 
 def assert_compiled_is_eager(make: Maker) -> None:
     """A compiled model gives the eager gradient, and is not compiled again as we step."""
-    torch.compiler.reset()
-    eager, problem = inputs.classification(lambda: inputs._mlp(nn.BatchNorm1d(8)), (4,)), None
-    problem, method = eager(), make()
-    reference, twin = eager(), make()
+    method, twin, reference = make(), make(), _to_compile()
     if hasattr(method, "attach"):
+        torch.compiler.reset()  # what was compiled without hooks would be compiled again
+        problem = _to_compile()
         method.attach(problem.model)
-    compiled = torch.compile(problem.model, backend="aot_eager")
+        compiled = torch.compile(problem.model, backend="aot_eager")
+    else:
+        problem, compiled = _compiled()
+        problem.model.load_state_dict(reference.model.state_dict())
+        problem.model.zero_grad()
     optimizers = [torch.optim.SGD(p.params, 0.1, momentum=0.9) for p in (problem, reference)]
     for step, batch in enumerate(problem.batches(4)):
         for optimizer in optimizers:
             optimizer.zero_grad()
-        run = Problem(compiled, batch.x, batch.y)
-        # Two steps to see zero_grad(), statistics and forwards without gradient for the first time.
+        # Two steps to meet zero_grad(), statistics and forwards without gradient the first time.
         with torch.compiler.set_stance("default" if step < 2 else "fail_on_recompile"):
-            method.backward(compiled, run)
-        twin.backward(reference.model, Problem(reference.model, batch.x, batch.y))
+            method.backward(compiled, replace(batch, model=compiled))
+        twin.backward(reference.model, replace(batch, model=reference.model))
         assert_close(problem.grads, reference.grads, 1e-5)
         assert_close(problem.statistics, reference.statistics, 1e-6)
         for optimizer in optimizers:
             optimizer.step()
-    torch.compiler.reset()
+
+
+_to_compile = inputs.classification(lambda: inputs._mlp(nn.BatchNorm1d(8)), (4,))
+
+
+@functools.cache
+def _compiled() -> tuple[Problem, nn.Module]:
+    """One for all methods: compiling is slow, and one must not force it on another."""
+    problem = _to_compile()
+    return problem, torch.compile(problem.model, backend="aot_eager")
 
 
 # -- ensembles ------------------------------------------------------------------------------------

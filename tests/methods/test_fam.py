@@ -265,43 +265,50 @@ def test_repr() -> None:
 # -- compiled models, ensembles, memory -----------------------------------------------------------
 
 
+@pytest.fixture
+def compiler() -> None:
+    """Forgets what was compiled before."""
+    torch.compiler.reset()
+
+
+compiling = pytest.mark.usefixtures("compiler")
+
+
+@compiling
 def test_compiled_without_attach_is_refused() -> None:
     p = inputs.plain()
     with pytest.raises(ValueError, match=r"call\s+attach\(model\)"):
-        FAM(1.0).backward(torch.compile(p.model, backend="aot_eager"), p)
-    p.model.body.compile(backend="aot_eager")
+        FAM(1.0).backward(torch.compile(p.model, backend="eager"), p)
+    p.model.body.compile(backend="eager")
     with pytest.raises(ValueError, match=r"call\s+attach\(model\)"):
         FAM(1.0).backward(p.model, p)
 
 
+@compiling
 def test_attached_too_late_is_noticed() -> None:
-    torch.compiler.reset()
     p, method = inputs.plain(), FAM(1.0)
-    compiled = torch.compile(p.model, backend="aot_eager")
+    compiled = torch.compile(p.model, backend="eager")
     run = Problem(compiled, p.x, p.y)
     ERM().backward(compiled, run)
     method.attach(compiled)
     with pytest.raises(ValueError, match=r"before torch\.compile\(model\)"):
         method.backward(compiled, run)
-    torch.compiler.reset()
 
 
+@compiling
 def test_double_backward_of_a_compiled_graph_is_refused_by_name() -> None:
-    torch.compiler.reset()
     p = inputs.plain()
     compiled = torch.compile(p.model, backend="aot_eager")
     with pytest.raises(RuntimeError, match="compiled graph refuses"):
         FAM(1.0, layer="head").backward(compiled, Problem(compiled, p.x, p.y))
-    torch.compiler.reset()
 
 
+@compiling
 def test_loss_compiled_with_the_model_is_refused() -> None:
-    torch.compiler.reset()
     p, method = inputs.plain(), FAM(1.0)
     method.attach(p.model)
     with pytest.raises(ValueError, match="compile the model alone"):
         method.backward(p.model, torch.compile(p.__call__, backend="aot_eager"))
-    torch.compiler.reset()
 
 
 def test_members_estimates_are_those_of_members_alone() -> None:

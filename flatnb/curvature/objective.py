@@ -89,9 +89,7 @@ class Objective:
         """(…, size) -> one tensor (…, *shape) a parameter, views."""
         lead = vector.shape[:-1]
         pieces = vector.split(self._sizes, dim=-1)
-        return tuple(
-            v.reshape(*lead, *p.shape) for v, p in zip(pieces, self.params, strict=True)
-        )
+        return tuple(v.reshape(*lead, *p.shape) for v, p in zip(pieces, self.params, strict=True))
 
     def as_dict(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector (size,) by parameter name."""
@@ -114,9 +112,7 @@ class Objective:
         x, y = self.move(chunk.x), self.move(chunk.y)
         return chunk.weight * self.loss_fn(self.outputs(x, params), y)
 
-    def loss(
-        self, vector: Tensor | None = None, buffers: dict[str, Tensor] | None = None
-    ) -> float:
+    def loss(self, vector: Tensor | None = None, buffers: dict[str, Tensor] | None = None) -> float:
         """L(w), summed over the batches in float64."""
         params, total = self.params if vector is None else self.split(vector), 0.0
         with torch.no_grad(), self.evaluating():

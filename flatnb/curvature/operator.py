@@ -325,9 +325,7 @@ class GaussNewtonOperator(HessianOperator):
         (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
         # J v is the derivative of J' u with respect to u, so two backward passes make it.
         dummy = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(
-            outputs, params, dummy, create_graph=True, allow_unused=True
-        )
+        pulled = torch.autograd.grad(outputs, params, dummy, create_graph=True, allow_unused=True)
         live = [i for i, g in enumerate(pulled) if g is not None]
         linear_in_dummy = [pulled[i] for i in live]
 

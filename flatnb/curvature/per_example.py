@@ -44,9 +44,7 @@ class PerExample:
         if not self._fast:
             return self._one_by_one(u)
         layers = [output for _, _, output, _ in self._uses]
-        deltas = torch.autograd.grad(
-            self.outputs, layers, u, retain_graph=True, allow_unused=True
-        )
+        deltas = torch.autograd.grad(self.outputs, layers, u, retain_graph=True, allow_unused=True)
         total = torch.zeros(len(self._x), dtype=torch.float64, device=self._x.device)
         with torch.no_grad():
             for (module, a, _, kinds), delta in zip(self._uses, deltas, strict=True):

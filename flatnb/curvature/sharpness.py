@@ -60,9 +60,7 @@ def sam_sharpness(
     Raises:
         ValueError: rho not positive; what `Objective` raises.
     """
-    return worst_sharpness(
-        model, loss_fn, batches, rho, steps=1, adaptive=adaptive, params=params
-    )
+    return worst_sharpness(model, loss_fn, batches, rho, steps=1, adaptive=adaptive, params=params)
 
 
 def worst_sharpness(

@@ -146,9 +146,7 @@ def met(mean: float, found: float, stderr: float | None, relative: float | None)
 class _Sampler:
     """z' H z for ever more probes z."""
 
-    def __init__(
-        self, operator: HessianOperator, deflate: Eigenpairs | None, seed: int
-    ) -> None:
+    def __init__(self, operator: HessianOperator, deflate: Eigenpairs | None, seed: int) -> None:
         self.operator = operator
         self.values = torch.zeros(0, dtype=torch.float64)
         self._like = torch.empty(0, dtype=operator.dtype, device=operator.device)

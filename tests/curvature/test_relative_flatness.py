@@ -95,9 +95,7 @@ def rescaled(model: nn.Module, c: float) -> nn.Module:
 
 
 def test_invariant_under_rescaling_which_the_trace_is_not():
-    case = Case(
-        lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), real(5), 3
-    )
+    case = Case(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), real(5), 3)
     other = rescaled(case.model, 4.0)
     for layer in ("0", "2"):
         value = [

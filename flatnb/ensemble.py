@@ -38,7 +38,10 @@ ELEMENTWISE = (
 )
 
 # Entries of the widest tensor between two layers while evaluating; rows beyond it wait their turn.
-_EVALUATED_AT_ONCE = 1 << 21
+_EVALUATED_AT_ONCE = 1 << 22
+
+# Parameters of an ensemble on a CPU, see `groups`.
+_TRAINED_AT_ONCE = 1 << 24
 
 
 class Ensemble(nn.Module):
@@ -68,8 +71,10 @@ class Ensemble(nn.Module):
     memory is bounded whatever n is, and each BatchNorm is merged into the Linear before it. With a
     forward hook on a layer nothing is merged, and the hook sees one group at a time.
 
-    **Memory.** Parameters, gradients and optimizer state are `members` times those of one net. On a
-    CPU a wide net is as fast alone; see `benchmarks/ensemble.py` for where the gain ends.
+    **Memory and speed.** Parameters, gradients and optimizer state are `members` times those of one
+    net. On a CPU small nets gain tenfold; wide ones gain little, and lose when there are so many
+    that every step streams through main memory: train a large grid as several ensembles, cut by
+    `groups`. `benchmarks/ensemble.py` measures both.
 
     Args:
         make_model: makes the plain net on the CPU: an `nn.Sequential`, possibly nested, of Linear,
@@ -206,6 +211,24 @@ class Ensemble(nn.Module):
             f"input of shape {tuple(x.shape)}; allowed: (n, {example}), shared by all members, or "
             f"({self.members}, n, {example}), one batch a member"
         )
+
+
+def groups(model: nn.Module, members: int) -> list[range]:
+    """Cut 0, ..., members - 1 into the ensembles to train one after another on a CPU.
+
+    As few groups as keep each at 2**24 parameters (64 MB in float32), of sizes that differ by at
+    most one. Measured on two cores with the perceptron of four hidden layers: 500 wide, up to some
+    hundred members an ensemble is as fast as its members alone or faster, and at 200 it is slower,
+    for fresh gradients and optimizer states pass through main memory at each step; 50 wide, time a
+    member still falls at 600.
+
+    Args:
+        model: the plain net of one member.
+        members: how many in all.
+    """
+    each = sum(p.numel() for p in model.parameters())
+    count = -(-members // max(1, _TRAINED_AT_ONCE // each))
+    return [range(members * k // count, members * (k + 1) // count) for k in range(count)]
 
 
 class Linear(nn.Linear):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatnb.ensemble import Ensemble
+from flatnb.ensemble import Ensemble, groups
 
 MEMBERS, CLASSES = 4, 3
 SEEDS = [11, 5, 11, 7]
@@ -443,3 +443,15 @@ def tied() -> nn.Module:
 def test_bad_construction_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         Ensemble(*arguments)
+
+
+@pytest.mark.parametrize(("width", "members"), [(1, 600), (2000, 9), (5000, 3)])
+def test_groups_cover_the_members_and_bound_their_parameters(width, members):
+    net = nn.Linear(width, width)
+    cut = groups(net, members)
+    assert [i for group in cut for i in group] == list(range(members))
+    sizes = [len(group) for group in cut]
+    assert max(sizes) - min(sizes) <= 1
+    each = sum(p.numel() for p in net.parameters())
+    assert max(sizes) * each <= 2**24 or max(sizes) == 1
+    assert len(cut) == 1 or -(-members // (len(cut) - 1)) * each > 2**24

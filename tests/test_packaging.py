@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
@@ -177,6 +178,23 @@ def test_workflow_is_safe(file: Path) -> None:
 def test_links_point_at_files(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
         assert (ROOT / target).exists(), f"{document} links to {target}, which is not there"
+
+
+def test_the_example_of_the_readme_trains() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    x = torch.randn(32, 2)
+    names = {
+        "flatnb": flatnb,
+        "F": torch.nn.functional,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "batches": [(x, (x[:, 0] > 0).long())] * 20,
+    }
+    exec(example, names)
+    plain = torch.nn.functional.cross_entropy(x @ before.T, (x[:, 0] > 0).long())
+    assert names["loss"] < plain
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:

@@ -270,7 +270,8 @@ class Objective:
         change = torch.linalg.vector_norm(first - second, dtype=torch.float64)
         scale = torch.linalg.vector_norm(first, dtype=torch.float64)
         # Sums in another order (GPU) move the gradient by rounding only; dropout by percents.
-        if change > 1e-2 * scale and change > math.sqrt(self.size) * 1e-7:
+        rounding = math.sqrt(self.size) * 1e-7 if self.device.type == "cuda" else 0.0
+        if change > max(1e-2 * float(scale), rounding):
             raise ValueError(
                 f"two gradients of the same batch differ by {float(change / scale):.1%}: the "
                 "model is not deterministic (dropout or noise is active). Measure in eval mode, "

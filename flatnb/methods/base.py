@@ -78,13 +78,18 @@ class Method:
             parameters w where the method evaluates there, else the average over its passes.
 
         Raises:
-            TypeError, ValueError: the closure does not return per-example losses with a graph, or
-                no parameter is trainable, or the model is sharded (FSDP) or a static graph.
-            Whatever a pass raises: parameters, `p.grad`, running statistics and random streams
-                are then as if that pass had not begun; streams and statistics keep the first pass.
+            TypeError, ValueError: the closure does not return per-example losses with a graph, no
+                parameter is trainable, or the model is sharded (FSDP) or DDP with a static graph.
+
+        If the closure raises, parameters and `p.grad` are put back to where the step began; running
+        statistics and random streams stay as the first pass left them.
 
         Values are not checked: after a non-finite pass the parameters are restored and `p.grad` is
         left non-finite, so that a scaler, or the loop, skips the step.
+
+        Under DistributedDataParallel each process moves by its own gradient, only the last pass is
+        synchronised, an outer `no_sync()` is honoured, and the running statistics to keep are, as
+        always there, those of rank 0.
         """
         step = Step(self, model, closure, weight, scaler)
         try:

@@ -24,7 +24,7 @@ from flatnb.methods import Method
 Maker = Callable[[], Method]
 
 
-# -- helpers --------------------------------------------------------------------------------------
+# -- tools ----------------------------------------------------------------------------------------
 
 
 def identical(a: Iterable[Tensor | None], b: Iterable[Tensor | None]) -> bool:
@@ -148,6 +148,9 @@ def assert_batchnorm_updated_once(make: Maker) -> None:
             torch.manual_seed(5)
             same()
             assert identical(problem.statistics, plain.statistics)
+        for ours, theirs in zip(problem.model.modules(), plain.model.modules(), strict=True):
+            assert ours.training == theirs.training
+            assert getattr(ours, "momentum", 0) == getattr(theirs, "momentum", 0)
 
 
 def assert_same_masks(make: Maker) -> None:

@@ -442,9 +442,9 @@ def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
     params: dict[Tensor, None] = {}
     normalising: list[nn.Module] = []
     seen: set[nn.Module] = set()
-    todo: list[nn.Module | None] = [model]
-    while todo:
-        module = todo.pop()
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
         if module is None or module in seen:
             continue
         seen.add(module)
@@ -453,7 +453,7 @@ def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
                 params[p] = None
         if module._buffers.get("running_mean") is not None:
             normalising.append(module)
-        todo.extend(reversed(module._modules.values()))
+        waiting.extend(reversed(module._modules.values()))
     return list(params), normalising
 
 

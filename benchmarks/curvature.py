@@ -280,9 +280,7 @@ def products(name: str, model: nn.Module, data: Data, rounds: int) -> None:
     """One gradient, one product on the kept graph, and eight products at once, each a product."""
     hessian = HessianOperator(model, F.cross_entropy, [data])
     newton = GaussNewtonOperator(model, F.cross_entropy, [data])
-    small = HessianOperator(
-        model, F.cross_entropy, [data], memory_bytes=hessian.graph_bytes // 4
-    )
+    small = HessianOperator(model, F.cross_entropy, [data], memory_bytes=hessian.graph_bytes // 4)
     params, v = list(model.parameters()), torch.randn(hessian.size)
     many = torch.randn(hessian.size, 8)
     hessian @ many  # decides how to multiply several

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatnb.curvature.krylov import combine, gram, norm, rademacher, sweep
+from flatnb.curvature.krylov import gram, norm, rademacher, subtract, sweep
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 
@@ -137,7 +137,7 @@ def _tridiagonal(
         matrix[j, j] = gram(basis[j : j + 1], new)[0, 0]
         say(f"{label}, {j + 1} of {steps} steps")
         known = slice(max(0, j - 1), j + 1)
-        new -= combine(matrix[known, j : j + 1], basis[known])
+        subtract(new, matrix[known, j : j + 1], basis[known])
         sweep(new, basis[: j + 1])
         length = float(norm(new))
         floor = 100 * torch.finfo(operator.dtype).eps * float(matrix.abs().max())

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatnb.curvature.krylov import combine, factor, gram, polish, sweep
+from flatnb.curvature.krylov import combine, factor, gram, polish, subtract, sweep
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 
@@ -166,7 +166,7 @@ class _Lanczos:
         own = gram(self.basis[rows], new)
         self.projected[rows, rows] = (own + own.mT) / 2
         known = slice(self._coupled, self.size)
-        new -= combine(self.projected[known, rows], self.basis[known])
+        subtract(new, self.projected[known, rows], self.basis[known])
         sweep(new, self.basis[: self.size])
         self.coupling, self._next = factor(new, self._floor())
         if len(self._next) and self._shortest() < 1e-2:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _COLUMNS = 2**18  # a float32 sum over more entries than this is continued in float64
+_CACHED = 2**15  # columns converted to float64 at a time
 
 
 def norm(vector: Tensor) -> Tensor:
@@ -22,17 +23,23 @@ def norm(vector: Tensor) -> Tensor:
 
 def gram(a: Tensor, b: Tensor) -> Tensor:
     """Inner products (len(a), len(b)) of rows, in float64, on the CPU."""
+    width = _CACHED if a.device.type == "cpu" else 2**24
     total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
-    for left, right in zip(a.split(_COLUMNS, dim=1), b.split(_COLUMNS, dim=1), strict=True):
+    for left, right in zip(a.split(width, dim=1), b.split(width, dim=1), strict=True):
         total += left.double() @ right.double().mT
     return total.cpu()
+
+
+def subtract(vectors: Tensor, coefficients: Tensor, basis: Tensor) -> None:
+    """Take coefficients (m, r) of the rows of `basis` off the r `vectors`, in place."""
+    vectors.addmm_(coefficients.to(basis.device, basis.dtype).mT, basis, alpha=-1)
 
 
 def sweep(vectors: Tensor, basis: Tensor) -> None:
     """Remove from `vectors`, in place, what still lies in the span of the rows of `basis`."""
     parts = zip(basis.split(_COLUMNS, dim=1), vectors.split(_COLUMNS, dim=1), strict=True)
     overlap = torch.stack([q @ w.mT for q, w in parts]).sum(0, dtype=torch.float64)
-    vectors.addmm_(overlap.to(basis.dtype).mT, basis, alpha=-1)
+    subtract(vectors, overlap, basis)
 
 
 def factor(vectors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -40,14 +47,17 @@ def factor(vectors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 
     Returns C (len(W), r) in float64 on the CPU, and Q (r, size).
     """
+    if len(vectors) == 1:
+        length = norm(vectors[0])
+        if not length > floor:
+            return torch.zeros(1, 0, dtype=torch.float64), vectors[:0]
+        return length.reshape(1, 1).cpu(), vectors / length.to(vectors.dtype)
     found, rest = vectors[:0], vectors
     while True:
         squares, rotation = torch.linalg.eigh(gram(rest, rest))
         # The Gram matrix tells lengths apart over half the digits only: the longest ones first.
         kept = squares > max(floor**2, 1e-10 * float(squares[-1]))
         basis = combine(rotation[:, kept] / squares[kept].sqrt(), rest)
-        if len(vectors) == 1:
-            return rotation[:, kept] * squares[kept].sqrt(), basis
         if len(basis):
             if len(found):
                 sweep(basis, found)

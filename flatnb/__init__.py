@@ -4,6 +4,7 @@ A method turns a batch of per-example losses into a gradient; `method.backward` 
 `loss.backward()` stood. The rest measures what that did to the loss surface.
 """
 
+from .ensemble import Ensemble
 from .methods import (
     ASAM,
     BSAM,
@@ -36,6 +37,7 @@ __all__ = [
     "SAM",
     "USAM",
     "AdaFlood",
+    "Ensemble",
     "Flooding",
     "IFlood",
     "Method",

@@ -6,7 +6,6 @@ with `method.backward(...)` where `loss.backward()` stood.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -183,8 +182,8 @@ def _record(
     seconds: float,
     callbacks: Sequence[Callable[[Run, nn.Module], None]],
 ) -> None:
-    steps = epoch * math.ceil(len(data.train) / data.batch_size)
-    entry: dict[str, Any] = {"epoch": epoch, "seconds": seconds, "passes": steps * method.passes}
+    passes = epoch * data.steps * method.passes
+    entry: dict[str, Any] = {"epoch": epoch, "seconds": seconds, "passes": passes}
     for name in ("train", "val", "test"):
         for metric, value in evaluate(model, getattr(data, name)).items():
             entry[f"{name}_{metric}"] = value.tolist()

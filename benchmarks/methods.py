@@ -1,0 +1,153 @@
+"""The cost of one training step by each method, as a ratio to a plain SGD step.
+
+    python -m benchmarks.methods [--threads 2] [--repeats 15] [--nets resnet18 mlp30]
+
+All variants of one net run interleaved in one process, so that whatever else the machine does hits
+them alike; medians and interquartile ranges of the per-round ratios are printed. Published packages
+take part where they are installed (`pip install --no-deps pytorch_optimizer`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import flatnb
+from flatnb import models
+
+BATCH = 64
+
+
+def nets() -> dict[str, tuple[Callable[[], nn.Module], Tensor]]:
+    image = torch.randn(BATCH, 3, 32, 32)
+    return {
+        "resnet18": (lambda: models.resnet18(classes=10), image),
+        "resnet18-narrow": (lambda: models.resnet18(classes=10, width=16), image),
+        "mlp30": (lambda: models.mlp(256, 256, 30, 10, batchnorm=False), torch.randn(BATCH, 256)),
+    }
+
+
+def variants() -> dict[str, flatnb.Method]:
+    """The methods, at usual settings."""
+    return {
+        repr(m): m
+        for m in (
+            flatnb.Flooding(0.05),
+            flatnb.IFlood(0.05),
+            flatnb.SoftAD(0.1),
+            flatnb.SAM(0.05),
+            flatnb.ASAM(0.5),
+            flatnb.USAM(0.05),
+            flatnb.GNP(r=0.1, alpha=0.8),
+            flatnb.NSO(0.01),
+            flatnb.FAM(0.1),
+        )
+    }
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+
+def ours(method: flatnb.Method, make: Callable[[], nn.Module], x: Tensor, y: Tensor):
+    model = make()
+    optimizer = sgd(model)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        method.backward(model, lambda: F.cross_entropy(model(x), y, reduction="none"))
+        optimizer.step()
+
+    return step
+
+
+def plain(passes: int, make: Callable[[], nn.Module], x: Tensor, y: Tensor, update: bool = True):
+    model = make()
+    optimizer = sgd(model)
+
+    def step() -> None:
+        for _ in range(passes):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+        if update:
+            optimizer.step()
+
+    return step
+
+
+def packages(make: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Callable[[], None]]:
+    """SAM-family optimizers of installed packages, by their own two-step interface."""
+    try:
+        import pytorch_optimizer as po
+    except ImportError:
+        return {}
+
+    def two_step(**kwargs):
+        model = make()
+        optimizer = po.SAM(
+            model.parameters(), torch.optim.SGD, lr=1e-4, momentum=0.9, rho=0.05, **kwargs
+        )
+
+        def step() -> None:
+            F.cross_entropy(model(x), y).backward()
+            optimizer.first_step(zero_grad=True)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.second_step(zero_grad=True)
+
+        return step
+
+    name = f"pytorch_optimizer {po.get_optimizer_version()}" if hasattr(
+        po, "get_optimizer_version"
+    ) else "pytorch_optimizer"
+    return {
+        f"{name} SAM": two_step(),
+        f"{name} SAM(use_foreach)": two_step(foreach=True),
+        f"{name} SAM(adaptive)": two_step(adaptive=True),
+    }
+
+
+def measure(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    for step in steps.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--nets", nargs="+", default=list(nets()), choices=list(nets()))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for net in args.nets:
+        make, x = nets()[net]
+        y = torch.randint(10, (BATCH,))
+        steps = {"SGD": plain(1, make, x, y), "two bare passes": plain(2, make, x, y, update=False)}
+        steps |= {name: ours(m, make, x, y) for name, m in variants().items()}
+        steps |= packages(make, x, y)
+        count = sum(p.numel() for p in make().parameters())
+        print(f"\n{net}: {count:,} parameters, batch {BATCH}, {args.threads} threads, "
+              f"{args.repeats} interleaved rounds, torch {torch.__version__}")
+        print(f"{'step':40s} {'median ms':>10s} {'ratio to SGD':>13s} {'IQR':>13s}")
+        seconds = measure(steps, args.repeats)
+        for name, times in seconds.items():
+            ratios = [t / s for t, s in zip(times, seconds["SGD"], strict=True)]
+            low, mid, high = statistics.quantiles(ratios, n=4)
+            ms = 1e3 * statistics.median(times)
+            print(f"{name:40s} {ms:10.1f} {mid:13.2f} {low:6.2f}–{high:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -438,7 +438,7 @@ def tied() -> nn.Module:
             r"nets of different shapes",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_construction_is_refused(arguments, error, message):
     with pytest.raises(error, match=message):

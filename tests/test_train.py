@@ -50,14 +50,14 @@ def test_same_seed_same_run_and_another_seed_another():
 
 
 def test_history_is_what_evaluate_says():
-    model, d = net(), plane(batch_size=20)
+    model, d = net(), plane(batch_size=15)
     before = train.evaluate(model, d.test)
     run = flatnb.fit(model, d, flatnb.SAM(0.1), sgd(model), epochs=5, seed=0, every=2)
     after = train.evaluate(model, d.test)
     assert [e["epoch"] for e in run.history] == [0, 2, 4, 5]
     assert run.history[0]["test_loss"] == before["loss"].item()
     assert run.history[-1]["test_accuracy"] == after["accuracy"].item()
-    assert run.history[-1]["passes"] == 5 * 3 * 2  # epochs, steps of at most 20 in 41, SAM's passes
+    assert run.history[-1]["passes"] == 5 * 3 * 2  # epochs, steps of at most 15 in 41, SAM's passes
     flat = torch.cat([p.detach().double().flatten() for p in model.parameters()])
     assert run.history[-1]["norm"] == pytest.approx(flat.norm().item())
     assert run.stopped is None and run.method == "SAM(rho=0.1)"

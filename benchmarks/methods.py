@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 
 import torch
 import torch.nn.functional as F
@@ -102,9 +103,7 @@ def packages(make: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, C
 
         return step
 
-    name = f"pytorch_optimizer {po.get_optimizer_version()}" if hasattr(
-        po, "get_optimizer_version"
-    ) else "pytorch_optimizer"
+    name = f"pytorch_optimizer {version('pytorch_optimizer')}"
     return {
         f"{name} SAM": two_step(),
         f"{name} SAM(use_foreach)": two_step(foreach=True),
@@ -140,7 +139,7 @@ def main() -> None:
         count = sum(p.numel() for p in make().parameters())
         print(f"\n{net}: {count:,} parameters, batch {BATCH}, {args.threads} threads, "
               f"{args.repeats} interleaved rounds, torch {torch.__version__}")
-        print(f"{'step':40s} {'median ms':>10s} {'ratio to SGD':>13s} {'IQR':>13s}")
+        print(f"{'step':40s} {'median ms':>10s} {'ratio to SGD':>13s} {'IQR':>13s}", flush=True)
         seconds = measure(steps, args.repeats)
         for name, times in seconds.items():
             ratios = [t / s for t, s in zip(times, seconds["SGD"], strict=True)]

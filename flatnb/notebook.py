@@ -257,13 +257,17 @@ def versions() -> dict[str, str]:
 
 
 def _records(path: Path, notebook: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of the files under book/records that the metadata `flatnb.records` names."""
-    names = notebook["metadata"].get("flatnb", {}).get("records", [])
-    folder = (root_of(path) or path.resolve().parent) / "book" / "records"
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"{path} declares the record {name}, which is not in {folder}")
-    return {name: sha256(folder / name) for name in names}
+    """Hashes of the records that the metadata `flatnb.records` names: "plane/a/SAM", "plane/*"."""
+    declared = notebook["metadata"].get("flatnb", {}).get("records", [])
+    if not declared:  # a reader of one notebook may have no folder of records
+        return {}
+    from . import records  # here, because a worker runs this file as a script
+
+    try:
+        names = records.match(declared, records.names())
+        return {name: sha256(records.path_of(name)) for name in names}
+    except records.RecordError as error:
+        raise UserError(f"{path} declares records: {error}") from None
 
 
 def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
@@ -275,8 +279,8 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
     metadata = {k: v for k, v in notebook["metadata"].items() if k != "language_info"}
     cells = [[c["cell_type"], text_of(c), c["metadata"]] for c in notebook["cells"]]
     code = {str(p.relative_to(PACKAGE)): sha256(p) for p in PACKAGE.rglob("*.py")}
-    records = _records(path, notebook)
-    return digest([metadata, cells, dict(values), code, versions(), threads, records])
+    declared = _records(path, notebook)
+    return digest([metadata, cells, dict(values), code, versions(), threads, declared])
 
 
 # --- running --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flatnb import cli, notebook
+from flatnb import cli, notebook, records
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -126,5 +126,22 @@ def test_the_last_section_says_what_is_not_shown(path: Path) -> None:
 
 @each
 def test_declared_records_are_there(path: Path) -> None:
-    names = notebook.read(path)["metadata"].get("flatnb", {}).get("records", [])
-    assert set(notebook._records(path, notebook.read(path))) == set(names)
+    assert set(notebook._records(path, notebook.read(path))) <= set(records.names())
+
+
+def test_every_record_is_of_the_form() -> None:
+    for name in records.names():
+        records.load(name)
+
+
+@each
+def test_numbers_in_notebooks_are_those_of_their_records(path: Path) -> None:
+    """A number before a marker `<!-- record: name:key.path -->`: see flatnb/records.py."""
+    for cell in notebook.read(path)["cells"]:
+        if cell["cell_type"] == "markdown":
+            assert records.faults(notebook.text_of(cell)) == [], cell["id"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.md")), ids=lambda path: path.stem)
+def test_numbers_in_prose_are_those_of_their_records(path: Path) -> None:
+    assert records.faults(path.read_text(encoding="utf-8")) == []

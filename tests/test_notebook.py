@@ -184,7 +184,8 @@ def test_key_changes_with_all_that_determines_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "_toc.yml").touch()
-    record = tmp_path / "book" / "records" / "r.json"
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    record = tmp_path / "plane" / "r.json"
     record.parent.mkdir(parents=True)
     record.write_text("1")
     package = tmp_path / "package"
@@ -195,7 +196,7 @@ def test_key_changes_with_all_that_determines_a_run(
 
     def declare() -> None:
         content = notebook.read(path)
-        content["metadata"]["flatnb"] = {"records": ["r.json"]}
+        content["metadata"]["flatnb"] = {"records": ["plane/*"]}
         path.write_text(notebook.dump(content))
 
     def change(values: dict[str, object], threads: int) -> str:
@@ -209,6 +210,7 @@ def test_key_changes_with_all_that_determines_a_run(
         lambda: save(path, "print(2)", code("", "hide-cell")),
         declare,
         lambda: record.write_text("2"),
+        lambda: (record.parent / "s.json").write_text("1"),
         lambda: (package / "a.py").write_text("a = 2"),
         lambda: monkeypatch.setattr(notebook.platform, "python_version", lambda: "3.99"),
         lambda: monkeypatch.setattr(notebook, "version", lambda name: f"{name} of tomorrow"),
@@ -232,9 +234,9 @@ def test_key_ignores_what_an_editor_leaves(plain: Path) -> None:
 
 def test_a_missing_record_is_refused(plain: Path) -> None:
     content = notebook.read(plain)
-    content["metadata"]["flatnb"] = {"records": ["gone.json"]}
+    content["metadata"]["flatnb"] = {"records": ["gone/*"]}
     plain.write_text(notebook.dump(content))
-    with pytest.raises(UserError, match=r"declares the record gone\.json"):
+    with pytest.raises(UserError, match=r"declares records: nothing is named gone/\*"):
         notebook.key(plain, {}, 1)
 
 

@@ -1,13 +1,17 @@
 """The training loop: `fit` a model to data by a method, and the losses and metrics around it.
 
 Everything a method needs of the loop is in `train_epoch`; it is the loop of any PyTorch program
-with `method.backward(...)` where `loss.backward()` stood.
+with `method.backward(...)` where `loss.backward()` stood. Around it, `fit` evaluates
+(`evaluate`, `gradient_norm`), averages weights, and keeps a checkpoint.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,17 +19,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
+from .checkpoint import Checkpoint, tensors
 from .methods import Method
-from .methods.base import l2_norm, unwrap
+from .methods.base import Real, _wide, dense, l2_norm, present, real, unwrap
 
 if TYPE_CHECKING:
     import pandas
 
     from .data import Data, Split
 
-# Entries of an evaluation batch, over examples and members together: bounds its memory.
-_EVALUATION_ROWS = 1 << 16
+# What bounds the memory of an evaluation: examples times members, and entries of the inputs, at
+# once. Where activations are kept for a backward pass, a quarter of both.
+_ROWS = 1 << 16
+_ENTRIES = 1 << 21
+
+_BINS = 15
+_GRADIENT_EXAMPLES = 2048
+Callback = Callable[["Run", nn.Module], None]
 
 
 @dataclass
@@ -37,9 +49,10 @@ class Run:
         seed: the seed of batch order, augmentation and dropout.
         history: one dict an evaluated epoch, epoch 0 (before training) included: epoch, seconds
             (training only, since the start), passes (forward-backward passes so far), {train, val,
-            test}_{loss, accuracy} (plain cross-entropy in nats, fraction correct, eval mode), norm
-            (l2, all parameters). For an ensemble each metric is a list with one entry a member.
-        stopped: why training ended early (a loss that is not finite), or None.
+            test}_{loss, accuracy, ece} (of `evaluate`), norm (l2, all parameters), grad_norm (of
+            `gradient_norm`); with an average, average_{train, val, test}_{loss, accuracy, ece} too,
+            from where it begins. For an ensemble each metric is a list with one entry a member.
+        stopped: why training ended early (a gradient that is not finite), or None.
     """
 
     method: str
@@ -70,76 +83,230 @@ def fit(
     epochs: int,
     seed: int,
     scheduler: Any = None,
-    callbacks: Sequence[Callable[[Run, nn.Module], None]] = (),
+    callbacks: Sequence[Callback] = (),
     every: int = 1,
+    dtype: torch.dtype | None = None,
+    clip: Real | None = None,
+    average: AveragedModel | None = None,
+    average_from: int = 1,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> Run:
     """Train `model` on `data.train`, and evaluate it on all splits.
 
     Same seed, machine and thread count give the same run bit for bit on a CPU. The global random
-    stream is seeded (dropout draws from it); batch order and augmentation have their own.
+    stream is seeded (dropout draws from it); batch order and augmentation have their own. On a GPU
+    the draws are the same from run to run, but sums need not be: cuDNN may choose another
+    convolution, and atomic additions (backward of indexing, pooling, upsampling) come in any order.
+    `torch.use_deterministic_algorithms(True)` with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the
+    environment repeats bits there too, slower, and raises where it cannot.
+
+    **Not finite.** A plain model stops before the first step whose gradient's norm is not finite,
+    with epoch, step and value in `run.stopped`, so its parameters are the last finite ones (the
+    running statistics have seen that step's batch). To look at the norm makes no GPU wait: there
+    all steps of an epoch are looked at after it, and the model goes back, running statistics too,
+    to where that epoch began. With float16 the scaler skips such steps; the run stops at the end of
+    an epoch that skipped all its steps while the scale was below 1. In an ensemble a member is lost
+    alone and the others train on, until no member has a finite loss.
+
+    **A compiled model** is trained compiled and evaluated as the net inside: other batch sizes and
+    modes would each be compiled anew. A last short batch is: choose a batch size that divides.
 
     Args:
-        model: a classifier, or an `Ensemble` of them; it is trained where its parameters are.
+        model: a classifier, or an `Ensemble` of them; it is trained where its parameters are. On a
+            GPU, one with 2-d convolutions is laid out channels-last.
         data: moved to the model's device if it is not there.
-        method: how losses become a gradient.
-        optimizer: already built on the model's parameters.
+        method: how losses become a gradient. One with `select` is told the examples of each batch.
+        optimizer: already built on the model's parameters. Choose fused=True with float16 on a GPU
+            where there is one: other optimizers wait for the device at each step.
         epochs: passes over the training set.
         seed: of batch order, augmentation and dropout. Initialisation is the caller's.
         scheduler: a learning-rate scheduler, stepped once an epoch.
         callbacks: each called as callback(run, model) after each evaluation.
         every: evaluate after every so many epochs, and after the last.
+        dtype: torch.bfloat16 or torch.float16 (with a GradScaler) to train under autocast.
+            Evaluation stays in the parameters' precision, so that metrics measure the model, and
+            losses near zero are not rounded.
+        clip: the largest gradient norm of a step, > 0; for an ensemble, of each member, or a tensor
+            with one value a member.
+        average: of the weights, evaluated beside the model; its BatchNorm statistics are first
+            renewed by a pass over the training data. With an averaging function
+            (`get_ema_multi_avg_fn(0.999)`: EMA) updated each step, without (SWA) each epoch.
+        average_from: the first epoch that enters the average.
+        checkpoint: a file to resume from if it is there, and to write: at the end of an epoch, when
+            `checkpoint_seconds` have passed since it was last written, and at the end. Callbacks
+            are not called again for the epochs before. On a CPU the resumed run equals the
+            unbroken one bit for bit.
+        checkpoint_seconds: at least so long between two writes; 0 for every epoch.
 
     Returns:
-        The run. A plain model whose loss is no longer finite stops at the end of that epoch, with
-        the reason in `run.stopped`; in an ensemble the other members train on.
+        The run.
 
     Raises:
-        ValueError: epochs or every out of range, or an ensemble of another size than its data.
+        ValueError: an argument out of range, an ensemble of another size than its data, float16
+            with an ensemble, or a checkpoint that is damaged or of another run.
     """
-    _check(model, data, epochs, every)
-    device = next(model.parameters()).device
+    _check(model, data, epochs, every, dtype, clip, average_from)
+    core = unwrap(model)
+    device = next(core.parameters()).device
     data = data.to(device)
+    if device.type == "cuda" and any(isinstance(layer, nn.Conv2d) for layer in core.modules()):
+        for net in (core, average or core):
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
-    run = Run(repr(method), seed)
-    seconds = 0.0
-    _record(run, model, data, method, 0, seconds, callbacks)
-    for epoch in range(1, epochs + 1):
+    scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+    each_step = average is not None and (average.avg_fn or average.multi_avg_fn) is not None
+    run, epoch, seconds = Run(repr(method), seed), 0, 0.0
+    record = partial(_record, run, model, data, method, average, callbacks)
+
+    parts = dict(model=core, optimizer=optimizer, method=method, scheduler=scheduler,
+                 scaler=scaler, average=average)  # fmt: skip
+    parts = {name: part for name, part in parts.items() if part is not None}
+    settings = dict(epochs=epochs, every=every, dtype=dtype, clip=clip, average_from=average_from)
+    kept = Checkpoint(checkpoint, _identity(run, data, parts, settings), parts, order, device)
+    progress, written = kept.load(), time.monotonic()
+    if progress is None:
+        record(epoch, seconds)
+    else:
+        epoch, seconds = progress["epoch"], progress["seconds"]
+        run.history, run.stopped = progress["history"], progress["stopped"]
+
+    while epoch < epochs and run.stopped is None:
+        epoch += 1
         start = time.perf_counter()
-        loss = train_epoch(model, data.batches(order), method, optimizer)
+        before = _before(core, average, scaler)
+        averaging = average if epoch >= average_from else None
+        losses, norms = train_epoch(
+            model, data.index_batches(order), method, optimizer,
+            dtype=dtype, scaler=scaler, clip=clip, average=averaging if each_step else None,
+        )  # fmt: skip
+        run.stopped = _not_finite(epoch, losses, norms, scaler)  # waits: the time is honest
+        if run.stopped is not None:
+            for net, state in before:
+                net.load_state_dict(state)
+        elif averaging is not None and not each_step:
+            averaging.update_parameters(core)
         if scheduler is not None:
             scheduler.step()
-        finite = bool(torch.isfinite(loss).any())  # waits for the device: the time is honest
         seconds += time.perf_counter() - start
-        if not finite:
-            run.stopped = f"the training loss was {float(loss.mean())} in epoch {epoch}"
-        if epoch % every == 0 or epoch == epochs or run.stopped:
-            _record(run, model, data, method, epoch, seconds, callbacks)
-        if run.stopped:
-            break
+        last = epoch == epochs or run.stopped is not None
+        if last or epoch % every == 0:
+            record(epoch, seconds)
+        if checkpoint is not None and (last or time.monotonic() - written >= checkpoint_seconds):
+            kept.save({"epoch": epoch, "seconds": seconds, "history": run.history,
+                       "stopped": run.stopped})  # fmt: skip
+            written = time.monotonic()
     return run
 
 
 def train_epoch(
-    model: nn.Module, batches: Any, method: Method, optimizer: torch.optim.Optimizer
-) -> Tensor:
-    """One pass over `batches` of (x, y); returns the mean training loss, () or (members,)."""
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    *,
+    dtype: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+    clip: Real | None = None,
+    average: AveragedModel | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One pass over `batches` of (indices of the examples, x, y); arguments as in `fit`.
+
+    On a CPU it ends before the step of a plain model whose gradient is not finite; `average` is
+    updated each step.
+
+    Returns:
+        Of each step the mean training loss, (steps,) or (steps, members), and the gradient's norm
+        before clipping, of the same shape; NaN for an ensemble that is not clipped, which needs
+        none.
+    """
     model.train()
-    total: Tensor | None = None
-    steps = 0
-    for x, y in batches:
+    core = unwrap(model)
+    told = [part for part in _joined(method) if hasattr(part, "select")]
+    losses: list[Tensor] = []
+    norms: list[Tensor] = []
+    for index, x, y in batches:
+        for part in told:
+            part.select(index)
         optimizer.zero_grad()
-        loss = method.backward(model, partial(_losses, model, x, y))
-        optimizer.step()
-        total = loss if total is None else total + loss
-        steps += 1
-    if total is None:
+        loss = method.backward(model, partial(_losses, model, x, y, dtype), scaler=scaler)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        norm = _clip(core, clip, loss)
+        losses.append(loss)
+        norms.append(norm)
+        if scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+        elif loss.dim() or _waits(norm.device) or norm.isfinite():
+            optimizer.step()
+        else:
+            break
+        if average is not None:
+            average.update_parameters(core)
+    if not losses:
         raise ValueError("the training data gave no batch: it is empty")
-    return total / steps
+    return torch.stack(losses), torch.stack(norms)
 
 
-def _losses(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return cross_entropy(model(x), y)
+def _losses(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> Tensor:
+    with nullcontext() if dtype is None else torch.autocast(x.device.type, dtype):
+        return cross_entropy(model(x), y)
+
+
+def _joined(method: Method) -> Sequence[Any]:
+    """The parts that `compose` joined, or the method alone."""
+    return getattr(method, "parts", (method,))
+
+
+def _clip(core: Any, clip: Real | None, loss: Tensor) -> Tensor:
+    """Clip the gradient, each member's apart; returns its norm before."""
+    if loss.dim():
+        return torch.full_like(loss, torch.nan) if clip is None else core.clip_grad_norm_(clip)
+    if clip is not None:
+        return nn.utils.clip_grad_norm_(core.parameters(), float(clip))
+    return nn.utils.get_total_norm(present([dense(p.grad) for p in core.parameters()]))
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether the host would wait for the device if it looked at a value."""
+    return device.type != "cpu"
+
+
+def _before(core: nn.Module, average: AveragedModel | None, scaler: Any) -> list[tuple]:
+    """Nets and copies to put them back to, where steps are looked at only after the epoch."""
+    alone = getattr(core, "members", None) is None and scaler is None
+    if not alone or not _waits(next(core.parameters()).device):
+        return []
+    nets = [net for net in (core, average) if net is not None]
+    return [(net, copy.deepcopy(net.state_dict())) for net in nets]
+
+
+def _not_finite(epoch: int, losses: Tensor, norms: Tensor, scaler: Any) -> str | None:
+    """Why to stop after these steps, or None; see `fit`."""
+    losses, norms = losses.cpu(), norms.cpu()
+    if losses.dim() == 2:
+        lost = not losses.isfinite().any()
+        return f"no member had a finite loss in epoch {epoch}" if lost else None
+    if scaler is not None:
+        if norms.isfinite().any() or scaler.get_scale() >= 1:
+            return None
+        return (
+            f"no step of epoch {epoch} had a finite gradient at the scale {scaler.get_scale():g}; "
+            f"the last loss was {losses[-1]:g}"
+        )
+    bad = (~norms.isfinite()).nonzero()
+    if not len(bad):
+        return None
+    step = int(bad[0])
+    return (
+        f"the gradient's norm was {norms[step]:g} in epoch {epoch}, step {step + 1}, where the "
+        f"training loss was {losses[step]:g}"
+    )
+
+
+# -- losses and metrics ---------------------------------------------------------------------------
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -151,26 +318,94 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
 
 
+def calibration_error(logits: Tensor, y: Tensor, bins: int = _BINS) -> Tensor:
+    r"""Expected calibration error of the top label, in [0, 1].
+
+    .. math:: \sum_b \frac{|I_b|}{n} |\mathrm{acc}(I_b) - \mathrm{conf}(I_b)|
+
+    where :math:`I_b` holds the examples whose largest softmax probability lies in
+    ((b-1)/bins, b/bins], conf is the mean of that probability, acc the fraction whose most probable
+    class is right. Its value depends on the bins, and is biased upwards where they hold few
+    examples.
+
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation (3).
+
+    Args:
+        logits: (..., n, classes).
+        y: class indices, (n,) or (..., n).
+        bins: of equal width.
+
+    Returns:
+        (...), float64 (float32 on MPS).
+    """
+    log_p = logits.log_softmax(-1)
+    return _gaps(log_p, logits.argmax(-1) == y, bins).abs().sum(-1) / logits.shape[-2]
+
+
+def _gaps(log_p: Tensor, correct: Tensor, bins: int) -> Tensor:
+    """The sum of correct - confidence over the examples of each bin, (..., bins)."""
+    confidence = log_p.amax(-1).exp().to(_wide(log_p))
+    place = confidence.mul(bins).ceil().long().sub(1).clamp(0, bins - 1)
+    sums = confidence.new_zeros(*confidence.shape[:-1], bins)
+    return sums.scatter_add_(-1, place, correct.to(confidence.dtype) - confidence)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
-    """Mean plain cross-entropy ("loss", nats) and fraction correct ("accuracy") in eval mode.
+    """Metrics in eval mode, in one pass, in the parameters' precision whatever they train in.
 
-    Shapes () or (members,). The model's mode is put back.
+    "loss" is the mean plain cross-entropy (nats), "accuracy" the fraction correct, "ece" the
+    `calibration_error`. Shapes () or (members,). The model's mode is put back.
     """
-    was_training = model.training
-    model.eval()
-    members = getattr(unwrap(model), "members", None) or 1
-    losses, correct = [], []
-    for part in torch.arange(len(split)).split(max(1, _EVALUATION_ROWS // members)):
-        batch = split[slice(int(part[0]), int(part[-1]) + 1)]
-        logits = model(batch.x)
-        losses.append(cross_entropy(logits, batch.y).sum(-1))
-        correct.append((logits.argmax(-1) == batch.y).sum(-1))
-    model.train(was_training)
+    losses, correct, gaps = [], [], []
+    core = unwrap(model)
+    was_training = core.training
+    core.eval()
+    for part in _parts(core, split):
+        logits = core(part.x)
+        right = logits.argmax(-1) == part.y
+        log_p = logits.log_softmax(-1)
+        y = part.y.expand(right.shape).unsqueeze(-1)
+        losses.append(-log_p.gather(-1, y).squeeze(-1).sum(-1))
+        correct.append(right.sum(-1))
+        gaps.append(_gaps(log_p, right, _BINS))
+    core.train(was_training)
     return {
         "loss": torch.stack(losses).sum(0) / len(split),
         "accuracy": torch.stack(correct).sum(0) / len(split),
+        "ece": torch.stack(gaps).sum(0).abs().sum(-1) / len(split),
     }
+
+
+def gradient_norm(model: nn.Module, split: Split) -> Tensor:
+    """The l2 norm of the plain mean loss's gradient, () or (members,), in eval mode.
+
+    Of the first min(n, 2048) examples, over the trainable parameters. `p.grad` is left as it is,
+    and so is the mode.
+    """
+    split = split[:_GRADIENT_EXAMPLES]
+    core = unwrap(model)
+    params = [p for p in core.parameters() if p.requires_grad]
+    sums = [torch.zeros_like(p) for p in params]
+    was_training = core.training
+    core.eval()
+    for part in _parts(core, split, share=4):
+        loss = cross_entropy(core(part.x), part.y).sum() / len(split)
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        for total, grad in zip(sums, grads, strict=True):
+            if grad is not None:
+                total += grad
+    core.train(was_training)
+    return l2_norm(sums, getattr(core, "members", None))
+
+
+def _parts(core: nn.Module, split: Split, share: int = 1) -> Iterator[Split]:
+    """`split` in parts of bounded memory."""
+    members = getattr(core, "members", None) or 1
+    entries = split.x.numel() // split.y.numel()  # of an example
+    rows = max(1, min(_ROWS // members, _ENTRIES // entries) // share)
+    for first in range(0, len(split), rows):
+        yield split[first : first + rows]
 
 
 def _record(
@@ -178,28 +413,81 @@ def _record(
     model: nn.Module,
     data: Data,
     method: Method,
+    average: AveragedModel | None,
+    callbacks: Sequence[Callback],
     epoch: int,
     seconds: float,
-    callbacks: Sequence[Callable[[Run, nn.Module], None]],
 ) -> None:
     passes = epoch * data.steps * method.passes
     entry: dict[str, Any] = {"epoch": epoch, "seconds": seconds, "passes": passes}
-    for name in ("train", "val", "test"):
-        for metric, value in evaluate(model, getattr(data, name)).items():
-            entry[f"{name}_{metric}"] = value.tolist()
+    nets = {"": model}
+    if average is not None and average.n_averaged > 0:
+        _renew_statistics(average, data, run.seed)
+        nets["average_"] = average.module
+    for prefix, net in nets.items():
+        for name in ("train", "val", "test"):
+            for metric, value in evaluate(net, getattr(data, name)).items():
+                entry[f"{prefix}{name}_{metric}"] = value.tolist()
     members = getattr(unwrap(model), "members", None)
     with torch.no_grad():
         entry["norm"] = l2_norm(list(model.parameters()), members).tolist()
+    entry["grad_norm"] = gradient_norm(model, data.train).tolist()
     run.history.append(entry)
     for callback in callbacks:
         callback(run, model)
 
 
-def _check(model: nn.Module, data: Data, epochs: int, every: int) -> None:
-    for name, value, low in (("epochs", epochs, 0), ("every", every, 1)):
+def _renew_statistics(average: AveragedModel, data: Data, seed: int) -> None:
+    """BatchNorm statistics of the averaged weights, over one epoch; the run's streams stay."""
+    device = data.train.x.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        update_bn(data.batches(torch.Generator().manual_seed(seed)), average.module)
+
+
+def _identity(run: Run, data: Data, parts: dict[str, Any], settings: dict[str, Any]) -> dict:
+    """What tells a run from another, for its checkpoint."""
+    method, optimizer = parts["method"], parts["optimizer"]
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    return {
+        "method": (run.method, *tensors(_joined(method))),
+        "seed": run.seed,
+        **settings,
+        "model": {k: tuple(v.shape) for k, v in parts["model"].state_dict().items()},
+        "optimizer": (type(optimizer).__name__, groups),
+        "scheduler": type(parts.get("scheduler")).__name__,
+        "average": type(parts.get("average")).__name__,
+        "data": (data.name, data.batch_size, data.augment, data.train.x, data.train.y),
+    }
+
+
+def _check(
+    model: nn.Module,
+    data: Data,
+    epochs: int,
+    every: int,
+    dtype: torch.dtype | None,
+    clip: Real | None,
+    average_from: int,
+) -> None:
+    for name, value, low in (
+        ("epochs", epochs, 0), ("every", every, 1), ("average_from", average_from, 1)
+    ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"{name}={value!r}; allowed: an integer >= {low}")
+    if clip is not None:
+        clip = real("clip", clip, open_low=True)
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype={dtype!r}; allowed: None, torch.bfloat16, torch.float16")
     members = getattr(unwrap(model), "members", None)
+    if dtype == torch.float16 and members is not None:
+        raise ValueError(
+            "dtype=torch.float16 with an Ensemble: a GradScaler would skip the step of all members "
+            "where one overflows; use torch.bfloat16"
+        )
+    if isinstance(clip, Tensor) and len(clip) != members:
+        raise ValueError(
+            f"clip has {len(clip)} values, one a member; the model's members: {members}"
+        )
     if data.members is not None and data.members != members:
         raise ValueError(
             f"the data holds {data.members} members, the model "

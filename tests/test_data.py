@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 
-from flatnb import data
-from flatnb.data import Data, Split
+from flatnb import _torchvision, data
+from flatnb.data import Data, Split, augment
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -109,6 +110,17 @@ def test_an_epoch_holds_each_example_once_but_a_lone_last(n: int, size: int) -> 
     assert torch.equal(torch.cat([y for _, y in batches]), seen % 2)
 
 
+@pytest.mark.parametrize("members", [None, 2])
+def test_the_indices_of_a_batch_are_those_of_its_examples(members) -> None:
+    given = task(10, 4, members)
+    plain = given.batches(generator(3))
+    for (index, x, y), (x_plain, y_plain) in zip(
+        given.index_batches(generator(3)), plain, strict=True
+    ):
+        assert torch.equal(given.train[index].x, x) and torch.equal(given.train[index].y, y)
+        assert torch.equal(x, x_plain) and torch.equal(y, y_plain)
+
+
 def test_epochs_differ_and_the_generator_decides() -> None:
     def order(epochs: int, seed: int) -> list[list[float]]:
         g = generator(seed)
@@ -149,6 +161,26 @@ def test_only_training_batches_are_augmented() -> None:
     assert (x - x.floor()).min() > 0
     # The first batch follows the same permutation; later ones too, as it is drawn at the start.
     assert torch.equal(x.floor(), plain)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "constant"])
+def test_crop_and_flip_give_the_images_of_torchvision_as_often(mode) -> None:
+    transforms = _torchvision.load().transforms
+    image, draws = torch.arange(1.0, 17).view(1, 4, 4), 3600  # entries differ, so that places do
+    theirs = transforms.Compose(
+        [transforms.RandomCrop(4, padding=1, padding_mode=mode), transforms.RandomHorizontalFlip()]
+    )
+    ours = augment.Compose(augment.RandomCrop(1, mode), augment.RandomFlip())
+
+    def counts(images: torch.Tensor) -> dict[tuple[float, ...], int]:
+        return Counter(tuple(i.flatten().tolist()) for i in images)
+
+    published = counts(torch.stack([theirs(image) for _ in range(draws)]))
+    batch = counts(ours(image.expand(draws, 1, 4, 4), generator()))
+    assert set(published) == set(batch) and len(batch) == 2 * 9
+    for seen in (*published.values(), *batch.values()):
+        # 3600 draws at 1/18: standard deviation 13.7; five of them.
+        assert abs(seen - draws / 18) < 69
 
 
 # Stacks

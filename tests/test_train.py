@@ -1,9 +1,14 @@
 """The loop against a hand-written one, its bookkeeping, and ensembles against separate training."""
 
+import copy
+import io
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import flatnb
 from flatnb import data, models, train
@@ -66,7 +71,7 @@ def test_history_is_what_evaluate_says():
 def test_evaluate_weights_chunks_by_size_and_restores_the_mode(monkeypatch):
     model, d = net().train(), plane()
     whole = train.evaluate(model, d.test)
-    monkeypatch.setattr(train, "_EVALUATION_ROWS", 7)
+    monkeypatch.setattr(train, "_ROWS", 7)
     parts = train.evaluate(model, d.test)
     assert parts["loss"] == pytest.approx(whole["loss"].item(), rel=1e-5)
     assert parts["accuracy"] == whole["accuracy"]
@@ -145,3 +150,500 @@ def test_members_of_data_and_model_must_agree():
         flatnb.fit(
             model, data.stack([plane(0), plane(1)]), flatnb.ERM(), sgd(model), epochs=1, seed=0
         )
+
+
+def without_seconds(run):
+    return [{k: v for k, v in e.items() if k != "seconds"} for e in run.history]
+
+
+def identical(a, b):
+    """State dicts, lists and tensors that are equal bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return a == b
+
+
+# -- metrics --------------------------------------------------------------------------------------
+
+
+def binned(logits, y, bins):
+    """Equation (3) of Guo et al., bin by bin."""
+    p = logits.double().softmax(-1)
+    confidence, label = p.max(-1)
+    error = 0.0
+    for b in range(bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        if inside.any():
+            accuracy = (label == y)[inside].double().mean()
+            error += inside.double().mean() * (accuracy - confidence[inside].mean()).abs()
+    return float(error)
+
+
+@pytest.mark.parametrize("bins", [1, 15, 40])
+def test_calibration_error_is_the_formula(bins):
+    logits, y = 2 * torch.randn(3, 500, 4, dtype=torch.float64), torch.randint(4, (500,))
+    measured = train.calibration_error(logits, y, bins)
+    for m in range(3):
+        assert measured[m].item() == pytest.approx(binned(logits[m], y, bins), abs=1e-12)
+        assert torch.equal(train.calibration_error(logits[m], y, bins), measured[m])
+
+
+def test_calibration_error_of_known_cases():
+    y = torch.tensor([0, 0, 0, 1])
+    three_quarters = torch.tensor([0.75, 0.25]).log().expand(4, 2)
+    assert train.calibration_error(three_quarters, y).item() == pytest.approx(0, abs=1e-7)
+    sure = torch.tensor([0.0, -200.0]).expand(4, 2)
+    assert train.calibration_error(sure, y).item() == pytest.approx(0.25)
+    assert train.calibration_error(-sure, y).item() == pytest.approx(0.75)
+    assert train.calibration_error(torch.full((4, 2), torch.nan), y).isnan()
+
+
+def test_evaluate_gives_the_three_metrics_of_the_whole_split(monkeypatch):
+    ensemble, d = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3), plane()
+    monkeypatch.setattr(train, "_ROWS", 3 * 7)
+    measured = train.evaluate(ensemble, d.test)
+    ensemble.eval()
+    logits = ensemble(d.test.x).detach()
+    expected = {
+        "loss": train.cross_entropy(logits, d.test.y).mean(-1),
+        "accuracy": (logits.argmax(-1) == d.test.y).float().mean(-1),
+        "ece": train.calibration_error(logits, d.test.y),
+    }
+    assert measured.keys() == expected.keys()
+    for name, value in expected.items():
+        assert measured[name].tolist() == pytest.approx(value.tolist(), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("rows", [1 << 16, 60])
+def test_gradient_norm_is_of_the_plain_loss_in_eval_mode(monkeypatch, rows):
+    monkeypatch.setattr(train, "_ROWS", rows)
+    monkeypatch.setattr(train, "_GRADIENT_EXAMPLES", 31)
+    ensemble, d = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.5), 3), plane()
+    for p in ensemble.parameters():
+        p.grad = torch.ones_like(p)
+    norms = train.gradient_norm(ensemble, d.train)
+    assert ensemble.training and all((p.grad == 1).all() for p in ensemble.parameters())
+    for m in range(3):
+        alone = ensemble.member(m).eval()
+        F.cross_entropy(alone(d.train.x[:31]), d.train.y[:31]).backward()
+        expected = torch.cat([p.grad.flatten() for p in alone.parameters()]).double().norm()
+        assert norms[m].item() == pytest.approx(expected.item(), rel=1e-5)
+        own = train.gradient_norm(ensemble.member(m), d.train)
+        assert norms[m].item() == pytest.approx(own.item(), rel=1e-5)
+
+
+# -- precision, clipping, compiling ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_training_is_under_autocast_and_evaluation_is_not(dtype):
+    model, d = net(), plane(batch_size=10)
+    seen = set()
+    model[-1].register_forward_hook(lambda m, _, out: seen.add((m.training, out.dtype)))
+    run = flatnb.fit(model, d, flatnb.SAM(0.05), sgd(model), epochs=20, seed=0, dtype=dtype)
+    assert seen == {(True, dtype), (False, torch.float32)}
+    assert run.stopped is None
+    assert run.history[-1]["train_loss"] < 0.8 * run.history[0]["train_loss"]
+
+
+def test_clipping_is_the_plain_loop():
+    model, reference, d = net(), net(), plane(batch_size=10)
+    flatnb.fit(model, d, flatnb.ERM(), sgd(model), epochs=2, seed=7, clip=0.1)
+    optimizer, order, clipped = sgd(reference), torch.Generator().manual_seed(7), 0
+    for _ in range(2):
+        for x, y in d.batches(order):
+            optimizer.zero_grad()
+            F.cross_entropy(reference(x), y).backward()
+            clipped += nn.utils.clip_grad_norm_(reference.parameters(), 0.1) > 0.1
+            optimizer.step()
+    assert clipped > 0
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_each_member_is_clipped_alone():
+    values = [0.05, 0.2]
+    ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 2, seeds=[3, 4])
+    together = flatnb.fit(
+        ensemble, plane(), flatnb.ERM(), sgd(ensemble), epochs=3, seed=9, clip=torch.tensor(values)
+    ).history[-1]
+    for i, value in enumerate(values):
+        model = net(3 + i)
+        alone = flatnb.fit(
+            model, plane(), flatnb.ERM(), sgd(model), epochs=3, seed=9, clip=value
+        ).history[-1]
+        for metric in ("test_loss", "grad_norm"):
+            assert together[metric][i] == pytest.approx(alone[metric], rel=1e-3)
+
+
+def test_a_compiled_model_is_compiled_for_training_only():
+    d = plane(batch_size=20)
+    d = replace(d, train=d.train[:40])
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([tuple(i.shape) for i in inputs if i.dim() == 2 and i.shape[-1] == 2])
+        return graph
+
+    model, plain = net(), net()
+    compiled = torch.compile(model, backend=backend)
+    run = flatnb.fit(compiled, d, flatnb.SAM(0.05), sgd(compiled), epochs=3, seed=0)
+    expected = flatnb.fit(plain, d, flatnb.SAM(0.05), sgd(plain), epochs=3, seed=0)
+    torch._dynamo.reset()
+    assert len(graphs) == 1 and (20, 2) in graphs[0]
+    assert run.history[-1]["test_loss"] == pytest.approx(expected.history[-1]["test_loss"])
+
+
+# -- methods that must know the examples ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_adaflood_is_told_the_examples_of_each_batch(joined):
+    model, reference, d = net(), net(), plane(batch_size=10)
+    levels = torch.rand(len(d.train))
+    method = flatnb.AdaFlood(levels)
+    method = flatnb.compose(method, flatnb.SAM(0.0)) if joined else method
+    flatnb.fit(model, d, method, sgd(model), epochs=2, seed=7)
+
+    optimizer, order = sgd(reference), torch.Generator().manual_seed(7)
+    for _ in range(2):
+        for index, x, y in d.index_batches(order):
+            optimizer.zero_grad()
+            losses = F.cross_entropy(reference(x), y, reduction="none")
+            ((losses - levels[index]).abs() + levels[index]).mean().backward()
+            optimizer.step()
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+
+
+# -- what is not finite ---------------------------------------------------------------------------
+
+
+def spoilt(example=17, value=torch.inf):
+    """The plane with one training example that makes any gradient NaN."""
+    d = plane(batch_size=10)
+    x = d.train.x.clone()
+    x[example] = value
+    return replace(d, train=data.Split(x, d.train.y))
+
+
+def test_a_plain_model_stops_before_the_step_that_would_lose_it():
+    model, reference, d = net(), net(), spoilt()
+    run = flatnb.fit(model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7)
+
+    optimizer, steps = sgd(reference), 0
+    for index, x, y in d.index_batches(torch.Generator().manual_seed(7)):
+        if 17 in index:
+            break
+        optimizer.zero_grad()
+        F.cross_entropy(reference(x), y).backward()
+        optimizer.step()
+        steps += 1
+    assert f"nan in epoch 1, step {steps + 1}, where the training loss was nan" in run.stopped
+    assert [e["epoch"] for e in run.history] == [0, 1]
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.isfinite(p).all() and torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_where_steps_are_looked_at_after_the_epoch_the_model_goes_back_to_its_start(monkeypatch):
+    """What a GPU does, on a CPU."""
+    monkeypatch.setattr(train, "_waits", lambda device: True)
+    model, d = net(), spoilt()
+    before = copy.deepcopy(model.state_dict())
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    run = flatnb.fit(model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7, average=average)
+    assert "nan in epoch 1, step" in run.stopped
+    assert identical(model.state_dict(), before)
+    assert average.n_averaged == 0 and "average_test_loss" not in run.history[-1]
+
+
+def test_one_lost_member_leaves_the_others_exact():
+    def trained(third):
+        ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3)
+        stacked = data.stack([plane(0, batch_size=10), plane(1, batch_size=10), third])
+        run = flatnb.fit(ensemble, stacked, flatnb.SAM(0.05), sgd(ensemble), epochs=3, seed=0)
+        return ensemble, run
+
+    good, _ = trained(plane(2, batch_size=10))
+    bad, run = trained(spoilt())
+    assert run.stopped is None
+    for p, q in zip(good.parameters(), bad.parameters(), strict=True):
+        assert torch.equal(p[:2], q[:2]) and q[2].isnan().any()
+
+
+def test_an_ensemble_without_a_finite_member_stops():
+    ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 2)
+    d = spoilt(slice(None))
+    run = flatnb.fit(ensemble, d, flatnb.ERM(), sgd(ensemble), epochs=5, seed=0)
+    assert "no member had a finite loss in epoch 1" in run.stopped
+
+
+def test_a_scaler_that_skips_everything_stops_the_run():
+    model, d = net(), spoilt(slice(None))
+    before = [p.detach().clone() for p in model.parameters()]
+    run = flatnb.fit(
+        model, d, flatnb.ERM(), sgd(model), epochs=50, seed=0, dtype=torch.float16, every=50
+    )
+    assert "no step of epoch 5 had a finite gradient at the scale 0.0625" in run.stopped  # 4 each
+    assert identical(list(model.parameters()), before)
+
+
+# -- averages -------------------------------------------------------------------------------------
+
+
+def test_averages_are_evaluated_beside_a_training_they_do_not_change():
+    """EMA each step and SWA each epoch by hand, BatchNorm statistics renewed."""
+    d = plane(batch_size=10)
+
+    def trained(make=None, **kw):
+        torch.manual_seed(0)
+        model = models.mlp(2, 8, 2, 2, dropout=0.3)
+        average = None if make is None else make(model)
+        parameters = []
+
+        def keep(run, model):
+            parameters.append([p.detach().clone() for p in model.parameters()])
+
+        run = flatnb.fit(
+            model, d, flatnb.ERM(), sgd(model), epochs=4, seed=1, average=average,
+            callbacks=[keep], **kw,
+        )  # fmt: skip
+        return run, average, parameters
+
+    plain, _, each_epoch = trained()
+    swa, average, _ = trained(AveragedModel, average_from=3)
+    ema, moving, _ = trained(lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.5)))
+
+    for run in (swa, ema):
+        for entry, expected in zip(without_seconds(run), without_seconds(plain), strict=True):
+            assert {k: entry[k] for k in expected} == expected
+    assert ["average_test_loss" in e for e in swa.history] == [False, False, False, True, True]
+    assert ["average_test_loss" in e for e in ema.history] == [False, True, True, True, True]
+    assert average.n_averaged == 2 and moving.n_averaged == 4 * d.steps
+    for p, third, fourth in zip(average.parameters(), each_epoch[3], each_epoch[4], strict=True):
+        assert torch.allclose(p, (third + fourth) / 2, atol=1e-6)
+
+    again = copy.deepcopy(average.module)
+    torch.manual_seed(3)
+    update_bn([(d.train.x, d.train.y)], again)
+    for name, value in average.module.named_buffers():
+        if name.startswith("1.running"):  # of the first layer, before any dropout
+            tolerance = 0.2 if name.endswith("var") else 1e-2  # of batches, of the whole
+            assert torch.allclose(value, again.get_buffer(name), rtol=tolerance, atol=1e-2)
+    measured = train.evaluate(average.module, d.test)["loss"].item()
+    assert swa.history[-1]["average_test_loss"] == measured
+
+
+def test_an_ensemble_is_averaged_per_member():
+    ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3)
+    average = AveragedModel(ensemble)
+    frame = flatnb.fit(
+        ensemble, plane(), flatnb.ERM(), sgd(ensemble), epochs=3, seed=0, average=average
+    ).frame()
+    last = frame[frame.epoch == 3]
+    assert len(last) == 3 and last.average_test_loss.notna().all()
+    assert frame[frame.epoch == 0].average_test_loss.isna().all()
+
+
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+def dropped_out(seed=0):
+    torch.manual_seed(seed)
+    return models.mlp(2, 8, 2, 2, dropout=0.3)
+
+
+def ensemble(seed=0):
+    return flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.3), 3)
+
+
+def start(make_model=dropped_out, make_method=lambda: flatnb.SAM(0.05), ema=False, **kw):
+    """Fresh objects, as another process would make them."""
+    model = make_model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if ema else None
+    return dict(
+        model=model, data=jittered(), method=make_method(),
+        optimizer=optimizer, average=average, epochs=6, seed=3, checkpoint_seconds=0,
+        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4]), **kw,
+    )  # fmt: skip
+
+
+def jitter(x, generator):
+    return x + 0.01 * torch.randn(x.shape, generator=generator)
+
+
+def jittered(seed=0):
+    return replace(plane(seed, batch_size=10), augment=jitter)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_after(epochs):
+    def callback(run, model):
+        if run.history[-1]["epoch"] == epochs:
+            raise Killed
+
+    return callback
+
+
+def state_of(arguments):
+    names = ("model", "optimizer", "scheduler", "method", "average")
+    return {n: arguments[n].state_dict() for n in names if arguments[n] is not None}
+
+
+RESUMED = {
+    "dropout": dict(),
+    "NSO": dict(make_method=lambda: flatnb.NSO(0.05, seed=4)),
+    "ensemble": dict(make_model=ensemble),
+    "EMA": dict(ema=True),
+    "EMA of an ensemble": dict(make_model=ensemble, ema=True),
+    "float16": dict(dtype=torch.float16),
+    "every other": dict(every=2),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_equals_the_unbroken_one(case, tmp_path):
+    unbroken = start(**case)
+    expected = flatnb.fit(**unbroken)
+
+    path = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        flatnb.fit(**start(**case), checkpoint=path, callbacks=[killed_after(4)])
+    torch.manual_seed(12345)  # nothing of this process may matter
+    torch.rand(7)
+    resumed, epochs = start(**case), []
+    run = flatnb.fit(
+        **resumed, checkpoint=path, callbacks=[lambda r, m: epochs.append(r.history[-1]["epoch"])]
+    )
+    assert epochs[0] == 4 and epochs[-1] == 6  # 3 was the last epoch that was saved
+    assert without_seconds(run) == without_seconds(expected)
+    assert identical(state_of(resumed), state_of(unbroken))
+
+    finished = start(**case)
+    again = flatnb.fit(**finished, checkpoint=path)
+    assert again.history == run.history and identical(state_of(finished), state_of(unbroken))
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_a_stopped_run_stays_stopped(tmp_path):
+    runs = []
+    for _ in range(2):
+        model = net()
+        runs.append(
+            flatnb.fit(model, spoilt(), flatnb.ERM(), sgd(model), epochs=5, seed=7,
+                       checkpoint=tmp_path / "run.pt")
+        )  # fmt: skip
+    assert runs[0].stopped is not None and repr(runs[0]) == repr(runs[1])  # NaN among them
+
+
+def test_a_checkpoint_is_written_only_so_often(tmp_path):
+    written, path = [], tmp_path / "run.pt"
+    arguments = {**start(), "checkpoint_seconds": 1000}
+    flatnb.fit(**arguments, checkpoint=path, callbacks=[lambda r, m: written.append(path.exists())])
+    assert not any(written) and path.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    flatnb.fit(**start(make_model=ensemble), checkpoint=path)
+    others = {
+        "seed is 3 there and 4 here": dict(seed=4),
+        "epochs is 6 there and 7 here": dict(epochs=7),
+        r"method is \(SAM\(rho=0.05\)\) there and \(SAM\(rho=0.1\)\)": dict(method=flatnb.SAM(0.1)),
+        "clip is None there": dict(clip=1.0),
+        "data is": dict(data=jittered(1)),
+        "model is": (lambda m: dict(model=m, optimizer=torch.optim.Adam(m.parameters(), lr=0.01)))(
+            flatnb.Ensemble(lambda: models.mlp(2, 9, 2, 2, dropout=0.3), 3)
+        ),
+        "optimizer is": (lambda m: dict(model=m, optimizer=sgd(m)))(ensemble()),
+    }
+    for message, change in others.items():
+        with pytest.raises(ValueError, match=f"of another run: .*{message}"):
+            flatnb.fit(**{**start(make_model=ensemble), **change}, checkpoint=path)
+
+
+def test_tensor_hyperparameters_are_told_apart_by_value(tmp_path):
+    path = tmp_path / "run.pt"
+
+    def fit(*rho):
+        arguments = start(ensemble, lambda: flatnb.SAM(torch.tensor(rho)))
+        return flatnb.fit(**arguments, checkpoint=path)
+
+    assert fit(0.1, 0.2, 0.3).history == fit(0.1, 0.2, 0.3).history
+    with pytest.raises(ValueError, match="method is"):
+        fit(0.1, 0.2, 0.4)
+
+
+class Code:
+    ran = False
+
+    def __reduce__(self):
+        return setattr, (Code, "ran", True)
+
+
+def test_a_damaged_file_is_refused_and_no_code_of_it_runs(tmp_path):
+    path = tmp_path / "run.pt"
+    flatnb.fit(**start(), checkpoint=path)
+    whole = path.read_bytes()
+
+    def flipped(at):
+        return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
+
+    code, other = io.BytesIO(), io.BytesIO()
+    torch.save({"format": "flatnb training checkpoint 1", "run": Code()}, code)
+    torch.save({"weights": torch.ones(3)}, other)
+    first_record = whole.index(b"PK", 10) - 50
+    damaged = (
+        b"", b"text", whole[:-100], whole[: len(whole) // 2], flipped(first_record),
+        code.getvalue(), other.getvalue(),
+    )  # fmt: skip
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"run\.pt is damaged, or no checkpoint"):
+            flatnb.fit(**start(), checkpoint=path)
+    assert not Code.ran
+
+
+def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        flatnb.fit(**start(), checkpoint=path, callbacks=[killed_after(2)])
+    kept, save = path.read_bytes(), torch.save
+
+    def full(state, file):
+        save(state, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        flatnb.fit(**start(), checkpoint=path)
+    assert path.read_bytes() == kept and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(clip=0), "clip=0"),
+        (dict(clip=torch.ones(2)), "clip has 2 values"),
+        (dict(dtype=torch.float64), "dtype=torch.float64"),
+        (dict(average_from=0), "average_from=0"),
+    ],
+)
+def test_bad_settings_are_refused(bad, message):
+    model = net()
+    with pytest.raises(ValueError, match=message):
+        flatnb.fit(model, plane(), flatnb.ERM(), sgd(model), epochs=1, seed=0, **bad)
+
+
+def test_float16_with_an_ensemble_is_refused():
+    model = ensemble()
+    with pytest.raises(ValueError, match=r"use torch\.bfloat16"):
+        flatnb.fit(model, plane(), flatnb.ERM(), sgd(model), epochs=1, seed=0, dtype=torch.float16)

@@ -61,7 +61,8 @@ class RandomFlip:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         flip = torch.randint(2, (_shape(x)[0],), generator=generator, dtype=torch.bool)
-        return torch.where(flip.to(x.device)[:, None, None, None], x.flip(3), x)
+        which = flip.nonzero().flatten().to(x.device)  # found on the CPU: no GPU has to wait
+        return x.index_copy(0, which, x.index_select(0, which).flip(3))
 
 
 @dataclass(frozen=True)

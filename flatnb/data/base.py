@@ -167,17 +167,24 @@ class Data:
         Raises:
             ValueError: a generator on another device.
         """
+        return ((x, y) for _, x, y in self.index_batches(generator))
+
+    def index_batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As `batches`, each with the indices of its training examples: (index, x, y).
+
+        `index` is int64, (n,), on the data's device; all members share it.
+        """
         if generator.device.type != "cpu":
             raise ValueError(f"the generator is on {generator.device}; allowed: torch.Generator()")
         return self._batches(generator)
 
-    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         x, y = self.train.x, self.train.y
         axis = y.dim() - 1
         order = torch.randperm(len(self.train), generator=generator).to(y.device)
         for index in order.split(self.batch_size)[: self.steps]:
             batch = x.index_select(axis, index)
-            yield self._augmented(batch, generator), y.index_select(axis, index)
+            yield index, self._augmented(batch, generator), y.index_select(axis, index)
 
     def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if self.augment is None:

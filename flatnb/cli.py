@@ -1,4 +1,4 @@
-"""The command line: `flatnb run | book | serve | clean | address`.
+"""The command line: `flatnb run | book | serve | records | clean | address`.
 
 Exit status: 0; 1 when a notebook, a page or a check failed; 2 for a wrong command; 130 when
 interrupted.
@@ -14,11 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from . import __version__, notebook
+from . import __version__, notebook, records
 from .notebook import PROFILES, TIMEOUTS, UserError
 
 # What execution, editors and Colab leave in a notebook beside outputs and counts.
@@ -44,9 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = {which: signal.signal(which, interrupt) for which in (signal.SIGTERM, signal.SIGHUP)}
     try:
         return arguments.command(arguments)
-    except UserError as error:
+    except (UserError, records.RecordError) as error:
         print(f"flatnb: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader had enough: `flatnb records list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:  # a full disk, a read-only folder
         print(f"flatnb: {error.filename or 'file system'}: {error.strerror}", file=sys.stderr)
         return 2
@@ -96,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000)
     serve.set_defaults(command=serve_command)
 
+    _add_records(commands)
+
     clean = commands.add_parser("clean", help="strip outputs and traces of execution")
     clean.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK",
                        help="by default all in notebooks/")  # fmt: skip
@@ -110,6 +116,43 @@ def _parser() -> argparse.ArgumentParser:
     address.add_argument("--branch", default="main", help="a branch or tag (default: main)")
     address.set_defaults(command=address_command)
     return parser
+
+
+def _add_records(commands: Any) -> None:
+    what = commands.add_parser(
+        "records", help="recorded results: show, compute and check them",
+        description="A NAME may be a pattern, such as 'plane/*'.",
+    ).add_subparsers(required=True, metavar="what")  # fmt: skip
+
+    shown = what.add_parser("list", help="all records, a line each")
+    shown.set_defaults(command=records_list)
+
+    show = what.add_parser("show", help="what was found, how, and where")
+    show.add_argument("names", nargs="+", metavar="NAME")
+    show.set_defaults(command=records_show)
+
+    todo = what.add_parser("todo", help="experiments without a record, most valuable first")
+    todo.set_defaults(command=records_todo)
+
+    make = what.add_parser("make", help="run an experiment and record it",
+                           description="Run an experiment and record it. What is finished is kept: "
+                           "the same command goes on after an interruption.")  # fmt: skip
+    make.add_argument("names", nargs="+", metavar="NAME")
+    make.add_argument("--workers", type=int, metavar="N",
+                      help="processes (default: one a GPU, else by the cores)")  # fmt: skip
+    make.add_argument("--folder", type=Path, metavar="F",
+                      help="for the results of single runs (default: _build/sweep)")  # fmt: skip
+    make.add_argument("--executor", metavar="SPEC",
+                      help="dask://host:port, or submitit://partition?timeout_min=60")  # fmt: skip
+    make.add_argument("--retry", action="store_true", help="run what failed again")
+    make.add_argument("--replace", action="store_true", help="also what is recorded already")
+    make.set_defaults(command=records_make)
+
+    verify = what.add_parser("verify", help="repeat a cheap sample of each record",
+                             description="Repeat a cheap sample of each record; exit status 1 if "
+                             "one falls outside its tolerance.")  # fmt: skip
+    verify.add_argument("names", nargs="*", metavar="NAME", help="by default all")
+    verify.set_defaults(command=records_verify)
 
 
 def _root() -> Path:
@@ -263,6 +306,174 @@ def serve_command(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print()
     return 0
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def _table(*rows: Sequence[object]) -> None:
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell!s:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
+
+
+def _experiments() -> dict[str, Any]:
+    from .experiments import EXPERIMENTS
+
+    return {one.name: one for one in EXPERIMENTS}
+
+
+def records_list(arguments: argparse.Namespace) -> int:
+    rows = []
+    for record in map(records.load, records.names()):
+        source = record["provenance"]
+        rows.append((record["name"], record["method"], len(record["seeds"]),
+                     len(record["settings"]), source["device"], source["date"][:10]))  # fmt: skip
+    if not rows:
+        print(f"no records in {records.root()}: `flatnb records todo` shows what makes them")
+    else:
+        _table(("name", "method", "seeds", "settings", "device", "date"), *rows)
+    return 0
+
+
+def records_show(arguments: argparse.Namespace) -> int:
+    for name in records.match(arguments.names, records.names()):
+        _show(records.load(name))
+    return 0
+
+
+def _show(record: Mapping[str, Any]) -> None:
+    selection, source, seeds = record["selection"], record["provenance"], record["seeds"]
+    print(f"{record['name']}\n")
+    about = {
+        "task": _words(record["task"]),
+        "method": f"{record['method']}, {record['passes']} passes a step",
+        "tried": f"{len(record['settings'])} settings × {len(seeds)} seeds: {selection['space']}",
+        "chosen": _chosen(record, selection["chosen"]),
+        "by": f"{selection['split']} {selection['metric']}, ties: {selection['ties']}, "
+        f"per {selection['per']}",
+    }
+    if other := selection.get("otherwise"):
+        about[f"by {other['rule']}"] = _chosen(record, other["chosen"])
+    for failure in record["failures"]:
+        where = f"failed, setting {failure['setting']}, seed {failure['seed']}"
+        about[where] = failure["error"]
+    commit = f"{source['commit'] or 'no commit'}{' with changes' if source['dirty'] else ''}"
+    about["computed"] = (
+        f"{source['date'][:10]} on {source['device']}, {source['threads']} threads, "
+        f"{source['seconds']:.0f} s, Python {source['python']}, {_words(source['packages'])}"
+    )
+    about["from"] = f"{commit}: {source['command']}"
+    _table(*about.items())
+    print("\nAfter the last epoch, at the settings chosen, mean and 95 % interval over seeds:\n")
+    rows = []
+    for metric, values in records.selected(record).items():
+        mean, half = records.mean_interval(values)
+        n = sum(value is not None for value in values)
+        text = f"{mean:.4g} ± {half:.2g}" if n > 1 else f"{mean:.4g}"
+        rows.append((metric, text, f"n = {n} of {len(seeds)}"))
+    _table(*rows)
+    print()
+
+
+def _words(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _chosen(record: Mapping[str, Any], indices: Sequence[int]) -> str:
+    """The settings chosen, with the seeds that each was chosen for."""
+    texts = []
+    for index in dict.fromkeys(indices):
+        seeds = [s for s, i in zip(record["seeds"], indices, strict=True) if i == index]
+        setting = _words(record["settings"][index]) or "no hyperparameter"
+        texts.append(f"{setting} (seeds {', '.join(map(str, seeds))})")
+    return "; ".join(texts)
+
+
+def records_todo(arguments: argparse.Namespace) -> int:
+    there = set(records.names())
+    missing = [one for one in _experiments().values() if one.name not in there]
+    if not missing:
+        print("every experiment is recorded")
+        return 0
+    missing.sort(key=lambda one: one.value)
+    rows = [(one.title, f"{one.gpu_minutes:.3g}", f"{one.cpu_minutes:.3g}",
+             f"flatnb records make {one.name}") for one in missing]  # fmt: skip
+    total = [f"{sum(getattr(one, name) for one in missing):.3g}"
+             for name in ("gpu_minutes", "cpu_minutes")]  # fmt: skip
+    _table(("experiment", "GPU min", "CPU min", "command"), *rows, ("together", *total, ""))
+    return 0
+
+
+def records_make(arguments: argparse.Namespace) -> int:
+    experiments, there = _experiments(), set(records.names())
+    chosen = []
+    for name in records.match(arguments.names, list(experiments)):
+        if name in there and not arguments.replace:
+            print(f"{name} is recorded already (--replace makes it anew)")
+        else:
+            chosen.append(experiments[name])
+    try:
+        results = _sweep([one.jobs() for one in chosen], arguments)
+    except KeyboardInterrupt:  # the sweep has said what it kept
+        return 130
+    made = [_record(one, own, arguments.replace) for one, own in zip(chosen, results, strict=True)]
+    return int(not all(made))
+
+
+def _sweep(jobs: Sequence[Sequence[Any]], arguments: argparse.Namespace) -> list[list[Any]]:
+    """The results of each experiment's jobs; one sweep for all, which keeps every worker busy."""
+    from . import sweep
+
+    base = notebook.root_of(Path.cwd()) or Path.cwd()
+    try:
+        results = iter(sweep.run(
+            [job for own in jobs for job in own], arguments.folder or base / "_build" / "sweep",
+            executor=arguments.executor, workers=arguments.workers, retry=arguments.retry,
+        ))  # fmt: skip
+    except (ValueError, RuntimeError, ModuleNotFoundError) as error:
+        raise UserError(str(error)) from error
+    return [[next(results) for _ in own] for own in jobs]
+
+
+def _record(experiment: Any, results: Sequence[Any], replace: bool) -> bool:
+    """Record one experiment; False when a run of it failed, with which it may refuse a record."""
+    errors = [result.error for result in results if result.error is not None]
+    if errors:
+        print(f"flatnb: {experiment.name}: {len(errors)} of {len(results)} runs failed, the first "
+              f"with {errors[0]}; --retry runs them again", file=sys.stderr)  # fmt: skip
+    try:
+        record = experiment.record(results)
+    except RuntimeError as error:
+        print(f"flatnb: {experiment.name} is not recorded: {error}", file=sys.stderr)
+        return False
+    if record["name"] != experiment.name:
+        raise UserError(f"{experiment.name} makes a record named {record['name']}")
+    print(f"recorded in {os.path.relpath(records.save(record, replace=replace))}")
+    return not errors
+
+
+def records_verify(arguments: argparse.Namespace) -> int:
+    known = records.names()
+    names = records.match(arguments.names, known) if arguments.names else known
+    found = [records.load(name) for name in names]
+    for record in found:  # refuse what may not be called before calling anything
+        records.function(record["sample"]["call"])
+    return int(not all([_verify(record) for record in found]))
+
+
+def _verify(record: Mapping[str, Any]) -> bool:
+    """Repeat one sample, and say how each metric came out; whether all are inside."""
+    try:
+        checks = records.verify(record)
+    except Exception as error:  # the code has moved on from the record: say so, check the rest
+        print(f"outside  {record['name']}  {type(error).__name__}: {error}", flush=True)
+        return False
+    for one in checks:
+        verdict = "inside " if one.inside else "outside"
+        print(f"{verdict}  {record['name']}  {one.metric}: recorded {one.recorded}, "
+              f"now {one.repeated}, tolerance {one.tolerance:g}", flush=True)  # fmt: skip
+    return all(one.inside for one in checks)
 
 
 # --- clean, address -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ The number must be what the path leads to (see `value`), to within half a unit o
 from __future__ import annotations
 
 import datetime
+import difflib
 import functools
 import hashlib
 import importlib
@@ -82,7 +83,9 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
     for pattern in patterns:
         fitting = [name for name in known if fnmatchcase(name, pattern)]
         if not fitting:
-            raise RecordError(f"nothing is named {pattern}; there are: {', '.join(known) or '-'}")
+            near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.0)
+            closest = f"the closest are {', '.join(near)}" if near else "there is nothing yet"
+            raise RecordError(f"nothing is named {pattern}; {closest}")
         found |= dict.fromkeys(fitting)
     return list(found)
 

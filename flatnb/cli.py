@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -347,24 +348,27 @@ def _show(record: Mapping[str, Any]) -> None:
     print(f"{record['name']}\n")
     about = {
         "task": _words(record["task"]),
-        "method": f"{record['method']}, {record['passes']} passes a step",
+        "method": f"{record['method']}, forward-backward passes a step: {record['passes']}",
         "tried": f"{len(record['settings'])} settings × {len(seeds)} seeds: {selection['space']}",
         "chosen": _chosen(record, selection["chosen"]),
         "by": f"{selection['split']} {selection['metric']}, ties: {selection['ties']}, "
         f"per {selection['per']}",
     }
     if other := selection.get("otherwise"):
-        about[f"by {other['rule']}"] = _chosen(record, other["chosen"])
-    for failure in record["failures"]:
-        where = f"failed, setting {failure['setting']}, seed {failure['seed']}"
-        about[where] = failure["error"]
+        about["otherwise"] = f"by {other['rule']}: {_chosen(record, other['chosen'])}"
+    if record["failures"]:
+        about["failed"] = "; ".join(f"setting {one['setting']}, seed {one['seed']}: {one['error']}"
+                                    for one in record["failures"])  # fmt: skip
     commit = f"{source['commit'] or 'no commit'}{' with changes' if source['dirty'] else ''}"
     about["computed"] = (
         f"{source['date'][:10]} on {source['device']}, {source['threads']} threads, "
         f"{source['seconds']:.0f} s, Python {source['python']}, {_words(source['packages'])}"
     )
     about["from"] = f"{commit}: {source['command']}"
-    _table(*about.items())
+    width = max(60, shutil.get_terminal_size().columns - 1)
+    for label, text in about.items():
+        lines = textwrap.wrap(text, width - 11, break_long_words=False)
+        print(f"{label:10}", textwrap.indent("\n".join(lines), " " * 11).lstrip())
     print("\nAfter the last epoch, at the settings chosen, mean and 95 % interval over seeds:\n")
     rows = []
     for metric, values in records.selected(record).items():

@@ -717,7 +717,8 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
 
     folder = root / "_build" / "stage"
     shutil.rmtree(folder, ignore_errors=True)
-    ignore = shutil.ignore_patterns("__pycache__", ".*")
+    # Pages show what notebooks made of the records: a new record alone changes none.
+    ignore = shutil.ignore_patterns("__pycache__", ".*", "records")
     shutil.copytree(root / "book", folder / "book", ignore=ignore)
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)

@@ -394,11 +394,14 @@ def test_stage_keeps_paths_and_takes_executed_copies(tmp_path: Path) -> None:
     root = book(tmp_path)
     copy = tmp_path / "copy.ipynb"
     copy.write_text("executed")
+    (root / "book" / "records" / "plane").mkdir(parents=True)
+    (root / "book" / "records" / "plane" / "a.json").write_text("{}")
     stage = notebook.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     assert stage == root / "_build" / "stage"
     assert (stage / "notebooks" / "01_a.ipynb").read_text() == "executed"
     for same in ("_toc.yml", "book/intro.md", "book/references.bib", "book/_static/custom.css"):
         assert (stage / same).read_bytes() == (root / same).read_bytes()
+    assert not list(stage.rglob("*.json"))  # pages are made of notebooks, not of records
 
 
 def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def test_show_tells_what_was_chosen_and_found(capsys: pytest.CaptureFixture[str]
         "tried 3 settings × 2 seeds: lr 0.1, 1/3; rho 0.05, 0.1",
         "chosen lr 0.1, rho 0.1 (seeds 0, 7)",
         "by val accuracy, ties: loss, per seed",
-        "by ties to the largest rho lr 0.1, rho 0.1 (seeds 0, 7)",
-        "failed, setting 2, seed 7 the loss was nan in epoch 1",
+        "otherwise by ties to the largest rho: lr 0.1, rho 0.1 (seeds 0, 7)",
+        "failed setting 2, seed 7: the loss was nan in epoch 1",
         f"test_accuracy {mean:.4g} ± {half:.2g} n = 2 of 2",
         "test_error 0.3 n = 1 of 2",
     ):

@@ -1,0 +1,12 @@
+"""The experiments of the book: tasks, methods, and the spaces each method is tuned over.
+
+`EXPERIMENTS` lists them, the most valuable first; each makes the jobs of a sweep and, of their
+results, a record. `flatnb records make NAME` runs one.
+"""
+
+from . import plane
+from .base import Experiment
+
+__all__ = ["EXPERIMENTS", "Experiment"]
+
+EXPERIMENTS: list[Experiment] = sorted(plane.experiments(), key=lambda one: one.value)

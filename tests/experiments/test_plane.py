@@ -1,0 +1,69 @@
+import dataclasses
+
+import pytest
+
+from flatnb import records, sweep
+from flatnb.experiments import EXPERIMENTS, plane
+
+TINY = dataclasses.replace(plane.NARROW, width=6, epochs=4, every=2, n_test=40, budget=3, seeds=2)
+
+
+def made(method, design, unit="epochs"):
+    one = plane.experiment("spiral", 0.05, method, TINY, design, unit=unit, value=1)
+    values = [plane.train(**job.settings) for job in one.jobs()]
+    results = [
+        sweep.Result(job, value, None, 1.0, job.key)
+        for job, value in zip(one.jobs(), values, strict=True)
+    ]
+    return one, one.record(results)
+
+
+@pytest.mark.parametrize("method", ["ERM", "SAM", "GNP", "SWA", "EMA", "AdamW", "SGD", "FAM"])
+def test_makes_a_valid_record(method, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    one, record = made(method, "tuned")
+    records.save(record)
+    record = records.load(one.name)
+    assert record["selection"]["budget"] == 3
+    assert len(record["settings"]) == 4  # and the published default
+    assert record["curves"]["epochs"] == [0, 2, 4]
+    for seed, setting in enumerate(record["selection"]["chosen"]):
+        best = max(row[seed] for row in record["final"]["val_accuracy"][:3])
+        assert record["final"]["val_accuracy"][setting][seed] == best
+        assert (
+            record["curves"]["metrics"]["test_loss"][seed][-1]
+            == (record["final"]["test_loss"][setting][seed])
+        )
+
+
+def test_a_setting_does_not_depend_on_what_trains_beside_it():
+    given = {
+        "data": "sinusoid", "noise": 0.1, "n_test": 50, "width": 6, "epochs": 3, "every": 3,
+        "method": "SAM",
+    }  # fmt: skip
+    settings = [{"lr": 0.01, "rho": 0.1}, {"lr": 0.001, "rho": 1.0}]
+    both = plane.train(**given, settings=settings, seeds=[1, 2])["metrics"]["test_loss"]
+    one = plane.train(**given, settings=settings[1:], seeds=[2])["metrics"]["test_loss"]
+    assert both[1][1] == pytest.approx(one[0][0], rel=1e-4)
+
+
+def test_verifying_repeats_the_sample():
+    _, record = made("Flooding", "grid")
+    checks = records.verify(record)
+    assert checks and all(check.inside for check in checks)
+
+
+def test_equal_passes_halve_the_epochs_of_two_passes():
+    one = plane.experiment("spiral", 0.0, "SAM", TINY, "grid", unit="passes", value=1)
+    assert one.jobs()[0].settings["epochs"] == 2
+    assert one.name.endswith("-equal-passes")
+
+
+def test_experiments_have_names_of_their_own_and_the_most_valuable_come_first():
+    names = [one.name for one in EXPERIMENTS]
+    assert len(set(names)) == len(names)
+    assert [one.value for one in EXPERIMENTS] == sorted(one.value for one in EXPERIMENTS)
+    for one in EXPERIMENTS:
+        records.path_of(one.name)
+        for job in one.jobs():
+            assert job.key

@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ..data import Data
 from ..ensemble import Ensemble, groups
-from ..methods.base import l2_norm
-from ..train import evaluate, fit
+from ..train import fit
 from . import spaces
 from .base import METRICS, number
 from .spaces import Setting
-from .steps import Average, ema, member_learning_rates, swa
+from .steps import average, ema, member_learning_rates, swa
 
 Curves = dict[str, list[list[float | None]]]  # metric -> [member][epoch]
 
@@ -45,7 +45,7 @@ def train_members(
 
     Returns:
         The evaluated epochs, and METRICS for each member and epoch, 6 digits, None where there is
-        no number. Of the averages SWA and EMA, the last epoch's are those of the average.
+        no number. SWA and EMA have the losses and accuracies of the average.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # A GPU holds all members of the tasks here, and is the faster the more there are.
@@ -57,18 +57,18 @@ def train_members(
         model = Ensemble(make_model, len(part), [seeds[i] for i in part]).to(device)
         given = data(part).to(device)
         rule = make_optimizer(method if method in ("AdamW", "SGD") else optimizer, model, own)
-        average = _average(method, model, rule, own, epochs * given.steps)
+        averaged = _average(method, model, own, epochs * given.steps)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(rule, epochs) if cosine else None
         run = fit(
             model, given, spaces.build(method, own), rule,
-            epochs=epochs, every=every, seed=seed, scheduler=schedule,
+            epochs=epochs, every=every, seed=seed, scheduler=schedule, average=averaged,
         )  # fmt: skip
-        if average:
-            average.put(model, given.batches(torch.Generator().manual_seed(seed)))
-            run.history[-1].update(_metrics(model, given))
         done = [entry["epoch"] for entry in run.history]
         for metric, rows in curves.items():
-            table = [[number(v) for v in entry[metric]] for entry in run.history]
+            table = [
+                [number(v) for v in entry.get(f"average_{metric}", entry[metric])]
+                for entry in run.history
+            ]
             rows.extend([list(row) for row in zip(*table, strict=True)])
     return done, curves
 
@@ -99,27 +99,13 @@ def make_optimizer(
 
 
 def _average(
-    method: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: Sequence[Setting],
-    steps: int,
-) -> Average | None:
+    method: str, model: nn.Module, settings: Sequence[Setting], steps: int
+) -> AveragedModel | None:
     if method == "SWA":
-        return Average(model, optimizer, swa(steps, torch.tensor([s["start"] for s in settings])))
+        return average(model, swa(steps, torch.tensor([s["start"] for s in settings])))
     if method == "EMA":
-        return Average(model, optimizer, ema(torch.tensor([s["decay"] for s in settings])))
+        return average(model, ema(torch.tensor([s["decay"] for s in settings])))
     return None
-
-
-def _metrics(model: Ensemble, data: Data) -> dict[str, list[float]]:
-    found = {
-        f"{name}_{metric}": value.tolist()
-        for name in ("train", "val", "test")
-        for metric, value in evaluate(model, getattr(data, name)).items()
-    }
-    with torch.no_grad():
-        return {**found, "norm": l2_norm(list(model.parameters()), model.members).tolist()}
 
 
 def device_name() -> str:

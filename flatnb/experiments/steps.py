@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.optim.swa_utils import AveragedModel
 
 # t -> how far the average goes to the weights after step t = 0, 1, ...: a number, or (members,).
 Weight = Callable[[int], float | Tensor]
@@ -63,41 +63,26 @@ def member_learning_rates(
     optimizer.register_step_post_hook(scale)
 
 
+def average(model: nn.Module, weight: Weight) -> AveragedModel:
+    """A running average of the model's weights, for `flatnb.fit`, which updates it each step."""
+
+    def update(values: Any, current: Any, count: int | Tensor) -> None:
+        share = torch.as_tensor(weight(int(count)))
+        for value, p in zip(values, current, strict=True):
+            value.lerp_(p, _as(share, p) if share.dim() else share.to(p))
+
+    return AveragedModel(model, multi_avg_fn=torch.no_grad()(update))
+
+
 def swa(steps: int, start: float | Tensor) -> Weight:
     """The mean over all steps from the share `start` of `steps` on; before, the weights."""
     first = torch.as_tensor(start) * steps
-
     return lambda t: 1 / (t - first.ceil() + 1).clamp(min=1)
 
 
 def ema(decay: float | Tensor) -> Weight:
     """average <- decay * average + (1 - decay) * weights, which it starts from."""
-    step = 1 - torch.as_tensor(decay)
-    return lambda t: step if t else torch.ones_like(step)
-
-
-class Average:
-    """The running average of a model's weights, updated after each step of its optimizer."""
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, weight: Weight) -> None:
-        self.params = list(model.parameters())
-        self.values = [p.detach().clone() for p in self.params]
-        self.weight, self.steps = weight, 0
-        optimizer.register_step_post_hook(self._update)
-
-    @torch.no_grad()
-    def _update(self, *_: Any) -> None:
-        share = torch.as_tensor(self.weight(self.steps)).to(self.params[0])
-        for value, p in zip(self.values, self.params, strict=True):
-            value.lerp_(p, _as(share, p) if share.dim() else share)
-        self.steps += 1
-
-    @torch.no_grad()
-    def put(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Put the average into the model, and make its BatchNorm statistics anew from `batches`."""
-        for value, p in zip(self.values, self.params, strict=True):
-            p.copy_(value)
-        update_bn(batches, model)
+    return lambda _: 1 - torch.as_tensor(decay)
 
 
 def _as(shares: Tensor, p: Tensor) -> Tensor:

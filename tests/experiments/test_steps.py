@@ -8,7 +8,7 @@ import flatnb
 from flatnb import models
 from flatnb.data import plane, stack
 from flatnb.experiments.ensembles import make_optimizer
-from flatnb.experiments.steps import Average, ema, member_learning_rates, swa
+from flatnb.experiments.steps import average, ema, member_learning_rates, swa
 
 RATES = [0.1, 0.003, 0.02]
 
@@ -96,27 +96,27 @@ def test_refuses_rates_that_would_enlarge_rounding():
 
 def test_averages_are_the_means_they_are_called():
     model = torch.nn.Linear(1, 1, bias=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    late, slow = Average(model, optimizer, swa(8, 0.5)), Average(model, optimizer, ema(0.5))
-    seen = []
-    for _ in range(8):
-        model.weight.grad = torch.ones(1, 1)
-        optimizer.step()
-        seen.append(float(model.weight))
-    assert float(late.values[0]) == pytest.approx(sum(seen[4:]) / 4)
-    expected = seen[0]
-    for value in seen[1:]:
+    late, slow = average(model, swa(8, 0.5)), average(model, ema(0.5))
+    values = [float(value) for value in range(8)]
+    for value in values:
+        with torch.no_grad():
+            model.weight.fill_(value)
+        late.update_parameters(model)
+        slow.update_parameters(model)
+    assert float(late.module.weight) == pytest.approx(sum(values[4:]) / 4)
+    expected = values[0]
+    for value in values[1:]:
         expected = 0.5 * expected + 0.5 * value
-    assert float(slow.values[0]) == pytest.approx(expected)
+    assert float(slow.module.weight) == pytest.approx(expected)
 
 
-def test_an_average_takes_batchnorm_statistics_of_its_own():
-    x, y = data()
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    average = Average(model, optimizer, swa(10, 0.0))
-    train(model, optimizer, x, y, steps=10)
-    average.put(model, [(x, y)])
-    hidden = F.linear(x, model[1].weight)
-    torch.testing.assert_close(model[2].running_mean, hidden.mean(0))
-    torch.testing.assert_close(model[2].running_var, hidden.var(0))
+def test_each_member_has_an_average_of_its_own():
+    model = flatnb.Ensemble(net, 2)
+    averaged = average(model, ema(torch.tensor([0.0, 1.0])))
+    averaged.update_parameters(model)
+    start = model.net[1].weight.detach().clone()
+    with torch.no_grad():
+        model.net[1].weight.add_(1)
+    averaged.update_parameters(model)
+    torch.testing.assert_close(averaged.module.net[1].weight[0], start[0] + 1)
+    torch.testing.assert_close(averaged.module.net[1].weight[1], start[1])

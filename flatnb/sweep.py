@@ -131,7 +131,8 @@ def run(
         jobs: those of one key run once.
         folder: made if it is not there. Workers on other machines must see it under the same path.
         executor: any `concurrent.futures.Executor`, left open; or "dask://host:port", a running
-            scheduler; or "submitit://partition?timeout_min=60&cpus_per_task=4", Slurm with
+            scheduler (one whose workers all die again and again can lose a task and wait for it
+            for ever: Ctrl-C, run again); or "submitit://partition?timeout_min=60&cpus_per_task=4", Slurm with
             submitit's parameters (without Slurm, processes on this machine). By default
             processes here.
         workers: processes; by default one for each GPU, without GPUs one for each OMP_NUM_THREADS

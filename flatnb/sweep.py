@@ -132,9 +132,9 @@ def run(
         folder: made if it is not there. Workers on other machines must see it under the same path.
         executor: any `concurrent.futures.Executor`, left open; or "dask://host:port", a running
             scheduler (one whose workers all die again and again can lose a task and wait for it
-            for ever: Ctrl-C, run again); or "submitit://partition?timeout_min=60&cpus_per_task=4", Slurm with
-            submitit's parameters (without Slurm, processes on this machine). By default
-            processes here.
+            for ever: Ctrl-C, run again); or "submitit://partition?timeout_min=60&cpus_per_task=4",
+            Slurm with submitit's parameters (without Slurm, processes on this machine). By
+            default processes here.
         workers: processes; by default one for each GPU, without GPUs one for each OMP_NUM_THREADS
             cores (1 if unset). Each computes with cores // workers threads, OMP_NUM_THREADS at the
             most, and sees one GPU. With submitit, jobs in the queue at a time (64).

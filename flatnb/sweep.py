@@ -35,7 +35,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import (
     BrokenExecutor,
     CancelledError,
@@ -53,6 +53,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # says nothing about the job: 
 # How the executors say that a worker died under a job, beside BrokenExecutor: Dask's and
 # submitit's exceptions, by name because neither need be installed.
 DEATHS = {"KilledWorker", "UncompletedJobError"}
+GIVE_UP = 5  # deaths under one job, the last ones while only its failure was to be written
 QUEUED = 64  # Slurm jobs in the queue at a time
 AGAIN = 1.0  # seconds until a job that another sweep holds is looked at again
 QUIET = 30.0  # seconds between two lines of progress where there is no terminal
@@ -244,7 +245,7 @@ class _Sweep:
                     for job in again:
                         self._submit(executor, job)
                 if self.progress:
-                    self.progress.status(sum(future.running() for future in self.futures))
+                    self.progress.status(self.futures)
         except KeyboardInterrupt as error:
             self._stop()
             self._say("interrupted")
@@ -277,8 +278,9 @@ class _Sweep:
         except CancelledError:
             pass
         except Exception as error:
-            if isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS:
-                self.deaths[job.key] += 1
+            death = isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS
+            self.deaths[job.key] += death
+            if death and self.deaths[job.key] < GIVE_UP:
                 self._submit(executor, job)
             else:
                 self._fail(error)
@@ -345,11 +347,12 @@ class _Progress:
         together = self.workers or max(1.0, self.busy / (time.monotonic() - self.begin))
         return self.cost_left * self.busy / self.cost_done / together
 
-    def status(self, running: int) -> None:
+    def status(self, futures: Collection["Future[Any]"]) -> None:
         quiet = 0.2 if self.live else QUIET
         if time.monotonic() < self.told + quiet:
             return
         self.told = time.monotonic()
+        running = sum(future.running() for future in futures)
         text = (f"[{self.finished}/{self.total}] {self.failed} failed, {running} running, "
                 f"{_clock(self.told - self.begin)} gone")  # fmt: skip
         if self.cost_done:

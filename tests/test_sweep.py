@@ -361,6 +361,15 @@ def test_after_its_worker_died_twice_a_job_is_a_failure_and_the_rest_runs(tmp_pa
     assert_whole(tmp_path / "runs", jobs[1:], results[1:], beside={killer.key})
 
 
+def test_workers_that_cannot_even_write_the_failure_end_the_sweep(tmp_path: Path) -> None:
+    class Dead(Deadly):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return ThreadPoolExecutor.submit(self, self._die)
+
+    with Dead(1) as executor, pytest.raises(BrokenProcessPool):
+        run(writing(tmp_path / "log", 2), tmp_path / "runs", executor=executor)
+
+
 def test_a_worker_that_was_killed_is_replaced(tmp_path: Path) -> None:
     folder, log = tmp_path / "runs", tmp_path / "log"
     once = Job("sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 1}, cost=2)

@@ -4,9 +4,12 @@
 results, a record. `flatnb records make NAME` runs one.
 """
 
-from . import plane
+from . import images, plane, sensing
 from .base import Experiment
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
-EXPERIMENTS: list[Experiment] = sorted(plane.experiments(), key=lambda one: one.value)
+EXPERIMENTS: list[Experiment] = sorted(
+    [*plane.experiments(), *sensing.experiments(), *images.experiments()],
+    key=lambda one: one.value,
+)

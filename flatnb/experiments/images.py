@@ -1,0 +1,381 @@
+"""Images from scratch: every method, tuned over equally many settings.
+
+Two ways. Perceptrons train as ensembles: all settings under each seed, and a setting is chosen for
+each seed. Convolutional nets train one after another: all settings under one seed that is used for
+nothing else, then the chosen setting under fresh seeds. A seed is that of the initial weights, of
+batch order and augmentation, and of the split into training and validation images.
+
+SGD with momentum 0.9 and a cosine schedule; the baseline AdamW has its own optimizer, learning
+rates and weight decay. Where a task uses part of the images, its name says how many.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import models
+from ..data import Data, Split, images
+from ..data.augment import Compose, Cutout, RandomCrop, RandomFlip
+from ..data.images import BUILT_IN
+from ..sweep import Job, Result
+from ..train import fit
+from . import spaces
+from .base import METRICS, Experiment, assemble, choose, choose_largest, finished, number
+from .ensembles import device_name, train_members
+from .spaces import Setting
+from .steps import average, ema, swa
+
+METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "NSO", "WeightNoise", "GNP", "ASAM", "FAM",
+           "USAM", "RSAM", "SWA", "EMA", "AdamW")  # fmt: skip
+TUNING_SEED = 1000
+LR = {"ERM": 0.1, "AdamW": 1e-3}  # of the published defaults; all but AdamW have ERM's
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, a net and a training; `None` images: all there are.
+
+    `data` is a name of `flatnb.data.images`, or of a folder in $FLATNB_DATA. `net` is "mlp" (its
+    `depth` hidden layers `width` wide), "small_cnn", "resnet18" or "resnet34".
+    """
+
+    name: str
+    data: str
+    net: str
+    width: int
+    epochs: int
+    batch: int
+    budget: int
+    seeds: int
+    depth: int = 1
+    n_train: int | None = None
+    n_val: int | None = None
+    n_test: int | None = None
+    augment: str = "none"
+    weight_decay: float = 0.0
+    every: int = 10
+
+
+def _cifar(name: str, net: str, width: int, epochs: int, **others: Any) -> Task:
+    data, augment = name.rpartition("-n")[0] or name, "crop, flip"
+    return Task(f"{name}-{net}", data, net, width, epochs, 128, 4, 3, augment=augment,
+                weight_decay=5e-4, **others)  # fmt: skip
+
+
+FEW = {"n_train": 4000, "n_val": 1000, "n_test": 2000}
+# Task, its value, and minutes of one run of a 1-pass method: on a GPU, on one CPU core.
+TASKS: tuple[tuple[Task, int, float, float], ...] = (
+    (Task("digits-mlp", "digits", "mlp", 64, 40, 64, 20, 10), 4, 0.02, 0.02),
+    (Task("MNIST-n5000-mlp", "MNIST", "mlp", 64, 20, 100, 12, 5, n_train=5000, n_val=2000), 4,
+     0.1, 0.25),
+    (_cifar("cifar10-jpeg-n4000", "small_cnn", 16, 20, **FEW), 5, 0.1, 1.0),
+    (_cifar("cifar10-jpeg-n4000", "resnet18", 16, 10, **FEW), 6, 0.1, 5.0),
+    (_cifar("cifar10-jpeg", "resnet18", 64, 50), 5, 2.0, 6000.0),
+    (_cifar("CIFAR10", "resnet34", 64, 50), 8, 3.5, 12000.0),
+    (_cifar("CIFAR100", "resnet34", 64, 50), 8, 3.5, 12000.0),
+    (_cifar("SVHN", "resnet18", 64, 30), 8, 2.0, 6000.0),
+    (Task("FashionMNIST-mlp", "FashionMNIST", "mlp", 1000, 50, 200, 12, 5), 7, 1.0, 60.0),
+)  # fmt: skip
+
+
+def load(task: Task, seed: int) -> Data:
+    """The task's images, split into training and validation under a seed.
+
+    Raises:
+        FileNotFoundError: a folder of images without $FLATNB_DATA.
+    """
+    folder = None
+    if task.data.lower() not in {name.lower() for name in BUILT_IN}:
+        if "FLATNB_DATA" not in os.environ:
+            raise FileNotFoundError(
+                f"{task.data} is a folder of images: set FLATNB_DATA to the folder that holds it"
+            )
+        folder = Path(os.environ["FLATNB_DATA"]) / task.data
+    data = images(task.data, folder=folder, seed=seed, batch_size=task.batch)
+    generator = torch.Generator().manual_seed(seed)
+    return replace(
+        data,
+        train=_few(data.train, task.n_train, generator),
+        val=_few(data.val, task.n_val, generator),
+        test=_few(data.test, task.n_test, torch.Generator().manual_seed(0)),
+        augment=_augmentation(task.augment, data),
+    )
+
+
+def _few(split: Split, n: int | None, generator: torch.Generator) -> Split:
+    if n is None or n >= len(split):
+        return split
+    return split[torch.randperm(len(split), generator=generator)[:n]]
+
+
+def _augmentation(name: str, data: Data) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    parts: dict[str, Any] = {
+        "crop": RandomCrop(4), "flip": RandomFlip(), "cutout": Cutout(data.train.x.shape[-1] // 2),
+    }  # fmt: skip
+    if name == "none":
+        return None
+    return Compose(*(parts[part] for part in name.split(", ")))
+
+
+def make_net(task: Task, data: Data) -> nn.Module:
+    """The task's net, for its data."""
+    classes, channels = len(data.classes), data.train.x.shape[-3]
+    if task.net == "mlp":
+        inputs = data.train.x[0].numel()
+        return models.mlp(inputs, task.width, task.depth, classes)
+    if task.net == "small_cnn":
+        return models.small_cnn(channels, classes, width=task.width)
+    resnet = {"resnet18": models.resnet18, "resnet34": models.resnet34}[task.net]
+    return resnet(classes, channels=channels, width=task.width)
+
+
+# --- perceptrons ----------------------------------------------------------------------------------
+
+
+def train_perceptrons(
+    *, task: dict[str, Any], method: str, settings: list[Setting], seeds: list[int]
+) -> dict[str, Any]:
+    """Train a task's perceptron under each setting and seed: one ensemble a seed.
+
+    Returns:
+        As `plane.train`.
+    """
+    what = Task(**task)
+    done: list[int] = []
+    tables: dict[str, list[list[Any]]] = {m: [[] for _ in settings] for m in METRICS}
+    for seed in seeds:
+        data = load(what, seed)
+        done, curves = train_members(
+            partial(make_net, what, data),
+            partial(_shared, data),
+            method, settings, [seed] * len(settings),
+            optimizer="sgd", epochs=what.epochs, every=what.every, seed=seed, cosine=True,
+        )  # fmt: skip
+        for metric, rows in curves.items():
+            for row, curve in zip(tables[metric], rows, strict=True):
+                row.append(curve)
+    return {
+        "epochs": done, "metrics": tables,
+        "threads": torch.get_num_threads(), "device": device_name(),
+    }  # fmt: skip
+
+
+def _shared(data: Data, _: range) -> Data:
+    return data
+
+
+# --- convolutional nets ---------------------------------------------------------------------------
+
+
+def train_one(*, task: dict[str, Any], method: str, setting: Setting, seed: int) -> dict[str, Any]:
+    """Train a task's net once; on a GPU in bfloat16.
+
+    Returns:
+        {"epochs": [...], "metrics": {name: [[[of each epoch]]]}}: a table of one setting and seed.
+    """
+    what = Task(**task)
+    data = _loaded(what, seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)
+    model = make_net(what, data).to(device)
+    lr = setting["lr"]
+    optimizer: torch.optim.Optimizer
+    if method == "AdamW":
+        decay = setting["weight_decay"]
+        optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=decay)
+    else:
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr, momentum=0.9, weight_decay=what.weight_decay
+        )
+    steps = what.epochs * data.steps
+    averaged = None
+    if method in ("SWA", "EMA"):
+        weight = swa(steps, setting["start"]) if method == "SWA" else ema(setting["decay"])
+        averaged = average(model, weight)
+    run = fit(
+        model, data, spaces.build(method, [setting]), optimizer,
+        epochs=what.epochs, every=what.every, seed=seed, average=averaged,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, what.epochs),
+        dtype=torch.bfloat16 if device.type == "cuda" else None,
+    )  # fmt: skip
+    # A run that stopped before its last epoch has no result: null there.
+    entries = {entry["epoch"]: entry for entry in run.history if run.stopped is None}
+    epochs = [e for e in range(what.epochs + 1) if e % what.every == 0 or e == what.epochs]
+    tables: dict[str, Any] = {}
+    for metric in METRICS:
+        curve = [
+            number(entries[e].get(f"average_{metric}", entries[e][metric]))
+            if e in entries
+            else None
+            for e in epochs
+        ]
+        tables[metric] = [[curve]]
+    return {"epochs": epochs, "metrics": tables}
+
+
+@lru_cache(maxsize=2)
+def _loaded(task: Task, seed: int) -> Data:
+    return load(task, seed)
+
+
+def study(
+    *,
+    task: dict[str, Any],
+    method: str,
+    settings: list[Setting],
+    seeds: list[int],
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> dict[str, Any]:
+    """Every setting under TUNING_SEED, then the one of best validation accuracy under each seed.
+
+    Args:
+        checkpoint: a file that keeps the finished runs, to go on from.
+
+    Returns:
+        {"epochs", "tuning": {name: [setting][0][epoch]}, "chosen": index,
+        "metrics": {name: [0][seed][epoch]}, "threads", "device"}.
+    """
+    path = None if checkpoint is None else Path(checkpoint)
+    kept: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
+
+    def once(setting: Setting, seed: int) -> dict[str, Any]:
+        key = json.dumps([setting, seed], sort_keys=True)
+        if key not in kept:
+            kept[key] = train_one(task=task, method=method, setting=setting, seed=seed)
+            if path:
+                aside = path.with_suffix(".aside")
+                aside.write_text(json.dumps(kept))
+                aside.replace(path)
+        return kept[key]
+
+    tried = [once(setting, TUNING_SEED) for setting in settings]
+    tuning = {m: [run["metrics"][m][0] for run in tried] for m in METRICS}
+    chosen = choose(_last(tuning), len(settings), 0)
+    runs = [once(settings[chosen], seed) for seed in seeds]
+    return {
+        "epochs": runs[0]["epochs"], "tuning": tuning, "chosen": chosen,
+        "metrics": {m: [[run["metrics"][m][0][0] for run in runs]] for m in METRICS},
+        "threads": torch.get_num_threads(), "device": device_name(),
+    }  # fmt: skip
+
+
+def _last(tables: dict[str, Any]) -> dict[str, Any]:
+    return {m: [[curve[-1] for curve in row] for row in table] for m, table in tables.items()}
+
+
+# --- experiments ----------------------------------------------------------------------------------
+
+
+def experiment(
+    task: Task, method: str, *, value: int, gpu_minutes: float, cpu_minutes: float
+) -> Experiment:
+    """The experiment of one task and method; the minutes are those of one run of one pass."""
+    rates = spaces.RATES["adam" if method == "AdamW" else "sgd"]
+    settings = spaces.space(method, task.budget, rates)
+    seeds = list(range(task.seeds))
+    ensembles = task.net == "mlp"
+    if ensembles:
+        settings.append(spaces.default(method, LR.get(method, LR["ERM"])))
+    passes = spaces.build(method, settings[:1]).passes
+    runs = len(seeds) * (1 if ensembles else 1 + task.budget / len(seeds)) * passes
+    given: dict[str, Any] = {"task": asdict(task), "method": method}
+    sample_task = {**asdict(task), "epochs": 1, "every": 1}
+    cost = 60 * cpu_minutes * runs
+    if ensembles:
+        jobs = [
+            Job(f"{__name__}:train_perceptrons", {**given, "settings": settings, "seeds": seeds},
+                cost),
+            Job(f"{__name__}:train_perceptrons",
+                {**given, "task": sample_task, "settings": settings[:1], "seeds": seeds[:1]}),
+        ]  # fmt: skip
+    else:
+        jobs = [
+            Job(f"{__name__}:study", {**given, "settings": settings, "seeds": seeds}, cost),
+            Job(f"{__name__}:train_one",
+                {**given, "task": sample_task, "setting": settings[0], "seed": 0}),
+        ]  # fmt: skip
+    name = f"images/{task.name}/{method}"
+    described = {
+        **asdict(task), "name": f"images/{task.name}", "schedule": "cosine",
+        "optimizer": "AdamW" if method == "AdamW" else "SGD, momentum 0.9",
+        "budget_unit": "epochs",
+    }  # fmt: skip
+    if not ensembles:
+        described |= {
+            "tuning_seed": TUNING_SEED,
+            "note": "metrics tuning_*: every setting under the tuning seed, in the first column",
+        }
+
+    def record(results: list[Result]) -> dict[str, Any]:
+        whole, sampled = finished(results)
+        if not ensembles:
+            whole = _full(whole, len(settings), len(seeds))
+        made = assemble(
+            name=name, task=described, method=method, passes=passes, settings=settings,
+            seeds=seeds, budget=task.budget, space=spaces.described(method, rates), value=whole,
+            sample=jobs[1], sampled=sampled, seconds=sum(result.seconds for result in results),
+        )  # fmt: skip
+        return made if ensembles else _per_task(made, whole, settings, len(seeds))
+
+    return Experiment(
+        name=name,
+        title=f"{method} on {task.name}, {task.epochs} epochs",
+        value=value,
+        gpu_minutes=gpu_minutes * runs,
+        cpu_minutes=cpu_minutes * runs,
+        jobs=lambda: jobs,
+        record=record,
+    )
+
+
+def _full(value: dict[str, Any], settings: int, seeds: int) -> dict[str, Any]:
+    """The study's runs as a table of all settings; without a number where none was run."""
+    nothing = [[None] * len(value["epochs"])] * seeds
+    return {
+        **value,
+        "metrics": {
+            m: [table[0] if i == value["chosen"] else nothing for i in range(settings)]
+            for m, table in value["metrics"].items()
+        },
+    }
+
+
+def _per_task(
+    made: dict[str, Any], value: dict[str, Any], settings: Sequence[Setting], seeds: int
+) -> dict[str, Any]:
+    """The record with the tuning runs in its tables, and their choice for all seeds."""
+    tuning = _last(value["tuning"])
+    chosen = [value["chosen"]] * seeds
+    final = dict(made["final"])
+    for metric, table in tuning.items():
+        final[f"tuning_{metric}"] = [row + [None] * (seeds - 1) for row in table]
+    failures = [one for one in made["failures"] if one["setting"] == value["chosen"]] + [
+        {"setting": i, "seed": made["seeds"][0], "error": "tuning: the loss was not finite"}
+        for i, row in enumerate(tuning["train_loss"])
+        if row[0] is None
+    ]
+    largest = choose_largest(tuning, settings, len(settings), 0)
+    selection = {
+        **made["selection"], "per": "task", "chosen": chosen,
+        "otherwise": {**made["selection"]["otherwise"], "chosen": [largest] * seeds},
+    }  # fmt: skip
+    curves = {**made["curves"], "setting": chosen}
+    return {**made, "final": final, "failures": failures, "selection": selection, "curves": curves}
+
+
+def experiments() -> list[Experiment]:
+    """All of these tasks."""
+    return [
+        experiment(task, method, value=value, gpu_minutes=gpu, cpu_minutes=cpu)
+        for task, value, gpu, cpu in TASKS
+        for method in METHODS
+    ]

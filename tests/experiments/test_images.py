@@ -1,0 +1,87 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from flatnb import records, sweep
+from flatnb.experiments import images
+
+DIGITS = images.TASKS[0][0]
+SMALL = dataclasses.replace(DIGITS, epochs=2, every=1, budget=2, seeds=2, n_train=100, n_val=50)
+CNN = dataclasses.replace(SMALL, net="small_cnn", width=2, augment="crop, flip, cutout")
+
+
+def record_of(task, method):
+    one = images.experiment(task, method, value=1, gpu_minutes=1, cpu_minutes=1)
+    results = []
+    for job in one.jobs():
+        value = getattr(images, job.call.partition(":")[2])(**job.settings)
+        results.append(sweep.Result(job, value, None, 1.0, job.key))
+    record = one.record(results)
+    records.check(record)
+    return record
+
+
+@pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW"])
+def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
+    record = record_of(SMALL, method)
+    assert len(record["settings"]) == 3
+    assert all(None not in row for row in record["final"]["test_loss"])
+    assert record["selection"]["per"] == "seed"
+
+
+@pytest.mark.parametrize("method", ["FAM", "SWA", "AdamW"])
+def test_convolutional_nets_are_tuned_under_a_seed_of_its_own(method):
+    record = record_of(CNN, method)
+    chosen = record["selection"]["chosen"][0]
+    other = 1 - chosen
+    assert record["task"]["tuning_seed"] not in record["seeds"]
+    assert record["final"]["test_loss"][other] == [None, None]
+    assert None not in record["final"]["test_loss"][chosen]
+    tuned = [row[0] for row in record["final"]["tuning_val_accuracy"]]
+    assert tuned[chosen] == max(tuned)
+    assert record["failures"] == []
+
+
+def test_a_study_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    settings = [{"lr": 0.1}, {"lr": 0.01}]
+    given = {"task": dataclasses.asdict(CNN), "method": "ERM", "settings": settings, "seeds": [0]}
+    whole = images.study(**given)
+    count = 0
+    real = images.train_one
+
+    def breaks(**arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return real(**arguments)
+
+    monkeypatch.setattr(images, "train_one", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        images.study(**given, checkpoint=tmp_path / "kept.pt")
+    assert len(json.loads((tmp_path / "kept.pt").read_text())) == 2
+    assert images.study(**given, checkpoint=tmp_path / "kept.pt") == whole
+    assert count == 4
+
+
+def test_a_run_that_diverges_has_no_numbers():
+    value = images.train_one(
+        task=dataclasses.asdict(CNN), method="ERM", setting={"lr": 1e30}, seed=0
+    )
+    assert value["metrics"]["test_loss"] == [[[None] * len(value["epochs"])]]
+
+
+def test_seeds_split_differently_and_share_the_test_images():
+    task = dataclasses.replace(SMALL, n_test=40)
+    first, second = images.load(task, 0), images.load(task, 1)
+    assert (len(first.train), len(first.val), len(first.test)) == (100, 50, 40)
+    assert not torch.equal(first.train.y, second.train.y)
+    assert torch.equal(first.test.y, second.test.y)
+
+
+def test_a_folder_of_images_needs_its_place(monkeypatch):
+    monkeypatch.delenv("FLATNB_DATA", raising=False)
+    with pytest.raises(FileNotFoundError, match="set FLATNB_DATA"):
+        images.load(dataclasses.replace(SMALL, data="cifar10-jpeg"), 0)

@@ -1,0 +1,260 @@
+"""Statistics over records: what was reached, with which spread, and whether a difference is one.
+
+    runs = compare.select(["plane/*/narrow-grid"])     # a row for each record and seed
+    compare.table(runs)                                # mean, half-width of its interval, n
+    compare.paired(runs, "ERM", "test_accuracy")       # differences seed by seed, Holm-adjusted
+    compare.ranks(runs, "test_accuracy")               # mean rank over tasks
+    compare.sensitivity(["plane/*/narrow-grid"], "test_accuracy")     # over the whole grid
+
+Intervals are Student's of 95 % over seeds (of ranks: over tasks). Seeds pair what they share:
+points, labels and initial weights. A loss gap comes with the test loss beside it, since a method
+that holds the training loss up makes the gap small without generalising better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas
+from scipy import stats
+
+from . import records
+
+METRICS = ("test_accuracy", "test_loss", "loss_gap")
+LEAST_SEEDS = 5  # for a test; below, differences are shown without
+
+
+def select(patterns: Iterable[str], *, default: bool = False) -> pandas.DataFrame:
+    """A row for each record and seed, at the setting chosen for the seed.
+
+    Columns: record, task, method, passes, seed, setting (its index), and the final metrics, with
+    `loss_gap` = test_loss - train_loss.
+
+    Args:
+        patterns: of record names, such as "plane/*/narrow-grid".
+        default: at the published default instead, the setting past the budget; where a record has
+            none, it is left out.
+
+    Raises:
+        records.RecordError: a pattern that no record's name fits.
+    """
+    rows = []
+    for name in records.match(patterns, records.names()):
+        record = records.load(name)
+        chosen, budget = record["selection"]["chosen"], record["selection"]["budget"]
+        if default:
+            if len(record["settings"]) <= budget:
+                continue
+            chosen = [budget] * len(chosen)
+        for place, (seed, setting) in enumerate(zip(record["seeds"], chosen, strict=True)):
+            rows.append({
+                "record": name, "task": record["task"]["name"], "method": record["method"],
+                "passes": record["passes"], "seed": seed, "setting": setting,
+                **{m: table[setting][place] for m, table in record["final"].items()},
+            })  # fmt: skip
+    return _with_gap(pandas.DataFrame(rows))
+
+
+def table(runs: pandas.DataFrame, metrics: Sequence[str] = METRICS) -> pandas.DataFrame:
+    """Mean and half-width of its 95 % interval over seeds, for each task and method.
+
+    Columns: for each metric (metric, "mean"), (metric, "interval"), (metric, "n"); n counts the
+    runs that have the number. With loss_gap, test_loss is always there.
+
+    Raises:
+        ValueError: a metric that the runs do not have, or a task and method twice (as of two
+            scales): select fewer records.
+    """
+    metrics = list(dict.fromkeys(metrics))
+    if "loss_gap" in metrics and "test_loss" not in metrics:
+        metrics.insert(metrics.index("loss_gap"), "test_loss")
+    _check(runs, metrics)
+    rows = {}
+    for key, own in runs.groupby(["task", "method"], sort=False):
+        rows[key] = {
+            (metric, part): value
+            for metric in metrics
+            for part, value in _summary(own[metric]).items()
+        }
+    found = pandas.DataFrame.from_dict(rows, orient="index")
+    found.index = pandas.MultiIndex.from_tuples(rows, names=["task", "method"])
+    found.columns = pandas.MultiIndex.from_tuples(found.columns)
+    return found
+
+
+def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
+    """Each method minus the baseline, seed by seed, for each task.
+
+    Columns: task, method, difference (mean), interval (half-width), n (seeds that both have), p
+    (two-sided paired t-test; nan below LEAST_SEEDS seeds), p_holm: p adjusted by Holm's method over
+    all tests of this table, so that the chance of any false rejection among them stays below the
+    level.
+
+    Raises:
+        ValueError: no such metric, a task and method twice, or a task without the baseline.
+    """
+    _check(runs, [metric])
+    rows = []
+    for task, own in runs.groupby("task", sort=False):
+        wide = own.pivot(index="seed", columns="method", values=metric)
+        if baseline not in wide:
+            raise ValueError(
+                f"{task} has no run of the baseline {baseline!r}; there are: {', '.join(wide)}"
+            )
+        for method in [name for name in own["method"].unique() if name != baseline]:
+            difference = (wide[method] - wide[baseline]).dropna()
+            summary = _summary(difference)
+            rows.append({
+                "task": task, "method": method, "difference": summary["mean"],
+                "interval": summary["interval"], "n": summary["n"], "p": _p_value(difference),
+            })  # fmt: skip
+    columns = ["task", "method", "difference", "interval", "n", "p"]
+    found = pandas.DataFrame(rows, columns=columns)
+    return found.assign(p_holm=holm(found["p"].tolist()))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: max over j <= i of min(1, (k - j + 1) p_(j)), k tests in order.
+
+    nan stays nan and counts as no test. Source: S. Holm, "A simple sequentially rejective multiple
+    test procedure", Scandinavian Journal of Statistics 6 (1979).
+    """
+    there = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for place, (p, i) in enumerate(there):
+        highest = max(highest, min(1.0, (len(there) - place) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
+def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
+    """Mean rank of each method over tasks, 1 the best; indexed by method, best first.
+
+    On each task the methods are ranked by their mean over seeds (accuracy: the highest is best;
+    any other metric: the lowest), ties sharing the mean of their ranks. Columns: rank, interval
+    (half-width over tasks), tasks (how many), and the rank on each task.
+
+    Raises:
+        ValueError: no such metric, a task and method twice, or a method without a number on some
+            task: ranks over different tasks do not compare.
+    """
+    _check(runs, [metric])
+    means = runs.groupby(["task", "method"], sort=False)[metric].mean().unstack("method")
+    if means.isna().any(axis=None):
+        lacks = means.isna().stack()
+        task, method = lacks[lacks].index[0]
+        raise ValueError(f"{method} has no {metric} on {task}; rank only what ran on all tasks")
+    each = means.rank(axis=1, ascending=not metric.endswith("accuracy")).T
+    found = pandas.DataFrame([_summary(each.loc[method]) for method in each.index], each.index)
+    found = found.rename(columns={"mean": "rank", "n": "tasks"})
+    return found.join(each).sort_values("rank")
+
+
+def sensitivity(patterns: Iterable[str], metric: str) -> pandas.DataFrame:
+    """How the metric depends on the hyperparameters: a row for each record and setting.
+
+    Columns: record, task, method, setting (index), the hyperparameters, mean, interval, n. Where a
+    setting was tuned under one seed alone, `tuning_<metric>` has its number.
+
+    Raises:
+        records.RecordError: a pattern that no record's name fits. KeyError: a record without the
+            metric.
+    """
+    rows = []
+    for name in records.match(patterns, records.names()):
+        record = records.load(name)
+        tables = record["final"]
+        if metric == "loss_gap":
+            raise ValueError("loss_gap is shown with the test loss; take test_loss and train_loss")
+        if metric not in tables:
+            raise KeyError(f"{name} has no {metric}; there are: {', '.join(tables)}")
+        for index, setting in enumerate(record["settings"]):
+            rows.append({
+                "record": name, "task": record["task"]["name"], "method": record["method"],
+                "setting": index, **setting, **_summary(tables[metric][index]),
+            })  # fmt: skip
+    return pandas.DataFrame(rows)
+
+
+def rank_correlation(
+    nets: pandas.DataFrame, measures: Sequence[str], by: str = "task"
+) -> pandas.DataFrame:
+    """Spearman's correlation of flatness measures with the loss gap and with the test loss.
+
+    Columns: the group, measure, target ("loss_gap", "test_loss"), correlation, low, high (a 95 %
+    interval by Fisher's transform with the variance 1.06 / (n - 3) of E. C. Fieller et al., 1957;
+    it takes the nets for independent), n.
+
+    Args:
+        nets: a row for each trained net, with train_loss, test_loss, the measures and `by`.
+        measures: columns.
+        by: correlations are within its groups, since tasks differ in both.
+
+    Raises:
+        ValueError: columns that are not there.
+    """
+    nets = _with_gap(nets)
+    _check_columns(nets, [*measures, "loss_gap", "test_loss", by])
+    rows = []
+    for group, own in nets.groupby(by, sort=False):
+        for measure in measures:
+            for target in ("loss_gap", "test_loss"):
+                pairs = own[[measure, target]].dropna()
+                n = len(pairs)
+                rho = (
+                    float(stats.spearmanr(pairs[measure], pairs[target])[0]) if n > 2 else math.nan
+                )
+                low, high = _fisher(rho, n)
+                rows.append({
+                    by: group, "measure": measure, "target": target, "correlation": rho,
+                    "low": low, "high": high, "n": n,
+                })  # fmt: skip
+    return pandas.DataFrame(rows)
+
+
+def _fisher(rho: float, n: int) -> tuple[float, float]:
+    if n < 4 or math.isnan(rho):
+        return math.nan, math.nan
+    if abs(rho) == 1:
+        return rho, rho
+    half = stats.norm.ppf(0.975) * math.sqrt(1.06 / (n - 3))
+    centre = math.atanh(rho)
+    return math.tanh(centre - half), math.tanh(centre + half)
+
+
+def _p_value(differences: pandas.Series) -> float:
+    if len(differences) < LEAST_SEEDS:
+        return math.nan
+    if (differences == differences.iloc[0]).all():  # no spread, of which t is not defined
+        return 1.0 if differences.iloc[0] == 0 else 0.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def _summary(values: Iterable[float | None]) -> dict[str, float]:
+    there = [float(v) for v in values if v is not None and not math.isnan(v)]
+    mean, half = records.mean_interval(there)
+    return {"mean": mean, "interval": half, "n": len(there)}
+
+
+def _with_gap(runs: pandas.DataFrame) -> pandas.DataFrame:
+    if "loss_gap" in runs or not {"train_loss", "test_loss"} <= set(runs):
+        return runs
+    return runs.assign(loss_gap=runs["test_loss"].astype(float) - runs["train_loss"].astype(float))
+
+
+def _check(runs: pandas.DataFrame, metrics: Sequence[str]) -> None:
+    _check_columns(runs, ["task", "method", "seed", *metrics])
+    twice = runs.duplicated(["task", "method", "seed"])
+    if twice.any():
+        one = runs[twice].iloc[0]
+        raise ValueError(
+            f"{one['method']} on {one['task']} is there twice with seed {one['seed']}, as from two "
+            "scales; select the records of one"
+        )
+
+
+def _check_columns(frame: pandas.DataFrame, names: Sequence[str]) -> None:
+    lacks = [name for name in names if name not in frame]
+    if lacks:
+        raise ValueError(f"no {', '.join(lacks)}; there are: {', '.join(map(str, frame))}")

@@ -1,0 +1,147 @@
+import math
+
+import pandas
+import pytest
+from scipy import stats
+
+from flatnb import compare, records
+
+
+def runs(values, metric="test_accuracy"):
+    """{(task, method): [of each seed]} as `select` gives it."""
+    rows = [
+        {"task": task, "method": method, "seed": seed, metric: value,
+         "train_loss": 0.1, "test_loss": 0.5 + seed}
+        for (task, method), row in values.items()
+        for seed, value in enumerate(row)
+    ]  # fmt: skip
+    return pandas.DataFrame(rows)
+
+
+def saved(name, final, *, settings, chosen, budget):
+    seeds = list(range(len(chosen)))
+    record = {
+        "schema": 1, "name": name, "task": {"name": "t"}, "method": "SAM", "passes": 2,
+        "settings": settings, "seeds": seeds, "final": final,
+        "curves": {"epochs": [], "setting": chosen, "metrics": {}},
+        "selection": {"space": "-", "budget": budget, "split": "val", "metric": "accuracy",
+                      "ties": "loss", "per": "seed", "chosen": chosen},
+        "failures": [],
+        "sample": {"call": "flatnb.m:f", "settings": {}, "metrics": {}, "tolerance": {}},
+        "provenance": {**records.provenance(), "seconds": 1.0},
+    }  # fmt: skip
+    records.save(record)
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    final = {"train_loss": [[0.1, 0.2], [0.3, 0.4], [0.5, None]],
+             "test_loss": [[1.0, 2.0], [3.0, 4.0], [5.0, None]]}  # fmt: skip
+    settings = [{"rho": 0.1}, {"rho": 0.2}, {"rho": 0.05}]
+    saved("a/SAM", final, settings=settings, chosen=[1, 0], budget=2)
+
+
+def test_select_takes_the_chosen_setting_of_each_seed(record):
+    found = compare.select(["a/*"])
+    assert found["test_loss"].tolist() == [3.0, 2.0]
+    assert found["loss_gap"].tolist() == pytest.approx([2.7, 1.8])
+    default = compare.select(["a/*"], default=True)
+    assert default["test_loss"].tolist()[0] == 5.0
+    assert math.isnan(default["loss_gap"][1])
+
+
+def test_sensitivity_has_every_setting(record):
+    found = compare.sensitivity(["a/*"], "test_loss")
+    assert found["rho"].tolist() == [0.1, 0.2, 0.05]
+    assert found["mean"].tolist() == [1.5, 3.5, 5.0]
+    assert found["n"].tolist() == [2, 2, 1]
+    with pytest.raises(KeyError, match="there are: test_loss"):
+        compare.sensitivity(["a/*"], "accuracy")
+    with pytest.raises(ValueError, match="with the test loss"):
+        compare.sensitivity(["a/*"], "loss_gap")
+
+
+def test_the_interval_is_students():
+    values = [0.9, 0.92, 0.95, 0.91]
+    found = compare.table(runs({("t", "SAM"): values}), ["test_accuracy"])
+    low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
+    mean, half, n = found.loc[("t", "SAM"), "test_accuracy"]
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert n == 4
+
+
+def test_a_loss_gap_never_comes_without_the_test_loss():
+    own = compare._with_gap(runs({("t", "SAM"): [0.9, 0.8]}))
+    assert list(compare.table(own, ["loss_gap"]).columns.levels[0]) == ["loss_gap", "test_loss"]
+
+
+def test_paired_differences_are_scipys_and_holms():
+    erm, sam, gnp = [1, 2, 3, 4, 5.0], [2, 2.5, 4, 5, 6.5], [1.1, 2, 3, 4.2, 5]
+    own = runs({("t", "ERM"): erm, ("t", "SAM"): sam, ("t", "GNP"): gnp})
+    found = compare.paired(own, "ERM", "test_accuracy").set_index("method")
+    p = [stats.ttest_rel(values, erm).pvalue for values in (sam, gnp)]
+    assert found["p"].tolist() == pytest.approx(p)
+    assert found["p_holm"].tolist() == pytest.approx([2 * p[0], max(p[1], 2 * p[0])])
+    assert found["difference"].tolist() == pytest.approx([1.0, 0.06])
+    with pytest.raises(ValueError, match="no run of the baseline 'SGD'; there are"):
+        compare.paired(own, "SGD", "test_accuracy")
+
+
+def test_holm_on_a_worked_case():
+    assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert compare.holm([0.9, 0.8]) == [1.0, 1.0]
+    found = compare.holm([0.02, math.nan])
+    assert found[0] == 0.02 and math.isnan(found[1])
+
+
+def test_too_few_seeds_are_not_tested_and_failed_runs_are_not_paired():
+    few = compare.paired(
+        runs({("t", "ERM"): [1, 2, 3, 4.0], ("t", "SAM"): [2, 3, 4, 6.0]}), "ERM", "test_accuracy"
+    )
+    assert math.isnan(few["p"][0]) and math.isnan(few["p_holm"][0])
+    own = runs({("t", "ERM"): [1, 2, None], ("t", "SAM"): [2, None, 4.0]})
+    found = compare.paired(own, "ERM", "test_accuracy")
+    assert found["n"][0] == 1 and found["difference"][0] == 1
+
+
+def test_equal_results_differ_by_nothing():
+    own = runs({("t", "ERM"): [1.0] * 5, ("t", "SAM"): [1.0] * 5})
+    assert compare.paired(own, "ERM", "test_accuracy")["p"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(("metric", "best"), [("test_accuracy", "A"), ("test_error", "C")])
+def test_ranks_are_over_tasks_and_know_what_is_better(metric, best):
+    values = {
+        ("t", "A"): [3.0, 3.0], ("t", "B"): [2.0, 2.0], ("t", "C"): [1.0, 1.0],
+        ("u", "A"): [3.0, 3.0], ("u", "B"): [2.0, 2.0], ("u", "C"): [2.0, 2.0],
+    }  # fmt: skip
+    found = compare.ranks(runs(values, metric), metric)
+    assert found.index[0] == best
+    assert found["tasks"].tolist() == [2, 2, 2]
+    assert found["rank"].sum() == pytest.approx(6)
+    assert found.loc["C", "u"] == found.loc["B", "u"]
+    del values["u", "B"]
+    with pytest.raises(ValueError, match=f"B has no {metric} on u"):
+        compare.ranks(runs(values, metric), metric)
+
+
+def test_rank_correlation_is_within_tasks_and_for_both_targets():
+    nets = pandas.DataFrame({
+        "task": ["a"] * 6 + ["b"] * 6, "train_loss": [0.0] * 12,
+        "test_loss": [1, 2, 3, 4, 5, 6.0, 11, 12, 13, 14, 15, 16],
+        "trace": [1, 2, 3, 5, 4, 6.0, 6, 5, 4, 3, 2, 1],
+    })  # fmt: skip
+    found = compare.rank_correlation(nets, ["trace"]).set_index(["task", "target"])
+    assert found.loc[("b", "loss_gap"), "correlation"] == pytest.approx(-1)
+    one = found.loc[("a", "test_loss")]
+    assert one["correlation"] == pytest.approx(1 - 6 * 2 / (6 * 35))
+    assert one["low"] < one["correlation"] < one["high"] < 1
+    with pytest.raises(ValueError, match="no sharpness"):
+        compare.rank_correlation(nets, ["sharpness"])
+
+
+def test_two_scales_of_one_task_do_not_mix():
+    own = runs({("t", "SAM"): [0.9, 0.8]})
+    with pytest.raises(ValueError, match="SAM on t is there twice with seed 0"):
+        compare.table(pandas.concat([own, own]), ["test_loss"])

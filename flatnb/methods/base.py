@@ -139,7 +139,6 @@ class Step:
     def __init__(
         self, method: Method, model: nn.Module, closure: Closure, weight: float, scaler: Any
     ) -> None:
-        check_model(model)
         self._method, self._model, self._closure = method, model, closure
         self._weight, self._scaler = weight, scaler
         core = unwrap(model)
@@ -411,8 +410,28 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise for wrappers whose parameters or graph the passes of a step would break."""
+def walk(model: nn.Module) -> list[nn.Module]:
+    """All modules of the model, each once, as `model.modules()` gives them.
+
+    That walk, a nest of generators, takes three times as long: on a small net it is what a step of
+    a one-pass method adds.
+    """
+    found: dict[nn.Module, None] = {}
+    waiting: list[nn.Module | None] = [model]
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module not in found:
+            found[module] = None
+            waiting.extend(reversed(module._modules.values()))
+    return list(found)
+
+
+def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
+    """The trainable parameters, each once, and the layers with running statistics.
+
+    Raises:
+        ValueError: a wrapper whose parameters or graph the passes of a step would break.
+    """
     if isinstance(model, nn.parallel.DistributedDataParallel) and model.static_graph:
         raise ValueError(
             "DistributedDataParallel(static_graph=True) counts on one backward an iteration, "
@@ -421,40 +440,27 @@ def check_model(model: nn.Module) -> None:
         )
     # A model can be sharded only if this module was loaded, which takes a second.
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
-            kind = "fully_shard" if isinstance(module, fsdp.FSDPModule) else type(module).__name__
-            raise ValueError(
-                f"{f'submodule {name!r}' if name else 'the model'} is sharded by {kind}: its "
-                "parameters are spread over processes, and a step's moves and norms need them "
-                "whole. Use DistributedDataParallel"
-            )
-
-
-def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
-    """The trainable parameters, each once, and the layers with running statistics.
-
-    One walk instead of `parameters()` and `modules()`, which cost three times as much: on a small
-    net the walk is what a step of a one-pass method adds.
-    """
     params: dict[Tensor, None] = {}
     normalising: list[nn.Module] = []
-    seen: set[nn.Module] = set()
-    waiting: list[nn.Module | None] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is None or module in seen:
-            continue
-        seen.add(module)
+    for module in walk(model):
+        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
+            raise ValueError(_sharded(model, module, fsdp))
         for p in module._parameters.values():
             if p is not None and p.requires_grad:
                 params[p] = None
         if module._buffers.get("running_mean") is not None:
             normalising.append(module)
-        waiting.extend(reversed(module._modules.values()))
     return list(params), normalising
+
+
+def _sharded(model: nn.Module, module: nn.Module, fsdp: Any) -> str:
+    name = next(name for name, m in model.named_modules() if m is module)
+    kind = "fully_shard" if isinstance(module, fsdp.FSDPModule) else type(module).__name__
+    return (
+        f"{f'submodule {name!r}' if name else 'the model'} is sharded by {kind}: its parameters "
+        "are spread over processes, and a step's moves and norms need them whole. Use "
+        "DistributedDataParallel"
+    )
 
 
 def running_statistics(normalising: Sequence[nn.Module]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import Method, Real, per_member, real, unwrap
+from .base import Method, Real, per_member, real, unwrap, walk
 from .noise import Stream, rademacher
 
 _LOSSES = ("cross_entropy", "auto")
@@ -88,8 +88,9 @@ class FAM(Method):
         A compiled graph holds only the hooks that were there when it was traced. Not needed
         otherwise: then the hooks come and go with each pass.
         """
-        for layer in _linear_layers(model):
-            layer.register_forward_hook(self._see)
+        for layer in walk(unwrap(model)):
+            if isinstance(layer, nn.Linear):
+                layer.register_forward_hook(self._see)
         self._attached = True
 
     @contextmanager
@@ -97,8 +98,7 @@ class FAM(Method):
         self._seen = None
         handles = []
         if self.layer is None and not self._attached:
-            _refuse_compiled(model)
-            handles = [layer.register_forward_hook(self._see) for layer in _linear_layers(model)]
+            handles = [layer.register_forward_hook(self._see) for layer in _plain_linear(model)]
         try:
             yield
         except BaseException:
@@ -229,10 +229,6 @@ def _check_cross_entropy(losses: Tensor, z: Tensor) -> None:
         )
 
 
-def _linear_layers(model: nn.Module) -> list[nn.Linear]:
-    return [m for m in unwrap(model).modules() if isinstance(m, nn.Linear)]
-
-
 def _named(model: nn.Module, name: str) -> nn.Linear:
     layers = dict(unwrap(model).named_modules(remove_duplicate=False))
     layer = layers.get(name)
@@ -247,13 +243,14 @@ def _named(model: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    for module in model.modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise ValueError(
-                "the model is compiled, and its graph would not see the hooks of FAM; call "
-                "attach(model) on the method before torch.compile(model)"
-            )
+def _plain_linear(model: nn.Module) -> list[nn.Linear]:
+    modules = walk(model)
+    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
+        raise ValueError(
+            "the model is compiled, and its graph would not see the hooks of FAM; call "
+            "attach(model) on the method before torch.compile(model)"
+        )
+    return [m for m in modules if isinstance(m, nn.Linear)]
 
 
 def _refuse_double_backward(error: RuntimeError, what: str) -> None:

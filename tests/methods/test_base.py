@@ -13,7 +13,7 @@ from torch import nn
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, GNP, NSO, SAM, Method, WeightNoise
-from flatnb.methods.base import check_model, l2_norm
+from flatnb.methods.base import contents, l2_norm
 
 METHODS = [ERM(), SAM(0.1), NSO(0.1)]
 
@@ -105,10 +105,10 @@ def test_sharded_models_are_refused_by_name() -> None:
 def test_static_graph_is_refused_by_name() -> None:
     model = _bare(nn.parallel.DistributedDataParallel, inputs.plain().model)
     model.static_graph = False
-    check_model(model)
+    contents(model)
     model.static_graph = True
     with pytest.raises(ValueError, match=r"static_graph=True\) counts on one backward"):
-        check_model(model)
+        contents(model)
 
 
 def _bare(kind: type[nn.Module], inner: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .base import Method, Real, per_member, real, unwrap, walk
 from .noise import Stream, rademacher
+from .normalisation import Elementary
 
 _LOSSES = ("cross_entropy", "auto")
 
@@ -38,7 +39,8 @@ class FAM(Method):
 
     **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and v of
     independent signs, one Hessian-vector product a step. It is unbiased, and so is its gradient;
-    one draw has a relative standard deviation of about 1. Any loss will do.
+    one draw has a relative standard deviation of about 1. Any loss will do. Norm layers on
+    the way are computed by elementary operations: the third derivatives of PyTorch's are wrong.
 
     One pass for the last layer, at next to no cost; with a named layer a step costs about as much
     as 3 passes, since it differentiates three times. BatchNorm, weight decay and momentum are
@@ -100,7 +102,8 @@ class FAM(Method):
         if self.layer is None and not self._attached:
             handles = [layer.register_forward_hook(self._see) for layer in _plain_linear(model)]
         try:
-            yield
+            with nullcontext() if self.layer is None else Elementary():
+                yield
         except BaseException:
             self._seen = None
             raise

@@ -18,6 +18,7 @@ from torch.func import functional_call
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, FAM, SAM, Flooding, SoftAD, compose
+from flatnb.methods.normalisation import Elementary
 
 LABELS = torch.arange(12) % 3
 MIXED = torch.softmax(torch.linspace(-2, 2, 36, dtype=torch.double).view(12, 3).cos() * 3, -1)
@@ -132,6 +133,67 @@ class Fixed:
 
     def draw(self, params: list[Tensor], seeds: tuple[int, ...]) -> list[Tensor]:
         return self.signs
+
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "batch": lambda: nn.BatchNorm1d(8),
+    "batch, evaluating": lambda: nn.BatchNorm1d(8).eval(),
+    "batch, 2d": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2, 2)), nn.BatchNorm2d(2, affine=False, momentum=None), nn.Flatten()
+    ),
+    "instance": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, affine=True), nn.Flatten()
+    ),
+    "layer": lambda: nn.LayerNorm(8),
+    "layer, two dimensions": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 4)), nn.LayerNorm((2, 4), bias=False), nn.Flatten()
+    ),
+    "group": lambda: nn.GroupNorm(2, 8),
+    "RMS": lambda: nn.RMSNorm(8),
+}
+
+
+@pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
+def test_gradient_of_the_estimate_through_norms(make) -> None:
+    """Against finite differences along a line: a third derivative, which fused norms have wrong."""
+    net = nn.Sequential(nn.Linear(3, 8), make(), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(12, 3).double()
+    params = list(net.parameters())
+    for p in params:
+        p.data.normal_(0, 0.7)
+    line = [torch.randn_like(p) for p in params]
+
+    def value(at: float) -> Tensor:
+        with torch.no_grad():
+            torch._foreach_add_(params, line, alpha=at)
+        method = FAM(1.0, layer="0")  # the same signs each time
+        found = kappa(method, Problem(net, x, LABELS))
+        grads = torch.autograd.grad(found, params, allow_unused=True)
+        with torch.no_grad():
+            torch._foreach_sub_(params, line, alpha=at)
+        slope = sum((g * d).sum() for g, d in zip(grads, line, strict=True) if g is not None)
+        return torch.stack([found.detach(), torch.as_tensor(slope)])
+
+    h = 1e-5
+    assert_close([value(0.0)[1]], [(value(h)[0] - value(-h)[0]) / (2 * h)], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16])
+@pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
+def test_norms_of_the_estimate_are_the_usual_ones(make, dtype) -> None:
+    """In value and dtype, under autocast too, and with the same running statistics."""
+    first, second = make().double(), make().double()
+    if dtype == torch.bfloat16:
+        first, second = first.float(), second.float()
+    x = torch.randn(12, 8).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        wanted = first(x)
+        with Elementary():
+            found = second(x)
+    assert found.dtype == wanted.dtype
+    assert_close([found.double()], [wanted.double()], 1e-2 if dtype == torch.bfloat16 else 1e-12)
+    assert_close([b.double() for b in second.buffers()], [b.double() for b in first.buffers()], 0)
 
 
 def test_estimate_draws_fresh_signs_of_its_own() -> None:

@@ -4,12 +4,17 @@
 results, a record. `flatnb records make NAME` runs one.
 """
 
-from . import images, plane, sensing
+from . import finetune, images, plane, sensing
 from .base import Experiment
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
 EXPERIMENTS: list[Experiment] = sorted(
-    [*plane.experiments(), *sensing.experiments(), *images.experiments()],
+    [
+        *plane.experiments(),
+        *sensing.experiments(),
+        *images.experiments(),
+        *finetune.experiments(),
+    ],
     key=lambda one: one.value,
 )

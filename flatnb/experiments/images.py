@@ -11,9 +11,8 @@ rates and weight decay. Where a task uses part of the images, its name says how 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -29,14 +28,15 @@ from ..data.images import BUILT_IN
 from ..sweep import Job, Result
 from ..train import fit
 from . import spaces
-from .base import METRICS, Experiment, assemble, choose, choose_largest, finished, number
+from .base import METRICS, Experiment, assemble, finished, number
 from .ensembles import device_name, train_members
 from .spaces import Setting
 from .steps import average, ema, swa
+from .study import experiment as study_experiment
+from .study import run as run_study
 
 METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "NSO", "WeightNoise", "GNP", "ASAM", "FAM",
            "USAM", "RSAM", "SWA", "EMA", "AdamW")  # fmt: skip
-TUNING_SEED = 1000
 LR = {"ERM": 0.1, "AdamW": 1e-3}  # of the published defaults; all but AdamW have ERM's
 
 
@@ -184,42 +184,52 @@ def train_one(*, task: dict[str, Any], method: str, setting: Setting, seed: int)
     """
     what = Task(**task)
     data = _loaded(what, seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
-    model = make_net(what, data).to(device)
-    lr = setting["lr"]
+    return train_net(
+        make_net(what, data), data, method, setting,
+        epochs=what.epochs, every=what.every, seed=seed, weight_decay=what.weight_decay,
+    )  # fmt: skip
+
+
+def train_net(
+    model: nn.Module,
+    data: Data,
+    method: str,
+    setting: Setting,
+    *,
+    epochs: int,
+    every: int,
+    seed: int,
+    weight_decay: float,
+) -> dict[str, Any]:
+    """`train_one` of a given net."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, lr = model.to(device), setting["lr"]
     optimizer: torch.optim.Optimizer
     if method == "AdamW":
         decay = setting["weight_decay"]
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=decay)
     else:
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr, momentum=0.9, weight_decay=what.weight_decay
-        )
-    steps = what.epochs * data.steps
+        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
     averaged = None
-    if method in ("SWA", "EMA"):
-        weight = swa(steps, setting["start"]) if method == "SWA" else ema(setting["decay"])
-        averaged = average(model, weight)
+    if method == "SWA":
+        averaged = average(model, swa(epochs * data.steps, setting["start"]))
+    if method == "EMA":
+        averaged = average(model, ema(setting["decay"]))
     run = fit(
         model, data, spaces.build(method, [setting]), optimizer,
-        epochs=what.epochs, every=what.every, seed=seed, average=averaged,
-        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, what.epochs),
+        epochs=epochs, every=every, seed=seed, average=averaged,
+        scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
         dtype=torch.bfloat16 if device.type == "cuda" else None,
     )  # fmt: skip
     # A run that stopped before its last epoch has no result: null there.
-    entries = {entry["epoch"]: entry for entry in run.history if run.stopped is None}
-    epochs = [e for e in range(what.epochs + 1) if e % what.every == 0 or e == what.epochs]
+    shown = [e for e in range(epochs + 1) if e % every == 0 or e == epochs]
     tables: dict[str, Any] = {}
     for metric in METRICS:
-        curve = [
-            number(entries[e].get(f"average_{metric}", entries[e][metric]))
-            if e in entries
-            else None
-            for e in epochs
-        ]
+        values = [entry.get(f"average_{metric}", entry[metric]) for entry in run.history]
+        curve = [number(v) for v in values] if run.stopped is None else [None] * len(shown)
         tables[metric] = [[curve]]
-    return {"epochs": epochs, "metrics": tables}
+    return {"epochs": shown, "metrics": tables}
 
 
 @lru_cache(maxsize=2)
@@ -235,41 +245,8 @@ def study(
     seeds: list[int],
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Every setting under TUNING_SEED, then the one of best validation accuracy under each seed.
-
-    Args:
-        checkpoint: a file that keeps the finished runs, to go on from.
-
-    Returns:
-        {"epochs", "tuning": {name: [setting][0][epoch]}, "chosen": index,
-        "metrics": {name: [0][seed][epoch]}, "threads", "device"}.
-    """
-    path = None if checkpoint is None else Path(checkpoint)
-    kept: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
-
-    def once(setting: Setting, seed: int) -> dict[str, Any]:
-        key = json.dumps([setting, seed], sort_keys=True)
-        if key not in kept:
-            kept[key] = train_one(task=task, method=method, setting=setting, seed=seed)
-            if path:
-                aside = path.with_suffix(".aside")
-                aside.write_text(json.dumps(kept))
-                aside.replace(path)
-        return kept[key]
-
-    tried = [once(setting, TUNING_SEED) for setting in settings]
-    tuning = {m: [run["metrics"][m][0] for run in tried] for m in METRICS}
-    chosen = choose(_last(tuning), len(settings), 0)
-    runs = [once(settings[chosen], seed) for seed in seeds]
-    return {
-        "epochs": runs[0]["epochs"], "tuning": tuning, "chosen": chosen,
-        "metrics": {m: [[run["metrics"][m][0][0] for run in runs]] for m in METRICS},
-        "threads": torch.get_num_threads(), "device": device_name(),
-    }  # fmt: skip
-
-
-def _last(tables: dict[str, Any]) -> dict[str, Any]:
-    return {m: [[curve[-1] for curve in row] for row in table] for m, table in tables.items()}
+    """Tune under one seed, then run under others: `flatnb.experiments.study.run`."""
+    return run_study(partial(train_one, task=task, method=method), settings, seeds, checkpoint)
 
 
 # --- experiments ----------------------------------------------------------------------------------
@@ -281,95 +258,45 @@ def experiment(
     """The experiment of one task and method; the minutes are those of one run of one pass."""
     rates = spaces.RATES["adam" if method == "AdamW" else "sgd"]
     settings = spaces.space(method, task.budget, rates)
-    seeds = list(range(task.seeds))
-    ensembles = task.net == "mlp"
-    if ensembles:
-        settings.append(spaces.default(method, LR.get(method, LR["ERM"])))
-    passes = spaces.build(method, settings[:1]).passes
-    runs = len(seeds) * (1 if ensembles else 1 + task.budget / len(seeds)) * passes
-    given: dict[str, Any] = {"task": asdict(task), "method": method}
-    sample_task = {**asdict(task), "epochs": 1, "every": 1}
-    cost = 60 * cpu_minutes * runs
-    if ensembles:
-        jobs = [
-            Job(f"{__name__}:train_perceptrons", {**given, "settings": settings, "seeds": seeds},
-                cost),
-            Job(f"{__name__}:train_perceptrons",
-                {**given, "task": sample_task, "settings": settings[:1], "seeds": seeds[:1]}),
-        ]  # fmt: skip
-    else:
-        jobs = [
-            Job(f"{__name__}:study", {**given, "settings": settings, "seeds": seeds}, cost),
-            Job(f"{__name__}:train_one",
-                {**given, "task": sample_task, "setting": settings[0], "seed": 0}),
-        ]  # fmt: skip
-    name = f"images/{task.name}/{method}"
     described = {
         **asdict(task), "name": f"images/{task.name}", "schedule": "cosine",
         "optimizer": "AdamW" if method == "AdamW" else "SGD, momentum 0.9",
         "budget_unit": "epochs",
     }  # fmt: skip
-    if not ensembles:
-        described |= {
-            "tuning_seed": TUNING_SEED,
-            "note": "metrics tuning_*: every setting under the tuning seed, in the first column",
-        }
+    what: dict[str, Any] = {
+        "name": f"images/{task.name}/{method}", "task": described, "method": method,
+        "passes": spaces.build(method, settings[:1]).passes, "seeds": list(range(task.seeds)),
+        "budget": task.budget, "space": spaces.described(method, rates),
+    }  # fmt: skip
+    given = {"task": asdict(task), "method": method}
+    sample = {"task": {**asdict(task), "epochs": 1, "every": 1}, "method": method}
+    minutes = {"gpu_minutes": gpu_minutes, "cpu_minutes": cpu_minutes}
+    title = f"{method} on {task.name}, {task.epochs} epochs"
+    if task.net != "mlp":
+        return study_experiment(
+            __name__, {**what, "settings": settings}, given, sample,
+            title=title, value=value, **minutes,
+        )  # fmt: skip
+
+    settings.append(spaces.default(method, LR.get(method, LR["ERM"])))
+    call, runs = f"{__name__}:train_perceptrons", what["passes"] * task.seeds
+    tables = {"settings": settings, "seeds": what["seeds"]}
+    jobs = [
+        Job(call, {**given, **tables}, 60 * cpu_minutes * runs),
+        Job(call, {**sample, "settings": settings[:1], "seeds": [0]}),
+    ]
 
     def record(results: list[Result]) -> dict[str, Any]:
         whole, sampled = finished(results)
-        if not ensembles:
-            whole = _full(whole, len(settings), len(seeds))
-        made = assemble(
-            name=name, task=described, method=method, passes=passes, settings=settings,
-            seeds=seeds, budget=task.budget, space=spaces.described(method, rates), value=whole,
-            sample=jobs[1], sampled=sampled, seconds=sum(result.seconds for result in results),
+        return assemble(
+            **what, settings=settings, value=whole, sample=jobs[1], sampled=sampled,
+            seconds=sum(result.seconds for result in results),
         )  # fmt: skip
-        return made if ensembles else _per_task(made, whole, settings, len(seeds))
 
     return Experiment(
-        name=name,
-        title=f"{method} on {task.name}, {task.epochs} epochs",
-        value=value,
-        gpu_minutes=gpu_minutes * runs,
-        cpu_minutes=cpu_minutes * runs,
-        jobs=lambda: jobs,
-        record=record,
-    )
-
-
-def _full(value: dict[str, Any], settings: int, seeds: int) -> dict[str, Any]:
-    """The study's runs as a table of all settings; without a number where none was run."""
-    nothing = [[None] * len(value["epochs"])] * seeds
-    return {
-        **value,
-        "metrics": {
-            m: [table[0] if i == value["chosen"] else nothing for i in range(settings)]
-            for m, table in value["metrics"].items()
-        },
-    }
-
-
-def _per_task(
-    made: dict[str, Any], value: dict[str, Any], settings: Sequence[Setting], seeds: int
-) -> dict[str, Any]:
-    """The record with the tuning runs in its tables, and their choice for all seeds."""
-    tuning = _last(value["tuning"])
-    chosen = [value["chosen"]] * seeds
-    final = dict(made["final"])
-    for metric, table in tuning.items():
-        final[f"tuning_{metric}"] = [row + [None] * (seeds - 1) for row in table]
-    failures = [one for one in made["failures"] if one["setting"] == value["chosen"]] + [
-        {"setting": i, "seed": made["seeds"][0], "error": "tuning: the loss was not finite"}
-        for i, row in enumerate(tuning["train_loss"])
-        if row[0] is None
-    ]
-    largest = choose_largest(tuning, settings, len(settings), 0)
-    selection = {
-        **made["selection"], "per": "task", "chosen": chosen,
-        "otherwise": {**made["selection"]["otherwise"], "chosen": [largest] * seeds},
-    }  # fmt: skip
-    curves = {**made["curves"], "setting": chosen}
-    return {**made, "final": final, "failures": failures, "selection": selection, "curves": curves}
+        name=what["name"], title=title, value=value, jobs=lambda: jobs, record=record,
+        **{name: each * runs for name, each in minutes.items()},
+    )  # fmt: skip
 
 
 def experiments() -> list[Experiment]:

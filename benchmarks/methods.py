@@ -1,10 +1,14 @@
 """The cost of one training step by each method, as a ratio to a plain SGD step.
 
-    python -m benchmarks.methods [--threads 2] [--repeats 15] [--nets resnet18 mlp30]
+    python -m benchmarks.methods [--threads 2] [--repeats 15] [--nets resnet18 mlp30] [--profile]
 
 All variants of one net run interleaved in one process, so that whatever else the machine does hits
 them alike; medians and interquartile ranges of the per-round ratios are printed. Published packages
 take part where they are installed (`pip install --no-deps pytorch_optimizer`).
+
+`--profile` says where a step's time goes: the closure's forward passes, the backward passes, norms,
+noise, moving and restoring parameters, the optimizer, and the rest (the walk over the modules, the
+random streams, the hyperparameters' arithmetic).
 """
 
 from __future__ import annotations
@@ -13,7 +17,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +27,8 @@ from torch import Tensor, nn
 
 import flatnb
 from flatnb import models
+from flatnb.methods import base
+from flatnb.methods.noise import Stream
 
 BATCH = 64
 
@@ -123,17 +131,74 @@ def measure(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, lis
     return seconds
 
 
+# What a step is made of: the part, and the functions (owner, name) whose time it is.
+PARTS = {
+    "backward": [(Tensor, "backward")],
+    "norms": [(base.Step, "norm"), (base.Step, "norms")],
+    "noise": [(Stream, "draw")],
+    "moves": [(base.Step, "move"), (base.Step, "mirror"), (base.Step, "close"),
+              (base.Step, "add_gradient")],
+    "penalty": [(flatnb.FAM, "penalty")],
+    "optimizer": [(torch.optim.SGD, "step")],
+}  # fmt: skip
+
+
+def profile(method: flatnb.Method, make: Callable[[], nn.Module], x: Tensor, y: Tensor,
+            repeats: int) -> dict[str, float]:  # fmt: skip
+    """Median milliseconds of each part of a step by `method`."""
+    spent: dict[str, list[float]] = {name: [] for name in ["forward", *PARTS]}
+
+    def timed(part: str, function: Callable) -> Callable:
+        def wrapped(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[part][-1] += time.perf_counter() - start
+
+        return wrapped
+
+    model, total = make(), []
+    optimizer = sgd(model)
+    closure = timed("forward", lambda: F.cross_entropy(model(x), y, reduction="none"))
+    with ExitStack() as stack:
+        for part, places in PARTS.items():
+            for owner, name in places:
+                function = timed(part, getattr(owner, name))
+                stack.enter_context(mock.patch.object(owner, name, function))
+        for _ in range(repeats + 1):
+            for times in spent.values():
+                times.append(0.0)
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            method.backward(model, closure)
+            optimizer.step()
+            total.append(time.perf_counter() - start)
+    ms = {part: 1e3 * statistics.median(times[1:]) for part, times in spent.items()}
+    return {**ms, "rest": 1e3 * statistics.median(total[1:]) - sum(ms.values())}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--nets", nargs="+", default=list(nets()), choices=list(nets()))
+    parser.add_argument("--profile", action="store_true", help="where a step's time goes")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for net in args.nets:
         make, x = nets()[net]
         y = torch.randint(10, (BATCH,))
-        steps = {"SGD": plain(1, make, x, y), "two bare passes": plain(2, make, x, y, update=False)}
+        if args.profile:
+            print(f"\n{net}, batch {BATCH}, {args.threads} threads: milliseconds of the parts of "
+                  f"a step, medians of {args.repeats}")
+            for m in [flatnb.ERM(), *variants().values()]:
+                parts = profile(m, make, x, y, args.repeats)
+                line = "  ".join(f"{part} {ms:.1f}" for part, ms in parts.items())
+                print(f"{m!r:24s} {line}", flush=True)
+            continue
+        bare = plain(2, make, x, y, update=False)
+        steps = {"SGD": plain(1, make, x, y), "two bare passes": bare}
         steps |= {name: ours(m, make, x, y) for name, m in variants().items()}
         steps |= packages(make, x, y)
         count = sum(p.numel() for p in make().parameters())

@@ -16,9 +16,10 @@ public functions:
         .epochs (t,), .train_error, .val_error, .distance (rules, seeds, t), .u the last iterates
 
 Source: the experiment is that of Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat
-Minima: A Hessian-based Regularization Approach", and their code's sizes, step and noise are the
-defaults. It is Gaussian sensing as in Li, Ma and Zhang, "Algorithmic Regularization in Over-
-parameterized Matrix Sensing and Neural Networks with Quadratic Activations", COLT 2018.
+Minima: A Hessian-based Regularization Approach", with the sizes and the step of their code as
+defaults. From a small start gradient descent recovers X* without noise: Li, Ma and Zhang,
+"Algorithmic Regularization in Over-parameterized Matrix Sensing and Neural Networks with Quadratic
+Activations", COLT 2018.
 
 What makes a step fast: A_i and X are symmetric, so both are held as the d(d+1)/2 numbers of `pack`,
 in which a measurement is an inner product and a row of the measurement matrix is plain N(0, 1)

@@ -4,6 +4,6 @@ else; each prints ratios taken in one run."""
 import subprocess
 import sys
 
-for name in ("methods", "ensemble", "curvature", "images"):
+for name in ("methods", "ensemble", "curvature", "images", "sensing"):
     print(f"\n== {name}", flush=True)
     subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

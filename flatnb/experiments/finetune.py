@@ -53,7 +53,7 @@ TASKS: tuple[tuple[Task, int, float, float], ...] = (
           30), 5, 0.05, 0.15),
     (Task("cifar10-jpeg-20-shots",
           images.Task("cifar10-jpeg", "cifar10-jpeg", "resnet18", 64, 30, 128, 4, 3,
-                      augment="crop, flip", weight_decay=5e-4), 20, 50), 7, 1.0, 2000.0),
+                      augment="crop, flip", weight_decay=5e-4), 20, 50), 7, 1.0, 850.0),
 )  # fmt: skip
 
 

@@ -79,10 +79,10 @@ TASKS: tuple[tuple[Task, int, float, float], ...] = (
      0.1, 0.25),
     (_cifar("cifar10-jpeg-n4000", "small_cnn", 16, 20, **FEW), 5, 0.1, 1.0),
     (_cifar("cifar10-jpeg-n4000", "resnet18", 16, 10, **FEW), 6, 0.1, 5.0),
-    (_cifar("cifar10-jpeg", "resnet18", 64, 50), 5, 2.0, 6000.0),
-    (_cifar("CIFAR10", "resnet34", 64, 50), 8, 3.5, 12000.0),
-    (_cifar("CIFAR100", "resnet34", 64, 50), 8, 3.5, 12000.0),
-    (_cifar("SVHN", "resnet18", 64, 30), 8, 2.0, 6000.0),
+    (_cifar("cifar10-jpeg", "resnet18", 64, 50), 5, 2.0, 2800.0),
+    (_cifar("CIFAR10", "resnet34", 64, 50), 8, 3.5, 5800.0),
+    (_cifar("CIFAR100", "resnet34", 64, 50), 8, 3.5, 5800.0),
+    (_cifar("SVHN", "resnet18", 64, 30), 8, 2.0, 2400.0),
     (Task("FashionMNIST-mlp", "FashionMNIST", "mlp", 1000, 50, 200, 12, 5), 7, 1.0, 60.0),
 )  # fmt: skip
 

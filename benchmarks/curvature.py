@@ -1,13 +1,16 @@
 """Top-5 Hessian eigenvalues beside published packages, and what a product costs.
 
-    python -m benchmarks.curvature [--threads 2] [--rounds 3] [--skip curves]
+    python -m benchmarks.curvature [--threads 2] [--nets perceptron] [--against PyHessian …]
+    python -m benchmarks.curvature --curves
 
-Each contender runs at the loosest setting of its ladder whose worst relative error over the seeds
-is at most 1e-5, or at its tightest with the error it reached; building the operator is included.
+Each contender runs at the loosest setting of its ladder whose relative error is at most 1e-5 for
+every seed, or at the tightest there was time for, with the error it reached; building the operator
+is included. Looking for the setting ends after --seconds a contender, so that a net takes minutes.
 The contenders take turns, so that whatever else the machine does hits all alike, and ratios are
-medians over the rounds of the same round's times. Packages that are not installed are named as
-such: `pip install --no-deps pyhessian hessian-eigenthings curvlinops-for-pytorch`
-(pre-releases allowed).
+medians over the rounds of the same round's times; a contender too slow for that is timed in its
+search. `--curves` prints what the top-5 cost against samples and parameters instead. Packages that
+are not installed are named as such: `pip install --no-deps pyhessian hessian-eigenthings
+curvlinops-for-pytorch` (pre-releases allowed).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -33,11 +37,17 @@ from flatnb.curvature import GaussNewtonOperator, HessianOperator, top_eigenvalu
 SAMPLES, TOP, WANTED, SEEDS = 1000, 5, 1e-5, (0, 1, 2)
 Run = Callable[[int], tuple[np.ndarray, int]]  # seed -> eigenvalues, products
 Data = tuple[Tensor, Tensor]
+MOST = 500  # steps of power iteration for one eigenvalue
 
 
 class Setting(NamedTuple):
     label: str
     run: Run
+
+
+def ladder(at: Callable[[float], Run]) -> list[Setting]:
+    """Tolerances from loose to tight, the same for all who have one."""
+    return [Setting(f"tol {tol:.0e}", at(tol)) for tol in (1e-3, 1e-4, 3e-5, 1e-5, 1e-6, 1e-7)]
 
 
 def images(count: int) -> Data:
@@ -87,7 +97,7 @@ def ours(model: nn.Module, data: Data) -> list[Setting]:
 
         return run
 
-    return [Setting(f"tol {tol:.0e}", at(tol)) for tol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)]
+    return ladder(at)
 
 
 def power_iteration(model: nn.Module, data: Data) -> list[Setting]:
@@ -112,7 +122,7 @@ def power_iteration(model: nn.Module, data: Data) -> list[Setting]:
             values, vectors, products = [], [], 0
             for _ in range(TOP):
                 v, last = normalised([torch.randn_like(p) for p in params]), None
-                for _ in range(2000):
+                for _ in range(MOST):
                     v = project(v, vectors)
                     hv = torch.autograd.grad(grads, params, v, retain_graph=True)
                     value = sum((a * b).sum() for a, b in zip(hv, v, strict=True)).item()
@@ -126,7 +136,7 @@ def power_iteration(model: nn.Module, data: Data) -> list[Setting]:
 
         return run
 
-    return [Setting(f"tol {tol:.0e}", at(tol)) for tol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)]
+    return ladder(at)
 
 
 def pyhessian(model: nn.Module, data: Data) -> list[Setting]:
@@ -137,12 +147,12 @@ def pyhessian(model: nn.Module, data: Data) -> list[Setting]:
             torch.manual_seed(seed)
             net = copy.deepcopy(model)  # it leaves gradients behind
             hessian = package.hessian(net, F.cross_entropy, data=data, cuda=False)
-            values, _ = hessian.eigenvalues(maxIter=2000, tol=tol, top_n=TOP)
+            values, _ = hessian.eigenvalues(maxIter=MOST, tol=tol, top_n=TOP)
             return np.sort(values)[::-1], 0
 
         return run
 
-    return [Setting(f"tol {tol:.0e}", at(tol)) for tol in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)]
+    return ladder(at)
 
 
 def eigenthings(model: nn.Module, data: Data) -> list[Setting]:
@@ -160,31 +170,29 @@ def eigenthings(model: nn.Module, data: Data) -> list[Setting]:
 
         return run
 
-    return [Setting(f"{m} iterations", at(m)) for m in (10, 12, 14, 16, 18, 20, 25, 30, 40, 60)]
+    steps = [*range(10, 31), 35, 40, 50, 60]
+    return [Setting(f"{m} iterations", at(m)) for m in steps]
 
 
-def curvlinops(model: nn.Module, data: Data) -> list[Setting]:
-    package = importlib.import_module("curvlinops")
-    params = list(model.parameters())
-    try:  # by name since version 3
-        package.HessianLinearOperator(
-            model, nn.CrossEntropyLoss(), dict(model.named_parameters()), [data]
-        )
-        params = dict(model.named_parameters())  # type: ignore[assignment]
-    except (TypeError, AttributeError, ValueError, RuntimeError):
-        pass
+def curvlinops(basis: int | None) -> Callable[[nn.Module, Data], list[Setting]]:
+    """Through SciPy's eigsh, with its own size of the basis (20 for five) or another."""
 
-    def at(tol: float, basis: int) -> Run:
-        def run(seed: int) -> tuple[np.ndarray, int]:
-            operator = package.HessianLinearOperator(
-                model, nn.CrossEntropyLoss(), params, [data], check_deterministic=False
-            ).to_scipy(dtype=np.float32)
-            return by_eigsh(operator, tol, basis, seed)
+    def settings(model: nn.Module, data: Data) -> list[Setting]:
+        package = importlib.import_module("curvlinops")
+        params = list(model.parameters())
 
-        return run
+        def at(tol: float) -> Run:
+            def run(seed: int) -> tuple[np.ndarray, int]:
+                operator = package.HessianLinearOperator(
+                    model, nn.CrossEntropyLoss(), params, [data], check_deterministic=False
+                ).to_scipy(dtype=np.float32)
+                return by_eigsh(operator, tol, basis, seed)
 
-    ladder = [(1e-2, 12), (1e-3, 12), (1e-3, 16), (1e-2, 20), (1e-3, 20), (1e-4, 20), (1e-6, 30)]
-    return [Setting(f"eigsh tol {tol:.0e}, ncv {m}", at(tol, m)) for tol, m in ladder]
+            return run
+
+        return [Setting(f"tol {tol:.0e}", at(tol)) for tol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)]
+
+    return settings
 
 
 def by_eigsh(
@@ -208,12 +216,12 @@ class Counted(LinearOperator):
         return self._operator.matvec(v.reshape(-1)).reshape(-1)
 
 
-CONTENDERS = {
-    "flatnb": ours,
-    "power iteration (PyHessian's way)": power_iteration,
+OTHERS: dict[str, Callable[[nn.Module, Data], list[Setting]]] = {
+    "hessian-eigenthings": eigenthings,  # its Lanczos
+    "curvlinops+eigsh": curvlinops(None),  # with eigsh's own ncv, 20 for five eigenvalues
+    "curvlinops+eigsh-ncv-12": curvlinops(12),
+    "power-iteration": power_iteration,
     "PyHessian": pyhessian,
-    "hessian-eigenthings Lanczos": eigenthings,
-    "curvlinops + SciPy eigsh": curvlinops,
 }
 
 
@@ -221,7 +229,10 @@ CONTENDERS = {
 
 
 def reference(model: nn.Module, data: Data) -> np.ndarray:
-    """In float64, by SciPy's eigsh, which is not the algorithm under test."""
+    """In float64, by SciPy's eigsh, which is not the algorithm under test.
+
+    Eigenvalues are good to about the square of its tolerance.
+    """
     operator = HessianOperator(copy.deepcopy(model).double(), F.cross_entropy,
                                [(data[0].double(), data[1])])  # fmt: skip
 
@@ -229,54 +240,92 @@ def reference(model: nn.Module, data: Data) -> np.ndarray:
         return (operator @ torch.from_numpy(v.reshape(-1).copy())).numpy()
 
     scipy = LinearOperator(operator.shape, matvec=product, dtype=np.float64)
-    return by_eigsh(scipy, 1e-8, None, 0)[0]
+    return by_eigsh(scipy, 1e-5, None, 0)[0]
 
 
-def loosest(settings: list[Setting], exact: np.ndarray) -> tuple[Setting, float, int]:
-    """First setting good enough for all seeds, or the last; its worst error, its products."""
-    for setting in settings:
-        error = 0.0
-        for seed in SEEDS:
-            values, count = setting.run(seed)
-            error = max(error, float(np.max(np.abs(values / exact - 1))))
-            if error > WANTED and setting is not settings[-1]:
-                break
-        if error <= WANTED:
+@dataclass
+class Timed:
+    """What one setting took and reached, a run a seed."""
+
+    setting: Setting
+    seconds: list[float] = field(default_factory=list)
+    error: float = 0.0
+    products: int = 0
+
+    def run(self, seed: int, exact: np.ndarray) -> None:
+        start = time.perf_counter()
+        values, self.products = self.setting.run(seed)
+        self.seconds.append(time.perf_counter() - start)
+        self.error = max(self.error, float(np.max(np.abs(values / exact - 1))))
+
+
+def loosest(settings: list[Setting], exact: np.ndarray, seconds: float) -> Timed:
+    """The first setting good enough for all seeds, by bisection on the first seed."""
+    began, low, high = time.perf_counter(), 0, len(settings) - 1
+    done: dict[int, Timed] = {}
+
+    def tried(place: int) -> Timed:
+        if place not in done:
+            done[place] = Timed(settings[place])
+            done[place].run(SEEDS[0], exact)
+        return done[place]
+
+    def late() -> bool:
+        return time.perf_counter() - began > seconds
+
+    while low < high and not late():
+        middle = (low + high) // 2
+        low, high = (low, middle) if tried(middle).error <= WANTED else (middle + 1, high)
+    if late():  # the loosest good one so far, else the tightest
+        good = [place for place, timed in done.items() if timed.error <= WANTED]
+        return done[min(good) if good else max(done)]
+    for place in range(low, len(settings)):
+        for seed in SEEDS[1:]:
+            if tried(place).error <= WANTED and not late():
+                tried(place).run(seed, exact)
+        if tried(place).error <= WANTED or late():
             break
-    return setting, error, count
+    return tried(place)
 
 
-def compare(name: str, model: nn.Module, data: Data, rounds: int) -> None:
+def compare(
+    name: str, model: nn.Module, data: Data, against: list[str], rounds: int, seconds: float
+) -> None:
     size = sum(p.numel() for p in model.parameters())
     exact = reference(model, data)
     print(f"\n## {name}, {size:,} parameters, {len(data[0]):,} samples")
-    print("reference: " + " ".join(f"{value:.8g}" for value in exact))
-    chosen: dict[str, tuple[Setting, float, int]] = {}
-    missing: dict[str, str] = {}
-    for label, make in CONTENDERS.items():
+    print("reference: " + " ".join(f"{value:.8g}" for value in exact), flush=True)
+    chosen: dict[str, Timed] = {}
+    for label, make in [("flatnb", ours), *((label, OTHERS[label]) for label in against)]:
         try:
-            chosen[label] = loosest(make(model, data), exact)
+            chosen[label] = loosest(make(model, data), exact, seconds)
         except ImportError as error:
-            missing[label] = f"not installed ({error})"
+            print(f"{label:24} not installed ({error})")
         except Exception as error:  # somebody else's package: say so and go on
-            missing[label] = f"does not run: {type(error).__name__}: {str(error)[:60]}"
-    times = {label: [] for label in chosen}
-    for turn in range(rounds * len(SEEDS)):
-        for label, (setting, _, _) in chosen.items():
-            start = time.perf_counter()
-            setting.run(SEEDS[turn % len(SEEDS)])
-            times[label].append(time.perf_counter() - start)
-    print(f"{'method':36} {'setting':24} {'s':>8} {'products':>8} {'error':>9} {'x flatnb':>9}")
-    for label, (setting, error, products) in chosen.items():
-        ratio = statistics.median(a / b for a, b in zip(times[label], times["flatnb"], strict=True))
-        shown = str(products) if products else "-"
-        print(f"{label:36} {setting.label:24} {statistics.median(times[label]):8.3f} {shown:>8} "
-              f"{error:9.1e} {ratio:9.2f}")  # fmt: skip
-    for label, reason in missing.items():
-        print(f"{label:36} {reason}")
+            print(f"{label:24} does not run: {type(error).__name__}: {str(error)[:60]}")
+    slow = {label for label, one in chosen.items() if max(one.seconds) * rounds > seconds}
+    for label in chosen.keys() - slow:
+        chosen[label].seconds.clear()
+    for turn in range(rounds):
+        for label in chosen:
+            if label not in slow:
+                chosen[label].run(SEEDS[turn % len(SEEDS)], exact)
+    print(f"{'method':24} {'setting':14} {'runs':>4} {'s':>8} {'products':>8} {'error':>9} "
+          f"{'x flatnb':>9}")  # fmt: skip
+    for label, one in chosen.items():
+        print(f"{label:24} {one.setting.label:14} {len(one.seconds):4} "
+              f"{statistics.median(one.seconds):8.3f} {one.products or '-':>8} {one.error:9.1e} "
+              f"{ratio(one, chosen['flatnb']):9.2f}", flush=True)  # fmt: skip
 
 
-def products(name: str, model: nn.Module, data: Data, rounds: int) -> None:
+def ratio(one: Timed, other: Timed) -> float:
+    """Median over rounds, where both were timed in the same ones."""
+    if len(one.seconds) == len(other.seconds):
+        return statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True))
+    return statistics.median(one.seconds) / statistics.median(other.seconds)
+
+
+def products(name: str, model: nn.Module, data: Data, rounds: int, seconds: float) -> None:
     """One gradient, one product on the kept graph, and eight products at once, each a product."""
     hessian = HessianOperator(model, F.cross_entropy, [data])
     newton = GaussNewtonOperator(model, F.cross_entropy, [data])
@@ -295,28 +344,31 @@ def products(name: str, model: nn.Module, data: Data, rounds: int) -> None:
         "8 Hessian products at once, each": (lambda: hessian @ many, 8),
     }
     times: dict[str, list[float]] = {label: [] for label in steps}
-    for _ in range(rounds * 5):
+    end = time.perf_counter() + seconds
+    for turn in range(5 * rounds):
+        if turn >= 3 and time.perf_counter() > end:
+            break
         for label, (step, count) in steps.items():
             start = time.perf_counter()
             step()
             times[label].append((time.perf_counter() - start) / count)
     print(f"\n### {name}: cost of a product")
     for label, found in times.items():
-        ratio = statistics.median(a / b for a, b in zip(found, times["gradient"], strict=True))
-        print(f"{label:44} {1e3 * statistics.median(found):9.1f} ms  x{ratio:.2f} gradient")
+        share = statistics.median(a / b for a, b in zip(found, times["gradient"], strict=True))
+        print(f"{label:44} {1e3 * statistics.median(found):9.1f} ms  x{share:.2f} gradient")
 
 
 def curves() -> None:
-    """Top-5 against samples and parameters."""
-    print("\n## cost of top-5 at the default tolerance")
-    print(f"{'net':28} {'parameters':>12} {'samples':>8} {'build s':>8} {'s':>8} {'products':>8}")
-    nets: list[tuple[str, Callable[[], nn.Module], int]] = [
-        ("perceptron", perceptron, n) for n in (250, 1000, 4000)
-    ]
-    nets += [("convolutional", convolutional, n) for n in (250, 1000, 4000)]
+    """Top-5 to 1e-5 against samples and parameters."""
+    print(f"\n## cost of the top {TOP} to {WANTED:.0e}, by the estimate of the error")
+    print(f"{'net':24} {'parameters':>12} {'samples':>8} {'graph MiB':>9} {'build s':>8} "
+          f"{'Lanczos s':>9} {'products':>8} {'error':>8}")  # fmt: skip
+    nets: list[tuple[str, Callable[[], nn.Module], int]] = []
+    for samples in (250, 1000, 4000):
+        nets += [("perceptron", perceptron, samples), ("convolutional", convolutional, samples)]
     for width in (16, 32, 64):
         label = f"ResNet-18, width {width}"
-        nets.append((label, lambda w=width: models.resnet18(classes=10, width=w), 128))
+        nets.append((label, lambda w=width: models.resnet18(classes=10, width=w), 64))
     for label, make, samples in nets:
         data = images(samples)
         model = trained(make, data, epochs=1)
@@ -324,29 +376,39 @@ def curves() -> None:
         pieces = list(zip(data[0].split(500), data[1].split(500), strict=True))
         operator = HessianOperator(model, F.cross_entropy, pieces)
         built = time.perf_counter() - start
-        found = top_eigenvalues(operator, TOP)
-        print(f"{label:28} {operator.size:12,} {samples:8,} {built:8.2f} {found.seconds:8.2f} "
-              f"{found.products:8}", flush=True)  # fmt: skip
+        found = top_eigenvalues(operator, TOP, tol=WANTED, max_products=60)
+        error = float((found.errors / found.values.abs()).max())
+        print(f"{label:24} {operator.size:12,} {samples:8,} {operator.graph_bytes / 2**20:9.0f} "
+              f"{built:8.2f} {found.seconds:9.2f} {found.products:8} {error:8.1e}",
+              flush=True)  # fmt: skip
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "perceptron": perceptron,
+    "convolutional": convolutional,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--skip", nargs="*", default=[], choices=["eigen", "products", "curves"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=60, help="for the search of a setting")
+    parser.add_argument("--nets", nargs="*", default=[*NETS], choices=[*NETS])
+    parser.add_argument("--against", nargs="*", default=[*OTHERS], choices=[*OTHERS])
+    parser.add_argument("--curves", action="store_true", help="cost against samples, parameters")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, CPU; top-{TOP} to {WANTED:.0e}")
-    data = images(SAMPLES)
-    for name, make in (("perceptron", perceptron), ("convolutional net", convolutional)):
-        model = trained(make, data)
-        if "products" not in args.skip:
-            products(name, model, data, args.rounds)
-        if "eigen" not in args.skip:
-            compare(name, model, data, args.rounds)
-    if "curves" not in args.skip:
+    if args.curves:
         curves()
+        return
+    data = images(SAMPLES)
+    for name in args.nets:
+        model = trained(NETS[name], data)
+        products(name, model, data, args.rounds, args.seconds / 2)
+        compare(name, model, data, args.against, args.rounds, args.seconds)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ A method turns a batch of per-example losses into a gradient; `method.backward` 
 `loss.backward()` stood. The rest measures what that did to the loss surface.
 """
 
+from importlib import import_module
+from types import ModuleType
+
 from .ensemble import Ensemble
 from .methods import (
     ASAM,
@@ -47,3 +50,10 @@ __all__ = [
     "compose",
     "fit",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Loaded when first asked for: it needs scipy, which training does not.
+    if name == "curvature":
+        return import_module("flatnb.curvature")
+    raise AttributeError(f"module 'flatnb' has no attribute {name!r}")

@@ -1,8 +1,12 @@
 """How flat is this minimum? Curvature of the loss surface, with error and cost of every number."""
 
 from flatnb.curvature.density import SpectralDensity, spectral_density
-from flatnb.curvature.diagonal import Diagonal, diagonal
 from flatnb.curvature.eigen import Eigenpairs, top_eigenvalues
+from flatnb.curvature.flatness import (
+    RelativeFlatness,
+    relative_flatness,
+    relative_flatness_by_layer,
+)
 from flatnb.curvature.gauss_newton import gauss_newton_trace
 from flatnb.curvature.landscape import (
     Slice,
@@ -14,18 +18,13 @@ from flatnb.curvature.landscape import (
 )
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
-from flatnb.curvature.relative_flatness import (
-    RelativeFlatness,
-    relative_flatness,
-    relative_flatness_by_layer,
-)
+from flatnb.curvature.probes import Diagonal, Trace, diagonal, trace
 from flatnb.curvature.sharpness import (
     Sharpness,
     average_sharpness,
     sam_sharpness,
     worst_sharpness,
 )
-from flatnb.curvature.trace import Trace, trace
 
 __all__ = [
     "Diagonal",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatnb.curvature.krylov import gram, norm, rademacher, subtract, sweep
+from flatnb.curvature.krylov import gram, norm, rademacher, sweep
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 
@@ -98,8 +98,8 @@ def spectral_density(
     if steps < 1 or probes < 2:
         raise ValueError(f"steps >= 1 and probes >= 2 are needed, got {steps} and {probes}")
     steps = min(steps, operator.size)
-    bits = torch.finfo(operator.dtype).bits
-    operator.require((steps + 5) * operator.size * bits // 8, f"a Lanczos basis of {steps}")
+    each = operator.size * operator.dtype.itemsize
+    operator.require((steps + 3) * each, f"a Lanczos basis of {steps}")
     began, products = time.perf_counter(), operator.products
     like = torch.empty(0, dtype=operator.dtype, device=operator.device)
     signs = torch.Generator().manual_seed(seed)
@@ -136,9 +136,7 @@ def _tridiagonal(
         new = (operator @ basis[j])[None]
         matrix[j, j] = gram(basis[j : j + 1], new)[0, 0]
         say(f"{label}, {j + 1} of {steps} steps")
-        known = slice(max(0, j - 1), j + 1)
-        subtract(new, matrix[known, j : j + 1], basis[known])
-        sweep(new, basis[: j + 1])
+        sweep(new, basis[: j + 1], matrix[max(0, j - 1) : j + 1, j : j + 1])
         length = float(norm(new))
         floor = 100 * torch.finfo(operator.dtype).eps * float(matrix.abs().max())
         if j + 1 == steps or length <= floor:  # all of the start vector's space is seen

@@ -3,10 +3,13 @@
 Lanczos builds an orthonormal basis Q of the Krylov space of a start vector, in which the operator
 is the small matrix T = Q' H Q. The eigenpairs (theta, s) of T give Ritz pairs (theta, v = Q s)
 with the residual |H v - theta v| = |C' s_last|, where C couples the newest basis vectors to the
-next ones, so that it costs nothing. An eigenvalue lies within the residual of theta, and, if gap is
-the distance to the nearest other Ritz value, to first order within residual^2 / gap (Parlett 1998,
-"The symmetric eigenvalue problem", chapters 4, 11, 13). When the memory for Q is used up, the
-process is restarted with the wanted Ritz vectors and some more (thick restart, Wu and Simon 2000).
+next ones, so that it costs nothing. An eigenvalue lies within the residual of theta (Parlett 1998,
+"The symmetric eigenvalue problem", section 4.5). Ritz vectors are not coupled to each other but
+only to what lies outside the basis, so that to first order the error is residual^2 / gap, with gap
+the distance to the spectrum outside (Mathias 1998, "Quadratic residual bounds for the Hermitian
+eigenvalue problem"), for which the nearest Ritz value that is not wanted stands in. When the memory
+for Q is used up, the process is restarted with the wanted Ritz vectors and some more (thick
+restart, Wu and Simon 2000).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatnb.curvature.krylov import combine, factor, gram, polish, subtract, sweep
+from flatnb.curvature.krylov import combine, factor, gram, polish, rotate, sweep
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 
@@ -34,7 +37,8 @@ class Eigenpairs(Result):
         vectors: (size, n), orthonormal columns in the operator's precision.
         residuals: (n,) norms |H v - theta v| from the Lanczos recurrence, up to the rounding of a
             product.
-        errors: (n,) estimates min(residual, residual^2 / gap) of the eigenvalues' errors.
+        errors: (n,) estimates min(residual, residual^2 / gap) of the eigenvalues' errors, gap
+            being the distance to the nearest Ritz value that was not asked for.
         converged: Whether all errors are within the tolerance.
     """
 
@@ -48,7 +52,9 @@ class Eigenpairs(Result):
         shown = ", ".join(f"{value:.6g}" for value in self.values[:6].tolist())
         more = ", …" if len(self.values) > 6 else ""
         state = "" if self.converged else ", NOT CONVERGED"
-        return f"[{shown}{more}], largest residual {self.residuals.max():.1e}{state}"
+        block, most = self.settings["block"], len(self.values)
+        note = f", copies beyond {block} not looked for" if block < most else ""
+        return f"[{shown}{more}], largest residual {self.residuals.max():.1e}{note}{state}"
 
 
 def top_eigenvalues(
@@ -67,7 +73,11 @@ def top_eigenvalues(
     Stops when the error estimate of each wanted eigenvalue is below `tol` times its size. Cost: a
     few products an eigenvalue (20 to 30 for the top five of a trained net), plus the basis: memory
     for up to 4 (k + smallest) + 100 vectors where `operator.memory_bytes` has room, and at least
-    for 2 (k + smallest) + 20.
+    for 2 (k + smallest) + 22.
+
+    Multiple eigenvalues: one start vector shows one copy of each, until rounding brings in others;
+    a `block` of r shows r copies. Symmetries of the net make copies: the outputs of a linear
+    regression, three or more units with equal weights.
 
     Args:
         operator: Anything with `size`, `dtype`, `device`, `rows(vectors)`, `products`,
@@ -75,9 +85,9 @@ def top_eigenvalues(
         k: How many of the largest.
         smallest: How many of the lowest, listed after them.
         tol: Relative error wanted; None takes 1e-6 in float32 and 1e-10 in float64.
-        block: Vectors multiplied at once. From a single start vector an eigenvalue of multiplicity
-            r is seen once (a linear regression on several outputs has such, exactly); a block of
-            r sees all of it. None takes 1, and k + smallest where `size` is at most 1,000.
+        block: Vectors multiplied at once, and copies of an eigenvalue seen (above). None takes
+            k + smallest where `size` is at most 1,000, so that nothing is missed, and 1 beyond,
+            the fewest products.
         max_products: Give up, with a warning and `converged=False`, after so many.
         seed: Of the random part of the start vector.
         progress: Called with a line of text after every block; None writes to a terminal only.
@@ -165,9 +175,7 @@ class _Lanczos:
         new = self.operator.rows(self.basis[rows])
         own = gram(self.basis[rows], new)
         self.projected[rows, rows] = (own + own.mT) / 2
-        known = slice(self._coupled, self.size)
-        subtract(new, self.projected[known, rows], self.basis[known])
-        sweep(new, self.basis[: self.size])
+        sweep(new, self.basis[: self.size], self.projected[self._coupled : self.size, rows])
         self.coupling, self._next = factor(new, self._floor())
         if len(self._next) and self._shortest() < 1e-2:
             # Little is left of the product, much of it rounding: orthogonalise once more.
@@ -190,17 +198,14 @@ class _Lanczos:
         values, coordinates = torch.linalg.eigh(self.projected[: self.size, : self.size])
         # Ascending from eigh; wanted in descending order.
         order = [*range(self.size - 1, self.size - 1 - k, -1), *range(smallest - 1, -1, -1)]
-        last = coordinates[self._block : self.size]
-        residuals = (self.coupling.mT @ last).square().sum(0).sqrt()
-        gaps = torch.full_like(values, float("inf"))
-        steps = values.diff()
-        gaps[1:], gaps[:-1] = steps, torch.minimum(gaps[:-1], steps)
-        refined = residuals**2 / gaps.clamp(min=1e-300)
-        errors = torch.where(gaps.isinf(), residuals, torch.minimum(residuals, refined))
+        found, coordinates, rest = values[order], coordinates[:, order], values[smallest:][:-k]
+        residuals = (self.coupling.mT @ coordinates[self._block :]).square().sum(0).sqrt()
+        errors = residuals
+        if len(rest):
+            gaps = (found[:, None] - rest).abs().min(1).values.clamp(min=1e-300)
+            errors = torch.minimum(residuals, residuals**2 / gaps)
         rounding = 4 * self.eps * float(values.abs().max())
-        return _Estimate(
-            values[order], residuals[order], errors[order], coordinates[:, order], rounding
-        )
+        return _Estimate(found, residuals, errors, coordinates, rounding)
 
     def vectors(self, estimate: _Estimate) -> Tensor:
         return combine(estimate.coordinates, self.basis[: self.size]).mT
@@ -223,7 +228,7 @@ class _Lanczos:
         kept = sorted({i for i in kept if 0 <= i < self.size})
         coordinates = coordinates[:, kept]
         self.coupling = coordinates[self._block : self.size].mT @ self.coupling
-        self.basis[: len(kept)] = combine(coordinates, self.basis[: self.size])
+        rotate(coordinates, self.basis[: self.size])
         self.projected.zero_()
         self.projected[: len(kept), : len(kept)] = torch.diag(values[kept])
         self._coupled = self._block = 0
@@ -264,13 +269,12 @@ def _check(size: int, k: int, smallest: int, block: int | None) -> int:
 
 def _capacity(operator: HessianOperator, wanted: int, block: int) -> int:
     """Basis vectors to hold, at least enough to restart with; asks the operator for room."""
-    each = operator.size * torch.finfo(operator.dtype).bits // 8
-    least = min(operator.size, 2 * wanted + 20 + 2 * block)
-    # Beside the basis: a block and its product, and the Ritz vectors of a restart or the result.
-    beside = 4 * block + 4 + (least + wanted) // 2
+    each = operator.size * operator.dtype.itemsize
+    least = min(operator.size, wanted + 16 + 2 * block)
+    beside = 4 * block + wanted  # blocks and their products; the Ritz vectors returned
     operator.require((least + beside) * each, f"a basis for {wanted} eigenvalues")
     room = (operator.memory_bytes - operator.graph_bytes) // each - beside
-    return max(least, min(operator.size, 4 * wanted + 100 + 2 * block, 2 * room // 3))
+    return max(least, min(operator.size, 4 * wanted + 100 + 2 * block, room))
 
 
 def _line(products: int, estimate: _Estimate) -> str:

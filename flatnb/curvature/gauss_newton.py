@@ -25,8 +25,8 @@ from flatnb.curvature.objective import Chunk, Objective, is_softmax_cross_entrop
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
 from flatnb.curvature.per_example import PerExample
 from flatnb.curvature.piecewise import check_piecewise_linear
+from flatnb.curvature.probes import Trace, met
 from flatnb.curvature.result import Progress, ProgressCallback
-from flatnb.curvature.trace import Trace, met
 
 _Factor = Callable[[Tensor], Tensor]  # coefficients (n, C) -> S_i r_i, shaped like the outputs
 
@@ -177,7 +177,7 @@ def output_hessian(objective: Objective, outputs: Tensor, y: Tensor) -> Tensor:
 def _pieces(operator: HessianOperator) -> Iterator[Chunk]:
     outputs = _output_count(operator.objective)
     each = operator.example_bytes + 2 * outputs**2 * 8
-    width = max(1, (operator.memory_bytes - operator.graph_bytes) // (2 * each), 16)
+    width = max(1, (operator.memory_bytes - operator.graph_bytes) // (2 * each))
     for x, y, weight in operator.objective.chunks:
         for some, targets in zip(x.split(width), y.split(width), strict=True):
             yield Chunk(some, targets, weight * len(some) / len(x))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _COLUMNS = 2**18  # a float32 sum over more entries than this is continued in float64
-_CACHED = 2**15  # columns converted to float64 at a time
+_CACHED = 2**15  # columns converted to float64, or rotated, at a time
 
 
 def norm(vector: Tensor) -> Tensor:
@@ -30,16 +30,16 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
     return total.cpu()
 
 
-def subtract(vectors: Tensor, coefficients: Tensor, basis: Tensor) -> None:
-    """Take coefficients (m, r) of the rows of `basis` off the r `vectors`, in place."""
-    vectors.addmm_(coefficients.to(basis.device, basis.dtype).mT, basis, alpha=-1)
+def sweep(vectors: Tensor, basis: Tensor, known: Tensor | None = None) -> None:
+    """Remove from `vectors` (r, size), in place, what lies in the span of the rows of `basis`.
 
-
-def sweep(vectors: Tensor, basis: Tensor) -> None:
-    """Remove from `vectors`, in place, what still lies in the span of the rows of `basis`."""
+    `known` (m, r) are the coefficients of the last m rows, where the caller has them exactly.
+    """
     parts = zip(basis.split(_COLUMNS, dim=1), vectors.split(_COLUMNS, dim=1), strict=True)
     overlap = torch.stack([q @ w.mT for q, w in parts]).sum(0, dtype=torch.float64)
-    subtract(vectors, overlap, basis)
+    if known is not None:
+        overlap[len(overlap) - len(known) :] = known
+    vectors.addmm_(overlap.to(basis.dtype).mT, basis, alpha=-1)
 
 
 def factor(vectors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
@@ -75,6 +75,13 @@ def polish(rows: Tensor) -> Tensor:
 def combine(coefficients: Tensor, rows: Tensor) -> Tensor:
     """coefficients (m, r) of rows (m, size) -> (r, size)."""
     return coefficients.to(rows.device, rows.dtype).mT @ rows
+
+
+def rotate(coefficients: Tensor, rows: Tensor) -> None:
+    """`combine`, written over the first r rows: no second set of them in memory."""
+    turn = coefficients.to(rows.device, rows.dtype).mT
+    for part in rows.split(_CACHED, dim=1):
+        part[: len(turn)] = turn @ part
 
 
 def rademacher(count: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:

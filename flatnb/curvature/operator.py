@@ -36,6 +36,7 @@ from flatnb.curvature.objective import (
 _Linear = Callable[[Sequence[Tensor], bool], Sequence[Tensor | None]]
 _PROBED = 4  # examples on which the memory of a graph is measured
 _TRANSIENT = 3  # peak of a product over what its graph holds: 2.9 seen for convolutions on a CPU
+_VECTORS = 6  # vectors a product needs beside its graph: parameters, gradients, product; 5.7 to 6.3
 _BATCH = 16  # vectors multiplied at once, at most
 
 
@@ -52,19 +53,21 @@ class HessianOperator:
         params: Names of the parameters to differentiate by, or a predicate on name and tensor;
             None takes all that require a gradient.
         train: Measure in train mode instead of eval mode.
-        memory_bytes: Bound on graphs and on vectors of the algorithms that use the operator;
-            None takes half of what is free.
+        memory_bytes: Bound on graphs and on vectors, those of the algorithms that use the operator
+            included, by estimates good to 20 % or 10 MiB; the model, the data and torch itself are
+            not counted. None takes half of what is free.
 
     Raises:
         ValueError: See `Objective`.
-        MemoryError: A single example (in train mode: a batch) does not fit.
+        MemoryError: A product on a single example (in train mode: on a batch) does not fit; it
+            says how much is needed.
 
     Attributes:
         products: Products made so far, each vector counted.
         names: The parameters, in order; `as_dict(v)` gives a vector by name.
-        graph_bytes: Estimated peak memory of a product on the graph kept, or on the largest piece
+        graph_bytes: Estimated peak memory of a product, on the graph kept or on the largest piece
             made in passing.
-        example_bytes: The same for one example.
+        example_bytes: What of it an example takes.
     """
 
     def __init__(
@@ -89,9 +92,10 @@ class HessianOperator:
         )
         self.shape = (self.size, self.size)
         self.products = 0
-        self.graph_bytes = self.example_bytes = 0
-        self._reserved = 0
         self._batched: bool | None = None  # not measured yet
+        self._sizes = [self._estimate(chunk) for chunk in self.objective.chunks]
+        self.example_bytes = math.ceil(sum(self._sizes) / self.objective.examples)
+        self._make_room(0, "a product")
         self._build()
 
     def __repr__(self) -> str:
@@ -123,7 +127,8 @@ class HessianOperator:
         if self._batched is None and width > 1:
             return self._measure(vectors, width)
         if not self._batched or width < 2:
-            return torch.stack([self._single(v) for v in vectors])
+            found = [self._single(v) for v in vectors]
+            return torch.stack(found) if len(found) > 1 else found[0][None]
         return torch.cat([self._several(part) for part in vectors.split(width)])
 
     def as_dict(self, vector: Tensor) -> dict[str, Tensor]:
@@ -143,17 +148,27 @@ class HessianOperator:
         """Make room for `nbytes` of vectors, by keeping less of the graph if need be.
 
         Raises:
-            MemoryError: There is no room beside the smallest piece of the graph.
+            MemoryError: There is no room beside a product on the smallest piece of the data.
         """
-        if nbytes <= self.memory_bytes - self.graph_bytes:
-            return
-        if nbytes > self.memory_bytes:
+        self._make_room(nbytes, purpose)
+        if nbytes > self.memory_bytes - self.graph_bytes:
+            self._build()
+
+    def _make_room(self, nbytes: int, purpose: str) -> None:
+        chunks = zip(self.objective.chunks, self._sizes, strict=True)
+        graph = max(size // (len(c.x) if self._can_cut(c) else 1) for c, size in chunks)
+        least = nbytes + self._vector_bytes(_VECTORS) + graph
+        if least > self.memory_bytes:
+            piece = "batch (train mode)" if self.objective.train else "example"
             raise MemoryError(
-                f"{purpose} needs {human(nbytes)}, more than memory_bytes="
-                f"{self.memory_bytes} ({human(self.memory_bytes)}): ask for less, or allow more"
+                f"{purpose} needs {human(least)} at least, {human(graph)} of it for the graph of "
+                f"one {piece}; memory_bytes={self.memory_bytes} allows {human(self.memory_bytes)}: "
+                "ask for less, give smaller batches, or more memory_bytes"
             )
         self._reserved = nbytes
-        self._build()
+
+    def _vector_bytes(self, count: int) -> int:
+        return count * self.size * self.dtype.itemsize
 
     def _single(self, v: Tensor) -> Tensor:
         self.products += 1
@@ -204,7 +219,7 @@ class HessianOperator:
 
     def _batch_width(self) -> int:
         room = self.memory_bytes - self._reserved - self.graph_bytes
-        return max(1, room // max(1, self._widest))
+        return max(1, room // self.graph_bytes)
 
     # -- graphs --------------------------------------------------------------------------------
 
@@ -235,28 +250,28 @@ class HessianOperator:
         return apply
 
     def _build(self) -> None:
-        """Keep the graph of as many chunks as fit; the others are evaluated at each product."""
-        self._kept: _Linear | None = None  # free the old one first
-        self._passing: list[Chunk] = []
-        room = self.memory_bytes - self._reserved
-        sizes = [self._estimate(chunk) for chunk in self.objective.chunks]
-        self.example_bytes = math.ceil(sum(sizes) / self.objective.examples)
-        if sum(sizes) <= room:
-            kept, self.graph_bytes, self._widest = self.objective.chunks, sum(sizes), sum(sizes)
-        else:
-            kept = []
-            for chunk, size in zip(self.objective.chunks, sizes, strict=True):
-                self._passing += self._cut(chunk, size, room)
-            self.graph_bytes = min(room, max(sizes))  # one at a time
-            self._widest = self.graph_bytes
-        if kept:
+        """Keep the graph of all chunks if it fits; else each product evaluates them, in pieces."""
+        chunks, vectors = self.objective.chunks, self._vector_bytes(_VECTORS)
+        room = self.memory_bytes - self._reserved - vectors
+        fits = sum(self._sizes) <= room
+        passing: list[Chunk] = []
+        if not fits:
+            for chunk, size in zip(chunks, self._sizes, strict=True):
+                passing += self._cut(chunk, size, room)
+        self._kept: _Linear | None = None  # frees the old graph before there is a new one
+        self._passing = passing
+        self.graph_bytes = vectors + (sum(self._sizes) if fits else min(room, max(self._sizes)))
+        if fits:
             with torch.enable_grad(), self.objective.evaluating():
-                self._kept = self._linearise(kept)
+                self._kept = self._linearise(chunks)
+
+    def _can_cut(self, chunk: Chunk) -> bool:
+        return not self.objective.train and isinstance(chunk.y, Tensor)
 
     def _estimate(self, chunk: Chunk) -> int:
         """Peak bytes of a product on a chunk, from a few of its examples where they may be cut."""
         count = len(chunk.x)
-        if not self.objective.train and isinstance(chunk.y, Tensor) and count > _PROBED:
+        if self._can_cut(chunk) and count > _PROBED:
             probe = Chunk(chunk.x[:_PROBED], chunk.y[:_PROBED], chunk.weight)
         else:
             probe = chunk
@@ -281,16 +296,9 @@ class HessianOperator:
     def _cut(self, chunk: Chunk, nbytes: int, room: int) -> list[Chunk]:
         if nbytes <= room:
             return [chunk]
-        count = len(chunk.x)
-        size = count * room // nbytes
-        if self.objective.train or not isinstance(chunk.y, Tensor) or size == 0:
-            raise MemoryError(
-                f"the graph of a batch of {count} examples needs about {human(nbytes)}, "
-                f"{human(room)} are allowed, and the batch cannot be cut "
-                f"{'in train mode' if self.objective.train else 'small enough'}: "
-                "give smaller batches, or more memory_bytes"
-            )
         self.objective.check_separable()
+        count = len(chunk.x)
+        size = max(1, count * room // nbytes)
         pieces = zip(chunk.x.split(size), chunk.y.split(size), strict=True)
         return [Chunk(x, y, chunk.weight * len(x) / count) for x, y in pieces]
 

@@ -41,7 +41,9 @@ def test_batched_products_equal_single_ones(case: Case):
 def test_less_memory_changes_nothing_but_the_graph(case: Case):
     whole = operator(case)
     v = torch.randn(whole.size, dtype=torch.float64)
-    for room in (whole.graph_bytes // 2, whole.graph_bytes // 9):
+    graph = 29 * whole.example_bytes  # the rest of graph_bytes are vectors
+    for share in (2, 9):
+        room = whole.graph_bytes - graph + graph // share
         op = operator(case, memory_bytes=room)
         assert op._kept is None and op.graph_bytes <= room
         assert len(op._passing) >= 3
@@ -50,8 +52,18 @@ def test_less_memory_changes_nothing_but_the_graph(case: Case):
 
 
 def test_too_little_memory_says_so():
-    with pytest.raises(MemoryError, match="more memory_bytes"):
+    with pytest.raises(MemoryError, match=r"a product needs .* KiB at least, .* one example"):
         operator(CASES["perceptron"], memory_bytes=100)
+    with pytest.raises(MemoryError, match=r"one batch \(train mode\)"):
+        operator(CASES["perceptron"], memory_bytes=100, train=True)
+
+
+def test_a_refusal_leaves_the_operator_as_it_was(case: Case):
+    op = operator(case)
+    with pytest.raises(MemoryError, match="a tower of vectors"):
+        op.require(op.memory_bytes, "a tower of vectors")
+    v = torch.randn(op.size, dtype=torch.float64)
+    assert close(op @ v, case.hessian @ v)
 
 
 def test_a_loss_that_is_no_mean_over_examples_is_not_cut():
@@ -60,9 +72,11 @@ def test_a_loss_that_is_no_mean_over_examples_is_not_cut():
     def spread(outputs, y):
         return F.cross_entropy(outputs, y) + outputs.std()
 
-    room = HessianOperator(case.model, spread, case.batches).graph_bytes // 5
+    op = HessianOperator(case.model, spread, case.batches)
     with pytest.raises(ValueError, match="no plain mean"):
-        HessianOperator(case.model, spread, case.batches, memory_bytes=room)
+        HessianOperator(
+            case.model, spread, case.batches, memory_bytes=op.graph_bytes - 20 * op.example_bytes
+        )
 
 
 def test_gauss_newton_equals_the_sum_over_examples(case: Case):

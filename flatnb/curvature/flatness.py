@@ -44,8 +44,8 @@ from flatnb.curvature.objective import (
     unwrap,
 )
 from flatnb.curvature.operator import HessianOperator
+from flatnb.curvature.probes import check_targets, met
 from flatnb.curvature.result import Progress, ProgressCallback, Result
-from flatnb.curvature.trace import check_targets, met
 
 _EXAMPLES = 256  # evaluated at once
 _MOST = 4096  # probes, at most

@@ -4,7 +4,9 @@
     compare.table(runs)                                # mean, half-width of its interval, n
     compare.paired(runs, "ERM", "test_accuracy")       # differences seed by seed, Holm-adjusted
     compare.ranks(runs, "test_accuracy")               # mean rank over tasks
+    compare.tally(tests, "test_accuracy")              # on how many tasks better, and worse
     compare.sensitivity(["plane/*/narrow-grid"], "test_accuracy")     # over the whole grid
+    compare.grid(["plane/*/narrow-grid"], "ERM", "test_accuracy")     # the same, less the baseline
 
 Intervals are Student's of 95 % over seeds (of ranks: over tasks). Seeds pair what they share:
 points, labels and initial weights. A loss gap comes with the test loss beside it, since a method
@@ -14,7 +16,8 @@ that holds the training loss up makes the gap small without generalising better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas
 from scipy import stats
@@ -23,9 +26,12 @@ from . import records
 
 METRICS = ("test_accuracy", "test_loss", "loss_gap")
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
+LEVEL = 0.05  # of Holm's adjusted p, below which a difference counts as one
 
 
-def select(patterns: Iterable[str], *, default: bool = False) -> pandas.DataFrame:
+def select(
+    patterns: Iterable[str], *, default: bool = False, otherwise: bool = False
+) -> pandas.DataFrame:
     """A row for each record and seed, at the setting chosen for the seed.
 
     Columns: record, task, method, passes, seed, setting (its index), and the final metrics, with
@@ -35,6 +41,8 @@ def select(patterns: Iterable[str], *, default: bool = False) -> pandas.DataFram
         patterns: of record names, such as "plane/*/narrow-grid".
         default: at the published default instead, the setting past the budget; where a record has
             none, it is left out.
+        otherwise: at the setting that the record's other rule would have chosen instead; a record
+            that has no other rule is left out.
 
     Raises:
         records.RecordError: a pattern that no record's name fits.
@@ -47,6 +55,10 @@ def select(patterns: Iterable[str], *, default: bool = False) -> pandas.DataFram
             if len(record["settings"]) <= budget:
                 continue
             chosen = [budget] * len(chosen)
+        if otherwise:
+            if "otherwise" not in record["selection"]:
+                continue
+            chosen = record["selection"]["otherwise"]["chosen"]
         for place, (seed, setting) in enumerate(zip(record["seeds"], chosen, strict=True)):
             rows.append({
                 "record": name, "task": record["task"]["name"], "method": record["method"],
@@ -54,6 +66,19 @@ def select(patterns: Iterable[str], *, default: bool = False) -> pandas.DataFram
                 **{m: table[setting][place] for m, table in record["final"].items()},
             })  # fmt: skip
     return _with_gap(pandas.DataFrame(rows))
+
+
+def common(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The runs on those tasks that have all the methods of the task with the most of them.
+
+    Of tasks with equally many methods the first decides; what else ran elsewhere is left out.
+    """
+    if runs.empty:
+        return runs
+    own = runs.groupby("task", sort=False)["method"].agg(set)
+    wanted = max(own, key=len)
+    tasks = [task for task, methods in own.items() if methods >= wanted]
+    return runs[runs["task"].isin(tasks) & runs["method"].isin(wanted)]
 
 
 def table(runs: pandas.DataFrame, metrics: Sequence[str] = METRICS) -> pandas.DataFrame:
@@ -112,6 +137,26 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
     columns = ["task", "method", "difference", "interval", "n", "p"]
     found = pandas.DataFrame(rows, columns=columns)
     return found.assign(p_holm=holm(found["p"].tolist()))
+
+
+def tally(tests: pandas.DataFrame, metric: str, level: float = LEVEL) -> pandas.DataFrame:
+    """On how many tasks each method is better than the baseline, and on how many worse.
+
+    Columns: better, worse, untold (no test could tell), tasks; indexed by method, in the order of
+    the tests.
+
+    Args:
+        tests: of `paired`, on the metric.
+        metric: of an accuracy more is better, of all else less.
+        level: a difference counts if Holm's adjusted p is below it.
+    """
+    gain = tests["difference"] * (1 if metric.endswith("accuracy") else -1)
+    told = tests["p_holm"] < level  # nan, of a difference without a test, is not
+    counts = pandas.DataFrame({
+        "method": tests["method"], "better": told & (gain > 0), "worse": told & (gain < 0),
+        "untold": ~told, "tasks": True,
+    })  # fmt: skip
+    return counts.groupby("method", sort=False).sum()
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -175,6 +220,50 @@ def sensitivity(patterns: Iterable[str], metric: str) -> pandas.DataFrame:
                 "setting": index, **setting, **_summary(tables[metric][index]),
             })  # fmt: skip
     return pandas.DataFrame(rows)
+
+
+def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
+    """Each setting of each other method minus the baseline as chosen, seed by seed.
+
+    Columns: task, method, setting (index), its hyperparameters, difference (mean), interval, n
+    (seeds that have both), chosen (the share of seeds that chose the setting).
+
+    Raises:
+        records.RecordError: a pattern that no record's name fits. ValueError: no such metric, or a
+            task without the baseline.
+    """
+    loaded = [records.load(name) for name in records.match(patterns, records.names())]
+    bases = {one["task"]["name"]: one for one in loaded if one["method"] == baseline}
+    rows = []
+    for record in loaded:
+        task, chosen = record["task"]["name"], record["selection"]["chosen"]
+        if record["method"] == baseline:
+            continue
+        if task not in bases:
+            raise ValueError(f"{task} has no run of the baseline {baseline!r}")
+        base = _chosen(bases[task], metric)
+        for index, setting in enumerate(record["settings"]):
+            own = pandas.Series(_metric(record, metric)[index], record["seeds"], dtype=float)
+            summary = _summary((own - base).dropna())
+            rows.append({
+                "task": task, "method": record["method"], "setting": index, **setting,
+                "difference": summary["mean"], "interval": summary["interval"], "n": summary["n"],
+                "chosen": chosen.count(index) / len(chosen),
+            })  # fmt: skip
+    return pandas.DataFrame(rows)
+
+
+def _chosen(record: Mapping[str, Any], metric: str) -> pandas.Series:
+    table = _metric(record, metric)
+    values = [table[i][place] for place, i in enumerate(record["selection"]["chosen"])]
+    return pandas.Series(values, record["seeds"], dtype=float)
+
+
+def _metric(record: Mapping[str, Any], metric: str) -> list[list[float | None]]:
+    tables = record["final"]
+    if metric not in tables:
+        raise ValueError(f"{record['name']} has no {metric}; there are: {', '.join(tables)}")
+    return tables[metric]
 
 
 def rank_correlation(

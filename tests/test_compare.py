@@ -18,10 +18,11 @@ def runs(values, metric="test_accuracy"):
     return pandas.DataFrame(rows)
 
 
-def saved(name, final, *, settings, chosen, budget):
+def saved(name, final, *, settings, chosen, budget, otherwise=None):
     seeds = list(range(len(chosen)))
+    method = name.rpartition("/")[2]
     record = {
-        "schema": 1, "name": name, "task": {"name": "t"}, "method": "SAM", "passes": 2,
+        "schema": 1, "name": name, "task": {"name": "t"}, "method": method, "passes": 2,
         "settings": settings, "seeds": seeds, "final": final,
         "curves": {"epochs": [], "setting": chosen, "metrics": {}},
         "selection": {"space": "-", "budget": budget, "split": "val", "metric": "accuracy",
@@ -30,6 +31,8 @@ def saved(name, final, *, settings, chosen, budget):
         "sample": {"call": "flatnb.m:f", "settings": {}, "metrics": {}, "tolerance": {}},
         "provenance": {**records.provenance(), "seconds": 1.0},
     }  # fmt: skip
+    if otherwise:
+        record["selection"]["otherwise"] = {"rule": "-", "chosen": otherwise}
     records.save(record)
 
 
@@ -49,6 +52,52 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
     default = compare.select(["a/*"], default=True)
     assert default["test_loss"].tolist()[0] == 5.0
     assert math.isnan(default["loss_gap"][1])
+
+
+def test_select_takes_the_other_rules_choice_where_there_is_one(record):
+    final = {"test_loss": [[1.0, 2.0], [3.0, 4.0]]}
+    settings = [{"rho": 0.1}, {"rho": 0.2}]
+    saved("a/GNP", final, settings=settings, chosen=[0, 0], budget=2, otherwise=[1, 0])
+    found = compare.select(["a/*"], otherwise=True)
+    assert found["method"].tolist() == ["GNP", "GNP"]
+    assert found["test_loss"].tolist() == [3.0, 2.0]
+
+
+def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
+    saved("a/ERM", {"test_loss": [[1.0, 1.0], [0.5, 2.0]]},
+          settings=[{"lr": 1.0}, {"lr": 2.0}], chosen=[0, 1], budget=2)  # fmt: skip
+    found = compare.grid(["a/*"], "ERM", "test_loss")
+    assert found["method"].tolist() == ["SAM"] * 3
+    assert found["rho"].tolist() == [0.1, 0.2, 0.05]
+    # The baseline is 1 and 2; the last setting's second run failed.
+    assert found["difference"].tolist() == [0.0, 2.0, 4.0]
+    assert found["n"].tolist() == [2, 2, 1]
+    assert found["chosen"].tolist() == [0.5, 0.5, 0.0]
+    with pytest.raises(ValueError, match="no run of the baseline 'SGD'"):
+        compare.grid(["a/*"], "SGD", "test_loss")
+    with pytest.raises(ValueError, match="has no ece; there are: test_loss"):
+        compare.grid(["a/*"], "ERM", "ece")
+
+
+def test_common_tasks_are_those_with_all_the_methods():
+    own = runs({("t", "A"): [1.0], ("u", "A"): [1.0], ("u", "B"): [1.0], ("v", "B"): [1.0]})
+    assert set(compare.common(own)["task"]) == {"u"}
+    more = pandas.concat([own, runs({("w", m): [1.0] for m in ("B", "A")})])
+    found = compare.common(more)
+    assert sorted(zip(found["task"], found["method"], strict=True)) == [
+        ("u", "A"), ("u", "B"), ("w", "A"), ("w", "B"),
+    ]  # fmt: skip
+
+
+def test_tally_counts_what_tests_could_tell():
+    tests = pandas.DataFrame({
+        "task": ["t", "u", "v", "t"], "method": ["A", "A", "A", "B"],
+        "difference": [0.1, -0.1, 0.2, 0.1], "p_holm": [0.01, 0.04, 0.06, math.nan],
+    })  # fmt: skip
+    found = compare.tally(tests, "test_accuracy")
+    assert found.loc["A"].tolist() == [1, 1, 1, 3]
+    assert found.loc["B"].tolist() == [0, 0, 1, 1]
+    assert compare.tally(tests, "test_loss", level=0.02).loc["A"].tolist() == [0, 1, 2, 3]
 
 
 def test_sensitivity_has_every_setting(record):

@@ -39,8 +39,8 @@ def select(
 
     Args:
         patterns: of record names, such as "plane/*/narrow-grid".
-        default: at the published default instead, the setting past the budget; where a record has
-            none, it is left out.
+        default: at the published default instead, the setting past the budget, or the only one; a
+            record that has neither is left out.
         otherwise: at the setting that the record's other rule would have chosen instead; a record
             that has no other rule is left out.
 
@@ -52,9 +52,9 @@ def select(
         record = records.load(name)
         chosen, budget = record["selection"]["chosen"], record["selection"]["budget"]
         if default:
-            if len(record["settings"]) <= budget:
+            if budget >= len(record["settings"]) > 1:
                 continue
-            chosen = [budget] * len(chosen)
+            chosen = [min(budget, len(record["settings"]) - 1)] * len(chosen)
         if otherwise:
             if "otherwise" not in record["selection"]:
                 continue

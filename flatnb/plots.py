@@ -69,6 +69,8 @@ OTHER = Line("#6B6B6B", _SHORT_DASH, ".")
 _CLASSES = (GOLD, BLUE)
 _CLASS_MARKERS = ("o", "^")
 _SURFACE = LinearSegmentedColormap.from_list("classes", ["#F3DFA9", "#FFFFFF", "#B5D3EF"])
+# Worse than the baseline, the same, better.
+_GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
 
 
 def use_style() -> None:
@@ -288,3 +290,59 @@ def decision_boundary(
     ax.grid(False)
     ax.set_xlabel("$x_1$")
     ax.set_ylabel("$x_2$")
+
+
+def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = 0.05) -> None:
+    """Draw paired differences to a baseline as a map of methods by tasks.
+
+    Blue is better than the baseline, red is worse; the colour is full from the 90th percentile of
+    the differences' sizes on. An upward triangle is a method that a test told to be better, a
+    downward one worse: Holm's adjusted p below the level.
+
+    Args:
+        ax: where to draw.
+        table: of `flatnb.compare.paired`.
+        metric: that of the table; of an accuracy more is better, of all else less.
+        level: of the family-wise error.
+    """
+    gain = table.assign(gain=table["difference"] * (1 if metric.endswith("accuracy") else -1))
+    order = {by: list(dict.fromkeys(table[by])) for by in ("method", "task")}
+    wide = gain.pivot(index="method", columns="task", values="gain")
+    wide = wide.loc[order["method"], order["task"]]
+    full = float(np.nanquantile(wide.abs(), 0.9)) or 1.0
+    ax.imshow(wide, cmap=_GAIN, vmin=-full, vmax=full, aspect="auto")
+    for row in gain[gain["p_holm"] < level].itertuples():
+        place = order["task"].index(row.task), order["method"].index(row.method)
+        ax.plot(*place, marker="^" if row.gain > 0 else "v", color="black", markersize=5)
+    ax.set_xticks(range(len(order["task"])), order["task"], rotation=45, ha="right")
+    ax.set_yticks(range(len(order["method"])), order["method"])
+    ax.grid(False)
+
+
+def sensitivity(ax: Axes, table: pd.DataFrame, x: str, *, y: str = "difference") -> None:
+    """Draw how one method depends on one hyperparameter: a thin line a task, their mean thick.
+
+    The band of the mean is its 95 % t-interval over tasks. A grey ground covers the middle 80 % of
+    what was chosen. The axis is logarithmic unless the values are evenly spaced.
+
+    Args:
+        ax: where to draw.
+        table: the method's rows of `flatnb.compare.grid`; the same settings on every task.
+        x: the column of the hyperparameter.
+        y: the column to draw.
+    """
+    look = line(table["method"].iloc[0])
+    wide = table.pivot_table(index=x, columns="task", values=y)
+    for task in wide:
+        ax.plot(wide.index, wide[task], color="0.6", linewidth=0.7)
+    band(ax, wide.index, wide.to_numpy().T, **look)
+    ax.axhline(0, color="0.4", linewidth=1)
+    picked = table.sort_values(x)
+    share = picked["chosen"].cumsum() / picked["chosen"].sum()
+    middle = picked[x][(share >= 0.1) & (share.shift(fill_value=0) <= 0.9)]
+    if len(middle):
+        ax.axvspan(middle.min(), middle.max(), color="#EBEBEB", zorder=0)
+    steps = np.diff(np.sort(wide.index))
+    if len(steps) and steps.max() > 1.1 * np.median(steps):
+        ax.set_xscale("log")
+    ax.set_xlabel(x)

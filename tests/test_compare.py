@@ -52,6 +52,12 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
     default = compare.select(["a/*"], default=True)
     assert default["test_loss"].tolist()[0] == 5.0
     assert math.isnan(default["loss_gap"][1])
+    one = {"test_loss": [[1.0, 2.0]]}
+    saved("a/ERM", one, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1)
+    saved("a/GNP", {"test_loss": [[1.0], [2.0]]}, settings=[{"r": 1}, {"r": 2}], chosen=[0],
+          budget=2)  # fmt: skip
+    default = compare.select(["a/*"], default=True)
+    assert set(default["method"]) == {"SAM", "ERM"}  # with nothing to set, as it is; no default
 
 
 def test_select_takes_the_other_rules_choice_where_there_is_one(record):

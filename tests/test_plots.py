@@ -221,3 +221,39 @@ def test_style_keeps_an_opaque_ground_and_readable_text():
         assert not settings["savefig.transparent"]
         pixels_a_point = 360 / settings["figure.figsize"][0] / 72  # on a phone
         assert settings["xtick.labelsize"] * pixels_a_point >= 9
+
+
+def test_gains_are_blue_where_better_and_marked_where_told() -> None:
+    table = pd.DataFrame({
+        "task": ["t", "u", "t", "u"], "method": ["SAM", "SAM", "NSO", "NSO"],
+        "difference": [-0.1, 0.1, -0.1, 0.0], "p_holm": [0.01, 0.01, 0.06, np.nan],
+    })  # fmt: skip
+    _, ax = plt.subplots()
+    plots.gains(ax, table, "test_loss")
+    shown = ax.images[0]
+    assert shown.get_array().tolist() == [[0.1, -0.1], [0.1, 0.0]]
+    assert shown.cmap(shown.norm(0.1))[:3] == pytest.approx(to_rgb(plots.BLUE), abs=0.01)
+    marks = {(*map(int, line.get_xydata()[0]),): line.get_marker() for line in ax.lines}
+    assert marks == {(0, 0): "^", (1, 0): "v"}
+    plots.gains(ax, table, "test_accuracy")  # of which more is better
+    assert ax.images[1].get_array().tolist() == [[-0.1, 0.1], [-0.1, 0.0]]
+    plt.close()
+
+
+def test_sensitivity_shows_tasks_mean_and_what_was_chosen() -> None:
+    rows = [
+        {"task": task, "method": "SAM", "rho": rho, "difference": rho * slope, "chosen": share}
+        for task, slope in (("t", 1.0), ("u", 3.0))
+        for rho, share in ((1.0, 0.0), (2.0, 0.5), (3.0, 0.5), (4.0, 0.0))
+    ]
+    table = pd.DataFrame(rows)
+    _, ax = plt.subplots()
+    plots.sensitivity(ax, table, "rho")
+    one, other, mean = (line.get_ydata().tolist() for line in ax.lines[:3])
+    assert (one, other, mean) == ([1, 2, 3, 4], [3, 6, 9, 12], [2, 4, 6, 8])
+    ground = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+    assert (ground.x0, ground.x1) == pytest.approx((2, 3))
+    assert ax.get_xscale() == "linear"
+    plots.sensitivity(ax, table.assign(rho=10 ** table["rho"]), "rho")
+    assert ax.get_xscale() == "log"
+    plt.close()

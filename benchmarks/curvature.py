@@ -7,9 +7,10 @@ Each contender runs at the loosest setting of its ladder whose relative error is
 every seed, or at the tightest there was time for, with the error it reached; building the operator
 is included. Looking for the setting ends after --seconds a contender, so that a net takes minutes.
 The contenders take turns, so that whatever else the machine does hits all alike, and ratios are
-medians over the rounds of the same round's times; a contender too slow for that is timed in its
-search. `--curves` prints what the top-5 cost against samples and parameters instead. Packages that
-are not installed are named as such: `pip install --no-deps pyhessian hessian-eigenthings
+medians over the rounds of the same round's times, on the clock and in CPU seconds of all threads,
+which suffer less from other programs; a contender too slow for that is timed in its search.
+`--curves` prints what the top-5 cost against samples and parameters instead. Packages that are not
+installed are named as such: `pip install --no-deps pyhessian hessian-eigenthings
 curvlinops-for-pytorch` (pre-releases allowed).
 """
 
@@ -249,13 +250,15 @@ class Timed:
 
     setting: Setting
     seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # of all threads
     error: float = 0.0
     products: int = 0
 
     def run(self, seed: int, exact: np.ndarray) -> None:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         values, self.products = self.setting.run(seed)
         self.seconds.append(time.perf_counter() - start)
+        self.cpu.append(time.process_time() - busy)
         self.error = max(self.error, float(np.max(np.abs(values / exact - 1))))
 
 
@@ -306,30 +309,34 @@ def compare(
     slow = {label for label, one in chosen.items() if max(one.seconds) * rounds > seconds}
     for label in chosen.keys() - slow:
         chosen[label].seconds.clear()
+        chosen[label].cpu.clear()
     for turn in range(rounds):
         for label in chosen:
             if label not in slow:
                 chosen[label].run(SEEDS[turn % len(SEEDS)], exact)
     print(f"{'method':24} {'setting':14} {'runs':>4} {'s':>8} {'products':>8} {'error':>9} "
-          f"{'x flatnb':>9}")  # fmt: skip
+          f"{'x flatnb':>9} {'in CPU s':>9}")  # fmt: skip
+    base = chosen["flatnb"]
     for label, one in chosen.items():
         print(f"{label:24} {one.setting.label:14} {len(one.seconds):4} "
               f"{statistics.median(one.seconds):8.3f} {one.products or '-':>8} {one.error:9.1e} "
-              f"{ratio(one, chosen['flatnb']):9.2f}", flush=True)  # fmt: skip
+              f"{ratio(one.seconds, base.seconds):9.2f} {ratio(one.cpu, base.cpu):9.2f}",
+              flush=True)  # fmt: skip
 
 
-def ratio(one: Timed, other: Timed) -> float:
+def ratio(one: list[float], other: list[float]) -> float:
     """Median over rounds, where both were timed in the same ones."""
-    if len(one.seconds) == len(other.seconds):
-        return statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True))
-    return statistics.median(one.seconds) / statistics.median(other.seconds)
+    if len(one) == len(other):
+        return statistics.median(a / b for a, b in zip(one, other, strict=True))
+    return statistics.median(one) / statistics.median(other)
 
 
 def products(name: str, model: nn.Module, data: Data, rounds: int, seconds: float) -> None:
     """One gradient, one product on the kept graph, and eight products at once, each a product."""
     hessian = HessianOperator(model, F.cross_entropy, [data])
     newton = GaussNewtonOperator(model, F.cross_entropy, [data])
-    small = HessianOperator(model, F.cross_entropy, [data], memory_bytes=hessian.graph_bytes // 4)
+    quarter = hessian.graph_bytes - 3 * hessian.example_bytes * len(data[0]) // 4
+    small = HessianOperator(model, F.cross_entropy, [data], memory_bytes=quarter)
     params, v = list(model.parameters()), torch.randn(hessian.size)
     many = torch.randn(hessian.size, 8)
     hessian @ many  # decides how to multiply several
@@ -339,7 +346,7 @@ def products(name: str, model: nn.Module, data: Data, rounds: int, seconds: floa
             1,
         ),
         "Hessian product, graph kept": (lambda: hessian @ v, 1),
-        "Hessian product, a quarter of the memory": (lambda: small @ v, 1),
+        "Hessian product, a quarter of the graph": (lambda: small @ v, 1),
         "Gauss-Newton product, graph kept": (lambda: newton @ v, 1),
         "8 Hessian products at once, each": (lambda: hessian @ many, 8),
     }

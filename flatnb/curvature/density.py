@@ -92,11 +92,13 @@ def spectral_density(
         progress: Called with a line of text after every product.
 
     Raises:
-        ValueError: steps or probes out of range.
+        ValueError: steps, probes or sigma out of range.
         MemoryError: The basis does not fit into `operator.memory_bytes`.
     """
     if steps < 1 or probes < 2:
         raise ValueError(f"steps >= 1 and probes >= 2 are needed, got {steps} and {probes}")
+    if sigma is not None and not sigma > 0:
+        raise ValueError(f"sigma > 0 is needed, got {sigma}")
     steps = min(steps, operator.size)
     each = operator.size * operator.dtype.itemsize
     operator.require((steps + 3) * each, f"a Lanczos basis of {steps}")
@@ -118,7 +120,7 @@ def spectral_density(
         nodes=nodes,
         weights=weights,
         size=operator.size,
-        sigma=sigma or max(spread, 1e-12) / 100,
+        sigma=max(spread, 1e-12) / 100 if sigma is None else sigma,
         products=operator.products - products,
         seconds=time.perf_counter() - began,
         settings={"steps": steps, "probes": probes, "seed": seed},

@@ -93,13 +93,16 @@ def top_eigenvalues(
         progress: Called with a line of text after every block; None writes to a terminal only.
 
     Raises:
-        ValueError: k, smallest or block out of range.
+        ValueError: k, smallest, block or tol out of range.
         MemoryError: The basis does not fit into `operator.memory_bytes`; before any product.
     """
     wanted = _check(operator.size, k, smallest, block)
     if block is None:
         block = wanted if operator.size <= _SMALL else 1
-    tol = tol or (1e-10 if operator.dtype == torch.float64 else 1e-6)
+    if tol is None:
+        tol = 1e-10 if operator.dtype == torch.float64 else 1e-6
+    if not tol > 0:
+        raise ValueError(f"tol must be positive, got {tol}: None takes what the precision allows")
     began, products = time.perf_counter(), operator.products
     capacity = _capacity(operator, wanted, block)
     lanczos = _Lanczos(operator, capacity, block, seed)

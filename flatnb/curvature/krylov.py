@@ -45,13 +45,13 @@ def sweep(vectors: Tensor, basis: Tensor, known: Tensor | None = None) -> None:
 def factor(vectors: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Rows W = C Q with orthonormal rows Q; directions shorter than `floor` are left out.
 
-    Returns C (len(W), r) in float64 on the CPU, and Q (r, size).
+    Returns C (len(W), r) in float64 on the CPU, and Q (r, size). A single row is overwritten.
     """
     if len(vectors) == 1:
         length = norm(vectors[0])
         if not length > floor:
             return torch.zeros(1, 0, dtype=torch.float64), vectors[:0]
-        return length.reshape(1, 1).cpu(), vectors / length.to(vectors.dtype)
+        return length.reshape(1, 1).cpu(), vectors.div_(length.to(vectors.dtype))
     found, rest = vectors[:0], vectors
     while True:
         squares, rotation = torch.linalg.eigh(gram(rest, rest))

@@ -58,7 +58,7 @@ def test_the_curve_is_a_density_with_the_stated_smoothing():
 
 def test_bad_input():
     op = operator(CASES["perceptron"])
-    for settings in ({"steps": 0}, {"probes": 1}):
+    for settings in ({"steps": 0}, {"probes": 1}, {"sigma": 0.0}):
         with pytest.raises(ValueError, match="needed"):
             spectral_density(op, **settings)
     with pytest.raises(ValueError, match="sigma"):

@@ -127,9 +127,10 @@ def test_giving_up_is_said():
 
 
 @pytest.mark.parametrize("settings", [{"k": 0}, {"k": -1}, {"k": 1.5}, {"k": 10**6},
-                                      {"k": 1, "smallest": -1}, {"k": 1, "block": 0}])  # fmt: skip
+                                      {"k": 1, "smallest": -1}, {"k": 1, "block": 0},
+                                      {"k": 1, "tol": 0.0}])  # fmt: skip
 def test_bad_numbers_are_refused(settings):
-    with pytest.raises(ValueError, match=r"at least|eigenvalues|dimension"):
+    with pytest.raises(ValueError, match=r"at least|eigenvalues|dimension|positive"):
         top_eigenvalues(operator(CASES["perceptron"]), **settings)
 
 

@@ -4,7 +4,7 @@
     compare.table(runs)                                # mean, half-width of its interval, n
     compare.paired(runs, "ERM", "test_accuracy")       # differences seed by seed, Holm-adjusted
     compare.ranks(runs, "test_accuracy")               # mean rank over tasks
-    compare.tally(tests, "test_accuracy")              # on how many tasks better, and worse
+    compare.tally({"test_accuracy": tests})            # on how many tasks better, and worse
     compare.sensitivity(["plane/*/narrow-grid"], "test_accuracy")     # over the whole grid
     compare.grid(["plane/*/narrow-grid"], "ERM", "test_accuracy")     # the same, less the baseline
 
@@ -139,24 +139,27 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
     return found.assign(p_holm=holm(found["p"].tolist()))
 
 
-def tally(tests: pandas.DataFrame, metric: str, level: float = LEVEL) -> pandas.DataFrame:
+def tally(tests: Mapping[str, pandas.DataFrame], level: float = LEVEL) -> pandas.DataFrame:
     """On how many tasks each method is better than the baseline, and on how many worse.
 
-    Columns: better, worse, untold (no test could tell), tasks; indexed by method, in the order of
-    the tests.
+    Columns, for each metric: (metric, "better"), (metric, "worse"), (metric, "untold"), where no
+    test could tell, and (metric, "tasks"); indexed by method, in the order of the tests.
 
     Args:
-        tests: of `paired`, on the metric.
-        metric: of an accuracy more is better, of all else less.
+        tests: for each metric its table of `paired`; of an accuracy more is better, of all else
+            less.
         level: a difference counts if Holm's adjusted p is below it.
     """
-    gain = tests["difference"] * (1 if metric.endswith("accuracy") else -1)
-    told = tests["p_holm"] < level  # nan, of a difference without a test, is not
-    counts = pandas.DataFrame({
-        "method": tests["method"], "better": told & (gain > 0), "worse": told & (gain < 0),
-        "untold": ~told, "tasks": True,
-    })  # fmt: skip
-    return counts.groupby("method", sort=False).sum()
+    found = {}
+    for metric, table in tests.items():
+        gain = table["difference"] * (1 if metric.endswith("accuracy") else -1)
+        told = table["p_holm"] < level  # nan, of a difference without a test, is not
+        counts = pandas.DataFrame({
+            "method": table["method"], "better": told & (gain > 0), "worse": told & (gain < 0),
+            "untold": ~told, "tasks": True,
+        })  # fmt: skip
+        found[metric] = counts.groupby("method", sort=False).sum()
+    return pandas.concat(found, axis=1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -10,10 +10,11 @@ and marker, so a figure also reads in black and white. Bands are 95 % t-interval
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
@@ -346,3 +347,25 @@ def sensitivity(ax: Axes, table: pd.DataFrame, x: str, *, y: str = "difference")
     if len(steps) and steps.max() > 1.1 * np.median(steps):
         ax.set_xscale("log")
     ax.set_xlabel(x)
+
+
+def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> Axes:
+    """Draw `sensitivity` for each method, three panels a row, on one vertical axis.
+
+    Args:
+        table: of `flatnb.compare.grid`.
+        names: the hyperparameter of each method that is to be drawn.
+        label: of the vertical axis.
+
+    Returns:
+        The first panel; what is set of its vertical axis holds for all.
+    """
+    rows = -(-len(names) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(6, 0.6 + 2.1 * rows), sharey=True, squeeze=False)
+    for ax, (method, x) in zip(axes.flat, names.items(), strict=False):
+        sensitivity(ax, table[table["method"] == method], x)
+        ax.set_title(method)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    figure.supylabel(label)
+    return axes[0, 0]

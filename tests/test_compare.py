@@ -100,10 +100,11 @@ def test_tally_counts_what_tests_could_tell():
         "task": ["t", "u", "v", "t"], "method": ["A", "A", "A", "B"],
         "difference": [0.1, -0.1, 0.2, 0.1], "p_holm": [0.01, 0.04, 0.06, math.nan],
     })  # fmt: skip
-    found = compare.tally(tests, "test_accuracy")
-    assert found.loc["A"].tolist() == [1, 1, 1, 3]
-    assert found.loc["B"].tolist() == [0, 0, 1, 1]
-    assert compare.tally(tests, "test_loss", level=0.02).loc["A"].tolist() == [0, 1, 2, 3]
+    found = compare.tally({"test_accuracy": tests, "test_loss": tests})
+    assert found.loc["A", "test_accuracy"].tolist() == [1, 1, 1, 3]
+    assert found.loc["A", "test_loss"].tolist() == [1, 1, 1, 3]
+    assert found.loc["B", "test_loss"].tolist() == [0, 0, 1, 1]
+    assert compare.tally({"norm": tests}, level=0.02).loc["A"].tolist() == [0, 1, 2, 3]
 
 
 def test_sensitivity_has_every_setting(record):

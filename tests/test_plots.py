@@ -257,3 +257,16 @@ def test_sensitivity_shows_tasks_mean_and_what_was_chosen() -> None:
     plots.sensitivity(ax, table.assign(rho=10 ** table["rho"]), "rho")
     assert ax.get_xscale() == "log"
     plt.close()
+
+
+def test_sensitivities_give_each_method_a_panel() -> None:
+    rows = [
+        {"task": "t", "method": method, x: value, "difference": value, "chosen": 0.5}
+        for method, x in (("SAM", "rho"), ("NSO", "sigma"))
+        for value in (1.0, 2.0)
+    ]
+    first = plots.sensitivities(pd.DataFrame(rows), {"SAM": "rho", "NSO": "sigma"}, "accuracy")
+    seen = [ax for ax in first.figure.axes if ax.get_visible()]
+    assert [ax.get_title() for ax in seen] == ["SAM", "NSO"]
+    assert [ax.get_xlabel() for ax in seen] == ["rho", "sigma"]
+    plt.close()

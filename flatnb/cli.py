@@ -245,7 +245,8 @@ def build(stage: Path, pages: Path) -> bool:
 def _state(stage: Path) -> str:
     """A hash of the staged files and of what builds pages from them."""
     files = {str(p.relative_to(stage)): notebook.sha256(p) for p in stage.rglob("*") if p.is_file()}
-    return notebook.digest([files, [notebook.version(name) for name in BUILDERS]])
+    builders = [notebook.version(name) for name in BUILDERS]
+    return notebook.digest([files, builders, notebook.sources()])  # one page is of docstrings
 
 
 class _Sources(html.parser.HTMLParser):

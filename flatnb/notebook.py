@@ -278,9 +278,13 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
     notebook = read(path)
     metadata = {k: v for k, v in notebook["metadata"].items() if k != "language_info"}
     cells = [[c["cell_type"], text_of(c), c["metadata"]] for c in notebook["cells"]]
-    code = {str(p.relative_to(PACKAGE)): sha256(p) for p in PACKAGE.rglob("*.py")}
     declared = _records(path, notebook)
-    return digest([metadata, cells, dict(values), code, versions(), threads, declared])
+    return digest([metadata, cells, dict(values), sources(), versions(), threads, declared])
+
+
+def sources() -> dict[str, str]:
+    """Hashes of the package's own files."""
+    return {str(p.relative_to(PACKAGE)): sha256(p) for p in sorted(PACKAGE.rglob("*.py"))}
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -707,6 +711,23 @@ def staged_config(text: str) -> dict[str, Any]:
     return config
 
 
+def status(executed: Mapping[Path, Path]) -> str:
+    """Markdown tables of what the executed copies were made with, and where the pages are."""
+    from . import records  # imports torch
+
+    here = records.provenance()
+    rows = ["| notebook | profile | threads | seconds |", "|---|---|---|---|"]
+    for page, copy in executed.items():
+        side = json.loads(_text(sidecar(copy)))
+        profile = side["parameters"].get("profile", "")
+        link = f"{{doc}}`../{page.with_suffix('')}`"
+        rows.append(f"| {link} | {profile} | {side['threads']} | {side['seconds']:.0f} |")
+    rows += ["", "| | |", "|---|---|"]
+    rows += [f"| {name} | {here[name]} |" for name in ("cpu", "device", "platform", "commit")]
+    rows += [f"| {name} | {version} |" for name, version in versions().items()]
+    return "\n".join(rows)
+
+
 def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     """Lay out _build/stage: the book with each notebook replaced by its executed copy.
 
@@ -723,6 +744,9 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(executed.get(page, root / page), folder / page)
+    page = folder / "book" / "status.md"
+    if page.exists():
+        write(page, _text(page).replace("<!-- status -->", status(executed)))
     shutil.copyfile(root / "_toc.yml", folder / "_toc.yml")
     config = staged_config((root / "_config.yml").read_text(encoding="utf-8"))
     write(folder / "_config.yml", yaml.safe_dump(config, allow_unicode=True))

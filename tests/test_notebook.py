@@ -404,6 +404,19 @@ def test_stage_keeps_paths_and_takes_executed_copies(tmp_path: Path) -> None:
     assert not list(stage.rglob("*.json"))  # pages are made of notebooks, not of records
 
 
+def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> None:
+    root = book(tmp_path)
+    (root / "book" / "status.md").write_text("# Status\n\n<!-- status -->\n")
+    copy = tmp_path / "copy.ipynb"
+    copy.write_text("executed")
+    side = {"parameters": {"profile": "smoke"}, "threads": 7, "seconds": 12.4}
+    notebook.sidecar(copy).write_text(json.dumps(side))
+    stage = notebook.stage(root, {Path("notebooks/01_a.ipynb"): copy})
+    text = (stage / "book" / "status.md").read_text()
+    assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text
+    assert f"| torch | {notebook.version('torch')} |" in text and "<!--" not in text
+
+
 def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> None:
     text = (book(tmp_path) / "_config.yml").read_text()
     config = notebook.staged_config(text)

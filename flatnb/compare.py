@@ -15,8 +15,10 @@ that holds the training loss up makes the gap small without generalising better.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas
@@ -27,6 +29,20 @@ from . import records
 METRICS = ("test_accuracy", "test_loss", "loss_gap")
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
 LEVEL = 0.05  # of Holm's adjusted p, below which a difference counts as one
+
+
+def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
+    """The records that fit the patterns; each is read once while its file stays as it is.
+
+    They are not to be changed. Raises records.RecordError for a pattern that no record's name fits.
+    """
+    files = {name: records.path_of(name) for name in records.match(patterns, records.names())}
+    return [_read(name, path, path.stat().st_mtime_ns) for name, path in files.items()]
+
+
+@functools.lru_cache(maxsize=1024)
+def _read(name: str, path: Path, changed: int) -> dict[str, Any]:
+    return records.load(name)
 
 
 def select(
@@ -48,8 +64,7 @@ def select(
         records.RecordError: a pattern that no record's name fits.
     """
     rows = []
-    for name in records.match(patterns, records.names()):
-        record = records.load(name)
+    for record in loaded(patterns):
         chosen, budget = record["selection"]["chosen"], record["selection"]["budget"]
         if default:
             if budget >= len(record["settings"]) > 1:
@@ -61,8 +76,9 @@ def select(
             chosen = record["selection"]["otherwise"]["chosen"]
         for place, (seed, setting) in enumerate(zip(record["seeds"], chosen, strict=True)):
             rows.append({
-                "record": name, "task": record["task"]["name"], "method": record["method"],
-                "passes": record["passes"], "seed": seed, "setting": setting,
+                "record": record["name"], "task": record["task"]["name"],
+                "method": record["method"], "passes": record["passes"],
+                "seed": seed, "setting": setting,
                 **{m: table[setting][place] for m, table in record["final"].items()},
             })  # fmt: skip
     return _with_gap(pandas.DataFrame(rows))
@@ -210,9 +226,8 @@ def sensitivity(patterns: Iterable[str], metric: str) -> pandas.DataFrame:
             metric.
     """
     rows = []
-    for name in records.match(patterns, records.names()):
-        record = records.load(name)
-        tables = record["final"]
+    for record in loaded(patterns):
+        name, tables = record["name"], record["final"]
         if metric == "loss_gap":
             raise ValueError("loss_gap is shown with the test loss; take test_loss and train_loss")
         if metric not in tables:
@@ -235,10 +250,10 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
         records.RecordError: a pattern that no record's name fits. ValueError: no such metric, or a
             task without the baseline.
     """
-    loaded = [records.load(name) for name in records.match(patterns, records.names())]
-    bases = {one["task"]["name"]: one for one in loaded if one["method"] == baseline}
+    found = loaded(patterns)
+    bases = {one["task"]["name"]: one for one in found if one["method"] == baseline}
     rows = []
-    for record in loaded:
+    for record in found:
         task, chosen = record["task"]["name"], record["selection"]["chosen"]
         if record["method"] == baseline:
             continue

@@ -60,6 +60,13 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
     assert set(default["method"]) == {"SAM", "ERM"}  # with nothing to set, as it is; no default
 
 
+def test_a_record_that_changed_is_read_again(record):
+    (before,) = compare.loaded(["a/*"])
+    assert compare.loaded(["a/SAM"]) == [before] == [records.load("a/SAM")]
+    records.save(before | {"passes": 1}, replace=True)
+    assert compare.loaded(["a/*"])[0]["passes"] == 1
+
+
 def test_select_takes_the_other_rules_choice_where_there_is_one(record):
     final = {"test_loss": [[1.0, 2.0], [3.0, 4.0]]}
     settings = [{"rho": 0.1}, {"rho": 0.2}]

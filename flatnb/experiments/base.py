@@ -11,7 +11,8 @@ from .. import records
 from ..sweep import Job, Result
 
 METRICS = (
-    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy", "norm"
+    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
+    "test_ece", "norm", "grad_norm",
 )  # fmt: skip
 # How far a repeated sample may lie: other processors round otherwise, and training amplifies it.
 TOLERANCE = {"loss": 0.02, "accuracy": 0.02}

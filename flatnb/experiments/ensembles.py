@@ -45,7 +45,7 @@ def train_members(
 
     Returns:
         The evaluated epochs, and METRICS for each member and epoch, 6 digits, None where there is
-        no number. SWA and EMA have the losses and accuracies of the average.
+        no number. SWA and EMA have the losses, accuracies and calibration errors of the average.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # A GPU holds all members of the tasks here, and is the faster the more there are.

@@ -76,12 +76,18 @@ def select(
             chosen = record["selection"]["otherwise"]["chosen"]
         for place, (seed, setting) in enumerate(zip(record["seeds"], chosen, strict=True)):
             rows.append({
-                "record": record["name"], "task": record["task"]["name"],
+                "record": record["name"], "task": _task(record),
                 "method": record["method"], "passes": record["passes"],
                 "seed": seed, "setting": setting,
                 **{m: table[setting][place] for m, table in record["final"].items()},
             })  # fmt: skip
     return _with_gap(pandas.DataFrame(rows))
+
+
+def _task(record: Mapping[str, Any]) -> str:
+    """The task's name; one whose learning rate is tuned, too, is another task."""
+    name = record["task"]["name"]
+    return f"{name}, tuned lr" if record["task"].get("design") == "tuned" else name
 
 
 def common(runs: pandas.DataFrame) -> pandas.DataFrame:
@@ -234,7 +240,7 @@ def sensitivity(patterns: Iterable[str], metric: str) -> pandas.DataFrame:
             raise KeyError(f"{name} has no {metric}; there are: {', '.join(tables)}")
         for index, setting in enumerate(record["settings"]):
             rows.append({
-                "record": name, "task": record["task"]["name"], "method": record["method"],
+                "record": name, "task": _task(record), "method": record["method"],
                 "setting": index, **setting, **_summary(tables[metric][index]),
             })  # fmt: skip
     return pandas.DataFrame(rows)
@@ -251,10 +257,10 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
             task without the baseline.
     """
     found = loaded(patterns)
-    bases = {one["task"]["name"]: one for one in found if one["method"] == baseline}
+    bases = {_task(one): one for one in found if one["method"] == baseline}
     rows = []
     for record in found:
-        task, chosen = record["task"]["name"], record["selection"]["chosen"]
+        task, chosen = _task(record), record["selection"]["chosen"]
         if record["method"] == baseline:
             continue
         if task not in bases:

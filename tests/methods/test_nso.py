@@ -170,6 +170,25 @@ def test_dtypes_may_be_mixed() -> None:
     assert len(values.unique()) == len(values)
 
 
+def test_long_tensors_are_drawn_alike_by_any_number_of_threads() -> None:
+    params = [torch.empty(700, 700), torch.empty(33)]  # several blocks
+    threads = torch.get_num_threads()
+    drawn = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            drawn.append(Stream(3, normal).draw(params))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, *drawn))
+    blocks = drawn[0][0].flatten()[: 3 << 17].view(3, -1)
+    assert len({float(block[0]) for block in blocks}) == 3
+    assert float((blocks.corrcoef() - torch.eye(3)).abs().max()) < 0.02  # 1/sqrt(n) is 0.003
+    ensemble = [torch.empty(2, *p.shape) for p in params]
+    for alone, member in zip(drawn[0], Stream(3, normal).draw(ensemble, [5, 0]), strict=True):
+        assert torch.equal(alone, member[1])
+
+
 def test_members_draw_as_nets_alone() -> None:
     params = [torch.zeros(3, 4, 2), torch.zeros(3, 5)]
     together = Stream(10, normal).draw(params, [2, 5, 2])

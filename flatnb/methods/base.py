@@ -422,7 +422,8 @@ def walk(model: nn.Module) -> list[nn.Module]:
         module = waiting.pop()
         if module is not None and module not in found:
             found[module] = None
-            waiting.extend(reversed(module._modules.values()))
+            if module._modules:
+                waiting.extend(reversed(module._modules.values()))
     return list(found)
 
 
@@ -438,29 +439,33 @@ def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
             "synchronised each time; a method may take several. Use static_graph=False, with "
             "find_unused_parameters=True if some take no part"
         )
-    # A model can be sharded only if this module was loaded, which takes a second.
-    fsdp = sys.modules.get("torch.distributed.fsdp")
     params: dict[Tensor, None] = {}
     normalising: list[nn.Module] = []
-    for module in walk(model):
-        if fsdp is not None and isinstance(module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
-            raise ValueError(_sharded(model, module, fsdp))
+    modules = walk(model)
+    for module in modules:
         for p in module._parameters.values():
             if p is not None and p.requires_grad:
                 params[p] = None
-        if module._buffers.get("running_mean") is not None:
+        if module._buffers and module._buffers.get("running_mean") is not None:
             normalising.append(module)
+    # A model can be sharded only if this module was loaded, which takes a second.
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is not None:
+        _refuse_sharded(model, {type(module) for module in modules}, fsdp)
     return list(params), normalising
 
 
-def _sharded(model: nn.Module, module: nn.Module, fsdp: Any) -> str:
-    name = next(name for name, m in model.named_modules() if m is module)
-    kind = "fully_shard" if isinstance(module, fsdp.FSDPModule) else type(module).__name__
-    return (
-        f"{f'submodule {name!r}' if name else 'the model'} is sharded by {kind}: its parameters "
-        "are spread over processes, and a step's moves and norms need them whole. Use "
-        "DistributedDataParallel"
-    )
+def _refuse_sharded(model: nn.Module, kinds: set[type], fsdp: Any) -> None:
+    for kind in kinds:
+        if not issubclass(kind, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
+            continue
+        name = next(name for name, module in model.named_modules() if type(module) is kind)
+        shown = "fully_shard" if issubclass(kind, fsdp.FSDPModule) else kind.__name__
+        raise ValueError(
+            f"{f'submodule {name!r}' if name else 'the model'} is sharded by {shown}: its "
+            "parameters are spread over processes, and a step's moves and norms need them whole. "
+            "Use DistributedDataParallel"
+        )
 
 
 def running_statistics(normalising: Sequence[nn.Module]) -> list[Tensor]:

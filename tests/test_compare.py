@@ -18,11 +18,11 @@ def runs(values, metric="test_accuracy"):
     return pandas.DataFrame(rows)
 
 
-def saved(name, final, *, settings, chosen, budget, otherwise=None):
+def saved(name, final, *, settings, chosen, budget, otherwise=None, **task):
     seeds = list(range(len(chosen)))
     method = name.rpartition("/")[2]
     record = {
-        "schema": 1, "name": name, "task": {"name": "t"}, "method": method, "passes": 2,
+        "schema": 1, "name": name, "task": {"name": "t", **task}, "method": method, "passes": 2,
         "settings": settings, "seeds": seeds, "final": final,
         "curves": {"epochs": [], "setting": chosen, "metrics": {}},
         "selection": {"space": "-", "budget": budget, "split": "val", "metric": "accuracy",
@@ -58,6 +58,16 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
           budget=2)  # fmt: skip
     default = compare.select(["a/*"], default=True)
     assert set(default["method"]) == {"SAM", "ERM"}  # with nothing to set, as it is; no default
+
+
+def test_a_tuned_learning_rate_makes_another_task(record):
+    final = {"test_loss": [[1.0, 2.0]]}
+    saved("b/SAM", final, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1, design="tuned")
+    saved("c/SAM", final, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1, design="grid")
+    found = compare.select(["*"])
+    assert dict(zip(found["record"], found["task"], strict=True)) == {
+        "a/SAM": "t", "b/SAM": "t, tuned lr", "c/SAM": "t",
+    }  # fmt: skip
 
 
 def test_a_record_that_changed_is_read_again(record):

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
-from .base import Method, Real, per_member, real, unwrap, walk
+from .base import Closure, Method, Real, per_member, real, unwrap, walk
 from .noise import Stream, rademacher
 from .normalisation import Elementary
 
@@ -94,6 +95,21 @@ class FAM(Method):
             if isinstance(layer, nn.Linear):
                 layer.register_forward_hook(self._see)
         self._attached = True
+
+    def backward(
+        self, model: nn.Module, closure: Closure, *, weight: float = 1.0, scaler: Any = None
+    ) -> Tensor:
+        try:
+            return super().backward(model, closure, weight=weight, scaler=scaler)
+        except CheckpointError as error:
+            if self.layer is None:
+                raise
+            raise RuntimeError(
+                f"{self!r} takes BatchNorm, InstanceNorm and LayerNorm apart in the closure, since "
+                "the fused ones have no right third derivatives, and a checkpoint that runs them "
+                "again in the backward finds others; leave layers with such norms out of "
+                "checkpoints, or use the closed form for the last layer, layer=None"
+            ) from error
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:

@@ -426,3 +426,23 @@ def test_features_are_seen_where_the_closure_calls_the_model_more_than_once() ->
     q = problem()
     FAM(0.5).backward(q.model, q)
     assert identical(p.grads, q.grads)
+
+
+def test_estimate_refuses_a_checkpoint_with_batchnorm_and_leaves_the_net_as_it_was() -> None:
+    problem = inputs.checkpointed(False)
+    before = [p.detach().clone() for p in problem.params]
+    with pytest.raises(RuntimeError, match="leave layers with such norms out of checkpoints"):
+        FAM(0.05, layer="head").backward(problem.model, problem)
+    assert all(torch.equal(p, b) for p, b in zip(problem.params, before, strict=True))
+    FAM(0.05).backward(problem.model, problem)  # the closed form has no third derivatives
+
+
+def test_estimate_through_a_reentrant_checkpoint_is_the_plain_one() -> None:
+    grads = []
+    for kind in (None, True):
+        problem = inputs.checkpointed(kind)
+        torch.manual_seed(0)  # of dropout
+        FAM(0.05, layer="head").backward(problem.model, problem)
+        grads.append([p.grad for p in problem.params])
+    for plain, again in zip(*grads, strict=True):
+        torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-6)

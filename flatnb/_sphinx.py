@@ -11,8 +11,6 @@ for markup is escaped.
 import re
 from typing import Any
 
-SECTIONS = ("Args:", "Returns:", "Raises:", "Attributes:", "Yields:")
-
 
 def setup(app: Any) -> dict[str, bool]:
     """Keep sphinx-thebe's scripts out of the pages; make pages of docstrings."""

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._files import whole
+
 _FORMAT = "flatnb training checkpoint 1"
 
 
@@ -75,15 +77,8 @@ class Checkpoint:
         }
         if self._device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self._device)
-        aside = self._path.with_name(self._path.name + ".part")
-        try:
-            with aside.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(self._path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with whole(self._path, self._path.with_name(self._path.name + ".part"), "wb") as file:
+            torch.save(state, file)
 
     def _compare(self, other: dict[str, str]) -> None:
         differences = [

@@ -217,10 +217,8 @@ def groups(model: nn.Module, members: int) -> list[range]:
     """Cut 0, ..., members - 1 into the ensembles to train one after another on a CPU.
 
     As few groups as keep each at 2**24 parameters (64 MB in float32), of sizes that differ by at
-    most one. Measured with one thread on the perceptron of four hidden layers: 500 wide, 4 to 100
-    members an ensemble train 0.9 to 1.3 times as fast as one after another, and 200 members 0.7 to
-    0.8 times, for fresh gradients pass through main memory at each step; 50 wide, 600 members train
-    ten times as fast.
+    most one. Beyond that wide nets are slower than one after another, for fresh gradients pass
+    through main memory at each step; `benchmarks/ensemble.py` measures it.
 
     Args:
         model: the plain net of one member.

@@ -37,6 +37,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._files import whole
+
 if TYPE_CHECKING:
     import pandas
 
@@ -423,14 +425,8 @@ def _write(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole(path, part) as file:
+            file.write(text)
     except OSError as error:
         why = f"{error.strerror}; the record is not saved, nothing else is lost"
         raise OSError(error.errno, why, str(path)) from None
@@ -560,7 +556,7 @@ class Check:
 
 
 # Modules that run things, or write files at a path they are given.
-_NEVER = {"__main__", "cli", "notebook", "records", "sweep"}
+_NEVER = {"__main__", "_files", "cli", "notebook", "records", "sweep"}
 
 
 def function(call: str) -> Any:

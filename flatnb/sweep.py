@@ -49,6 +49,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from ._files import whole
+
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # says nothing about the job: never its result
 # How the executors say that a worker died under a job, beside BrokenExecutor: Dask's and
 # submitit's exceptions, by name because neither need be installed.
@@ -469,16 +471,9 @@ def _read(folder: Path, job: Job, key: str) -> dict[str, Any] | None:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     """Write aside, on to the disk, then rename: no reader and no crash meets half a file."""
-    part = path.with_suffix(".part")  # one writer: it holds the lock
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path, path.with_suffix(".part")) as file:  # one writer: it holds the lock
+        json.dump(record, file, indent=1)
+        file.write("\n")
     with contextlib.suppress(OSError):  # the name, too; not every file system can
         folder = os.open(path.parent, os.O_RDONLY)
         try:

@@ -136,20 +136,15 @@ def experiment(
     """The experiment of one task and method; the minutes are those of one run of one pass."""
     rates = spaces.RATES["adam"] if method == "AdamW" else RATES
     settings = spaces.space(method, task.source.budget, rates)
-    described = {
-        **asdict(task), "name": f"finetune/{task.name}", "schedule": "cosine",
-        "optimizer": "AdamW" if method == "AdamW" else "SGD, momentum 0.9",
-        "pretraining": "ERM, SGD, momentum 0.9, lr 0.1, cosine", "budget_unit": "epochs",
+    told = {
+        **asdict(task), "name": f"finetune/{task.name}",
+        "pretraining": "ERM, SGD, momentum 0.9, lr 0.1, cosine",
     }  # fmt: skip
-    what: dict[str, Any] = {
-        "name": f"finetune/{task.name}/{method}", "task": described, "method": method,
-        "passes": spaces.build(method, settings[:1]).passes, "settings": settings,
-        "seeds": list(range(task.source.seeds)), "budget": len(settings),
-        "space": spaces.described(method, rates),
-    }  # fmt: skip
+    what = studies.described(told, method, settings, task.source.seeds, rates)
     given = {"task": asdict(task), "method": method}
+    sample = {**given, "task": {**asdict(task), "epochs": 1, "every": 1}}
     return studies.experiment(
-        __name__, what, given, {**given, "task": {**asdict(task), "epochs": 1, "every": 1}},
+        __name__, what, settings, given, sample,
         title=f"{method} fine-tuning on {task.name}", value=value,
         gpu_minutes=gpu_minutes, cpu_minutes=cpu_minutes,
     )  # fmt: skip
@@ -157,8 +152,4 @@ def experiment(
 
 def experiments() -> list[Experiment]:
     """All of these tasks."""
-    return [
-        experiment(task, method, value=value, gpu_minutes=gpu, cpu_minutes=cpu)
-        for task, value, gpu, cpu in TASKS
-        for method in METHODS
-    ]
+    return studies.each(experiment, TASKS, METHODS)

@@ -32,6 +32,7 @@ from .base import METRICS, Experiment, assemble, finished, number
 from .ensembles import device_name, train_members
 from .spaces import Setting
 from .steps import average, ema, swa
+from .study import described, each
 from .study import experiment as study_experiment
 from .study import run as run_study
 
@@ -258,23 +259,15 @@ def experiment(
     """The experiment of one task and method; the minutes are those of one run of one pass."""
     rates = spaces.RATES["adam" if method == "AdamW" else "sgd"]
     settings = spaces.space(method, task.budget, rates)
-    described = {
-        **asdict(task), "name": f"images/{task.name}", "schedule": "cosine",
-        "optimizer": "AdamW" if method == "AdamW" else "SGD, momentum 0.9",
-        "budget_unit": "epochs",
-    }  # fmt: skip
-    what: dict[str, Any] = {
-        "name": f"images/{task.name}/{method}", "task": described, "method": method,
-        "passes": spaces.build(method, settings[:1]).passes, "seeds": list(range(task.seeds)),
-        "budget": task.budget, "space": spaces.described(method, rates),
-    }  # fmt: skip
+    told = {**asdict(task), "name": f"images/{task.name}"}
+    what = described(told, method, settings, task.seeds, rates)
     given = {"task": asdict(task), "method": method}
     sample = {"task": {**asdict(task), "epochs": 1, "every": 1}, "method": method}
     minutes = {"gpu_minutes": gpu_minutes, "cpu_minutes": cpu_minutes}
     title = f"{method} on {task.name}, {task.epochs} epochs"
     if task.net != "mlp":
         return study_experiment(
-            __name__, {**what, "settings": settings}, given, sample,
+            __name__, what, settings, given, sample,
             title=title, value=value, **minutes,
         )  # fmt: skip
 
@@ -301,8 +294,4 @@ def experiment(
 
 def experiments() -> list[Experiment]:
     """All of these tasks."""
-    return [
-        experiment(task, method, value=value, gpu_minutes=gpu, cpu_minutes=cpu)
-        for task, value, gpu, cpu in TASKS
-        for method in METHODS
-    ]
+    return each(experiment, TASKS, METHODS)

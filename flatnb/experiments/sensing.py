@@ -2,7 +2,7 @@
 
 The setting of Zhang, Li and Ju's code: d = 100, rank 5, 2500 measurements, full-batch steps of
 0.0025, noise of 0.08; see `flatnb.data.sensing`. Each seed is a problem, a start and a noise.
-Nothing is tuned: these are the published values, and one noise ten times smaller beside them.
+Nothing is tuned: these are the published values, and three narrower noises beside them.
 """
 
 from __future__ import annotations

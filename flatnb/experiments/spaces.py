@@ -9,8 +9,8 @@ evenly spaced; with d > 1 they are the first points of the additive sequence
 which fills the unit cube evenly for any number of points, and whose first points are those of every
 smaller budget (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
 
-AdaFlood and bSAM are not here: the one needs auxiliary models and the indices of each batch, the
-other is an optimizer with a closure; neither trains under `flatnb.fit`.
+AdaFlood and bSAM are not here: the one needs auxiliary models, trained before it; the other is an
+optimizer with a closure, which `flatnb.fit` does not take.
 """
 
 from __future__ import annotations

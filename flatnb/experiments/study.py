@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from .._files import whole
 from ..sweep import Job, Result
+from . import spaces
 from .base import METRICS, Experiment, assemble, choose, choose_largest, finished
 from .ensembles import device_name
 from .spaces import Setting
@@ -43,9 +45,8 @@ def run(
         if key not in kept:
             kept[key] = train(setting=setting, seed=seed)
             if path:
-                aside = path.with_suffix(".aside")
-                aside.write_text(json.dumps(kept))
-                aside.replace(path)
+                with whole(path, path.with_suffix(".aside")) as file:
+                    json.dump(kept, file)
         return kept[key]
 
     tried = [once(setting, TUNING_SEED) for setting in settings]
@@ -59,9 +60,51 @@ def run(
     }  # fmt: skip
 
 
+def each(
+    experiment: Callable[..., Experiment],
+    tasks: Sequence[tuple[Any, int, float, float]],
+    methods: Sequence[str],
+) -> list[Experiment]:
+    """The experiments of all tasks, given with value and minutes, by all methods."""
+    return [
+        experiment(task, method, value=value, gpu_minutes=gpu, cpu_minutes=cpu)
+        for task, value, gpu, cpu in tasks
+        for method in methods
+    ]
+
+
+def described(
+    task: Mapping[str, Any],
+    method: str,
+    settings: Sequence[Setting],
+    seeds: int,
+    rates: spaces.Range,
+) -> dict[str, Any]:
+    """What `assemble` is told of a task trained by annealed SGD, or by AdamW, and of a method.
+
+    Args:
+        task: its settings, with the name.
+        settings: those tried.
+        seeds: how many, from 0.
+        rates: the learning rates searched.
+    """
+    adamw = method == "AdamW"
+    return {
+        "name": f"{task['name']}/{method}",
+        "task": {
+            **task, "schedule": "cosine", "budget_unit": "epochs",
+            "optimizer": "AdamW" if adamw else "SGD, momentum 0.9",
+        },
+        "method": method, "passes": spaces.build(method, settings[:1]).passes,
+        "seeds": list(range(seeds)), "budget": len(settings),
+        "space": spaces.described(method, rates),
+    }  # fmt: skip
+
+
 def experiment(
     module: str,
     what: Mapping[str, Any],
+    settings: Sequence[Setting],
     given: Mapping[str, Any],
     sample: Mapping[str, Any],
     *,
@@ -74,14 +117,15 @@ def experiment(
 
     Args:
         module: has `study` and `train_one`.
-        what: name, task, method, passes, settings, seeds, budget and space, of `assemble`.
+        what: of `described`.
+        settings: those tried.
         given, sample: the settings of `study` and of a small `train_one`, beside its own.
         gpu_minutes, cpu_minutes: of one run of one pass.
     """
-    settings, seeds = what["settings"], what["seeds"]
+    seeds = what["seeds"]
     runs = (len(settings) + len(seeds)) * what["passes"]
     jobs = [
-        Job(f"{module}:study", {**given, "settings": settings, "seeds": seeds},
+        Job(f"{module}:study", {**given, "settings": list(settings), "seeds": seeds},
             60 * cpu_minutes * runs),
         Job(f"{module}:train_one", {**sample, "setting": settings[0], "seed": 0}),
     ]  # fmt: skip
@@ -95,8 +139,9 @@ def experiment(
         full = _full(whole, len(settings), len(seeds))
         seconds = sum(result.seconds for result in results)
         made = assemble(
-            **{**what, "task": task}, value=full, sample=jobs[1], sampled=sampled, seconds=seconds
-        )
+            **{**what, "task": task}, settings=settings, value=full, sample=jobs[1],
+            sampled=sampled, seconds=seconds,
+        )  # fmt: skip
         return _per_task(made, whole, settings, len(seeds))
 
     return Experiment(

@@ -21,9 +21,9 @@ Distribution = Callable[[Tensor, torch.Generator], Any]
 # A net is often initialised under the same small seed; its noise must not repeat its weights.
 _OFFSET = 0x6E6F6973
 
-# Entries that are drawn in one piece on a CPU, where drawing is serial: of a step that takes 45 ms,
-# 12 went into it. Longer tensors are drawn by all threads, each block from a generator of its own
-# that the stream's seeds, so that the values do not depend on the number of threads.
+# Entries that are drawn in one piece on a CPU, where drawing is serial and can be a quarter of a
+# step (`python -m benchmarks.methods --profile`). Longer tensors are drawn by all threads, each
+# block from a generator of its own that the stream's seeds, whatever the number of threads.
 _BLOCK = 1 << 17
 
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 import torch
+from made import record_of
 
-from flatnb import records, sweep
 from flatnb.experiments import images
 
 DIGITS = images.TASKS[0][0]
@@ -12,20 +12,13 @@ SMALL = dataclasses.replace(DIGITS, epochs=2, every=1, budget=2, seeds=2, n_trai
 CNN = dataclasses.replace(SMALL, net="small_cnn", width=2, augment="crop, flip, cutout")
 
 
-def record_of(task, method):
-    one = images.experiment(task, method, value=1, gpu_minutes=1, cpu_minutes=1)
-    results = []
-    for job in one.jobs():
-        value = getattr(images, job.call.partition(":")[2])(**job.settings)
-        results.append(sweep.Result(job, value, None, 1.0, job.key))
-    record = one.record(results)
-    records.check(record)
-    return record
+def image_record(task, method):
+    return record_of(images.experiment(task, method, value=1, gpu_minutes=1, cpu_minutes=1))
 
 
 @pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW"])
 def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
-    record = record_of(SMALL, method)
+    record = image_record(SMALL, method)
     assert len(record["settings"]) == 3
     assert all(None not in row for row in record["final"]["test_loss"])
     assert record["selection"]["per"] == "seed"
@@ -33,7 +26,7 @@ def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
 
 @pytest.mark.parametrize("method", ["FAM", "SWA", "AdamW"])
 def test_convolutional_nets_are_tuned_under_a_seed_of_its_own(method):
-    record = record_of(CNN, method)
+    record = image_record(CNN, method)
     chosen = record["selection"]["chosen"][0]
     other = 1 - chosen
     assert record["task"]["tuning_seed"] not in record["seeds"]

@@ -2,8 +2,9 @@ import dataclasses
 
 import pytest
 import torch
+from made import record_of
 
-from flatnb import records, sweep
+from flatnb import records
 from flatnb.experiments import finetune, images
 
 SOURCE = images.Task("digits", "digits", "small_cnn", 2, 1, 64, 2, 2)
@@ -24,12 +25,7 @@ def test_halves_share_no_class_and_few_images_are_trained_on():
 @pytest.mark.parametrize("method", ["NSO", "EMA"])
 def test_makes_a_valid_record(method):
     one = finetune.experiment(TASK, method, value=1, gpu_minutes=1, cpu_minutes=1)
-    results = []
-    for job in one.jobs():
-        value = getattr(finetune, job.call.partition(":")[2])(**job.settings)
-        results.append(sweep.Result(job, value, None, 1.0, job.key))
-    record = one.record(results)
-    records.check(record)
+    record = record_of(one)
     assert all(check.inside for check in records.verify(record))
 
 

@@ -1,8 +1,9 @@
 import dataclasses
 
 import pytest
+from made import record_of
 
-from flatnb import records, sweep
+from flatnb import records
 from flatnb.experiments import EXPERIMENTS, plane
 
 TINY = dataclasses.replace(plane.NARROW, width=6, epochs=4, every=2, n_test=40, budget=3, seeds=2)
@@ -10,12 +11,7 @@ TINY = dataclasses.replace(plane.NARROW, width=6, epochs=4, every=2, n_test=40, 
 
 def made(method, design, unit="epochs"):
     one = plane.experiment("spiral", 0.05, method, TINY, design, unit=unit, value=1)
-    values = [plane.train(**job.settings) for job in one.jobs()]
-    results = [
-        sweep.Result(job, value, None, 1.0, job.key)
-        for job, value in zip(one.jobs(), values, strict=True)
-    ]
-    return one, one.record(results)
+    return one, record_of(one)
 
 
 @pytest.mark.parametrize("method", ["ERM", "SAM", "GNP", "SWA", "EMA", "AdamW", "SGD", "FAM"])

@@ -1,0 +1,17 @@
+"""Records of experiments whose jobs run here and now."""
+
+from typing import Any
+
+from flatnb import records, sweep
+from flatnb.experiments import Experiment
+
+
+def record_of(experiment: Experiment) -> dict[str, Any]:
+    """The record, of a valid form."""
+    results = [
+        sweep.Result(job, records.function(job.call)(**job.settings), None, 1.0, job.key)
+        for job in experiment.jobs()
+    ]
+    record = experiment.record(results)
+    records.check(record)
+    return record

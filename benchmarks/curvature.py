@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 
+from benchmarks import keep_memory
 from flatnb import models
 from flatnb.curvature import GaussNewtonOperator, HessianOperator, top_eigenvalues
 
@@ -397,6 +398,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 def main() -> None:
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)

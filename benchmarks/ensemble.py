@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import keep_memory
 from flatnb.ensemble import Ensemble
 from flatnb.models import mlp
 
@@ -96,6 +97,7 @@ def compare(width: int, members: int, optimizer: str, threads: int, rounds: int)
 
 
 def main() -> None:
+    keep_memory()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)

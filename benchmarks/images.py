@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import keep_memory
 from flatnb import _torchvision
 from flatnb.data import Data, Split
 from flatnb.data.augment import Compose, RandomCrop, RandomFlip
@@ -74,6 +75,7 @@ def rate(batches: Callable[[], Iterable], images: int, batch: int) -> float:
 
 
 def main() -> None:
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2, help="of our process")
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader")

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import flatnb
+from benchmarks import keep_memory
 from flatnb import models
 from flatnb.methods import base
 from flatnb.methods.noise import Stream
@@ -179,6 +180,7 @@ def profile(method: flatnb.Method, make: Callable[[], nn.Module], x: Tensor, y: 
 
 
 def main() -> None:
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)

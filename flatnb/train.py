@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,12 @@ def fit(
     an epoch that skipped all its steps while the scale was below 1. In an ensemble a member is lost
     alone and the others train on, until no member has a finite loss.
 
+    **Several processes** (DistributedDataParallel, started by torchrun): all draw the same batches,
+    `data.batch_size` examples together, and each trains on its share; what is left of a batch that
+    does not divide is left out. Dropout draws from `seed` plus the rank. Each evaluates everything;
+    the run to keep is that of rank 0, which alone writes the checkpoint. All resume from it, on a
+    file system they share, with new dropout draws on the others.
+
     **A compiled model** is trained compiled and evaluated as the net inside: other batch sizes and
     modes would each be compiled anew. A last short batch is: choose a batch size that divides.
 
@@ -153,7 +159,8 @@ def fit(
     if device.type == "cuda" and any(isinstance(layer, nn.Conv2d) for layer in core.modules()):
         for net in (core, average or core):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    torch.manual_seed(seed)
+    rank, processes = _place(model)
+    torch.manual_seed(seed + rank)
     order = torch.Generator().manual_seed(seed)
     scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
     each_step = average is not None and (average.avg_fn or average.multi_avg_fn) is not None
@@ -163,7 +170,8 @@ def fit(
     parts = dict(model=core, optimizer=optimizer, method=method, scheduler=scheduler,
                  scaler=scaler, average=average)  # fmt: skip
     parts = {name: part for name, part in parts.items() if part is not None}
-    settings = dict(epochs=epochs, every=every, dtype=dtype, clip=clip, average_from=average_from)
+    settings = dict(epochs=epochs, every=every, dtype=dtype, clip=clip, average_from=average_from,
+                    processes=processes)  # fmt: skip
     kept = Checkpoint(checkpoint, _identity(run, data, parts, settings), parts, order, device)
     progress, written = kept.load(), time.monotonic()
     if progress is None:
@@ -171,6 +179,8 @@ def fit(
     else:
         epoch, seconds = progress["epoch"], progress["seconds"]
         run.history, run.stopped = progress["history"], progress["stopped"]
+        if rank:  # the file has the stream of rank 0
+            torch.manual_seed(seed + rank + processes * epoch)
 
     while epoch < epochs and run.stopped is None:
         epoch += 1
@@ -178,7 +188,7 @@ def fit(
         before = _before(core, average, scaler)
         averaging = average if epoch >= average_from else None
         losses, norms = train_epoch(
-            model, data.index_batches(order), method, optimizer,
+            model, _shares(data.index_batches(order), rank, processes), method, optimizer,
             dtype=dtype, scaler=scaler, clip=clip, average=averaging if each_step else None,
         )  # fmt: skip
         run.stopped = _not_finite(epoch, losses, norms, scaler)  # waits: the time is honest
@@ -193,7 +203,8 @@ def fit(
         last = epoch == epochs or run.stopped is not None
         if last or epoch % every == 0:
             record(epoch, seconds)
-        if checkpoint is not None and (last or time.monotonic() - written >= checkpoint_seconds):
+        due = last or time.monotonic() - written >= checkpoint_seconds
+        if checkpoint is not None and rank == 0 and due:
             kept.save({"epoch": epoch, "seconds": seconds, "history": run.history,
                        "stopped": run.stopped})  # fmt: skip
             written = time.monotonic()
@@ -248,6 +259,29 @@ def train_epoch(
     if not losses:
         raise ValueError("the training data gave no batch: it is empty")
     return torch.stack(losses), torch.stack(norms)
+
+
+def _place(model: nn.Module) -> tuple[int, int]:
+    """Rank and number of the processes that train the model together."""
+    while not isinstance(model, nn.parallel.DistributedDataParallel):
+        if not hasattr(model, "_orig_mod"):
+            return 0, 1
+        model = cast(nn.Module, model._orig_mod)
+    group = model.process_group
+    return torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
+
+
+def _shares(
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]], rank: int, processes: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of each batch the examples of one process, equally many for all."""
+    for index, x, y in batches:
+        axis, whole = y.dim() - 1, len(index) // processes * processes
+        if processes == 1:
+            yield index, x, y
+        elif whole:
+            own = torch.arange(rank, whole, processes, device=y.device)
+            yield index[own], x.index_select(axis, own), y.index_select(axis, own)
 
 
 def _losses(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> Tensor:

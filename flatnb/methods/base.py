@@ -226,7 +226,9 @@ class Step:
                     objective = objective + penalty
                 if isinstance(factor, Tensor):
                     factor = factor.to(objective.device, objective.dtype)
-                loss = (objective * factor).sum()
+                if isinstance(factor, Tensor) or factor != 1:
+                    objective = objective * factor
+                loss = objective.sum() if objective.dim() else objective
                 (loss if self._scaler is None else self._scaler.scale(loss)).backward()
         if all(p.grad is None for p in self.params):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .base import Method, Real, per_member, real
@@ -39,7 +40,9 @@ class SoftAD(Method):
     def objective(self, losses: Tensor) -> Tensor:
         theta = per_member("theta", self.theta, losses, pointwise=True)
         sigma = per_member("sigma", self.sigma, losses, pointwise=True)
-        x = (losses - theta) / sigma
-        # sqrt(x^2 + 1) - 1 loses all digits for small x; this is the same number without that.
-        value = sigma * x.square() / (1 + (1 + x.square()).sqrt())
+        # sigma rho(x) = d^2 / (sigma + sqrt(d^2 + sigma^2)): the root less sigma would lose all
+        # digits for small d.
+        d = losses - theta
+        root = torch.hypot(d, torch.as_tensor(sigma, dtype=d.dtype))
+        value = d * (d / (root + sigma))
         return (theta + (sigma * value if self.code_form else value)).mean(-1)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 
 from ..data import Data
 from ..ensemble import Ensemble, groups
-from ..train import fit
+from ..methods import ERM
+from ..train import cross_entropy, fit
 from . import spaces
 from .base import METRICS, number
 from .spaces import Setting
 from .steps import average, ema, member_learning_rates, swa
 
 Curves = dict[str, list[list[float | None]]]  # metric -> [member][epoch]
+# Of auxiliary nets, by optimizer: the published defaults of the tasks here.
+_AUXILIARY_LR = {"adam": 1e-3, "sgd": 0.1}
 
 
 def train_members(
     make_model: Callable[[], nn.Module],
-    data: Callable[[range], Data],
+    data: Callable[[Sequence[int]], Data],
     method: str,
     settings: Sequence[Setting],
     seeds: Sequence[int],
@@ -36,11 +41,12 @@ def train_members(
 
     Args:
         make_model: the plain net, made under each member's seed.
-        data: called with a range of members; their data, stacked or shared by all.
+        data: called with places of members; their data, stacked or shared by all. Members of one
+            seed have the same.
         method: a name of `spaces.METHODS`.
         settings, seeds: one a member.
         optimizer: "adam", or "sgd" with momentum 0.9; the baselines AdamW and SGD have their own.
-        epochs, every, seed: of `flatnb.fit`.
+        epochs, every, seed: of `flatnb.fit`. AdaFlood's auxiliary nets train for as many epochs.
         cosine: anneal the learning rates to 0 over the epochs.
 
     Returns:
@@ -52,16 +58,23 @@ def train_members(
     parts = [range(len(settings))] if device.type == "cuda" else groups(make_model(), len(settings))
     curves: Curves = {metric: [] for metric in METRICS}
     done: list[int] = []
+    losses = None
+    if method == "AdaFlood":
+        alone = sorted(set(seeds))
+        losses = held_out_losses(
+            make_model, data([seeds.index(one) for one in alone]).to(device), alone,
+            optimizer=optimizer, epochs=epochs, seed=seed, cosine=cosine,
+        )[[alone.index(one) for one in seeds]]  # fmt: skip
     for part in parts:
         own = [settings[i] for i in part]
         model = Ensemble(make_model, len(part), [seeds[i] for i in part]).to(device)
         given = data(part).to(device)
         rule = make_optimizer(method if method in ("AdamW", "SGD") else optimizer, model, own)
         averaged = _average(method, model, own, epochs * given.steps)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(rule, epochs) if cosine else None
         run = fit(
-            model, given, spaces.build(method, own), rule,
-            epochs=epochs, every=every, seed=seed, scheduler=schedule, average=averaged,
+            model, given, spaces.build(method, own, None if losses is None else losses[part]), rule,
+            epochs=epochs, every=every, seed=seed, average=averaged,
+            scheduler=CosineAnnealingLR(rule, epochs) if cosine else None,
         )  # fmt: skip
         done = [entry["epoch"] for entry in run.history]
         for metric, rows in curves.items():
@@ -71,6 +84,41 @@ def train_members(
             ]
             rows.extend([list(row) for row in zip(*table, strict=True)])
     return done, curves
+
+
+def held_out_losses(
+    make_model: Callable[[], nn.Module],
+    data: Data,
+    seeds: Sequence[int],
+    *,
+    optimizer: str,
+    epochs: int,
+    seed: int,
+    cosine: bool = False,
+) -> Tensor:
+    """Losses of all training examples under nets that did not train on them, (seeds, examples).
+
+    `flatnb.methods.held_out_losses` for several seeds at once: `spaces.FOLDS` nets a seed, trained
+    plainly at the published default learning rate. The parts left out are drawn, one draw for all
+    seeds, since examples may lie in order.
+
+    Args:
+        data: of all seeds, stacked, or shared by them; on the device to train on.
+        optimizer, epochs, seed, cosine: of `train_members`.
+    """
+    n = len(data.train)
+    losses = torch.empty(len(seeds), n)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    for part in order.tensor_split(spaces.FOLDS):
+        rest = replace(data, train=data.train[order[~torch.isin(order, part)]])
+        model = Ensemble(make_model, len(seeds), seeds).to(data.train.x.device)
+        rule = make_optimizer(optimizer, model, [{"lr": _AUXILIARY_LR[optimizer]}] * len(seeds))
+        schedule = CosineAnnealingLR(rule, epochs) if cosine else None
+        fit(model, rest, ERM(), rule, epochs=epochs, every=epochs, seed=seed, scheduler=schedule)
+        held = data.train[part]
+        with torch.no_grad():
+            losses[:, part] = cross_entropy(model.eval()(held.x), held.y).cpu()
+    return losses
 
 
 def make_optimizer(

@@ -12,7 +12,7 @@ rates and weight decay. Where a task uses part of the images, its name says how 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from .study import run as run_study
 
 METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "NSO", "WeightNoise", "GNP", "ASAM", "FAM",
            "USAM", "RSAM", "SWA", "EMA", "AdamW")  # fmt: skip
+OF_PERCEPTRONS = ("AdaFlood",)  # its auxiliary nets are trained as ensembles
 LR = {"ERM": 0.1, "AdamW": 1e-3}  # of the published defaults; all but AdamW have ERM's
 
 
@@ -170,7 +171,7 @@ def train_perceptrons(
     }  # fmt: skip
 
 
-def _shared(data: Data, _: range) -> Data:
+def _shared(data: Data, _: Sequence[int]) -> Data:
     return data
 
 
@@ -260,6 +261,8 @@ def experiment(
     rates = spaces.RATES["adam" if method == "AdamW" else "sgd"]
     settings = spaces.space(method, task.budget, rates)
     told = {**asdict(task), "name": f"images/{task.name}"}
+    if method == "AdaFlood":
+        told["note"] = spaces.AUXILIARY
     what = described(told, method, settings, task.seeds, rates)
     given = {"task": asdict(task), "method": method}
     sample = {"task": {**asdict(task), "epochs": 1, "every": 1}, "method": method}
@@ -272,7 +275,8 @@ def experiment(
         )  # fmt: skip
 
     settings.append(spaces.default(method, LR.get(method, LR["ERM"])))
-    call, runs = f"{__name__}:train_perceptrons", what["passes"] * task.seeds
+    call = f"{__name__}:train_perceptrons"
+    runs = spaces.work(method, len(settings)) * task.seeds / len(settings)
     tables = {"settings": settings, "seeds": what["seeds"]}
     jobs = [
         Job(call, {**given, **tables}, 60 * cpu_minutes * runs),
@@ -294,4 +298,5 @@ def experiment(
 
 def experiments() -> list[Experiment]:
     """All of these tasks."""
-    return each(experiment, TASKS, METHODS)
+    perceptrons = [one for one in TASKS if one[0].net == "mlp"]
+    return each(experiment, TASKS, METHODS) + each(experiment, perceptrons, OF_PERCEPTRONS)

@@ -61,7 +61,7 @@ COARSE = Scale("coarse", 500, 500, 50, 2_000, 10, 5, 0.5, 6.0)
 # First the four of the equal grid and what they are measured by. The grids stop before SGD: at one
 # learning rate, of Adam, there is nothing that it would be.
 METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "NSO", "WeightNoise", "GNP", "ASAM", "FAM",
-           "USAM", "RSAM", "SWA", "EMA", "AdamW", "SGD")  # fmt: skip
+           "AdaFlood", "USAM", "RSAM", "SWA", "EMA", "AdamW", "SGD")  # fmt: skip
 
 
 def train(
@@ -118,7 +118,7 @@ def experiment(
     """
     end = "-equal-passes" if unit == "passes" else ""
     name = f"plane/{data}-{noise:g}/{method}/{scale.name}-{design}{end}"
-    passes = _passes(method)
+    passes = spaces.passes(method)
     epochs = scale.epochs // passes if unit == "passes" else scale.epochs
     if design == "grid":
         settings = spaces.fixed_rate(method, scale.budget, LR)
@@ -135,13 +135,16 @@ def experiment(
         "data": data, "noise": noise, "n_test": scale.n_test, "width": scale.width,
         "epochs": epochs, "every": scale.every, "method": method,
     }  # fmt: skip
-    share = len(settings) / scale.budget * passes * epochs / scale.epochs
+    share = spaces.work(method, len(settings)) / scale.budget * epochs / scale.epochs
+    note = "settings past the budget: the published default"
+    if method == "AdaFlood":
+        note += f"; {spaces.AUXILIARY}"
     task = {
         **{key: given[key] for key in ("data", "noise", "n_test", "width", "epochs")},
         "name": f"plane/{data}-{noise:g}", "scale": scale.name, "design": design,
         "budget_unit": unit, "hidden": 4, "batch": 50, "n_train": 100, "n_val": 100,
         "optimizer": {"AdamW": "AdamW", "SGD": "SGD, momentum 0.9"}.get(method, "Adam"),
-        "schedule": "constant", "note": "settings past the budget: the published default",
+        "schedule": "constant", "note": note,
     }  # fmt: skip
     call = f"{__name__}:train"
     cost = 60 * share * scale.cpu_minutes
@@ -168,19 +171,15 @@ def experiment(
     )
 
 
-def _passes(method: str) -> int:
-    return spaces.build(method, [spaces.default(method, LR)]).passes
-
-
 def experiments() -> list[Experiment]:
     """All of this task: narrow first, since a CPU can make them, then the paper's size."""
     found = []
     for value, scale, design, unit, methods in (
-        (1, NARROW, "grid", "epochs", METHODS[:10]),
+        (1, NARROW, "grid", "epochs", METHODS[:11]),
         (2, COARSE, "grid", "epochs", METHODS[:5]),
-        (3, PAPER, "grid", "epochs", METHODS[:10]),
+        (3, PAPER, "grid", "epochs", METHODS[:11]),
         (6, NARROW, "tuned", "epochs", METHODS),
-        (7, NARROW, "grid", "passes", METHODS[:10]),
+        (7, NARROW, "grid", "passes", METHODS[:11]),
         (7, PAPER, "tuned", "epochs", METHODS),
     ):
         for data in SETS:
@@ -189,7 +188,7 @@ def experiments() -> list[Experiment]:
                 if scale is COARSE and (data, noise) != ("gaussian", 0.05):
                     continue
                 for method in methods:
-                    if unit == "passes" and _passes(method) == 1:
+                    if unit == "passes" and spaces.passes(method) == 1:
                         continue  # its record for equal epochs is that for equal passes
                     found.append(
                         experiment(data, noise, method, scale, design, unit=unit, value=value)

@@ -9,8 +9,8 @@ evenly spaced; with d > 1 they are the first points of the additive sequence
 which fills the unit cube evenly for any number of points, and whose first points are those of every
 smaller budget (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
 
-AdaFlood and bSAM are not here: the one needs auxiliary models, trained before it; the other is an
-optimizer with a closure, which `flatnb.fit` does not take.
+AdaFlood has auxiliary nets, trained before it, which its passes count; see `AUXILIARY`. bSAM is not
+here: it is an optimizer with a closure, which `flatnb.fit` does not take.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import flatnb
-from flatnb.methods import Method
+from flatnb.methods import Method, adaflood_levels
 
 Setting = dict[str, float]
 
@@ -58,6 +59,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "Flooding": {"level": Range(0.005, 1.0)},
     "IFlood": {"level": Range(0.005, 1.0)},
     "SoftAD": {"theta": Range(0.005, 1.0)},
+    # At 0 the levels are the auxiliary losses as they are, at 1 AdaFlood is plain training.
+    "AdaFlood": {"gamma": Range(0.05, 0.95, linear=True)},
     "SAM": {"rho": Range(0.01, 2.0)},
     "ASAM": {"rho": Range(0.05, 10.0)},
     "USAM": {"rho": Range(0.01, 2.0)},
@@ -74,6 +77,7 @@ DEFAULTS: dict[str, Setting] = {
     "Flooding": {"level": 0.05},
     "IFlood": {"level": 0.05},
     "SoftAD": {"theta": 0.1},
+    "AdaFlood": {"gamma": 0.5},
     "SAM": {"rho": 0.05},
     "ASAM": {"rho": 0.5},
     "USAM": {"rho": 0.05},
@@ -84,6 +88,14 @@ DEFAULTS: dict[str, Setting] = {
     "FAM": {"lam": 0.1},
 }
 METHODS = tuple(RANGES)
+
+# Auxiliary nets of AdaFlood, as in the authors' code: each is trained without a fifth.
+FOLDS = 5
+AUXILIARY = (
+    f"levels: losses of {FOLDS} auxiliary nets a seed, each trained plainly without a part of "
+    f"1/{FOLDS}, and scoring it; same net, optimizer, schedule and epochs, published default "
+    f"learning rate; passes: one, and {FOLDS - 1} for them; one set of nets for all settings"
+)
 
 # Of the SoftAD paper in the plane: one grid for all four.
 PAPER_GRID = Range(0.01, 2.0, linear=True)
@@ -139,13 +151,41 @@ def described(method: str, rates: Range | float) -> str:
     return "; ".join(parts) + "; settings past the budget: the published default, not eligible"
 
 
-def build(method: str, settings: Sequence[Setting]) -> Method:
+def passes(method: str) -> int:
+    """Forward-backward passes a step, in AdaFlood's case with those of its auxiliary nets.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method == "AdaFlood":
+        return 1 + (FOLDS - 1)  # FOLDS nets on a share of (FOLDS - 1) / FOLDS each
+    return build(method, [default(method, 1.0)]).passes
+
+
+def work(method: str, settings: int) -> int:
+    """What so many settings of a method cost, in trainings of one pass; nets that serve all, once.
+
+    Raises:
+        ValueError: an unknown method.
+    """
+    if method == "AdaFlood":
+        return settings + FOLDS - 1
+    return settings * passes(method)
+
+
+def build(method: str, settings: Sequence[Setting], held_out: Tensor | None = None) -> Method:
     """One method for an ensemble with one setting a member; a plain one for a single setting.
 
     The optimizers and averages among the baselines train as ERM.
 
+    Args:
+        method: a name of `METHODS`.
+        settings: one a member.
+        held_out: for AdaFlood, losses of auxiliary nets, (members, examples).
+
     Raises:
-        ValueError: an unknown method, settings of other names than the method's, or none.
+        ValueError: an unknown method, settings of other names than the method's, or none; AdaFlood
+            without losses.
     """
     names = list(_ranges(method))
     for setting in settings:
@@ -157,6 +197,13 @@ def build(method: str, settings: Sequence[Setting]) -> Method:
         raise ValueError(f"no setting for {method}; give at least one")
     if method in ("ERM", "AdamW", "SGD", "SWA", "EMA"):
         return flatnb.ERM()
+    if method == "AdaFlood":
+        if held_out is None:
+            raise ValueError("AdaFlood without held_out; give the losses of auxiliary nets")
+        pairs = zip(held_out, settings, strict=True)
+        return flatnb.AdaFlood(
+            torch.stack([adaflood_levels(losses, gamma=s["gamma"]) for losses, s in pairs])
+        )
     values: dict[str, Any] = {n: torch.tensor([s[n] for s in settings]) for n in names}
     if len(settings) == 1:
         values = {n: float(settings[0][n]) for n in names}

@@ -95,7 +95,7 @@ def described(
             **task, "schedule": "cosine", "budget_unit": "epochs",
             "optimizer": "AdamW" if adamw else "SGD, momentum 0.9",
         },
-        "method": method, "passes": spaces.build(method, settings[:1]).passes,
+        "method": method, "passes": spaces.passes(method),
         "seeds": list(range(seeds)), "budget": len(settings),
         "space": spaces.described(method, rates),
     }  # fmt: skip

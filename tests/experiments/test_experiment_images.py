@@ -16,7 +16,7 @@ def image_record(task, method):
     return record_of(images.experiment(task, method, value=1, gpu_minutes=1, cpu_minutes=1))
 
 
-@pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW"])
+@pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW", "AdaFlood"])
 def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
     record = image_record(SMALL, method)
     assert len(record["settings"]) == 3

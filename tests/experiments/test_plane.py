@@ -4,7 +4,7 @@ import pytest
 from made import record_of
 
 from flatnb import records
-from flatnb.experiments import EXPERIMENTS, plane
+from flatnb.experiments import EXPERIMENTS, plane, spaces
 
 TINY = dataclasses.replace(plane.NARROW, width=6, epochs=4, every=2, n_test=40, budget=3, seeds=2)
 
@@ -14,7 +14,9 @@ def made(method, design, unit="epochs"):
     return one, record_of(one)
 
 
-@pytest.mark.parametrize("method", ["ERM", "SAM", "GNP", "SWA", "EMA", "AdamW", "SGD", "FAM"])
+@pytest.mark.parametrize(
+    "method", ["ERM", "SAM", "GNP", "SWA", "EMA", "AdamW", "SGD", "FAM", "AdaFlood"]
+)
 def test_makes_a_valid_record(method, tmp_path, monkeypatch):
     monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
     one, record = made(method, "tuned")
@@ -32,12 +34,13 @@ def test_makes_a_valid_record(method, tmp_path, monkeypatch):
         )
 
 
-def test_a_setting_does_not_depend_on_what_trains_beside_it():
+@pytest.mark.parametrize("method", ["SAM", "AdaFlood"])
+def test_a_setting_does_not_depend_on_what_trains_beside_it(method):
     given = {
         "data": "sinusoid", "noise": 0.1, "n_test": 50, "width": 6, "epochs": 3, "every": 3,
-        "method": "SAM",
+        "method": method,
     }  # fmt: skip
-    settings = [{"lr": 0.01, "rho": 0.1}, {"lr": 0.001, "rho": 1.0}]
+    settings = spaces.space(method, 2)
     both = plane.train(**given, settings=settings, seeds=[1, 2])["metrics"]["test_loss"]
     one = plane.train(**given, settings=settings[1:], seeds=[2])["metrics"]["test_loss"]
     assert both[1][1] == pytest.approx(one[0][0], rel=1e-4)
@@ -49,10 +52,19 @@ def test_verifying_repeats_the_sample():
     assert checks and all(check.inside for check in checks)
 
 
-def test_equal_passes_halve_the_epochs_of_two_passes():
-    one = plane.experiment("spiral", 0.0, "SAM", TINY, "grid", unit="passes", value=1)
-    assert one.jobs()[0].settings["epochs"] == 2
+@pytest.mark.parametrize(("method", "epochs"), [("SAM", 5), ("AdaFlood", 2)])
+def test_at_equal_passes_a_method_of_p_passes_has_a_share_of_the_epochs(method, epochs):
+    scale = dataclasses.replace(TINY, epochs=10)
+    one = plane.experiment("spiral", 0.0, method, scale, "grid", unit="passes", value=1)
+    assert one.jobs()[0].settings["epochs"] == epochs
     assert one.name.endswith("-equal-passes")
+
+
+def test_adaflood_says_what_its_auxiliary_nets_cost():
+    _, record = made("AdaFlood", "grid")
+    assert record["passes"] == spaces.FOLDS
+    assert "5 auxiliary nets a seed" in record["task"]["note"]
+    assert all(check.inside for check in records.verify(record))
 
 
 def test_experiments_have_names_of_their_own_and_the_most_valuable_come_first():

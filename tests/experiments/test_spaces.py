@@ -44,14 +44,25 @@ def test_without_hyperparameters_one_learning_rate_is_one_setting():
 
 @pytest.mark.parametrize("method", spaces.METHODS)
 def test_builds_a_method_of_one_value_a_member_or_of_numbers(method):
-    single = spaces.build(method, [spaces.default(method, 0.1)])
-    several = spaces.build(method, spaces.space(method, 3))
+    single = spaces.build(method, [spaces.default(method, 0.1)], torch.ones(1, 4))
+    several = spaces.build(method, spaces.space(method, 3), torch.ones(3, 4))
     assert type(single) is type(several)
     assert isinstance(single, getattr(flatnb, method, flatnb.ERM))
     for name in spaces.RANGES[method]:
         if hasattr(several, name):
             assert getattr(several, name).shape == (3,)
             assert isinstance(getattr(single, name), float)
+
+
+def test_adaflood_has_the_levels_of_each_setting_and_pays_for_its_auxiliary_nets():
+    settings, losses = spaces.space("AdaFlood", 3), torch.tensor([[0.1, 2.0]] * 3)
+    method = spaces.build("AdaFlood", settings, losses)
+    for levels, own, setting in zip(method.levels, losses, settings, strict=True):
+        gamma = setting["gamma"]
+        torch.testing.assert_close(levels, -((1 - gamma) * (-own).exp() + gamma).log())
+    assert spaces.passes("AdaFlood") == spaces.FOLDS
+    assert spaces.work("AdaFlood", 40) == 40 + spaces.FOLDS - 1
+    assert (spaces.passes("SAM"), spaces.work("SAM", 40)) == (2, 80)
 
 
 def test_errors_say_what_is_allowed():
@@ -61,5 +72,7 @@ def test_errors_say_what_is_allowed():
         spaces.space("SAM", 0)
     with pytest.raises(ValueError, match="allowed: lr, rho"):
         spaces.build("SAM", [{"lr": 0.1, "radius": 0.1}])
+    with pytest.raises(ValueError, match="give the losses of auxiliary nets"):
+        spaces.build("AdaFlood", [spaces.default("AdaFlood", 0.1)])
     with pytest.raises(ValueError, match="at least one"):
         spaces.build("SAM", [])

@@ -58,6 +58,7 @@ DEATHS = {"KilledWorker", "UncompletedJobError"}
 GIVE_UP = 5  # deaths under one job, the last ones while only its failure was to be written
 QUEUED = 64  # Slurm jobs in the queue at a time
 AGAIN = 1.0  # seconds until a job that another sweep holds is looked at again
+GONE = 300.0  # seconds without any worker, after there were some, that end a sweep over Dask
 QUIET = 30.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -134,10 +135,9 @@ def run(
         jobs: those of one key run once.
         folder: made if it is not there. Workers on other machines must see it under the same path.
         executor: any `concurrent.futures.Executor`, left open; or "dask://host:port", a running
-            scheduler (one whose workers all die again and again can lose a task and wait for it
-            for ever: Ctrl-C, run again); or "submitit://partition?timeout_min=60&cpus_per_task=4",
-            Slurm with submitit's parameters (without Slurm, processes on this machine). By
-            default processes here.
+            scheduler, whose first worker is waited for; or
+            "submitit://partition?timeout_min=60&cpus_per_task=4", Slurm with submitit's parameters
+            (without Slurm, processes on this machine). By default processes here.
         workers: processes; by default one for each GPU, without GPUs one for each OMP_NUM_THREADS
             cores (1 if unset). Each computes with cores // workers threads, OMP_NUM_THREADS at the
             most, and sees one GPU. With submitit, jobs in the queue at a time (64).
@@ -149,7 +149,8 @@ def run(
             JSON or that the function does not take, a file that is no result of its job.
         OSError: the folder cannot be written, the disk is full. No new job is started then;
             those that run are waited for, and what is finished is kept.
-        RuntimeError: workers cannot be started, or the executor given is broken.
+        RuntimeError: workers cannot be started, the executor given is broken, or none of Dask's
+            workers is left.
         KeyboardInterrupt: Ctrl-C ends the running jobs; what is finished is kept.
     """
     if workers is not None and workers < 1:
@@ -246,6 +247,8 @@ class _Sweep:
                     looked, again, self.elsewhere = time.monotonic(), self.elsewhere, []
                     for job in again:
                         self._submit(executor, job)
+                if isinstance(executor, _Dask) and (gone := executor.gone()):
+                    self._fail(RuntimeError(gone))
                 if self.progress:
                     self.progress.status(self.futures)
         except KeyboardInterrupt as error:
@@ -266,7 +269,7 @@ class _Sweep:
         died = f"{self.deaths[key]} worker processes died" if self.deaths[key] > 1 else None
         try:
             future = executor.submit(_work, job, self.folder, self.stale.get(key), died)
-        except BrokenExecutor as error:
+        except RuntimeError as error:  # broken, or shut down
             self._fail(RuntimeError(f"the executor takes no more jobs ({error}); give a new one"))
             return
         self.futures[future] = job
@@ -277,8 +280,10 @@ class _Sweep:
         job = self.futures.pop(future)
         try:
             record = future.result()
-        except CancelledError:
-            pass
+        except CancelledError:  # by _stop; else the executor has lost it
+            if self.failure is None:
+                lost = f"the executor cancelled {job}: its workers or their scheduler are gone"
+                self._fail(RuntimeError(f"{lost}; start them again, or give a new one"))
         except Exception as error:
             death = isinstance(error, BrokenExecutor) or type(error).__name__ in DEATHS
             self.deaths[job.key] += death
@@ -539,10 +544,8 @@ def _executor(
         yield given
         return
     elif given.startswith("dask://"):
-        client = _cluster("distributed").Client(f"tcp://{given.removeprefix('dask://')}")
-        with client:
-            # pure: Dask would answer a second try of a job with the outcome of the first.
-            yield client.get_executor(pure=False)
+        with _cluster("distributed").Client(f"tcp://{given.removeprefix('dask://')}") as client:
+            yield _Dask(client, given)
         return
     else:
         raise ValueError(f"executor is {given!r}; a string can be dask://host:port or "
@@ -701,6 +704,40 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()  # returns when it is gone, by kill -9 too
         os._exit(1)
+
+
+class _Dask(Executor):
+    """A Dask client's executor that notices when no worker is left.
+
+    Dask starts a worker that died anew, but gives it up if the new one dies while it starts, as it
+    does when the job that killed the first is handed to it at once. Without workers jobs would wait
+    for ever. Before the first worker they may: a cluster's queue can be long.
+    """
+
+    def __init__(self, client: Any, address: str) -> None:
+        self._client, self._address = client, address
+        # pure: Dask would answer a second try of a job with the outcome of the first.
+        self._executor = client.get_executor(pure=False)
+        self._seen: float | None = None  # a worker, last
+        self._asked = 0.0
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        return self._executor.submit(function, *args, **kwargs)
+
+    def gone(self) -> str | None:
+        """What to say once the workers are gone for good."""
+        now = time.monotonic()
+        if now < self._asked + AGAIN:
+            return None
+        self._asked = now
+        if self._client.scheduler_info()["workers"]:
+            self._seen = now
+        if self._seen is None or now <= self._seen + GONE:
+            return None
+        return (
+            f"{self._address} has had no worker for {GONE:g} s: they died, of a job's memory "
+            "perhaps; start workers, and see their logs"
+        )
 
 
 class _Slurm(ThreadPoolExecutor):

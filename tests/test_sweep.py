@@ -13,9 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -266,6 +267,79 @@ def test_what_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'flatnb\[cluster\]'"):
         run(writing(tmp_path / "log", 1), tmp_path, executor=executor)
+
+
+class Cluster:
+    """Stands in for Dask's client: how many workers each look finds; jobs run at the last look."""
+
+    def __init__(self, *workers: int) -> None:
+        self.workers = list(workers)
+        self.waiting: list[Callable[[], None]] = []
+
+    def __call__(self, address: str) -> "Cluster":
+        assert address == "tcp://host:1"
+        return self
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def get_executor(self, pure: bool) -> Executor:
+        assert not pure
+        cluster = self
+
+        class Waiting(Executor):
+            def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+                future: Future[Any] = Future()
+                cluster.waiting.append(lambda: future.set_result(function(*args, **kwargs)))
+                return future
+
+        return Waiting()
+
+    def scheduler_info(self) -> dict[str, Any]:
+        now = self.workers.pop(0)
+        if not self.workers:
+            self.workers = [now]
+            for call in self.waiting if now else []:
+                call()
+            self.waiting = []
+        return {"workers": {worker: {} for worker in range(now)}}
+
+
+def test_a_cluster_whose_workers_are_all_gone_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = writing(tmp_path / "log", 2)
+    monkeypatch.setattr(sweep, "AGAIN", 0)
+    monkeypatch.setattr(sweep, "GONE", 0.1)
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=Cluster(2, 0)))
+    with pytest.raises(RuntimeError, match="host:1 has had no worker for") as caught:
+        run(jobs, tmp_path / "runs", executor="dask://host:1")
+    assert "0 finished jobs are kept" in caught.value.__notes__[0]
+    # The first worker is waited for, and one that comes back in time counts.
+    for looks in ((0, 0, 0, 1), (1, 0, 1)):
+        monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=Cluster(*looks)))
+        monkeypatch.setattr(sweep, "GONE", 0.1 if looks[0] == 0 else 100)
+        folder = tmp_path / str(looks[0])
+        assert_whole(folder, jobs, run(jobs, folder, executor="dask://host:1"))
+
+
+def test_an_executor_that_loses_a_job_or_is_shut_down_ends_the_sweep(tmp_path: Path) -> None:
+    class Forgetful(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            future: Future[Any] = Future()
+            future.cancel()
+            return future
+
+    jobs = writing(tmp_path / "log", 2)
+    with Forgetful(1) as executor, pytest.raises(RuntimeError, match=r"cancelled write\(.*gone"):
+        run(jobs, tmp_path / "runs", executor=executor)
+    with ThreadPoolExecutor(1) as closed:
+        pass
+    with pytest.raises(RuntimeError, match="takes no more jobs"):
+        run(jobs, tmp_path / "runs", executor=closed)
 
 
 def test_environments_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ TASKS: tuple[tuple[Task, int, float, float], ...] = (
     (Task("digits-mlp", "digits", "mlp", 64, 40, 64, 20, 5), 4, 0.02, 0.055),
     (Task("MNIST-n5000-mlp", "MNIST", "mlp", 64, 20, 100, 12, 5, n_train=5000, n_val=2000), 4,
      0.1, 0.2),
-    (_cifar("cifar10-jpeg-n4000", "small_cnn", 16, 20, **FEW), 5, 0.1, 1.0),
+    (_cifar("cifar10-jpeg-n4000", "small_cnn", 16, 15, **FEW), 5, 0.1, 0.8),
     (_cifar("cifar10-jpeg-n4000", "resnet18", 16, 10, **FEW), 6, 0.1, 5.0),
     (_cifar("cifar10-jpeg", "resnet18", 64, 50), 5, 2.0, 2800.0),
     (_cifar("CIFAR10", "resnet34", 64, 50), 8, 3.5, 5800.0),
@@ -206,7 +206,9 @@ def train_net(
 ) -> dict[str, Any]:
     """`train_one` of a given net."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, lr = model.to(device), setting["lr"]
+    # Channels-last, which GPUs want, saves a quarter of a narrow net's time on a CPU, too.
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    lr = setting["lr"]
     optimizer: torch.optim.Optimizer
     if method == "AdamW":
         decay = setting["weight_decay"]

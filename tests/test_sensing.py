@@ -62,9 +62,11 @@ def test_a_seed_is_one_problem_in_both_precisions():
 # Loss, gradient, metrics
 
 
-@pytest.mark.parametrize("members", [1, 2, 5])
-def test_gradient_is_that_of_autograd_on_the_plain_form(members):
-    p = small(m=600)  # several blocks of rows
+@pytest.mark.parametrize("members", [1, 2, 9])
+@pytest.mark.parametrize("block", [1, 1000, 10**6])  # bytes: a row, some rows, all of them
+def test_gradient_is_that_of_autograd_on_the_plain_form(members, block, monkeypatch):
+    monkeypatch.setattr(sensing, "_BLOCK", block)
+    p = small(m=50)
     u = start(members, 6, 4).requires_grad_()
     residuals = (unpack(p.train) * (u @ u.mT)[:, None]).sum((-2, -1)) - p.train_y
     plain = residuals.square().mean(-1) / 4

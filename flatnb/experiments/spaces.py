@@ -9,8 +9,12 @@ evenly spaced; with d > 1 they are the first points of the additive sequence
 which fills the unit cube evenly for any number of points, and whose first points are those of every
 smaller budget (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
 
-AdaFlood has auxiliary nets, trained before it, which its passes count; see `AUXILIARY`. bSAM is not
-here: it is an optimizer with a closure, which `flatnb.fit` does not take.
+AdaFlood has auxiliary nets, trained before it, which its passes count; see `AUXILIARY`.
+
+bSAM is not here. It is an optimizer, one call of which takes both gradients and moves the weights;
+`flatnb.fit` looks at the gradient between the two, to stop before a step that is not finite, and
+counts the passes of methods only. And its radius is one number for a group of parameters, where an
+ensemble needs one a member.
 """
 
 from __future__ import annotations

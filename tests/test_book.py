@@ -1,12 +1,20 @@
-"""The book's sources: clean notebooks of one layout, every page there, one address."""
+"""The book's sources: clean notebooks of one layout, all pages, one address; other parameters."""
 
 import ast
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
+import papermill
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from flatnb import cli, notebook, records
 
@@ -145,3 +153,229 @@ def test_numbers_in_notebooks_are_those_of_their_records(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.md")), ids=lambda path: path.stem)
 def test_numbers_in_prose_are_those_of_their_records(path: Path) -> None:
     assert records.faults(path.read_text(encoding="utf-8")) == []
+
+
+# --- other values ---------------------------------------------------------------------------------
+
+# Of each notebook: parameters that are not its defaults, and settings below those of the smoke
+# profile, so that all notebooks together take seconds.
+OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "01_what_is_a_flat_minimum": (
+        {"seed": 1, "batch": 20, "noise": 0.1, "label_noise": 0.1, "rescale": 2.0},
+        {"seeds": 2, "max_steps": 20, "draws": 2},
+    ),
+    "02_flooding": (
+        {"seed": 1, "level": 0.1, "label_noise": 0.2},
+        {"seeds": 2, "width": 4, "steps": 12, "every": 2, "draws": 2},
+    ),
+    "03_soft_ascent_descent": (
+        {"points": "spiral", "theta": 0.5, "seed": 1, "label_noise": 0.0},
+        {"seeds": 2, "width": 4, "epochs": 2, "values": 2, "n_test": 50},
+    ),
+    "04_two_classes_in_the_plane": (
+        {"seeds": 2, "label_noise": 0.0},
+        {"width": 4, "epochs": 2, "n_test": 50, "every": 1},
+    ),
+    "05_sharpness_aware_minimization": (
+        {"examples": 100, "seeds": 2, "label_noise": 0.0},
+        {"width": 4, "epochs": 6, "rounds": 1},
+    ),
+    "06_noise_stability": (
+        {"seed": 1, "sigma": 0.05, "net_sigma": 0.02},
+        {"draws": 20, "d": 8, "steps": 20, "epochs": 1},
+    ),
+    "07_relative_flatness": (
+        {"examples": 100, "seeds": 2, "label_noise": 0.0},
+        {"width": 4, "epochs": 1, "batches": (100,), "draws": 5},
+    ),
+    "08_images": (
+        {"dataset": "pictures", "folder": "of the test", "size": 8, "seeds": 2, "epochs": 1},
+        {"width": 2},
+    ),
+    "09_fine_tuning": (
+        {"methods": "ERM, SAM", "shots": 5},
+        {"width": 2, "pretrain": 1, "epochs": 1, "settings": 2, "seeds": 2, "n_train": 100},
+    ),
+    "10_hessian_eigenvalues": (
+        {"plane_set": "spiral", "seeds": 2, "rescale": 2.0, "label_noise": 0.0},
+        {"width": (4, 2), "epochs": (2, 1), "examples": 16},
+    ),
+    "11_scoreboard": ({"board": "images/*", "methods": "ERM, SAM, NSO", "level": 0.1}, {}),
+    "12_audit": (
+        {"seed": 1, "sigma": 0.3, "rho": 0.05, "alpha": 0.6},
+        {"draws": 10, "path": 5},
+    ),
+    "A1_in_your_own_loop": ({"rho": 0.1, "micro_batches": 2, "seed": 1}, {"epochs": 1}),
+    "A2_adding_a_method": ({"seed": 1}, {"seeds": 2, "epochs": 1}),
+}
+
+
+@pytest.fixture
+def beside_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In their folder, and as before afterwards: cells run in this process, without a kernel."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    dtype = torch.get_default_dtype()
+    with plt.rc_context():
+        yield
+    torch.set_default_dtype(dtype)
+    plt.close("all")
+
+
+def sources(path: Path, profile: str, **values: Any) -> list[str]:
+    """The notebook's code, the values put in by papermill."""
+    content = papermill.execute_notebook(
+        path, None, {"profile": profile, **values}, prepare_only=True, progress_bar=False
+    )
+    return [cell.source for cell in content.cells if cell.cell_type == "code"]
+
+
+def execute(source: str, names: dict[str, Any]) -> None:
+    exec(compile(source, source.splitlines()[0], "exec"), names)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Small images in folders, of two classes."""
+    pixels = np.random.default_rng(0)
+    for part, n in (("train", 20), ("test", 5)):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(n):
+                image = pixels.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+                Image.fromarray(image).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("beside_the_notebooks")
+@pytest.mark.parametrize(
+    "path",
+    [
+        # The spectra of many nets take their time, whatever the settings.
+        pytest.param(path, marks=[pytest.mark.slow] * (path.stem[:2] == "10"), id=path.stem)
+        for path in NOTEBOOKS
+    ],
+)
+def test_runs_to_the_end_with_other_values(
+    path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, small = OTHER[path.stem]
+    declared = notebook.parameters(path)
+    assert all(value != declared[name].default for name, value in values.items())
+    of_profile = notebook.settings
+
+    def fewer(profile: str, **choices: dict[str, Any]) -> SimpleNamespace:
+        chosen = vars(of_profile(profile, **choices))
+        assert small.keys() <= chosen.keys()
+        return SimpleNamespace(**chosen | small)
+
+    monkeypatch.setattr(notebook, "settings", fewer)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pictures / "cache"))
+    if "folder" in values:
+        values = values | {"folder": str(pictures)}
+    names = {"__name__": "__main__", "display": print}
+    for source in sources(path, "smoke", **values):
+        execute(source, names)
+        plt.close("all")
+
+
+# More values, run with OTHER's at the smoke profile itself. $FLATNB_DATA holds these sets.
+MORE: list[tuple[str, dict[str, Any]]] = [
+    ("01_what_is_a_flat_minimum", {"seed": 2, "noise": 0.2, "batch": 50}),
+    ("02_flooding", {"seed": 2, "level": 0.4, "label_noise": 0.0}),
+    ("03_soft_ascent_descent", {"points": "sinusoid", "theta": 1.0, "seed": 3}),
+    ("04_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
+    ("05_sharpness_aware_minimization", {"dataset": "MNIST"}),
+    ("06_noise_stability", {"seed": 2, "sigma": 0.2, "net_sigma": 0.1}),
+    ("07_relative_flatness", {"dataset": "MNIST"}),
+    ("09_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
+    ("10_hessian_eigenvalues", {"dataset": "MNIST", "plane_set": "gaussian"}),
+    ("11_scoreboard", {"board": "plane/*/narrow-grid", "wide": "none/*", "baseline": "SAM"}),
+    ("11_scoreboard", {"board": "none/*", "methods": "ERM, SAM, Flooding"}),
+    ("12_audit", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
+    ("A1_in_your_own_loop", {"seed": 2, "micro_batches": 8, "rho": 0.2}),
+    ("A2_adding_a_method", {"seed": 2}),
+]
+CASES = [(name, values) for name, (values, _) in OTHER.items()] + MORE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        pytest.param(name, values, marks=[pytest.mark.data] * ("MNIST" in values.values()))
+        for name, values in CASES
+    ],
+)
+def test_runs_in_a_kernel_with_other_values(
+    name: str, values: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    if "folder" in values:
+        values = values | {"folder": str(pictures)}
+    given = {key: str(value) for key, value in values.items()}
+    path, out = ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out"
+    (result,) = notebook.run([path], profile="smoke", given=given, jobs=1, out=out)
+    assert result.error is None, result.error
+
+
+@each
+def test_every_parameter_is_tried_with_another_value(path: Path) -> None:
+    tried = set().union(*(values for name, values in CASES if name == path.stem))
+    assert tried >= notebook.parameters(path).keys() - {"profile"}
+
+
+# --- the settings of each profile -----------------------------------------------------------------
+
+
+def kind(value: Any) -> Any:
+    """What a setting is: its type, and that of its entries."""
+    if isinstance(value, list | tuple):
+        return type(value), *{type(entry) for entry in value}
+    return type(value)
+
+
+def larger(small: Any, large: Any) -> bool:
+    """Whether a setting does not shrink, as far as it has a size."""
+    if isinstance(small, tuple) and len(small) == len(large):
+        return all(map(larger, small, large))
+    return not isinstance(small, int | float) or large is None or small <= large
+
+
+@pytest.mark.usefixtures("beside_the_notebooks")
+@each
+def test_settings_of_the_profiles_are_alike_grow_and_are_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Found(Exception):
+        pass
+
+    found: dict[str, dict[str, Any]] = {}
+
+    def find(profile: str, **choices: dict[str, Any]) -> None:
+        found.update(choices)
+        raise Found
+
+    monkeypatch.setattr(notebook, "settings", find)
+    names = {"__name__": "__main__"}
+    cells = sources(path, "paper")
+    with pytest.raises(Found):
+        for source in cells:
+            execute(source, names)
+    smoke, laptop, paper = (found[profile] for profile in notebook.PROFILES)
+    for name in smoke:
+        kinds = {kind(each[name]) for each in (smoke, laptop, paper)} - {type(None), (tuple,)}
+        assert len(kinds) == 1, f"{name} is of kinds {kinds}"
+        assert larger(smoke[name], laptop[name]) and larger(laptop[name], paper[name]), name
+    tree = ast.parse("\n".join(cells))
+    (holder,) = {
+        node.targets[0].id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("settings(")
+    }
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == holder
+    }
+    assert used == smoke.keys()

@@ -309,9 +309,8 @@ def test_a_run_and_its_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_failing_cell_is_told_kept_and_never_reused(tmp_path: Path) -> None:
     bad = save(tmp_path / "bad.ipynb", "a = 1", "def f(x):\n    return 1 / x\nf(0)")
     dead = save(tmp_path / "dead.ipynb", "import os; os.kill(os.getpid(), 9)")
-    for _ in range(2):
-        results = notebook.run([bad, dead], profile="smoke", jobs=2, out=tmp_path / "out")
-        assert not any(one.reused for one in results)
+    results = notebook.run([bad, dead], profile="smoke", jobs=2, out=tmp_path / "out")
+    assert not any(notebook._finished(one) for one in results)
     assert results[0].error is not None and results[1].error is not None
     told = results[0].error.splitlines()
     assert told[0] == "cell 4 failed: ZeroDivisionError: division by zero"

@@ -46,7 +46,7 @@ def process(folder: Path, log: Path, count: int, seconds: float, workers: int) -
     )  # fmt: skip
 
 
-def until(fact: Callable[[], Any], seconds: float = 60) -> None:
+def until(fact: Callable[[], Any], seconds: float = 200) -> None:
     end = time.monotonic() + seconds
     while not fact():
         assert time.monotonic() < end, "it did not happen in time"

@@ -54,8 +54,9 @@ class HessianOperator:
             None takes all that require a gradient.
         train: Measure in train mode instead of eval mode.
         memory_bytes: Bound on graphs and on vectors, those of the algorithms that use the operator
-            included, by estimates good to 20 % or 10 MiB; the model, the data and torch itself are
-            not counted. None takes half of what is free.
+            included, by estimates good to 20 %; the model, the data and torch itself are not
+            counted (on a CPU its kernels took up to 50 MiB for code and work space). None takes
+            half of what is free.
 
     Raises:
         ValueError: See `Objective`.

@@ -289,6 +289,7 @@ def test_a_compiled_model_is_compiled_for_training_only():
         graphs.append([tuple(i.shape) for i in inputs if i.dim() == 2 and i.shape[-1] == 2])
         return graph
 
+    torch._dynamo.reset()  # it remembers the shapes that other tests gave the same net
     model, plain = net(), net()
     compiled = torch.compile(model, backend=backend)
     run = flatnb.fit(compiled, d, flatnb.SAM(0.05), sgd(compiled), epochs=3, seed=0)

@@ -18,6 +18,7 @@ import time
 import numpy as np
 import torch
 
+from benchmarks import keep_memory
 from flatnb.data import sensing
 from flatnb.data.sensing import Rule, unpack
 
@@ -71,6 +72,7 @@ def show(name: str, values: list[float]) -> None:
 
 
 def main() -> None:
+    keep_memory()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)

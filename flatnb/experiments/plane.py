@@ -55,7 +55,7 @@ PAPER = Scale("paper", 500, 500, 50, 20_000, 40, 15, 0.7, 75.0)
 # sets: 32 wide, 200 epochs (which bring ERM's training loss as low as 500 epochs do at 16 wide).
 NARROW = Scale("narrow", 32, 200, 50, 2_000, 40, 15, 0.5, 0.6)
 # The paper's net on a CPU: every fourth value, 5 seeds.
-COARSE = Scale("coarse", 500, 500, 50, 2_000, 10, 5, 0.5, 6.0)
+COARSE = Scale("coarse", 500, 500, 50, 2_000, 10, 5, 0.5, 10.0)
 
 
 # First the four of the equal grid and what they are measured by. The grids stop before SGD: at one

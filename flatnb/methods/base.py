@@ -225,8 +225,8 @@ class Step:
                 if penalty is not None:
                     objective = objective + penalty
                 if isinstance(factor, Tensor):
-                    factor = factor.to(objective.device, objective.dtype)
-                if isinstance(factor, Tensor) or factor != 1:
+                    objective = objective * factor.to(objective.device, objective.dtype)
+                elif factor != 1:  # most steps: two operations less
                     objective = objective * factor
                 loss = objective.sum() if objective.dim() else objective
                 (loss if self._scaler is None else self._scaler.scale(loss)).backward()

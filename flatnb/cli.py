@@ -109,10 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     clean.add_argument("--check", action="store_true", help="only name what is to be stripped")
     clean.set_defaults(command=clean_command)
 
-    address = commands.add_parser("address", help="set the repository's address",
-                                  description="Write the address into _config.yml, where the "
-                                  "pages' links come from, and each notebook's first cell; "
-                                  "without a url, bring the cells in line with _config.yml.")
+    address = commands.add_parser(
+        "address",
+        help="set the repository's address",
+        description="Write the address into _config.yml, where the "
+        "pages' links come from, and each notebook's first cell; "
+        "without a url, bring the cells in line with _config.yml.",
+    )
     address.add_argument("url", nargs="?", metavar="https://github.com/OWNER/NAME")
     address.add_argument("--branch", default="main", help="a branch or tag (default: main)")
     address.set_defaults(command=address_command)

@@ -153,7 +153,7 @@ def test_a_wrong_parameter_is_answered_with_the_known_ones(
     ("source", "message"),
     [
         (None, "0 cells tagged `parameters`"),
-        ("count: int = 3", "`profile: str = \"laptop\"` is missing"),
+        ("count: int = 3", '`profile: str = "laptop"` is missing'),
         (f"{PARAMETERS}\nwidth = 3", "`width = 3` is not"),
         (f"{PARAMETERS}\nwidth: int = 2 * count", "is not `name: type = value"),
         (f"{PARAMETERS}\nwidth: int = 2.5", "is not `name: type = value"),

@@ -31,6 +31,10 @@ Real = float | Tensor
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+class Again(Exception):
+    """Raised by a penalty that has missed what it needed, and would see it in another pass."""
+
+
 class Method:
     """Base of all methods. `backward` stands where `loss.backward()` stood.
 
@@ -55,7 +59,8 @@ class Method:
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
         """A term, shape () or (members,), added to the objective of each pass; None for none.
 
-        `losses` are the plain per-example losses, with their graph.
+        `losses` are the plain per-example losses, with their graph. Raising `Again` has the
+        closure called once more, for a pass that replaces this one.
         """
         return None
 
@@ -216,14 +221,13 @@ class Step:
 
     def _pass(self, factor: Real, *, last: bool) -> None:
         with self._no_sync(not last):
-            losses = self._call()
-            # An autocast region around the step is for the closure alone; in the backward it would
-            # lower the precision of products that the forward took in full.
+            try:
+                losses, objective = self._objective()
+            except Again:
+                if not self._seen_w:
+                    self._means.pop()
+                losses, objective = self._objective()
             with torch.autocast(losses.device.type, enabled=False):
-                objective = self._method.objective(losses)
-                penalty = self._method.penalty(self._model, losses)
-                if penalty is not None:
-                    objective = objective + penalty
                 if isinstance(factor, Tensor):
                     objective = objective * factor.to(objective.device, objective.dtype)
                 elif factor != 1:  # most steps: two operations less
@@ -235,6 +239,16 @@ class Step:
                 "no trainable parameter of the model got a gradient: the losses the closure "
                 "returned do not depend on this model"
             )
+
+    def _objective(self) -> tuple[Tensor, Tensor]:
+        """Call the closure; the per-example losses, and what is minimised, () or (members,)."""
+        losses = self._call()
+        # An autocast region around the step is for the closure alone; in the backward it would
+        # lower the precision of products that the forward took in full.
+        with torch.autocast(losses.device.type, enabled=False):
+            objective = self._method.objective(losses)
+            penalty = self._method.penalty(self._model, losses)
+            return losses, objective if penalty is None else objective + penalty
 
     def _call(self, needs_graph: bool = True) -> Tensor:
         self._streams.rewind()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from .base import Closure, Method, Real, per_member, real, unwrap, walk
+from .base import Again, Closure, Method, Real, per_member, real, unwrap, walk
 from .noise import Stream, rademacher
 from .normalisation import Elementary
 
 _LOSSES = ("cross_entropy", "auto")
+Path = tuple[str, ...] | None
 
 
 class FAM(Method):
@@ -57,7 +58,8 @@ class FAM(Method):
     Args:
         lam: weight of the penalty >= 0. kappa scales as the loss's curvature, a few to hundreds.
         layer: None, or the name of an `nn.Linear` as in `model.named_modules()`.
-        loss: of layer=None: "cross_entropy" (checked once, at the first step) or "auto".
+        loss: of layer=None: "cross_entropy" (checked at the first step, and whenever the graph
+            from the logits to the losses is a new one) or "auto".
         seed: of the generator that draws a and v.
     """
 
@@ -83,7 +85,12 @@ class FAM(Method):
         self.seed = self._stream.seed
         self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._attached = False
-        self._checked = False
+        # Ways from the last layer's output to the losses that are softmax cross-entropy.
+        self._checked: set[Path] = set()
+        # Hooks on every linear layer cost more than the penalty. After a first pass only the layer
+        # that ran last is hooked, and the graph from its output to the losses is compared.
+        self._usual: tuple[str, Path] | None = None
+        self._varies = False
 
     def attach(self, model: nn.Module) -> None:
         """Prepare a model for `torch.compile`: call it once, before compiling.
@@ -116,7 +123,8 @@ class FAM(Method):
         self._seen = None
         handles = []
         if self.layer is None and not self._attached:
-            handles = [layer.register_forward_hook(self._see) for layer in _plain_linear(model)]
+            layers = self._usual_layer(model) or _plain_linear(model)
+            handles = [layer.register_forward_hook(self._see) for layer in layers]
         try:
             with nullcontext() if self.layer is None else Elementary():
                 yield
@@ -128,7 +136,8 @@ class FAM(Method):
                 handle.remove()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor:
-        kappa = self._exact(losses) if self.layer is None else self._estimate(model, losses)
+        exact = self.layer is None
+        kappa = self._exact(model, losses) if exact else self._estimate(model, losses)
         return per_member("lam", self.lam, losses) * kappa
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,16 +153,39 @@ class FAM(Method):
         if torch.is_grad_enabled():
             self._seen = layer, inputs[0], output
 
-    def _exact(self, losses: Tensor) -> Tensor:
-        if self._seen is None:
+    def _usual_layer(self, model: nn.Module) -> list[nn.Linear]:
+        if self._usual is not None:
+            try:
+                layer = model.get_submodule(self._usual[0])
+            except AttributeError:  # another model
+                layer = None
+            # Under DistributedDataParallel one process alone cannot repeat a pass.
+            if isinstance(layer, nn.Linear) and unwrap(model) is model:
+                return [layer]
+            self._usual = None
+        return []
+
+    def _last(self, model: nn.Module, losses: Tensor) -> tuple[nn.Linear, Tensor, Tensor, Path]:
+        """The linear layer that ran last, its input and output, and the way from there on."""
+        seen, self._seen = self._seen, None
+        path = None if seen is None else _path(losses, seen[2])
+        if self._usual is not None and path != self._usual[1]:
+            self._usual, self._varies = None, True
+            raise Again
+        if seen is None:
             raise ValueError(
                 f"{self!r} saw no nn.Linear run in the closure. If the model is compiled, call "
                 "attach(model) on this very method before torch.compile(model); a layer inside a "
                 "checkpoint with use_reentrant=True runs without gradients: leave the last layer "
                 "out of it"
             )
-        layer, phi, z = self._seen
-        self._seen = None
+        if path and not (self._usual or self._varies or self._attached):
+            name = next((n for n, m in model.named_modules() if m is seen[0]), None)
+            self._usual = None if name is None else (name, path)
+        return *seen, path
+
+    def _exact(self, model: nn.Module, losses: Tensor) -> Tensor:
+        layer, phi, z, path = self._last(model, losses)
         if z.shape[:-1] != losses.shape:
             raise ValueError(
                 f"the last linear layer gave an output of shape {tuple(z.shape)} for losses of "
@@ -164,9 +196,9 @@ class FAM(Method):
         size = phi.to(weight.dtype).square().sum(-1)
         if self.loss == "auto":
             return (size * _trace(losses, z, weight @ weight.mT)).mean(-1)
-        if not self._checked:
+        if path not in self._checked:
             _check_cross_entropy(losses, z)
-            self._checked = True
+            self._checked.add(path)
         return (size * _row_variance(z.to(weight.dtype).softmax(-1), weight)).mean(-1)
 
     def _estimate(self, model: nn.Module, losses: Tensor) -> Tensor:
@@ -189,6 +221,21 @@ class FAM(Method):
         # The value is <Z, HZ>. H must not see through Z in the product, but Z depends on W all the
         # same: the second term is zero, and brings d<Z, HZ> through both Z's.
         return (z.detach() * hz + 2 * (z - z.detach()) * hz.detach()).sum((-1, -2))
+
+
+def _path(losses: Tensor, z: Tensor) -> Path:
+    """The names of what the graph holds between z and the losses; None if that is much."""
+    end = z.grad_fn
+    found: dict[Any, str] = {}
+    waiting = [losses.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node != end and node not in found:
+            found[node] = node.name()
+            waiting.extend(before for before, _ in node.next_functions)
+            if len(found) > 20:
+                return None
+    return tuple(found.values())
 
 
 def _row_variance(p: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import weakref
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatnb.ensemble import Ensemble
-from flatnb.methods import ERM, FAM, SAM, Flooding, SoftAD, compose
+from flatnb.methods import ERM, FAM, NSO, SAM, Flooding, SoftAD, compose
 from flatnb.methods.normalisation import Elementary
 
 LABELS = torch.arange(12) % 3
@@ -394,6 +395,80 @@ def test_members_estimates_are_those_of_members_alone() -> None:
 def _losses(z: Tensor) -> Tensor:
     y = LABELS.expand(z.shape[:-1])
     return F.cross_entropy(z.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+
+
+class _Heads(nn.Module):
+    """A trunk with BatchNorm and dropout, and two heads; `route` says through which a batch goes.
+
+    The second head takes the first one's place; the layer after follows it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.trunk = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3))
+        self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.after = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, route: str) -> Tensor:
+        phi = self.trunk(x)
+        if route == "second":
+            return self.second(phi)
+        z = self.first(phi)
+        return self.after(z) if route == "after" else z
+
+
+@pytest.mark.parametrize("others", [(), (SAM(0.1),), (NSO(0.05, seed=3),)], ids=repr)
+@pytest.mark.parametrize("route", ["first", "second", "after"])
+def test_another_layer_may_run_last_in_any_step(route, others) -> None:
+    """Gradients, statistics, random stream and value are those of a method that looks afresh."""
+    net = _Heads().double()
+    x = torch.randn(12, 3).double()
+
+    def closure(route: str) -> Callable[[], Tensor]:
+        return lambda: F.cross_entropy(net(x, route), LABELS, reduction="none")
+
+    used = FAM(0.5)
+    for _ in range(2):
+        compose(used, *copy.deepcopy(others)).backward(net, closure("first"))
+    start = copy.deepcopy(net.state_dict())
+    found = []
+    for method in (used, FAM(0.5)):
+        net.load_state_dict(start)
+        net.zero_grad()
+        torch.manual_seed(11)
+        value = compose(method, *copy.deepcopy(others)).backward(net, closure(route))
+        grads = [p.grad for p in net.parameters()]
+        buffers = [b.clone() for b in net.buffers()]
+        found.append([value, torch.rand(()), *grads, *buffers])
+    assert identical(*found)
+
+
+def test_the_usual_last_layer_costs_no_second_look() -> None:
+    """One call a step; one more where another layer runs last, and from then on one again."""
+    net, x = _Heads(), torch.randn(12, 3)
+    method, counts = FAM(0.5), []
+    for route in ("first", "first", "second", "first", "second"):
+        calls = Calls(lambda route=route: F.cross_entropy(net(x, route), LABELS, reduction="none"))
+        method.backward(net, calls)
+        counts.append(calls.count)
+    assert counts == [1, 1, 2, 1, 1]
+    other = Calls(problem(CROSS_ENTROPIES["smoothed"]))
+    method = FAM(0.5)
+    p = problem()
+    method.backward(p.model, p)
+    method.backward(other.closure.model, other)
+    assert other.count == 2  # the same layer, but another way from its output to the losses
+
+
+def test_another_loss_in_a_later_step_is_checked_too() -> None:
+    p, q = problem(), problem(OTHERS["temperature"])
+    method = FAM(1.0)
+    for step in (p, p, problem(CROSS_ENTROPIES["mixed"])):
+        method.backward(step.model, step)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="not softmax cross-entropy"):
+            method.backward(q.model, q)
 
 
 def test_no_graph_is_kept() -> None:

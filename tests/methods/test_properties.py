@@ -111,8 +111,10 @@ METHODS: dict[str, tuple[Maker, tuple[Callable[[Maker], None], ...]]] = {
     # checkpoint with BatchNorm in it the third (tests/methods/test_fam.py).
     "FAM, estimate": (
         lambda: FAM(0.05, layer="head"),
-        (*(p for p in CONTRACT if p is not assert_checkpointing_changes_nothing),
-         assert_finite_at_level),
+        (
+            *(p for p in CONTRACT if p is not assert_checkpointing_changes_nothing),
+            assert_finite_at_level,
+        ),
     ),
     "FAM, SAM": (lambda: compose(FAM(0.05), SAM(0.1)), CONTRACT),
 }

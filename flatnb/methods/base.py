@@ -227,7 +227,7 @@ class Step:
                 if not self._seen_w:
                     self._means.pop()
                 losses, objective = self._objective()
-            with torch.autocast(losses.device.type, enabled=False):
+            with _no_autocast(losses.device.type):
                 if isinstance(factor, Tensor):
                     objective = objective * factor.to(objective.device, objective.dtype)
                 elif factor != 1:  # most steps: two operations less
@@ -245,7 +245,7 @@ class Step:
         losses = self._call()
         # An autocast region around the step is for the closure alone; in the backward it would
         # lower the precision of products that the forward took in full.
-        with torch.autocast(losses.device.type, enabled=False):
+        with _no_autocast(losses.device.type):
             objective = self._method.objective(losses)
             penalty = self._method.penalty(self._model, losses)
             return losses, objective if penalty is None else objective + penalty
@@ -257,7 +257,6 @@ class Step:
         with self._method.watch(self._model):
             losses = self._closure()
         if self._statistics is None:
-            self._streams.note_end()
             statistics = running_statistics(self._normalising)
             self._statistics = statistics, [s.clone() for s in statistics]
         check_losses(losses, self.members, needs_graph)
@@ -377,7 +376,7 @@ class _Streams:
     """The random streams a forward pass draws from, replayed so that all passes draw the same."""
 
     def __init__(self, params: Sequence[Tensor], core: nn.Module) -> None:
-        self._devices = [d for d in {p.device for p in params} if d.type != "cpu"]
+        self._devices = list({p.device for p in params if not p.is_cpu})
         self._generators: Sequence[torch.Generator] = getattr(core, "generators", ())
         self._start: list[Any] | None = None
         self._end: list[Any] | None = None
@@ -386,12 +385,10 @@ class _Streams:
         """Before each pass: to where the first one began."""
         if self._start is None:
             self._start = self._get()
-        else:
-            self._set(self._start)
-
-    def note_end(self) -> None:
-        """After the first pass: this is where the step will leave the streams."""
-        self._end = self._get()
+            return
+        if self._end is None:  # after the first pass: where the step will leave the streams
+            self._end = self._get()
+        self._set(self._start)
 
     def finish(self) -> None:
         if self._end is not None:
@@ -413,6 +410,11 @@ class _Streams:
 
 def _args(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)  # one MPS device, named by its module
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    on = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -455,20 +457,20 @@ def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
             "synchronised each time; a method may take several. Use static_graph=False, with "
             "find_unused_parameters=True if some take no part"
         )
-    params: dict[Tensor, None] = {}
+    params: dict[int, Tensor] = {}  # by id: a tensor's own hash is a slow call
     normalising: list[nn.Module] = []
     modules = walk(model)
     for module in modules:
         for p in module._parameters.values():
             if p is not None and p.requires_grad:
-                params[p] = None
+                params[id(p)] = p
         if module._buffers and module._buffers.get("running_mean") is not None:
             normalising.append(module)
     # A model can be sharded only if this module was loaded, which takes a second.
     fsdp = sys.modules.get("torch.distributed.fsdp")
     if fsdp is not None:
         _refuse_sharded(model, {type(module) for module in modules}, fsdp)
-    return list(params), normalising
+    return list(params.values()), normalising
 
 
 def _refuse_sharded(model: nn.Module, kinds: set[type], fsdp: Any) -> None:

@@ -93,7 +93,9 @@ def about(revision: str) -> str:
     import flatnb
 
     cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    device = torch.cuda.get_device_name() if cuda else cpu
     return f"{device} · torch {torch.__version__} · flatnb {flatnb.__version__} ({revision})"
 
 

@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flatnb.curvature.convolution import Convolutions
 from flatnb.curvature.memory import available_bytes, human
 from flatnb.curvature.objective import (
     Batches,
@@ -70,6 +72,8 @@ class HessianOperator:
             made in passing.
         example_bytes: What of it an example takes.
     """
+
+    _curved = True  # the gradient is differentiated through the net's activations and weights
 
     def __init__(
         self,
@@ -187,7 +191,7 @@ class HessianOperator:
             with objective.arithmetic():
                 return _join(self._kept(pieces, batched), pieces, batched)
         total = torch.zeros_like(v)
-        with torch.enable_grad(), objective.evaluating():
+        with self._recording():
             for chunk in self._passing:
                 total += _join(self._linearise([chunk])(pieces, batched), pieces, batched)
         return total
@@ -225,6 +229,11 @@ class HessianOperator:
         return max(1, room // self.graph_bytes)
 
     # -- graphs --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        with torch.enable_grad(), self.objective.evaluating(), Convolutions(self._curved):
+            yield
 
     def _linearise(self, chunks: Sequence[Chunk]) -> _Linear:
         """The map v -> product over `chunks`, with the graph it runs through."""
@@ -265,7 +274,7 @@ class HessianOperator:
         self._passing = passing
         self.graph_bytes = vectors + (sum(self._sizes) if fits else min(room, max(self._sizes)))
         if fits:
-            with torch.enable_grad(), self.objective.evaluating():
+            with self._recording():
                 self._kept = self._linearise(chunks)
 
     def _can_cut(self, chunk: Chunk) -> bool:
@@ -291,7 +300,7 @@ class HessianOperator:
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with torch.enable_grad(), self.objective.evaluating(), hooks:
+        with self._recording(), hooks:
             graph = self._linearise([chunk])
         del graph
         return _TRANSIENT * sum(found.values())
@@ -312,6 +321,8 @@ class GaussNewtonOperator(HessianOperator):
     For a loss convex in the outputs, G is positive semidefinite, and for softmax cross-entropy it
     is the Fisher matrix. `loss_fn` must act on a single tensor of outputs.
     """
+
+    _curved = False  # J v is linear in v, and that is all of it that is differentiated
 
     def _linearise(self, chunks: Sequence[Chunk]) -> _Linear:
         maps = [self._linearise_chunk(chunk) for chunk in chunks]

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatnb.curvature.convolution import Convolutions
 from flatnb.curvature.memory import available_bytes, human
 from flatnb.curvature.objective import (
     Batches,
@@ -33,6 +32,7 @@ from flatnb.curvature.objective import (
     check_loss,
     flatten,
 )
+from flatnb.curvature.second_order import SecondOrder
 
 # From one tensor a parameter (with a leading axis if batched) to the product, likewise.
 _Linear = Callable[[Sequence[Tensor], bool], Sequence[Tensor | None]]
@@ -232,7 +232,7 @@ class HessianOperator:
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
-        with torch.enable_grad(), self.objective.evaluating(), Convolutions(self._curved):
+        with torch.enable_grad(), self.objective.evaluating(), SecondOrder(self._curved):
             yield
 
     def _linearise(self, chunks: Sequence[Chunk]) -> _Linear:

@@ -1,4 +1,4 @@
-"""The operators' convolutions against PyTorch's own, and against dense matrices in float64."""
+"""The operators' own layers against PyTorch's own, and against dense matrices in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatnb.curvature import GaussNewtonOperator, HessianOperator
-from flatnb.curvature.convolution import Convolutions
+from flatnb.curvature.second_order import SecondOrder
 
 LAYERS = {
     "1-d": (nn.Conv1d(2, 4, 3, padding=1), (5,)),
@@ -24,6 +24,19 @@ LAYERS = {
     "same": (nn.Conv2d(2, 4, 3, padding="same"), (5, 4)),
     "reflected": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (5, 4)),
     "transposed": (nn.ConvTranspose2d(2, 4, 2), (5, 4)),
+    "max-pooling": (nn.Sequential(nn.Conv2d(2, 4, 2), nn.MaxPool2d(2)), (5, 4)),
+    "max-pooling, overlapping": (
+        nn.Sequential(
+            nn.Conv2d(2, 4, 2), nn.MaxPool2d((3, 2), (2, 1), (1, 0), (1, 2), False, True)
+        ),
+        (5, 4),
+    ),
+    "max-pooling in 1-d": (nn.Sequential(nn.Conv1d(2, 4, 2), nn.MaxPool1d(2)), (5,)),
+    "ReLU": (nn.Sequential(nn.Conv2d(2, 4, 2), nn.ReLU(), nn.Conv2d(4, 4, 2)), (5, 4)),
+    "ReLU in place": (
+        nn.Sequential(nn.Conv2d(2, 4, 2), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 2)),
+        (5, 4),
+    ),
 }
 
 
@@ -76,7 +89,7 @@ def test_products_are_those_of_pytorchs_convolutions(name, operator, monkeypatch
     pieces = operator(net, loss, [(x, y)], memory_bytes=least)
     assert pieces.graph_bytes < kept.graph_bytes
     v = torch.randn(3, kept.size).double()
-    monkeypatch.setattr("flatnb.curvature.operator.Convolutions", lambda curved: nullcontext())
+    monkeypatch.setattr("flatnb.curvature.operator.SecondOrder", lambda curved: nullcontext())
     plain = torch.stack([operator(net, loss, [(x, y)]) @ one for one in v])
     for found in (kept.rows(v), kept._several(v), pieces.rows(v)):
         torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
@@ -86,7 +99,7 @@ def test_values_and_gradients_inside_the_context() -> None:
     net, x, y = problem("groups")
     params = list(net.parameters())
     plain = loss(net(x), y)
-    with Convolutions():
+    with SecondOrder():
         found = loss(net(x), y)
     assert torch.equal(found, plain)
     assert torch.equal(
@@ -94,7 +107,7 @@ def test_values_and_gradients_inside_the_context() -> None:
     )
     single = nn.Conv2d(2, 3, 3)  # without a batch
     image = torch.randn(2, 5, 5)
-    with Convolutions():
+    with SecondOrder():
         assert torch.equal(single(image), F.conv2d(image, single.weight, single.bias))
 
 

@@ -1,9 +1,12 @@
-"""Convolutions whose gradient is cheap to differentiate.
+"""Convolution, ReLU and max-pooling, so that their gradients are cheap to differentiate.
 
 A convolution is linear in its input and in its weight, so each derivative of its gradient is again
 a convolution, or one of the two gradients of one, for which there are fast kernels. PyTorch
 computes the derivative in the weight as a convolution of transposed tensors, with whole images for
 kernels, and that in the input even where nobody needs it, as for a net's first layer.
+
+The gradients of ReLU and max-pooling do not change with the input, as long as the same entries are
+passed on. Where PyTorch adds zeros for that, nothing is added here.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -92,8 +96,73 @@ class _Gradient(torch.autograd.Function):
         return dg, dx, dw, None, None
 
 
-class Convolutions(TorchFunctionMode):
-    """Inside this context `F.conv1d`, `conv2d` and `conv3d` are those above. Values are the same.
+class _ReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return _Masked.apply(g, y) if torch.is_grad_enabled() else _masked(g, y)
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return _masked(g, y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> Any:
+        return _masked(v, *ctx.saved_tensors), None
+
+
+def _masked(g: Tensor, y: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(g, y, 0)
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *how: Any) -> Tensor:
+        y, at = torch.ops.aten.max_pool2d_with_indices(x, *how)
+        ctx.save_for_backward(x, at)
+        ctx.how = how
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, at = ctx.saved_tensors
+        scattered = _Scattered.apply if torch.is_grad_enabled() else _scattered
+        return scattered(g, x, at, *ctx.how), *[None] * len(ctx.how)
+
+
+class _Scattered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, at: Tensor, *how: Any) -> Tensor:
+        ctx.save_for_backward(at)
+        ctx.others = 2 + len(how)
+        return _scattered(g, x, at, *how)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, v: Tensor) -> Any:
+        (at,) = ctx.saved_tensors
+        picked = v.flatten(-2).gather(-1, at.flatten(-2)).view(at.shape)
+        return picked, *[None] * ctx.others
+
+
+def _scattered(g: Tensor, x: Tensor, at: Tensor, *how: Any) -> Tensor:
+    return torch.ops.aten.max_pool2d_with_indices_backward(g, x, *how, at)
+
+
+class SecondOrder(TorchFunctionMode):
+    """Inside this context `F.conv1d` to `F.conv3d`, `F.relu` and `F.max_pool2d` are those above.
+
+    Values are the same.
 
     curved: False if their gradients will be differentiated by what they are multiplied with only,
         as in a product with a Jacobian.
@@ -106,17 +175,19 @@ class Convolutions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func in _REPLACED:
-            found = _arguments(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in (torch.conv1d, torch.conv2d, torch.conv3d):
+            found = _convolution(*args, **kwargs)
             if found is not None:
                 return _Convolution.apply(*found, self.curved)
-        return func(*args, **(kwargs or {}))
+        elif func is torch.relu or (func is F.relu and not _in_place(*args, **kwargs)):
+            return _ReLU.apply(kwargs.get("input", args[0] if args else None))
+        elif func is torch.max_pool2d:
+            return _MaxPool.apply(*_max_pool(*args, **kwargs))
+        return func(*args, **kwargs)
 
 
-_REPLACED = (torch.conv1d, torch.conv2d, torch.conv3d)
-
-
-def _arguments(
+def _convolution(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -130,3 +201,20 @@ def _arguments(
         return None
     wide = [(n,) * dims if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation)]
     return input, weight, bias, _Geometry(wide[0], wide[1], wide[2], groups)
+
+
+def _in_place(input: Tensor, inplace: bool = False) -> bool:
+    return inplace
+
+
+def _max_pool(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> tuple[Any, ...]:
+    sizes = kernel_size, stride or kernel_size, padding, dilation
+    pairs = [[n, n] if isinstance(n, int) else list(n) for n in sizes]
+    return input, *pairs, ceil_mode

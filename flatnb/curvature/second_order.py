@@ -1,9 +1,12 @@
-"""Convolution, ReLU and max-pooling, so that their gradients are cheap to differentiate.
+"""Convolution, BatchNorm, ReLU, max-pooling, so that their gradients are cheap to differentiate.
 
 A convolution is linear in its input and in its weight, so each derivative of its gradient is again
 a convolution, or one of the two gradients of one, for which there are fast kernels. PyTorch
 computes the derivative in the weight as a convolution of transposed tensors, with whole images for
 kernels, and that in the input even where nobody needs it, as for a net's first layer.
+
+So is BatchNorm in eval mode linear in its input and in its scale; PyTorch's second derivative is
+written for train mode as well, and takes three times as many passes over the activations.
 
 The gradients of ReLU and max-pooling do not change with the input, as long as the same entries are
 passed on. Where PyTorch adds zeros for that, nothing is added here.
@@ -96,6 +99,59 @@ class _Gradient(torch.autograd.Function):
         return dg, dx, dw, None, None
 
 
+class _Affine(torch.autograd.Function):
+    """x * scale + shift, channel by channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, curved: bool) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.curved = curved
+        zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
+        return torch.batch_norm(x, scale, shift, zeros, ones, False, 0.0, 0.0, False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, scale = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():
+            return *_affine_gradient(g, x, scale, wanted), None
+        if not ctx.curved:
+            x, scale = x.detach(), scale.detach()
+        return *_AffineGradient.apply(g, x, scale, wanted), None
+
+
+class _AffineGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, scale: Tensor, wanted: Any) -> Any:
+        ctx.save_for_backward(g, x, scale)
+        ctx.set_materialize_grads(False)
+        return _affine_gradient(g, x, scale, wanted)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, vx: Tensor | None, vs: Tensor | None, vt: Tensor | None) -> Any:
+        g, x, scale = ctx.saved_tensors
+        for_g, for_x, for_s = ctx.needs_input_grad[:3]
+        wide = (-1, *[1] * (x.dim() - 2))
+        dg = dx = ds = None
+        if for_g:
+            dg = torch.zeros_like(g) if vt is None else vt.view(wide).expand_as(g)
+            dg = dg if vx is None else torch.addcmul(dg, vx, scale.view(wide))
+            dg = dg if vs is None else torch.addcmul(dg, x, vs.view(wide))
+        if for_x and vs is not None:
+            dx = g * vs.view(wide)
+        if for_s and vx is not None:
+            ds = _affine_gradient(g, vx, scale, (False, True, False))[1]
+        return dg, dx, ds, None
+
+
+def _affine_gradient(g: Tensor, x: Tensor, scale: Tensor, wanted: Sequence[bool]) -> Any:
+    zeros, ones = torch.zeros_like(scale), torch.ones_like(scale)
+    return torch.ops.aten.native_batch_norm_backward(
+        g, x, scale, zeros, ones, None, None, False, 0.0, list(wanted)
+    )
+
+
 class _ReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -160,9 +216,8 @@ def _scattered(g: Tensor, x: Tensor, at: Tensor, *how: Any) -> Tensor:
 
 
 class SecondOrder(TorchFunctionMode):
-    """Inside this context `F.conv1d` to `F.conv3d`, `F.relu` and `F.max_pool2d` are those above.
-
-    Values are the same.
+    """Inside this context convolutions, `F.relu`, `F.max_pool2d` and, in eval mode, `F.batch_norm`
+    are those above. Values are the same, up to rounding.
 
     curved: False if their gradients will be differentiated by what they are multiplied with only,
         as in a product with a Jacobian.
@@ -177,11 +232,15 @@ class SecondOrder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in (torch.conv1d, torch.conv2d, torch.conv3d):
-            found = _convolution(*args, **kwargs)
-            if found is not None:
-                return _Convolution.apply(*found, self.curved)
+            convolution = _convolution(*args, **kwargs)
+            if convolution is not None:
+                return _Convolution.apply(*convolution, self.curved)
         elif func is torch.relu or (func is F.relu and not _in_place(*args, **kwargs)):
             return _ReLU.apply(kwargs.get("input", args[0] if args else None))
+        elif func is F.batch_norm:
+            affine = _affine(*args, **kwargs)
+            if affine is not None:
+                return _Affine.apply(*affine, self.curved)
         elif func is torch.max_pool2d:
             return _MaxPool.apply(*_max_pool(*args, **kwargs))
         return func(*args, **kwargs)
@@ -201,6 +260,25 @@ def _convolution(
         return None
     wide = [(n,) * dims if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation)]
     return input, weight, bias, _Geometry(wide[0], wide[1], wide[2], groups)
+
+
+def _affine(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Input, scale and shift; None where the statistics are the batch's."""
+    if training or running_mean is None or running_var is None:
+        return None
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale
+    return input, scale, shift if bias is None else shift + bias
 
 
 def _in_place(input: Tensor, inplace: bool = False) -> bool:

@@ -24,6 +24,12 @@ LAYERS = {
     "same": (nn.Conv2d(2, 4, 3, padding="same"), (5, 4)),
     "reflected": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (5, 4)),
     "transposed": (nn.ConvTranspose2d(2, 4, 2), (5, 4)),
+    "BatchNorm": (nn.Sequential(nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4)), (5, 4)),
+    "BatchNorm first": (nn.Sequential(nn.BatchNorm3d(2), nn.Conv3d(2, 4, 2)), (3, 3, 4)),
+    "BatchNorm without affine": (
+        nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Conv1d(2, 4, 2)),
+        (5,),
+    ),
     "max-pooling": (nn.Sequential(nn.Conv2d(2, 4, 2), nn.MaxPool2d(2)), (5, 4)),
     "max-pooling, overlapping": (
         nn.Sequential(
@@ -49,6 +55,14 @@ def problem(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     net = nn.Sequential(
         kind(1, 2, 1), nn.Tanh(), layer, nn.Softplus(), kind(4, 3, 1), nn.Flatten(2)
     ).double()
+    for module in net.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    net.eval()
     return net, torch.randn(6, 1, *size).double(), torch.arange(6) % 3
 
 

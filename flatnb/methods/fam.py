@@ -159,8 +159,7 @@ class FAM(Method):
                 layer = model.get_submodule(self._usual[0])
             except AttributeError:  # another model
                 layer = None
-            # Under DistributedDataParallel one process alone cannot repeat a pass.
-            if isinstance(layer, nn.Linear) and unwrap(model) is model:
+            if isinstance(layer, nn.Linear):
                 return [layer]
             self._usual = None
         return []
@@ -179,7 +178,8 @@ class FAM(Method):
                 "checkpoint with use_reentrant=True runs without gradients: leave the last layer "
                 "out of it"
             )
-        if path and not (self._usual or self._varies or self._attached):
+        # Not in a wrapper: under DistributedDataParallel one process alone cannot repeat a pass.
+        if path and not (self._usual or self._varies or self._attached) and unwrap(model) is model:
             name = next((n for n, m in model.named_modules() if m is seen[0]), None)
             self._usual = None if name is None else (name, path)
         return *seen, path

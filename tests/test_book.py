@@ -291,7 +291,6 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("09_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
     ("10_hessian_eigenvalues", {"dataset": "MNIST", "plane_set": "gaussian"}),
     ("11_scoreboard", {"board": "plane/*/narrow-grid", "wide": "none/*", "baseline": "SAM"}),
-    ("11_scoreboard", {"board": "none/*", "methods": "ERM, SAM, Flooding"}),
     ("12_audit", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
     ("A1_in_your_own_loop", {"seed": 2, "micro_batches": 8, "rho": 0.2}),
     ("A2_adding_a_method", {"seed": 2}),

@@ -318,6 +318,13 @@ def test_runs_in_a_kernel_with_other_values(
     assert result.error is None, result.error
 
 
+@pytest.mark.slow
+def test_a_board_that_names_no_record_is_refused_by_name(tmp_path: Path) -> None:
+    path, given = ROOT / "notebooks" / "11_scoreboard.ipynb", {"board": "none/*"}
+    (result,) = notebook.run([path], profile="smoke", given=given, jobs=1, out=tmp_path / "out")
+    assert "RecordError: nothing is named none/*" in str(result.error)
+
+
 @each
 def test_every_parameter_is_tried_with_another_value(path: Path) -> None:
     tried = set().union(*(values for name, values in CASES if name == path.stem))

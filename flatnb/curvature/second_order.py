@@ -63,10 +63,10 @@ class _Convolution(torch.autograd.Function):
             return *ctx.how.gradient(g, x, weight, wanted), None, None
         if not ctx.curved:
             x, weight = x.detach(), weight.detach()
-        return *_Gradient.apply(g, x, weight, ctx.how, wanted), None, None
+        return *_ConvolutionGradient.apply(g, x, weight, ctx.how, wanted), None, None
 
 
-class _Gradient(torch.autograd.Function):
+class _ConvolutionGradient(torch.autograd.Function):
     """With G the gradient of <g, x * w>: <v, G> is linear in each of g, x and w."""
 
     @staticmethod
@@ -216,8 +216,9 @@ def _scattered(g: Tensor, x: Tensor, at: Tensor, *how: Any) -> Tensor:
 
 
 class SecondOrder(TorchFunctionMode):
-    """Inside this context convolutions, `F.relu`, `F.max_pool2d` and, in eval mode, `F.batch_norm`
-    are those above. Values are the same, up to rounding.
+    """Inside this context the functions of the layers above are replaced; values are as without it.
+
+    They are `F.conv1d` to `conv3d`, `F.batch_norm` in eval mode, `F.relu` and `F.max_pool2d`.
 
     curved: False if their gradients will be differentiated by what they are multiplied with only,
         as in a product with a Jacobian.

@@ -95,7 +95,7 @@ def test_hessian_is_the_dense_one(name) -> None:
 
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
-def test_products_are_those_of_pytorchs_convolutions(name, operator, monkeypatch) -> None:
+def test_products_are_those_of_pytorchs_layers(name, operator, monkeypatch) -> None:
     """One at a time and several, on a kept graph and in pieces."""
     net, x, y = problem(name)
     kept = operator(net, loss, [(x, y)])

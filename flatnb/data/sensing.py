@@ -23,8 +23,8 @@ Activations", COLT 2018.
 
 What makes a step fast: A_i and X are symmetric, so both are held as the d(d+1)/2 numbers of `pack`,
 in which a measurement is an inner product and a row of the measurement matrix is plain N(0, 1)
-noise; all rules, seeds, draws and sides are columns of one product; and the matrix is taken block
-by block, each read once for the residuals and the gradient.
+noise; all rules, seeds, draws and sides are columns of one product; each thread has its own part of the
+measurements and takes it block by block, each read once for the residuals and the gradient.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, bmm
 
 # Bytes of the measurement matrix that a thread takes at once: few enough to stay in its core's own
 # cache (1 MB and more on servers) between the residuals and the gradient. From the cache that cores
@@ -70,20 +70,25 @@ class Problem:
         """grad f at each matrix in u, shape (..., d, width)."""
         x = pack(u @ u.mT)
         flat = x.reshape(-1, x.shape[-1])
-        columns = flat.T.contiguous()
-        total = torch.zeros_like(flat)
-        rows = self._rows_at_once()
-        for a, y in zip(self.train.split(rows), self.train_y.split(rows), strict=True):
+        parts, rows = self._cut()
+        # The same x for each part of the measurements: each thread sums over a part of its own.
+        here = flat.expand(parts, *flat.shape)
+        columns = flat.T.contiguous().expand(parts, -1, -1)
+        total = flat.new_zeros(here.shape)
+        matrix = self.train.view(parts, -1, flat.shape[-1]).split(rows, 1)
+        for a, y in zip(matrix, self.train_y.view(parts, 1, -1).split(rows, 2), strict=True):
             # Same numbers; MKL is faster the one way for few rows of x, the other for more.
-            predicted = flat @ a.T if len(flat) < 8 else (a @ columns).T
-            total.addmm_(predicted - y, a)
-        return unpack(total.div_(len(self.train)).view(x.shape)) @ u
+            predicted = bmm(here, a.mT) if len(flat) < 16 else bmm(a, columns).mT
+            total.baddbmm_(predicted.sub_(y), a)
+        return unpack(total.sum(0).div_(len(self.train)).view(x.shape)) @ u
 
-    def _rows_at_once(self) -> int:
+    def _cut(self) -> tuple[int, int]:
+        """Into how many parts the measurements are cut, and how many of each are taken at once."""
+        m = len(self.train)
         if self.train.device.type != "cpu":
-            return len(self.train)
-        row = self.train.shape[1] * self.train.element_size()
-        return max(1, torch.get_num_threads() * _BLOCK // row)
+            return 1, m
+        parts = max(i for i in range(1, torch.get_num_threads() + 1) if m % i == 0)
+        return parts, max(1, _BLOCK // (self.train.shape[1] * self.train.element_size()))
 
     def loss(self, u: Tensor) -> Tensor:
         """f of each matrix in u, shape (..., d, width) -> (...)."""

@@ -23,8 +23,8 @@ Activations", COLT 2018.
 
 What makes a step fast: A_i and X are symmetric, so both are held as the d(d+1)/2 numbers of `pack`,
 in which a measurement is an inner product and a row of the measurement matrix is plain N(0, 1)
-noise; all rules, seeds, draws and sides are columns of one product; each thread has its own part of the
-measurements and takes it block by block, each read once for the residuals and the gradient.
+noise; all rules, seeds, draws and sides are columns of one product; each thread has its own part of
+the measurements and takes it block by block, each read once for the residuals and the gradient.
 """
 
 from __future__ import annotations

@@ -192,8 +192,10 @@ def main() -> None:
         make, x = nets()[net]
         y = torch.randint(10, (BATCH,))
         if args.profile:
-            print(f"\n{net}, batch {BATCH}, {args.threads} threads: milliseconds of the parts of "
-                  f"a step, medians of {args.repeats}")
+            print(
+                f"\n{net}, batch {BATCH}, {args.threads} threads: milliseconds of the parts of "
+                f"a step, medians of {args.repeats}"
+            )
             for m in [flatnb.ERM(), *variants().values()]:
                 parts = profile(m, make, x, y, args.repeats)
                 line = "  ".join(f"{part} {ms:.1f}" for part, ms in parts.items())
@@ -204,8 +206,10 @@ def main() -> None:
         steps |= {name: ours(m, make, x, y) for name, m in variants().items()}
         steps |= packages(make, x, y)
         count = sum(p.numel() for p in make().parameters())
-        print(f"\n{net}: {count:,} parameters, batch {BATCH}, {args.threads} threads, "
-              f"{args.repeats} interleaved rounds, torch {torch.__version__}")
+        print(
+            f"\n{net}: {count:,} parameters, batch {BATCH}, {args.threads} threads, "
+            f"{args.repeats} interleaved rounds, torch {torch.__version__}"
+        )
         print(f"{'step':40s} {'median ms':>10s} {'ratio to SGD':>13s} {'IQR':>13s}", flush=True)
         seconds = measure(steps, args.repeats)
         for name, times in seconds.items():

@@ -1,4 +1,4 @@
-"""The nets of the papers, with torch's own initialisation.
+"""The nets of the papers, with torch's own initialisation or, for fine-tuning, ImageNet's weights.
 
 All give logits of shape (n, classes). Nets of the same arguments, made after the same
 ``torch.manual_seed``, start with the same parameters.
@@ -6,10 +6,15 @@ All give logits of shape (n, classes). Nets of the same arguments, made after th
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["mlp", "resnet18", "resnet34", "small_cnn"]
+from ._torchvision import load as load_torchvision
+
+__all__ = ["mlp", "pretrained", "resnet18", "resnet34", "small_cnn"]
+
+PRETRAINED = ("resnet18", "resnet34", "resnet50")
 
 
 def mlp(
@@ -107,6 +112,58 @@ def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Module:
     Otherwise, arguments and errors included, as `resnet18`.
     """
     return _resnet((3, 4, 6, 3), classes, channels, width)
+
+
+def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
+    """torchvision's ResNet with its first ImageNet weights and a new last layer, for fine-tuning.
+
+    Three children: images brought to what the net was trained on (three channels, size x size
+    pixels, bilinear), its body, Linear. Channels are to be standardised, as `flatnb.data.images`
+    does. The weights are read from torch's hub folder ($TORCH_HOME, else ~/.cache/torch), and
+    downloaded to it once if they are not there.
+
+    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016. Zhang, Li and
+    Ju fine-tune "resnet34" at 224 pixels with NSO.
+
+    Args:
+        net: "resnet18", "resnet34" or "resnet50".
+        classes: number of logits.
+        size: pixels a side; the net was trained on 224.
+
+    Raises:
+        ValueError: another net, or a number below 1.
+        FileNotFoundError: weights that are neither there nor can be downloaded.
+    """
+    _check(classes=classes, size=size)
+    if net not in PRETRAINED:
+        raise ValueError(f"net={net!r}; allowed: {', '.join(PRETRAINED)}")
+    zoo = load_torchvision().models
+    body = zoo.get_model(net)
+    try:
+        weights = zoo.get_model_weights(net).IMAGENET1K_V1.get_state_dict(
+            map_location="cpu", check_hash=True, weights_only=True
+        )
+    except Exception as error:  # no network, wrong checksum, full disk, half a file
+        raise FileNotFoundError(
+            f"the ImageNet weights of {net} are not in {torch.hub.get_dir()}/checkpoints, or not "
+            f"whole ({' '.join(str(error).split())[:200]}). Connect to the network, having deleted "
+            "what is there of them, or pretrain on other classes: flatnb.experiments.finetune"
+        ) from None
+    body.load_state_dict(weights)
+    features = body.fc.in_features
+    body.fc = nn.Identity()
+    return nn.Sequential(_ImageNetSize(size), body, nn.Linear(features, classes))
+
+
+class _ImageNetSize(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.expand(-1, 3, -1, -1)
+        size = (self.size, self.size)
+        return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _resnet(stages: tuple[int, ...], classes: int, channels: int, width: int) -> nn.Sequential:

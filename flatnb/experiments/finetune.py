@@ -3,7 +3,9 @@
 A net is trained by plain SGD on all images of the first half of the classes; then its last layer is
 made anew, and the whole net is trained by the method on few images of each class of the other half.
 Zhang, Li and Ju fine-tune nets trained on ImageNet instead; what they start from is larger, what
-they do with it is this. A seed is that of both trainings and of the images taken.
+they do with it is this. A task with `weights` starts as they do, from torchvision's ImageNet
+weights, and trains on few images of each class. A seed is that of both trainings, of the images
+taken and of the new layer.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import models
 from ..data import Data, Split
 from . import images, spaces
 from . import study as studies
@@ -26,6 +29,7 @@ from .spaces import Setting
 METHODS = ("ERM", "NSO", "WeightNoise", "SAM", "ASAM", "SoftAD", "Flooding", "IFlood", "GNP", "FAM",
            "USAM", "RSAM", "SWA", "EMA", "AdamW")  # fmt: skip
 PRETRAINING = {"lr": 0.1}
+PRETRAINING_TOLD = "ERM, SGD, momentum 0.9, lr 0.1, cosine"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Task:
         source: data, net, batches and augmentation; its epochs are those of the first training.
         shots: images of each class of the second half that are trained on.
         epochs: of fine-tuning.
+        weights: "ImageNet" for a net of `models.pretrained`, instead of the first training; then
+            all classes are trained on.
+        size: pixels that its images are brought to.
     """
 
     name: str
@@ -43,6 +50,12 @@ class Task:
     shots: int
     epochs: int
     every: int = 10
+    weights: str | None = None
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        if self.weights not in (None, "ImageNet"):
+            raise ValueError(f"weights={self.weights!r}; allowed: 'ImageNet' or None")
 
 
 # Task, its value, and minutes of one run of a 1-pass method: on a GPU, on one CPU core.
@@ -52,6 +65,10 @@ TASKS: tuple[tuple[Task, int, float, float], ...] = (
     (Task("cifar10-jpeg-20-shots",
           images.Task("cifar10-jpeg", "cifar10-jpeg", "resnet18", 64, 30, 128, 4, 3,
                       augment="crop, flip", weight_decay=5e-4), 20, 50), 7, 1.0, 850.0),
+    (Task("cifar10-jpeg-20-shots-ImageNet",
+          images.Task("cifar10-jpeg", "cifar10-jpeg", "resnet34", 64, 0, 32, 4, 3,
+                      augment="flip", weight_decay=1e-4, n_val=1000, n_test=2000), 20, 30, 30,
+          "ImageNet"), 7, 0.5, 60.0),
 )  # fmt: skip
 
 
@@ -70,20 +87,64 @@ def halves(data: Data, shots: int, seed: int) -> tuple[Data, Data]:
         name: Split(part.x[part.y >= middle], part.y[part.y >= middle] - middle)
         for name, part in parts.items()
     }
+    return (
+        replace(data, **first, classes=data.classes[:middle]),
+        few(replace(data, **second, classes=data.classes[middle:]), shots, seed),
+    )
+
+
+def few(data: Data, shots: int, seed: int) -> Data:
+    """The data with `shots` training images of each class, drawn under a seed.
+
+    Raises:
+        ValueError: fewer images of a class than `shots`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(second["train"]), generator=generator)
-    labels = second["train"].y[order]
+    order = torch.randperm(len(data.train), generator=generator)
+    labels = data.train.y[order]
     taken = []
-    for label in range(len(data.classes) - middle):
+    for label in range(len(data.classes)):
         of_class = order[labels == label]
         if len(of_class) < shots:
             raise ValueError(f"{len(of_class)} images of class {label}; {shots} shots are wanted")
         taken.append(of_class[:shots])
-    second["train"] = second["train"][torch.cat(taken)]
-    return (
-        replace(data, **first, classes=data.classes[:middle]),
-        replace(data, **second, classes=data.classes[middle:]),
+    return replace(data, train=data.train[torch.cat(taken)])
+
+
+def start(task: Task, seed: int) -> tuple[nn.Sequential, Data, float | None]:
+    """What fine-tuning starts from: a net, on the CPU, its data, and the first training's accuracy.
+
+    The accuracy is that on test images of the first half of the classes; None with ImageNet's
+    weights. The net ends in a Linear layer, which `renewed` makes anew.
+
+    Raises:
+        FileNotFoundError: see `models.pretrained` and `images.load`.
+        ValueError: see `halves`, and `models.pretrained` for the net of a task with `weights`.
+    """
+    source = task.source
+    data = images.load(source, seed)
+    if task.weights is not None:
+        net = models.pretrained(source.net, len(data.classes), size=task.size)
+        return net, few(data, task.shots, seed), None
+    first, second = halves(data, task.shots, seed)
+    torch.manual_seed(seed)
+    made = images.make_net(source, first)
+    assert isinstance(made, nn.Sequential)  # as all nets of `models` are
+    how = {"epochs": source.epochs, "every": source.epochs, "seed": seed}
+    done = images.train_net(
+        made, first, "ERM", PRETRAINING, **how, weight_decay=source.weight_decay
     )
+    return made.cpu(), second, done["metrics"]["test_accuracy"][0][0][-1]
+
+
+def renewed(net: nn.Sequential, classes: int, seed: int) -> nn.Sequential:
+    """A copy of the net with a new last layer, drawn under a seed."""
+    net = copy.deepcopy(net)
+    torch.manual_seed(seed + 1)  # not the stream of the first training's start
+    last = net[-1]
+    assert isinstance(last, nn.Linear)
+    net[-1] = nn.Linear(last.in_features, classes)
+    return net
 
 
 def train_one(*, task: dict[str, Any], method: str, setting: Setting, seed: int) -> dict[str, Any]:
@@ -93,27 +154,14 @@ def train_one(*, task: dict[str, Any], method: str, setting: Setting, seed: int)
         As `images.train_one`.
     """
     what = Task(**{**task, "source": images.Task(**task["source"])})
-    net, data = _pretrained(what.source, what.shots, seed)
-    model = copy.deepcopy(net)
-    torch.manual_seed(seed + 1)  # not the stream of the first training's start
-    assert isinstance(model, nn.Sequential) and isinstance(model[-1], nn.Linear)
-    model[-1] = nn.Linear(model[-1].in_features, len(data.classes))
+    net, data, _ = _started(what, seed)
     return images.train_net(
-        model, data, method, setting,
+        renewed(net, len(data.classes), seed), data, method, setting,
         epochs=what.epochs, every=what.every, seed=seed, weight_decay=what.source.weight_decay,
     )  # fmt: skip
 
 
-@lru_cache(maxsize=2)
-def _pretrained(source: images.Task, shots: int, seed: int) -> tuple[nn.Module, Data]:
-    first, second = halves(images.load(source, seed), shots, seed)
-    torch.manual_seed(seed)
-    net = images.make_net(source, first)
-    images.train_net(
-        net, first, "ERM", PRETRAINING,
-        epochs=source.epochs, every=source.epochs, seed=seed, weight_decay=source.weight_decay,
-    )  # fmt: skip
-    return net.cpu(), second
+_started = lru_cache(maxsize=2)(start)
 
 
 def study(
@@ -136,10 +184,8 @@ def experiment(
     # ERM's best rate was that end, so it was widened for all, before any record was made.
     rates = spaces.RATES["adam" if method == "AdamW" else "sgd"]
     settings = spaces.space(method, task.source.budget, rates)
-    told = {
-        **asdict(task), "name": f"finetune/{task.name}",
-        "pretraining": "ERM, SGD, momentum 0.9, lr 0.1, cosine",
-    }  # fmt: skip
+    pretraining = "torchvision, IMAGENET1K_V1" if task.weights else PRETRAINING_TOLD
+    told = {**asdict(task), "name": f"finetune/{task.name}", "pretraining": pretraining}
     what = studies.described(told, method, settings, task.source.seeds, rates)
     given = {"task": asdict(task), "method": method}
     sample = {**given, "task": {**asdict(task), "epochs": 1, "every": 1}}

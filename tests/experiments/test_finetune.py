@@ -4,7 +4,7 @@ import pytest
 import torch
 from made import record_of
 
-from flatnb import records
+from flatnb import models, records
 from flatnb.experiments import finetune, images
 
 SOURCE = images.Task("digits", "digits", "small_cnn", 2, 1, 64, 2, 2)
@@ -32,3 +32,26 @@ def test_makes_a_valid_record(method):
 def test_a_run_does_not_change_what_the_next_starts_from():
     given = {"task": dataclasses.asdict(TASK), "method": "ERM", "setting": {"lr": 0.1}, "seed": 0}
     assert finetune.train_one(**given) == finetune.train_one(**given)
+
+
+def test_imagenets_weights_take_all_classes_and_no_first_training(monkeypatch):
+    made = []
+
+    def pretrained(net, classes, *, size):
+        made.append((net, classes, size))
+        return models.small_cnn(1, classes, width=2)
+
+    monkeypatch.setattr(models, "pretrained", pretrained)
+    source = dataclasses.replace(SOURCE, net="resnet18", epochs=0)
+    task = finetune.Task("tiny", source, shots=3, epochs=1, weights="ImageNet", size=32)
+    net, data, accuracy = finetune.start(task, seed=0)
+    assert made == [("resnet18", 10, 32)] and accuracy is None
+    assert torch.bincount(data.train.y).tolist() == [3] * 10
+    new = finetune.renewed(net, 10, seed=0)
+    assert not torch.equal(new[-1].weight, net[-1].weight)
+    pairs = zip(new[:-1].parameters(), net[:-1].parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)
+    one = finetune.experiment(task, "SAM", value=1, gpu_minutes=1, cpu_minutes=1)
+    assert record_of(one)["task"]["pretraining"] == "torchvision, IMAGENET1K_V1"
+    with pytest.raises(ValueError, match="weights='imagenet'; allowed: 'ImageNet' or None"):
+        finetune.Task("tiny", source, shots=3, epochs=1, weights="imagenet")

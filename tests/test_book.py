@@ -247,7 +247,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# What makes the paper profile's nets and problems as large as they are: these, too, take some steps.
+# What makes the nets and problems of the paper profile large: these, too, take some steps.
 SIZES = {"width", "hidden", "d", "rank"}
 
 

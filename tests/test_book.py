@@ -15,8 +15,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import nn
 
-from flatnb import cli, notebook, records
+from flatnb import cli, models, notebook, records
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -249,25 +250,46 @@ def pictures(tmp_path: Path) -> Path:
 
 # What makes the nets and problems of the paper profile large: these, too, take some steps.
 SIZES = {"width", "hidden", "d", "rank"}
+SMALL_RUNS = [(path, "smoke") for path in NOTEBOOKS]
+SMALL_RUNS += [
+    (path, "paper")
+    for path in NOTEBOOKS
+    # The spectra of nets of that size take many minutes.
+    if SIZES & OTHER[path.stem][1].keys() and path.stem[:2] != "10"
+]
 
 
 @pytest.mark.usefixtures("beside_the_notebooks")
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("profile", ["smoke", pytest.param("paper", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "path",
+    ("path", "profile"),
     [
         # The spectra of many nets take their time, whatever the settings.
-        pytest.param(path, marks=[pytest.mark.slow] * (path.stem[:2] == "10"), id=path.stem)
-        for path in NOTEBOOKS
+        pytest.param(
+            path,
+            profile,
+            marks=[pytest.mark.slow] * (profile == "paper" or path.stem[:2] == "10"),
+            id=f"{path.stem}-{profile}",
+        )
+        for path, profile in SMALL_RUNS
     ],
 )
 def test_runs_to_the_end_with_other_values(
     path: Path, profile: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values, small = OTHER[path.stem]
+    values, _ = OTHER[path.stem]
     declared = notebook.parameters(path)
     assert all(value != declared[name].default for name, value in values.items())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pictures / "cache"))
+    if "folder" in values:
+        values = values | {"folder": str(pictures)}
+    run_here(path, profile, values, monkeypatch)
+
+
+def run_here(
+    path: Path, profile: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cells in this process, with the settings of OTHER."""
+    _, small = OTHER[path.stem]
     of_profile = notebook.settings
 
     def fewer(profile: str, **choices: dict[str, Any]) -> SimpleNamespace:
@@ -277,13 +299,26 @@ def test_runs_to_the_end_with_other_values(
         return SimpleNamespace(**chosen | small | (sizes if profile == "paper" else {}))
 
     monkeypatch.setattr(notebook, "settings", fewer)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(pictures / "cache"))
-    if "folder" in values:
-        values = values | {"folder": str(pictures)}
     names = {"__name__": "__main__", "display": print}
     for source in sources(path, profile, **values):
         execute(source, names)
         plt.close("all")
+
+
+IMAGENET = {"imagenet": "resnet18", "methods": "ERM, SAM", "shots": 5}
+
+
+@pytest.mark.usefixtures("beside_the_notebooks")
+def test_fine_tuning_runs_from_weights_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def pretrained(net: str, classes: int, *, size: int) -> nn.Module:
+        made.append((net, classes, size))
+        return models.small_cnn(1, classes, width=2)  # a ResNet's many probes would take minutes
+
+    monkeypatch.setattr(models, "pretrained", pretrained)
+    run_here(ROOT / "notebooks" / "09_fine_tuning.ipynb", "smoke", IMAGENET, monkeypatch)
+    assert set(made) == {("resnet18", 10, 224)}
 
 
 # More values, run with OTHER's at the smoke profile itself. $FLATNB_DATA holds these sets.
@@ -334,7 +369,8 @@ def test_a_board_that_names_no_record_is_refused_by_name(tmp_path: Path) -> None
 
 @each
 def test_every_parameter_is_tried_with_another_value(path: Path) -> None:
-    tried = set().union(*(values for name, values in CASES if name == path.stem))
+    cases = [*CASES, ("09_fine_tuning", IMAGENET)]
+    tried = set().union(*(values for name, values in cases if name == path.stem))
     assert tried >= notebook.parameters(path).keys() - {"profile"}
 
 

@@ -130,10 +130,10 @@ def start(task: Task, seed: int) -> tuple[nn.Sequential, Data, float | None]:
     torch.manual_seed(seed)
     made = images.make_net(source, first)
     assert isinstance(made, nn.Sequential)  # as all nets of `models` are
-    how = {"epochs": source.epochs, "every": source.epochs, "seed": seed}
     done = images.train_net(
-        made, first, "ERM", PRETRAINING, **how, weight_decay=source.weight_decay
-    )
+        made, first, "ERM", PRETRAINING,
+        epochs=source.epochs, every=source.epochs, seed=seed, weight_decay=source.weight_decay,
+    )  # fmt: skip
     return made.cpu(), second, done["metrics"]["test_accuracy"][0][0][-1]
 
 
@@ -154,7 +154,7 @@ def train_one(*, task: dict[str, Any], method: str, setting: Setting, seed: int)
         As `images.train_one`.
     """
     what = Task(**{**task, "source": images.Task(**task["source"])})
-    net, data, _ = _started(what, seed)
+    net, data, _ = _started(replace(what, epochs=1, every=1), seed)  # the same for any epochs
     return images.train_net(
         renewed(net, len(data.classes), seed), data, method, setting,
         epochs=what.epochs, every=what.every, seed=seed, weight_decay=what.source.weight_decay,

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 from scipy import stats
 
@@ -265,10 +266,10 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
             continue
         if task not in bases:
             raise ValueError(f"{task} has no run of the baseline {baseline!r}")
-        base = _chosen(bases[task], metric)
+        base = _chosen(bases[task], metric).reindex(record["seeds"]).to_numpy()
+        differences = np.array(_metric(record, metric), dtype=float) - base  # (setting, seed)
         for index, setting in enumerate(record["settings"]):
-            own = pandas.Series(_metric(record, metric)[index], record["seeds"], dtype=float)
-            summary = _summary((own - base).dropna())
+            summary = _summary(differences[index])
             rows.append({
                 "task": task, "method": record["method"], "setting": index, **setting,
                 "difference": summary["mean"], "interval": summary["interval"], "n": summary["n"],

@@ -200,15 +200,20 @@ def mean_interval(values: Sequence[float | None]) -> tuple[float, float]:
 
     The mean of nothing and the interval of less than two values are nan.
     """
-    from scipy import stats
-
     there = [one for one in values if one is not None]
     n = len(there)
     mean = math.fsum(there) / n if n else math.nan
     if n < 2:
         return mean, math.nan
     deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in there) / (n - 1))
-    return mean, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    return mean, _t975(n - 1) * deviation / math.sqrt(n)
+
+
+@functools.cache
+def _t975(freedom: int) -> float:
+    from scipy import stats
+
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def frame(record: Mapping[str, Any]) -> pandas.DataFrame:

@@ -51,7 +51,7 @@ class Plain:
 
 
 def plain_seconds(plain: Plain, rules: list[Rule]) -> float:
-    """Seconds for one step of each rule, of as many as take half a second."""
+    """Seconds for one step of each rule, a mean over half a second and more."""
     u = np.random.default_rng(1).standard_normal((plain.d, plain.d))
     time.sleep(PAUSE)
     steps = 0

@@ -115,12 +115,12 @@ def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Module:
 
 
 def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
-    """torchvision's ResNet with its first ImageNet weights and a new last layer, for fine-tuning.
+    """torchvision's ResNet with its ImageNet weights and a new last layer, for fine-tuning.
 
     Three children: images brought to what the net was trained on (three channels, size x size
     pixels, bilinear), its body, Linear. Channels are to be standardised, as `flatnb.data.images`
-    does. The weights are read from torch's hub folder ($TORCH_HOME, else ~/.cache/torch), and
-    downloaded to it once if they are not there.
+    does. The weights, torchvision's IMAGENET1K_V1, are read from torch's hub folder ($TORCH_HOME,
+    else ~/.cache/torch), and downloaded to it once if they are not there.
 
     Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016. Zhang, Li and
     Ju fine-tune "resnet34" at 224 pixels with NSO.

@@ -16,6 +16,7 @@ from flatnb.curvature.landscape import (
     plane,
     random_direction,
 )
+from flatnb.curvature.members import EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
 from flatnb.curvature.probes import Diagonal, Trace, diagonal, trace
@@ -29,6 +30,7 @@ from flatnb.curvature.sharpness import (
 __all__ = [
     "Diagonal",
     "Eigenpairs",
+    "EnsembleFlatness",
     "GaussNewtonOperator",
     "HessianOperator",
     "Objective",
@@ -40,6 +42,7 @@ __all__ = [
     "average_sharpness",
     "between",
     "diagonal",
+    "ensemble_flatness",
     "filter_normalised",
     "gauss_newton_trace",
     "line",

@@ -14,6 +14,8 @@ METRICS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
     "test_ece", "norm", "grad_norm",
 )  # fmt: skip
+# Of the trained net on its training data: attributes of `flatnb.curvature.EnsembleFlatness`.
+FLATNESS = ("trace", "top_eigenvalue", "relative_flatness", "sharpness", "adaptive_sharpness")
 # How far a repeated sample may lie: other processors round otherwise, and training amplifies it.
 TOLERANCE = {"loss": 0.02, "accuracy": 0.02}
 
@@ -107,7 +109,8 @@ def assemble(
     """The record of a full table of settings and seeds, a setting chosen for each seed.
 
     Args:
-        value: {"epochs": [...], "metrics": {name: [setting][seed][epoch]}, "threads", "device"}.
+        value: {"epochs": [...], "metrics": {name: [setting][seed][epoch]}, "threads", "device"},
+            and "flatness": {name: [setting][seed]} of ensembles.
         sample: the job whose result is `sampled`, of the same form, and which verifying repeats.
         space: the space searched, in words.
         seconds: of all jobs.
@@ -116,6 +119,7 @@ def assemble(
         metric: [[curve[-1] for curve in row] for row in table]
         for metric, table in value["metrics"].items()
     }
+    final |= value.get("flatness", {})
     places = range(len(seeds))
     chosen = [choose(final, budget, place) for place in places]
     largest = [choose_largest(final, settings, budget, place) for place in places]

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 
+from ..curvature import ensemble_flatness
 from ..data import Data
 from ..ensemble import Ensemble, groups
 from ..methods import ERM
 from ..train import cross_entropy, fit
 from . import spaces
-from .base import METRICS, number
+from .base import FLATNESS, METRICS, number
 from .spaces import Setting
 from .steps import average, ema, member_learning_rates, swa
 
 Curves = dict[str, list[list[float | None]]]  # metric -> [member][epoch]
+Flatness = dict[str, list[float | None]]  # measure -> [member]
+_FLATNESS_EXAMPLES = 2048  # as many as the gradient's norm is taken of
 # Of auxiliary nets, by optimizer: the published defaults of the tasks here.
 _AUXILIARY_LR = {"adam": 1e-3, "sgd": 0.1}
 
@@ -36,7 +40,7 @@ def train_members(
     every: int,
     seed: int,
     cosine: bool = False,
-) -> tuple[list[int], Curves]:
+) -> tuple[list[int], Curves, Flatness]:
     """Train one member for each setting and seed, in ensembles that fit the memory.
 
     Args:
@@ -50,13 +54,15 @@ def train_members(
         cosine: anneal the learning rates to 0 over the epochs.
 
     Returns:
-        The evaluated epochs, and METRICS for each member and epoch, 6 digits, None where there is
-        no number. SWA and EMA have the losses, accuracies and calibration errors of the average.
+        The evaluated epochs, METRICS for each member and epoch, and FLATNESS for each member at the
+        end, on the first 2048 of its training examples; 6 digits, None where there is no number.
+        SWA and EMA have the losses, accuracies, calibration errors and flatness of the average.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # A GPU holds all members of the tasks here, and is the faster the more there are.
     parts = [range(len(settings))] if device.type == "cuda" else groups(make_model(), len(settings))
     curves: Curves = {metric: [] for metric in METRICS}
+    measured: Flatness = {measure: [] for measure in FLATNESS}
     done: list[int] = []
     losses = None
     if method == "AdaFlood":
@@ -83,7 +89,12 @@ def train_members(
                 for entry in run.history
             ]
             rows.extend([list(row) for row in zip(*table, strict=True)])
-    return done, curves
+        net = model if averaged is None else cast(Ensemble, averaged.module)
+        shown = given.train[:_FLATNESS_EXAMPLES]
+        ends = ensemble_flatness(net, shown.x, shown.y)
+        for measure, values in measured.items():
+            values.extend(number(v) for v in getattr(ends, measure).tolist())
+    return done, curves, measured
 
 
 def held_out_losses(

@@ -13,6 +13,7 @@ hyperparameters, and the number of settings is the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -79,7 +80,8 @@ def train(
     """Train the perceptron under each setting and seed, see `flatnb.data.plane`.
 
     Returns:
-        {"epochs": [...], "metrics": {name: [setting][seed][epoch]}, "threads", "device"}.
+        {"epochs": [...], "metrics": {name: [setting][seed][epoch]},
+        "flatness": {name: [setting][seed]}, "threads", "device"}.
     """
 
     @cache
@@ -87,7 +89,7 @@ def train(
         return plane(data, noise=noise, n_test=n_test, seed=seed)
 
     members = [(setting, seed) for setting in settings for seed in seeds]
-    done, curves = train_members(
+    done, curves, measured = train_members(
         lambda: models.mlp(2, width, 4, 2),
         lambda part: stack([of(members[i][1]) for i in part]),
         method,
@@ -98,10 +100,13 @@ def train(
         every=every,
         seed=0,
     )
-    n = len(seeds)
-    tables = {m: [rows[k : k + n] for k in range(0, len(rows), n)] for m, rows in curves.items()}
+
+    def tables(found: Mapping[str, list[Any]]) -> dict[str, list[list[Any]]]:
+        n = len(seeds)
+        return {m: [rows[k : k + n] for k in range(0, len(rows), n)] for m, rows in found.items()}
+
     return {
-        "epochs": done, "metrics": tables,
+        "epochs": done, "metrics": tables(curves), "flatness": tables(measured),
         "threads": torch.get_num_threads(), "device": device_name(),
     }  # fmt: skip
 

@@ -5,6 +5,7 @@ from made import record_of
 
 from flatnb import records
 from flatnb.experiments import EXPERIMENTS, plane, spaces
+from flatnb.experiments.base import FLATNESS
 
 TINY = dataclasses.replace(plane.NARROW, width=6, epochs=4, every=2, n_test=40, budget=3, seeds=2)
 
@@ -32,6 +33,17 @@ def test_makes_a_valid_record(method, tmp_path, monkeypatch):
             record["curves"]["metrics"]["test_loss"][seed][-1]
             == (record["final"]["test_loss"][setting][seed])
         )
+
+
+def test_flatness_is_that_of_the_net_whose_losses_are_recorded():
+    plain, averaged = made("ERM", "tuned")[1], made("EMA", "tuned")[1]
+    assert plain["settings"][-1]["lr"] == averaged["settings"][-1]["lr"]
+    for name in FLATNESS:
+        for record in (plain, averaged):
+            assert all(value > 0 for row in record["final"][name] for value in row)
+        # At the same default the two train alike; one is measured at its end, one at its average.
+        assert plain["final"][name][-1] != averaged["final"][name][-1]
+    assert plain["final"]["norm"][-1] == averaged["final"]["norm"][-1]
 
 
 @pytest.mark.parametrize("method", ["SAM", "AdaFlood"])

@@ -1,0 +1,169 @@
+"""Flatness of all members of an ensemble at once, against each member measured alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from flatnb import Ensemble, curvature, models
+
+X = torch.randn(3, 12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.randint(0, 3, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+def ensemble(make=lambda: models.mlp(2, 5, 2, 3), members: int = 3) -> Ensemble:
+    model = Ensemble(make, members).double()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in model.parameters():  # so that no scale is 1 and no shift 0
+            p.add_(torch.randn(p.shape, generator=generator, dtype=p.dtype), alpha=0.3)
+        for _ in range(3):  # running statistics of their own
+            model.train()(X[:members])
+    return model
+
+
+def dense(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    names, params = zip(*net.named_parameters(), strict=True)
+    flat = torch.cat([p.detach().flatten() for p in params])
+
+    def loss(w: Tensor) -> Tensor:
+        parts = w.split([p.numel() for p in params])
+        given = {n: v.view(p.shape) for n, v, p in zip(names, parts, params, strict=True)}
+        return F.cross_entropy(functional_call(net, given, (x,)), y)
+
+    return torch.autograd.functional.hessian(loss, flat)
+
+
+def no_batchnorm() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 4), nn.LeakyReLU(0.2), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize("make", [lambda: models.mlp(2, 5, 2, 3), no_batchnorm])
+@pytest.mark.parametrize("shared", [False, True])
+def test_every_measure_is_that_of_the_member_alone(make, shared):
+    model = ensemble(make)
+    x, y = (X[0], Y[0]) if shared else (X, Y)
+    found = curvature.ensemble_flatness(model, x, y, tol=1e-9, rho=0.1, adaptive_rho=0.7)
+    for i in range(3):
+        net = model.member(i).eval()
+        own = (x, y) if shared else (x[i], y[i])
+        hessian = dense(net, *own)
+        assert float(found.trace[i]) == pytest.approx(float(hessian.trace()), rel=1e-9)
+        top = float(torch.linalg.eigvalsh(hessian)[-1])
+        assert float(found.top_eigenvalue[i]) == pytest.approx(top, rel=1e-9)
+        alone = {
+            "loss": F.cross_entropy(net(own[0]), own[1]).detach(),
+            "relative_flatness": curvature.relative_flatness(
+                net, net[-1], F.cross_entropy, [own]
+            ).value,
+            "sharpness": curvature.sam_sharpness(net, F.cross_entropy, [own], 0.1).value,
+            "adaptive_sharpness": curvature.sam_sharpness(
+                net, F.cross_entropy, [own], 0.7, adaptive=True
+            ).value,
+        }
+        for name, value in alone.items():
+            assert float(getattr(found, name)[i]) == pytest.approx(float(value), rel=1e-9)
+
+
+def test_the_residual_bounds_the_distance_to_an_eigenvalue_at_any_tolerance():
+    model = ensemble()
+    found = curvature.ensemble_flatness(model, X, Y, tol=0.3)
+    assert 1 <= found.products < 20
+    for i in range(3):
+        values = torch.linalg.eigvalsh(dense(model.member(i).eval(), X[i], Y[i]))
+        assert float((values - found.top_eigenvalue[i]).abs().min()) <= float(found.residual[i])
+        assert float(found.residual[i]) <= 0.3 * float(found.top_eigenvalue[i])
+
+
+def test_products_end_at_most_and_past_the_whole_krylov_space():
+    assert curvature.ensemble_flatness(ensemble(), X, Y, tol=1e-14, most=3).products == 3
+    small = ensemble(lambda: nn.Sequential(nn.Linear(2, 2, bias=False)))  # 4 dimensions
+    with torch.no_grad():
+        small.net[0].weight[1] = 0
+    found = curvature.ensemble_flatness(small, X, Y % 2, tol=1e-12)
+    for i in range(3):
+        top = torch.linalg.eigvalsh(dense(small.member(i), X[i], Y[i] % 2))[-1]
+        assert float(found.top_eigenvalue[i]) == pytest.approx(float(top), rel=1e-9)
+
+
+def test_a_member_is_measured_the_same_beside_any_others():
+    model = ensemble()
+    whole = curvature.ensemble_flatness(model, X, Y, tol=1e-10)
+    alone = Ensemble(lambda: model.member(1), 1)
+    one = curvature.ensemble_flatness(alone, X[1:2], Y[1:2], tol=1e-10)
+    for name in ("trace", "top_eigenvalue", "relative_flatness", "sharpness"):
+        assert float(getattr(one, name)) == pytest.approx(float(getattr(whole, name)[1]), rel=1e-9)
+
+
+def test_a_lost_member_has_no_numbers_and_costs_the_others_nothing():
+    model = ensemble()
+    before = curvature.ensemble_flatness(model, X, Y)
+    with torch.no_grad():
+        next(model.parameters())[1] = math.nan
+    after = curvature.ensemble_flatness(model, X, Y)
+    for name in ("trace", "top_eigenvalue", "relative_flatness", "sharpness", "adaptive_sharpness"):
+        values, old = getattr(after, name), getattr(before, name)
+        assert math.isnan(values[1])
+        assert torch.allclose(values[[0, 2]], old[[0, 2]], rtol=1e-6)
+
+
+def test_nothing_of_the_model_changes():
+    model = ensemble().train()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        found = curvature.ensemble_flatness(model, X, Y)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert repr(found).startswith("EnsembleFlatness(3 members, medians: trace ")
+
+
+def test_frozen_parameters_do_not_enter():
+    model = ensemble()
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.startswith("net.1"))
+    found = curvature.ensemble_flatness(model, X, Y, tol=1e-9)
+    for i in range(3):
+        operator = curvature.HessianOperator(
+            model.member(i).eval(), F.cross_entropy, [(X[i], Y[i])], params=["1.weight"]
+        )
+        matrix = operator @ torch.eye(operator.shape[0], dtype=torch.float64)
+        assert float(found.trace[i]) == pytest.approx(float(matrix.trace()), rel=1e-9)
+        top = float(torch.linalg.eigvalsh(matrix)[-1])
+        assert float(found.top_eigenvalue[i]) == pytest.approx(top, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "words"),
+    [
+        (lambda: models.mlp(2, 5, 2, 3), {"rho": 0.0}, "rho must be positive and finite, got 0"),
+        (lambda: models.mlp(2, 5, 2, 3), {"adaptive_rho": -1.0}, "adaptive_rho .* got -1"),
+        (lambda: models.mlp(2, 5, 2, 3), {"tol": math.inf}, "tol .* got inf"),
+        (lambda: models.mlp(2, 5, 2, 3), {"most": 0}, "most .* got 0"),
+        (lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU()), {}, "must end in the logits' Linear"),
+        (lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)), {}, "Tanh is not"),
+        (
+            lambda: nn.Sequential(
+                nn.Linear(2, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)
+            ),
+            {},
+            "no running statistics",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(make, settings, words):
+    with pytest.raises(ValueError, match=words):
+        curvature.ensemble_flatness(ensemble(make), X, Y, **settings)
+
+
+def test_a_layer_used_twice_is_refused():
+    def make() -> nn.Module:
+        layer = nn.Linear(2, 2)
+        return nn.Sequential(layer, nn.ReLU(), layer)
+
+    with pytest.raises(ValueError, match="used twice"):
+        curvature.ensemble_flatness(ensemble(make), X, Y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def run(
 
     Returns:
         {"epochs", "tuning": {name: [setting][0][epoch]}, "chosen": index,
-        "metrics": {name: [0][seed][epoch]}, "threads", "device"}.
+        "metrics": {name: [0][seed][epoch]}, "threads", "device", "seconds": of all runs, those
+        before an interruption too}.
     """
     path = None if checkpoint is None else Path(checkpoint)
     kept: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
@@ -43,7 +45,9 @@ def run(
     def once(setting: Setting, seed: int) -> dict[str, Any]:
         key = json.dumps([setting, seed], sort_keys=True)
         if key not in kept:
+            began = time.perf_counter()
             kept[key] = train(setting=setting, seed=seed)
+            kept[key]["seconds"] = time.perf_counter() - began
             if path:
                 with whole(path, path.with_suffix(".aside")) as file:
                     json.dump(kept, file)
@@ -57,6 +61,7 @@ def run(
         "epochs": runs[0]["epochs"], "tuning": tuning, "chosen": chosen,
         "metrics": {m: [[each["metrics"][m][0][0] for each in runs]] for m in METRICS},
         "threads": torch.get_num_threads(), "device": device_name(),
+        "seconds": sum(one["seconds"] for one in [*tried, *runs]),
     }  # fmt: skip
 
 
@@ -137,10 +142,9 @@ def experiment(
     def record(results: list[Result]) -> dict[str, Any]:
         whole, sampled = finished(results)
         full = _full(whole, len(settings), len(seeds))
-        seconds = sum(result.seconds for result in results)
         made = assemble(
             **{**what, "task": task}, settings=settings, value=full, sample=jobs[1],
-            sampled=sampled, seconds=seconds,
+            sampled=sampled, seconds=whole["seconds"] + results[1].seconds,
         )  # fmt: skip
         return _per_task(made, whole, settings, len(seeds))
 

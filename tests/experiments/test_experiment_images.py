@@ -6,6 +6,7 @@ import torch
 from made import record_of
 
 from flatnb.experiments import images
+from flatnb.experiments.base import FLATNESS
 
 DIGITS = images.TASKS[0][0]
 SMALL = dataclasses.replace(DIGITS, epochs=2, every=1, budget=2, seeds=2, n_train=100, n_val=50)
@@ -20,7 +21,8 @@ def image_record(task, method):
 def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
     record = image_record(SMALL, method)
     assert len(record["settings"]) == 3
-    assert all(None not in row for row in record["final"]["test_loss"])
+    for metric in ("test_loss", *FLATNESS):
+        assert all(None not in row for row in record["final"][metric])
     assert record["selection"]["per"] == "seed"
 
 
@@ -54,8 +56,11 @@ def test_a_study_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "train_one", breaks)
     with pytest.raises(KeyboardInterrupt):
         images.study(**given, checkpoint=tmp_path / "kept.pt")
-    assert len(json.loads((tmp_path / "kept.pt").read_text())) == 2
-    assert images.study(**given, checkpoint=tmp_path / "kept.pt") == whole
+    before = json.loads((tmp_path / "kept.pt").read_text())
+    assert len(before) == 2
+    again = images.study(**given, checkpoint=tmp_path / "kept.pt")
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+    assert again["seconds"] > sum(one["seconds"] for one in before.values()) > 0
     assert count == 4
 
 

@@ -7,6 +7,7 @@
     compare.tally({"test_accuracy": tests})            # on how many tasks better, and worse
     compare.sensitivity(["plane/*/narrow-grid"], "test_accuracy")     # over the whole grid
     compare.grid(["plane/*/narrow-grid"], "ERM", "test_accuracy")     # the same, less the baseline
+    compare.flatness(["plane/*/narrow-tuned"])         # which measure orders all these nets
 
 Intervals are Student's of 95 % over seeds (of ranks: over tasks). Seeds pair what they share:
 points, labels and initial weights. A loss gap comes with the test loss beside it, since a method
@@ -26,9 +27,11 @@ import pandas
 from scipy import stats
 
 from . import records
+from .experiments.base import FLATNESS
 
 METRICS = ("test_accuracy", "test_loss", "loss_gap")
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
+TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
 LEVEL = 0.05  # of Holm's adjusted p, below which a difference counts as one
 
 
@@ -325,6 +328,64 @@ def rank_correlation(
                     "low": low, "high": high, "n": n,
                 })  # fmt: skip
     return pandas.DataFrame(rows)
+
+
+def flatness(
+    patterns: Iterable[str],
+    measures: Sequence[str] = FLATNESS,
+    targets: Sequence[str] = TARGETS,
+    *,
+    within: Sequence[str] = ("task",),
+    given: str | None = None,
+) -> pandas.DataFrame:
+    """Spearman's correlation of measures and targets over all nets of the records, in each seed.
+
+    All settings of all methods, not only those chosen. Nets that lack a number are left out, so
+    that every measure orders the same nets.
+
+    Columns: `within`, measure, target, correlation (mean over seeds), interval (its half-width),
+    n (seeds), nets (a seed, on average).
+
+    Args:
+        patterns: of record names.
+        measures: final metrics; by default those of the records of ensembles.
+        targets: final metrics, "loss_gap" or "test_error" (1 - test_accuracy).
+        within: "task", or "task" and "method": only nets of one of these are ordered.
+        given: a final metric that is held constant, by partial rank correlation.
+
+    Raises:
+        records.RecordError: a pattern that no record's name fits. ValueError: no such metric.
+    """
+    frames = [
+        records.frame(one).assign(task=_task(one), method=one["method"]) for one in loaded(patterns)
+    ]
+    nets = _with_gap(pandas.concat(frames))
+    if "test_accuracy" in nets:
+        nets = nets.assign(test_error=1 - nets["test_accuracy"])
+    names = [*measures, *targets, *([given] if given else [])]
+    _check_columns(nets, names)
+    nets = nets.dropna(subset=names)
+    rows = []
+    for place, own in nets.groupby([*within, "seed"], sort=False):
+        found = own[names].corr("spearman")
+        for measure in measures:
+            for target in targets:
+                value = float(found.loc[measure, target])
+                if given:
+                    one, two = found.loc[measure, given], found.loc[target, given]
+                    value = (value - one * two) / math.sqrt((1 - one**2) * (1 - two**2))
+                rows.append({
+                    **dict(zip(within, place, strict=False)), "measure": measure, "target": target,
+                    "value": value, "nets": len(own),
+                })  # fmt: skip
+    columns = [*within, "measure", "target"]
+    each = pandas.DataFrame(rows, columns=[*columns, "value", "nets"]).groupby(columns, sort=False)
+    summary = pandas.DataFrame(
+        [{**_summary(own["value"]), "nets": own["nets"].mean()} for _, own in each],
+        index=each.first().index,
+        columns=["mean", "interval", "n", "nets"],
+    )
+    return summary.rename(columns={"mean": "correlation"}).reset_index()
 
 
 def _fisher(rho: float, n: int) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pandas
 import pytest
 from scipy import stats
@@ -212,6 +213,57 @@ def test_rank_correlation_is_within_tasks_and_for_both_targets():
     assert one["low"] < one["correlation"] < one["high"] < 1
     with pytest.raises(ValueError, match="no sharpness"):
         compare.rank_correlation(nets, ["sharpness"])
+
+
+def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    random = np.random.default_rng(0)
+    tables = {}
+    for method in ("SAM", "GNP"):
+        names = ("trace", "train_loss", "test_loss", "test_accuracy")
+        tables[method] = {name: random.random((5, 3)).tolist() for name in names}
+        settings = [{"rho": i} for i in range(5)]
+        saved(f"a/{method}", tables[method], settings=settings, chosen=[0, 0, 0], budget=5)
+
+    def of(seed, method=None):
+        parts = [tables[m] for m in ([method] if method else tables)]
+        own = {k: np.concatenate([np.array(t[k], float)[:, seed] for t in parts]) for k in parts[0]}
+        return pandas.DataFrame(own).assign(gap=own["test_loss"] - own["train_loss"]).dropna()
+
+    found = compare.flatness(["a/*"], ["trace"]).set_index("target")
+    for target, column, sign in (
+        ("loss_gap", "gap", 1), ("test_loss", "test_loss", 1), ("test_error", "test_accuracy", -1)
+    ):  # fmt: skip
+        each = [sign * stats.spearmanr(of(s)["trace"], of(s)[column])[0] for s in range(3)]
+        assert found.loc[target, "correlation"] == pytest.approx(np.mean(each))
+        half = stats.sem(each) * stats.t.ppf(0.975, 2)
+        assert found.loc[target, "interval"] == pytest.approx(half)
+    assert found["nets"].tolist() == [10] * 3 and found["n"].tolist() == [3] * 3
+
+    # Within a method; and given the training loss: the correlation of what regressions leave.
+    one = compare.flatness(
+        ["a/*"], ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
+    ).set_index("method")
+    each = []
+    for seed in range(3):
+        own = of(seed, "GNP")[["trace", "test_loss", "train_loss"]].rank()
+        left = [
+            own[name] - np.poly1d(np.polyfit(own["train_loss"], own[name], 1))(own["train_loss"])
+            for name in ("trace", "test_loss")
+        ]
+        each.append(np.corrcoef(*left)[0, 1])
+    assert one.loc["GNP", "correlation"] == pytest.approx(np.mean(each))
+    with pytest.raises(ValueError, match="no sharpness; there are"):
+        compare.flatness(["a/*"], ["sharpness"])
+
+
+def test_nets_without_a_number_do_not_enter(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    final = {"trace": [[1.0], [2.0], [None], [3.0]], "train_loss": [[0.0]] * 4,
+             "test_loss": [[1.0], [2.0], [9.0], [3.0]]}  # fmt: skip
+    saved("a/SAM", final, settings=[{"rho": i} for i in range(4)], chosen=[0], budget=4)
+    found = compare.flatness(["a/*"], ["trace"], ["loss_gap"])
+    assert found["correlation"].tolist() == [pytest.approx(1)] and found["nets"].tolist() == [3]
 
 
 def test_two_scales_of_one_task_do_not_mix():

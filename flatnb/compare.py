@@ -337,6 +337,7 @@ def flatness(
     *,
     within: Sequence[str] = ("task",),
     given: str | None = None,
+    where: str | None = None,
 ) -> pandas.DataFrame:
     """Spearman's correlation of measures and targets over all nets of the records, in each seed.
 
@@ -352,6 +353,7 @@ def flatness(
         targets: final metrics, "loss_gap" or "test_error" (1 - test_accuracy).
         within: "task", or "task" and "method": only nets of one of these are ordered.
         given: a final metric that is held constant, by partial rank correlation.
+        where: of the nets only those for which this holds, as "train_accuracy == 1".
 
     Raises:
         records.RecordError: a pattern that no record's name fits. ValueError: no such metric.
@@ -365,6 +367,7 @@ def flatness(
     names = [*measures, *targets, *([given] if given else [])]
     _check_columns(nets, names)
     nets = nets.dropna(subset=names)
+    nets = nets.query(where) if where else nets
     rows = []
     for place, own in nets.groupby([*within, "seed"], sort=False):
         found = own[names].corr("spearman")

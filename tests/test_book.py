@@ -206,6 +206,15 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"seed": 1, "sigma": 0.3, "rho": 0.05, "alpha": 0.6},
         {"draws": 10, "path": 5},
     ),
+    "13_which_flatness_tells": (
+        {
+            "board": "plane/gaussian*/narrow-tuned",
+            "fitted": 0.9,
+            "seen": "none",
+            "tried": "IFlood",
+        },
+        {"seeds": 1, "settings": 2, "epochs": 1},
+    ),
     "A1_in_your_own_loop": ({"rho": 0.1, "micro_batches": 2, "seed": 1}, {"epochs": 1}),
     "A2_adding_a_method": ({"seed": 1}, {"seeds": 2, "epochs": 1}),
 }
@@ -334,6 +343,10 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("10_hessian_eigenvalues", {"dataset": "MNIST", "plane_set": "gaussian"}),
     ("11_scoreboard", {"board": "plane/*/narrow-grid", "wide": "none/*", "baseline": "SAM"}),
     ("12_audit", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
+    (
+        "13_which_flatness_tells",
+        {"board": "plane/s*/narrow-tuned", "fitted": 0.99, "seen": "plane/spiral-0.05"},
+    ),
     ("A1_in_your_own_loop", {"seed": 2, "micro_batches": 8, "rho": 0.2}),
     ("A2_adding_a_method", {"seed": 2}),
 ]

@@ -253,6 +253,11 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
         ]
         each.append(np.corrcoef(*left)[0, 1])
     assert one.loc["GNP", "correlation"] == pytest.approx(np.mean(each))
+    some = compare.flatness(["a/*"], ["trace"], ["test_loss"], where="train_loss < 0.6")
+    each = [of(s).query("train_loss < 0.6") for s in range(3)]
+    expected = np.mean([stats.spearmanr(own["trace"], own["test_loss"])[0] for own in each])
+    assert some["correlation"][0] == pytest.approx(expected)
+    assert some["nets"][0] == pytest.approx(np.mean([len(own) for own in each]))
     with pytest.raises(ValueError, match="no sharpness; there are"):
         compare.flatness(["a/*"], ["sharpness"])
 

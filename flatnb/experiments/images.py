@@ -209,7 +209,7 @@ def train_net(
     seed: int,
     weight_decay: float,
 ) -> dict[str, Any]:
-    """`train_one` of a given net."""
+    """`train_one` of a given net, which with SWA and EMA ends as the average."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Channels-last, which GPUs want, saves a quarter of a narrow net's time on a CPU, too.
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -231,6 +231,8 @@ def train_net(
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
         dtype=torch.bfloat16 if device.type == "cuda" else None,
     )  # fmt: skip
+    if averaged is not None:
+        model.load_state_dict(averaged.module.state_dict())
     # A run that stopped before its last epoch has no result: null there.
     shown = [e for e in range(epochs + 1) if e % every == 0 or e == epochs]
     tables: dict[str, Any] = {}

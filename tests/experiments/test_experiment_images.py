@@ -5,6 +5,7 @@ import pytest
 import torch
 from made import record_of
 
+import flatnb
 from flatnb.experiments import images
 from flatnb.experiments.base import FLATNESS
 
@@ -37,6 +38,19 @@ def test_convolutional_nets_are_tuned_under_a_seed_of_its_own(method):
     tuned = [row[0] for row in record["final"]["tuning_val_accuracy"]]
     assert tuned[chosen] == max(tuned)
     assert record["failures"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "own"), [("ERM", {}), ("SWA", {"start": 0.3}), ("EMA", {"decay": 0.9})]
+)
+def test_the_net_ends_as_the_one_whose_losses_are_told(method, own):
+    data = images.load(CNN, 0)
+    net = images.make_net(CNN, data)
+    setting = {"lr": 0.1, **own}
+    how = {"epochs": 2, "every": 2, "seed": 0, "weight_decay": 0.0}
+    metrics = images.train_net(net, data, method, setting, **how)["metrics"]
+    loss = float(flatnb.train.evaluate(net, data.test)["loss"])
+    assert loss == pytest.approx(metrics["test_loss"][0][0][-1], rel=1e-5)
 
 
 def test_a_study_goes_on_from_its_checkpoint(tmp_path, monkeypatch):

@@ -36,9 +36,10 @@ _EVERY = 4  # products between two looks at the Ritz values
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class EnsembleFlatness(Result):
-    """Flatness of each member under the mean softmax cross-entropy L; all (members,) in float64.
+    """Flatness of each member under the mean softmax cross-entropy L.
 
-    NaN for a member whose loss is not finite. `products` counts those with the Hessian.
+    All (members,), in float64, on the CPU; NaN for a member whose loss is not finite. `products`
+    counts those with the Hessian.
 
     Attributes:
         loss: L(w).
@@ -133,7 +134,8 @@ def ensemble_flatness(
         with torch.no_grad():
             for name, (radius, scales) in steps.items():
                 scaled = [s * g for s, g in zip(scales, slopes, strict=True)]
-                factor = radius / l2_norm(scaled, model.members)
+                length = l2_norm(scaled, model.members)
+                factor = torch.where(length > 0, radius / length, 0.0)
                 moved = {
                     n: p + s * t * _as(factor, t)
                     for n, p, s, t in zip(names, params, scales, scaled, strict=True)
@@ -143,8 +145,8 @@ def ensemble_flatness(
     finally:
         model.train(was_training)
     return EnsembleFlatness(
-        loss=loss.detach().double(),
-        trace=trace,
+        loss=_masked(loss.double(), fine),
+        trace=_masked(trace, fine),
         top_eigenvalue=top,
         residual=residual,
         relative_flatness=_masked(kappa, fine),
@@ -301,4 +303,4 @@ def _as(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _masked(values: Tensor, fine: Tensor) -> Tensor:
-    return torch.where(fine, values.detach(), torch.nan)
+    return torch.where(fine, values.detach(), torch.nan).cpu()

@@ -112,6 +112,16 @@ def test_a_lost_member_has_no_numbers_and_costs_the_others_nothing():
         assert torch.allclose(values[[0, 2]], old[[0, 2]], rtol=1e-6)
 
 
+def test_without_a_slope_no_step_is_taken_and_curvature_is_left():
+    model = Ensemble(lambda: nn.Sequential(nn.Linear(2, 2)), 2)
+    with torch.no_grad():
+        model.net[0].weight[0] = model.net[0].bias[0] = 0.0
+    found = curvature.ensemble_flatness(model, torch.ones(2, 2), torch.tensor([0, 1]))
+    assert found.sharpness[0] == found.adaptive_sharpness[0] == 0 < found.sharpness[1]
+    # p = 1/2 twice: (1/n) sum_i p_0 p_1 (|x_i|^2 + 1) for each of two rows.
+    assert float(found.trace[0]) == pytest.approx(2 * 0.25 * 3)
+
+
 def test_nothing_of_the_model_changes():
     model = ensemble().train()
     state = {k: v.clone() for k, v in model.state_dict().items()}

@@ -209,6 +209,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "13_which_flatness_tells": (
         {
             "board": "plane/gaussian*/narrow-tuned",
+            "more": "images/digits*",
             "fitted": 0.9,
             "seen": "none",
             "tried": "IFlood",

@@ -27,11 +27,11 @@ import pandas
 from scipy import stats
 
 from . import records
-from .experiments.base import FLATNESS
 
 METRICS = ("test_accuracy", "test_loss", "loss_gap")
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
 TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
+LEAST_NETS = 10  # of a seed, for a rank correlation
 LEVEL = 0.05  # of Holm's adjusted p, below which a difference counts as one
 
 
@@ -332,7 +332,7 @@ def rank_correlation(
 
 def flatness(
     patterns: Iterable[str],
-    measures: Sequence[str] = FLATNESS,
+    measures: Sequence[str] = records.FLATNESS,
     targets: Sequence[str] = TARGETS,
     *,
     within: Sequence[str] = ("task",),
@@ -342,7 +342,7 @@ def flatness(
     """Spearman's correlation of measures and targets over all nets of the records, in each seed.
 
     All settings of all methods, not only those chosen. Nets that lack a number are left out, so
-    that every measure orders the same nets.
+    that every measure orders the same nets; so are seeds of fewer than 10 nets.
 
     Columns: `within`, measure, target, correlation (mean over seeds), interval (its half-width),
     n (seeds), nets (a seed, on average).
@@ -356,27 +356,33 @@ def flatness(
         where: of the nets only those for which this holds, as "train_accuracy == 1".
 
     Raises:
-        records.RecordError: a pattern that no record's name fits. ValueError: no such metric.
+        records.RecordError: a pattern that no record's name fits. ValueError: no such metric, or
+            one that is both to be ordered by and held constant.
     """
+    if given in (*measures, *targets):
+        raise ValueError(f"given={given!r} is a measure or a target; nothing of it would be left")
     frames = [
         records.frame(one).assign(task=_task(one), method=one["method"]) for one in loaded(patterns)
     ]
     nets = _with_gap(pandas.concat(frames))
     if "test_accuracy" in nets:
         nets = nets.assign(test_error=1 - nets["test_accuracy"])
-    names = [*measures, *targets, *([given] if given else [])]
+    names = list(dict.fromkeys([*measures, *targets, *([given] if given else [])]))
     _check_columns(nets, names)
     nets = nets.dropna(subset=names)
     nets = nets.query(where) if where else nets
     rows = []
     for place, own in nets.groupby([*within, "seed"], sort=False):
+        if len(own) < LEAST_NETS:
+            continue
         found = own[names].corr("spearman")
         for measure in measures:
             for target in targets:
                 value = float(found.loc[measure, target])
                 if given:
                     one, two = found.loc[measure, given], found.loc[target, given]
-                    value = (value - one * two) / math.sqrt((1 - one**2) * (1 - two**2))
+                    rest = (1 - one**2) * (1 - two**2)
+                    value = (value - one * two) / math.sqrt(rest) if rest > 1e-12 else math.nan
                 rows.append({
                     **dict(zip(within, place, strict=False)), "measure": measure, "target": target,
                     "value": value, "nets": len(own),

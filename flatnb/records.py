@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
+# Final metrics of ensembles: attributes of `flatnb.curvature.EnsembleFlatness`, on training data.
+FLATNESS = ("trace", "top_eigenvalue", "relative_flatness", "sharpness", "adaptive_sharpness")
 
 
 class RecordError(ValueError):

@@ -50,8 +50,9 @@ class Run:
         history: one dict an evaluated epoch, epoch 0 (before training) included: epoch, seconds
             (training only, since the start), passes (forward-backward passes so far), {train, val,
             test}_{loss, accuracy, ece} (of `evaluate`), norm (l2, all parameters), grad_norm (of
-            `gradient_norm`); with an average, average_{train, val, test}_{loss, accuracy, ece} too,
-            from where it begins. For an ensemble each metric is a list with one entry a member.
+            `gradient_norm`); with an average, from where it begins, the last three of it, too, as
+            average_{train, val, test}_{loss, accuracy, ece}, average_norm and average_grad_norm.
+            For an ensemble each metric is a list with one entry a member.
         stopped: why training ended early (a gradient that is not finite), or None.
     """
 
@@ -454,6 +455,7 @@ def _record(
 ) -> None:
     passes = epoch * data.steps * method.passes
     entry: dict[str, Any] = {"epoch": epoch, "seconds": seconds, "passes": passes}
+    members = getattr(unwrap(model), "members", None)
     nets = {"": model}
     if average is not None and average.n_averaged > 0:
         _renew_statistics(average, data, run.seed)
@@ -462,10 +464,9 @@ def _record(
         for name in ("train", "val", "test"):
             for metric, value in evaluate(net, getattr(data, name)).items():
                 entry[f"{prefix}{name}_{metric}"] = value.tolist()
-    members = getattr(unwrap(model), "members", None)
-    with torch.no_grad():
-        entry["norm"] = l2_norm(list(model.parameters()), members).tolist()
-    entry["grad_norm"] = gradient_norm(model, data.train).tolist()
+        with torch.no_grad():
+            entry[f"{prefix}norm"] = l2_norm(list(net.parameters()), members).tolist()
+        entry[f"{prefix}grad_norm"] = gradient_norm(net, data.train).tolist()
     run.history.append(entry)
     for callback in callbacks:
         callback(run, model)

@@ -218,17 +218,16 @@ def test_rank_correlation_is_within_tasks_and_for_both_targets():
 def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
     monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
     random = np.random.default_rng(0)
-    tables = {}
+    names = ("trace", "train_loss", "test_loss", "test_accuracy")
+    tables, settings = {}, [{"rho": i} for i in range(15)]
     for method in ("SAM", "GNP"):
-        names = ("trace", "train_loss", "test_loss", "test_accuracy")
-        tables[method] = {name: random.random((5, 3)).tolist() for name in names}
-        settings = [{"rho": i} for i in range(5)]
-        saved(f"a/{method}", tables[method], settings=settings, chosen=[0, 0, 0], budget=5)
+        tables[method] = {name: random.random((15, 3)).tolist() for name in names}
+        saved(f"a/{method}", tables[method], settings=settings, chosen=[0, 0, 0], budget=15)
 
-    def of(seed, method=None):
-        parts = [tables[m] for m in ([method] if method else tables)]
-        own = {k: np.concatenate([np.array(t[k], float)[:, seed] for t in parts]) for k in parts[0]}
-        return pandas.DataFrame(own).assign(gap=own["test_loss"] - own["train_loss"]).dropna()
+    def of(seed, methods=("SAM", "GNP")):
+        parts = [tables[method] for method in methods]
+        own = {k: np.concatenate([np.array(t[k], float)[:, seed] for t in parts]) for k in names}
+        return pandas.DataFrame(own).assign(gap=lambda t: t["test_loss"] - t["train_loss"])
 
     found = compare.flatness(["a/*"], ["trace"]).set_index("target")
     for target, column, sign in (
@@ -238,37 +237,53 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
         assert found.loc[target, "correlation"] == pytest.approx(np.mean(each))
         half = stats.sem(each) * stats.t.ppf(0.975, 2)
         assert found.loc[target, "interval"] == pytest.approx(half)
-    assert found["nets"].tolist() == [10] * 3 and found["n"].tolist() == [3] * 3
+    assert found["nets"].tolist() == [30] * 3 and found["n"].tolist() == [3] * 3
 
-    # Within a method; and given the training loss: the correlation of what regressions leave.
+    # Within a method, given the training loss: the correlation of what regressions of ranks leave.
     one = compare.flatness(
         ["a/*"], ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
     ).set_index("method")
     each = []
     for seed in range(3):
-        own = of(seed, "GNP")[["trace", "test_loss", "train_loss"]].rank()
+        own = of(seed, ["GNP"])[["trace", "test_loss", "train_loss"]].rank()
         left = [
             own[name] - np.poly1d(np.polyfit(own["train_loss"], own[name], 1))(own["train_loss"])
             for name in ("trace", "test_loss")
         ]
         each.append(np.corrcoef(*left)[0, 1])
     assert one.loc["GNP", "correlation"] == pytest.approx(np.mean(each))
+
     some = compare.flatness(["a/*"], ["trace"], ["test_loss"], where="train_loss < 0.6")
     each = [of(s).query("train_loss < 0.6") for s in range(3)]
+    assert min(map(len, each)) >= compare.LEAST_NETS
     expected = np.mean([stats.spearmanr(own["trace"], own["test_loss"])[0] for own in each])
     assert some["correlation"][0] == pytest.approx(expected)
     assert some["nets"][0] == pytest.approx(np.mean([len(own) for own in each]))
+
     with pytest.raises(ValueError, match="no sharpness; there are"):
         compare.flatness(["a/*"], ["sharpness"])
+    with pytest.raises(ValueError, match="given='trace' is a measure or a target"):
+        compare.flatness(["a/*"], ["trace"], given="trace")
 
 
-def test_nets_without_a_number_do_not_enter(tmp_path, monkeypatch):
+def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(tmp_path, monkeypatch):
     monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
-    final = {"trace": [[1.0], [2.0], [None], [3.0]], "train_loss": [[0.0]] * 4,
-             "test_loss": [[1.0], [2.0], [9.0], [3.0]]}  # fmt: skip
-    saved("a/SAM", final, settings=[{"rho": i} for i in range(4)], chosen=[0], budget=4)
-    found = compare.flatness(["a/*"], ["trace"], ["loss_gap"])
-    assert found["correlation"].tolist() == [pytest.approx(1)] and found["nets"].tolist() == [3]
+    n = 12
+    tables = {"trace": [[float(i)] * 2 for i in range(n)], "train_loss": [[0.0] * 2] * n,
+              "test_loss": [[float(i)] * 2 for i in range(n)]}  # fmt: skip
+    tables["trace"][3] = [None, None]
+    for i in (4, 5):  # nine nets are left of the second seed
+        tables["trace"][i] = [99.0 if i == 4 else 4.5, None]
+    settings = [{"rho": i} for i in range(n)]
+    saved("a/SAM", tables, settings=settings, chosen=[0, 0], budget=n)
+    found = compare.flatness(["a/*"], ["trace"], ["test_loss"])
+    left = [i for i in range(n) if i != 3]
+    expected = stats.spearmanr([tables["trace"][i][0] for i in left], left)[0]
+    assert found["correlation"].tolist() == [pytest.approx(expected)] and expected < 1
+    assert found["n"].tolist() == [1] and found["nets"].tolist() == [11]
+    # What the held metric tells whole leaves nothing to correlate.
+    told = compare.flatness(["a/*"], ["trace"], ["test_loss"], given="rho")
+    assert math.isnan(told["correlation"][0])
 
 
 def test_two_scales_of_one_task_do_not_mix():

@@ -3,7 +3,7 @@ r"""Flatness of every member of an `Ensemble` at once.
 Members share nothing, so that one product with the Hessian of the sum of their losses multiplies
 each member's own Hessian: what a product costs, it costs once for all.
 
-* The largest eigenvalue by Lanczos' recurrence without a stored basis: three vectors a member.
+* The largest eigenvalue by Lanczos' recurrence without a stored basis: a few vectors a member.
   Lost orthogonality only repeats eigenvalues already found (Paige 1980), and the largest Ritz value
   is what is asked for. It lies within its residual of an eigenvalue.
 * The trace from the squared gradients of the outputs, example by example, which a linear layer has
@@ -20,16 +20,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flatnb.curvature.krylov import rademacher
 from flatnb.curvature.piecewise import check_piecewise_linear
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 from flatnb.ensemble import BatchNorm, Ensemble, Linear
-from flatnb.methods.base import l2_norm
-from flatnb.methods.fam import row_variance
-from flatnb.train import cross_entropy
 
 _EVERY = 4  # products between two looks at the Ritz values
 
@@ -46,7 +43,7 @@ class EnsembleFlatness(Result):
         trace: tr H, exact.
         top_eigenvalue: The largest eigenvalue of H.
         residual: |H v - theta v| of its Ritz vector, from the recurrence: an eigenvalue lies this
-            near.
+            near, up to the rounding of a product.
         relative_flatness: kappa of the last layer, see `relative_flatness`.
         sharpness: L(w + rho g / |g|) - L(w), see `sam_sharpness`.
         adaptive_sharpness: The same with rho w^2 g / ||w| g|.
@@ -86,7 +83,8 @@ def ensemble_flatness(
     """Five measures of flatness of every member, in eval mode, over all trainable parameters.
 
     All examples are evaluated at once, with the activations kept: for data of thousands of
-    examples, give a part of them. A member's numbers do not depend on the other members.
+    examples, give a part of them. A member's numbers do not depend on the other members, but for
+    rounding.
 
     Args:
         model: Ends in the Linear that makes the logits; ReLU or another piecewise linear
@@ -94,14 +92,15 @@ def ensemble_flatness(
         x, y: (n, ...) and (n,), shared by all members, or (members, n, ...) and (members, n).
         rho: Radius of the sharpness.
         adaptive_rho: Radius of the adaptive sharpness.
-        tol: Products are taken until every residual is at most tol times its eigenvalue.
-        most: Products, at most.
+        tol: Each member has products until its residual is at most tol times its eigenvalue.
+        most: Products, at most; a member that has not converged by then is told by its residual.
         seed: Of the start vector, which all members share.
         progress: Called with a line of text now and then.
 
     Raises:
-        ValueError: A net that does not end in a Linear, uses a layer twice or is not piecewise
-            linear in each parameter entry; rho, adaptive_rho or tol not positive, most below 1.
+        ValueError: A net that does not end in a Linear, uses a layer twice, is not piecewise linear
+            in each parameter entry or has none to train; rho, adaptive_rho or tol not positive,
+            most below 1.
     """
     for name, value in (("rho", rho), ("adaptive_rho", adaptive_rho), ("tol", tol), ("most", most)):
         if not 0 < value < float("inf"):
@@ -109,17 +108,17 @@ def ensemble_flatness(
     began = time.perf_counter()
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     params = [p for p in model.parameters() if p.requires_grad]
+    if not params:
+        raise ValueError("no parameter of the model is trainable")
     was_training = model.training
     model.eval()
     try:
         with torch.enable_grad(), _watched(model) as uses, Progress(progress) as say:
             logits = model(x)
             _check(uses, logits, params)
-            losses = cross_entropy(logits, y)
-            loss = losses.mean(-1)
-            grads = torch.autograd.grad(loss.sum(), params, create_graph=True)
+            grads = torch.autograd.grad(_loss(logits, y).sum(), params, create_graph=True)
             kappa, trace = _kappa(uses[-1], logits), _trace(uses, logits, params)
-            fine = loss.detach().isfinite() & trace.isfinite()
+            fine = _loss(logits, y).detach().isfinite() & trace.isfinite()
 
             def multiply(vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
                 return torch.autograd.grad(grads, params, vectors, retain_graph=True)
@@ -131,21 +130,22 @@ def ensemble_flatness(
             "adaptive_sharpness": (adaptive_rho, [p.detach().abs() for p in params]),
         }
         rises = {}
-        with torch.no_grad():
+        with torch.no_grad():  # where BatchNorm is merged: both losses round alike
+            loss = _loss(model(x), y)
             for name, (radius, scales) in steps.items():
                 scaled = [s * g for s, g in zip(scales, slopes, strict=True)]
-                length = l2_norm(scaled, model.members)
+                length = _norm(scaled)
                 factor = torch.where(length > 0, radius / length, 0.0)
                 moved = {
                     n: p + s * t * _as(factor, t)
                     for n, p, s, t in zip(names, params, scales, scaled, strict=True)
                 }
-                risen = cross_entropy(functional_call(model, moved, (x,)), y).mean(-1)
-                rises[name] = _masked((risen - loss).double(), fine)
+                risen = _loss(functional_call(model, moved, (x,)), y)
+                rises[name] = _masked(risen - loss, fine)
     finally:
         model.train(was_training)
     return EnsembleFlatness(
-        loss=_masked(loss.double(), fine),
+        loss=_masked(loss, fine),
         trace=_masked(trace, fine),
         top_eigenvalue=top,
         residual=residual,
@@ -153,7 +153,7 @@ def ensemble_flatness(
         **rises,
         products=products,
         seconds=time.perf_counter() - began,
-        settings={"rho": rho, "adaptive_rho": adaptive_rho, "tol": tol, "seed": seed},
+        settings={"rho": rho, "adaptive_rho": adaptive_rho, "tol": tol, "most": most, "seed": seed},
     )
 
 
@@ -203,6 +203,7 @@ def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Te
     """tr G = (1/n) sum_i sum_c |J_i' s_ic|^2, s_ic = sqrt(p_ic) (e_c - p_i); (members,)."""
     p = logits.detach().softmax(-1)
     trained = {id(one) for one in params}
+    uses = [use for use in uses if use[2].requires_grad]  # before these all is frozen
     outputs = [output for _, _, output in uses]
     total = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
     for c in range(logits.shape[-1]):
@@ -224,10 +225,12 @@ def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Te
 
 
 def _kappa(use: _Use, logits: Tensor) -> Tensor:
+    """mean_i |phi_i|^2 (sum_c p_ic |w_c|^2 - |sum_c p_ic w_c|^2), w_c the rows; (members,)."""
     layer, phi, _ = use
     assert isinstance(layer, Linear)
-    p = logits.detach().double().softmax(-1)
-    return (_squares(phi) * row_variance(p, layer.weight.detach().double())).mean(-1)
+    p, weight = logits.detach().double().softmax(-1), layer.weight.detach().double()
+    spread = (p @ _squares(weight).unsqueeze(-1)).squeeze(-1) - _squares(p @ weight)
+    return (_squares(phi) * spread.clamp(min=0)).mean(-1)  # rounding may leave less than none
 
 
 def _largest(
@@ -241,14 +244,20 @@ def _largest(
 ) -> tuple[Tensor, Tensor, int]:
     """The largest Ritz value of each member, its residual, and the products taken."""
     members, size = len(fine), sum(p[0].numel() for p in params)
-    start = rademacher(1, size, torch.Generator().manual_seed(seed), params[0])[0] / size**0.5
-    parts = start.split([p[0].numel() for p in params])
-    current = [part.view(p[0].shape).expand(p.shape) for part, p in zip(parts, params, strict=True)]
+    # Not of signs: two of a kind can be orthogonal to the only eigenvector that there is.
+    start = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    parts = (start / start.norm()).split([p[0].numel() for p in params])
+    current = [
+        part.view(p[0].shape).to(p).expand(p.shape) for part, p in zip(parts, params, strict=True)
+    ]
     before = [torch.zeros_like(p) for p in params]
     alphas: list[Tensor] = []
     betas = [torch.zeros(members, dtype=torch.float64)]
     values = residuals = torch.full((members,), torch.nan, dtype=torch.float64)
-    while len(alphas) < most:
+    fine = fine.cpu()
+    open_ = fine  # members that have not converged
+    smallest = 8 * torch.finfo(params[0].dtype).eps
+    while len(alphas) < most and open_.any():
         product = multiply(current)
         alpha = _dot(current, product)
         if alphas:
@@ -259,19 +268,18 @@ def _largest(
             w - _as(alpha, v) * v - _as(betas[-1], v) * u
             for w, v, u in zip(product, current, before, strict=True)
         ]
-        length = l2_norm(rest, members).cpu().double()
+        length = _norm(rest).cpu()
         scale = torch.stack([a.abs() for a in alphas]).amax(0)
-        length = torch.where(length > 1e-6 * scale, length, 0.0)
+        length = torch.where(length > smallest * scale, length, 0.0)
         betas.append(length)
         factor = torch.where(length > 0, 1 / length, 0.0)
         before, current = current, [_as(factor, w) * w for w in rest]
-        if len(alphas) % _EVERY and len(alphas) < most and bool((length[fine.cpu()] > 0).any()):
+        if len(alphas) % _EVERY and len(alphas) < most and bool((length[open_] > 0).any()):
             continue
-        values, residuals = _ritz(alphas, betas[1:], fine.cpu())
-        far = residuals > tol * values.abs()
-        say(f"top eigenvalues: {len(alphas)} products, {int(far.sum())} of {members} to go")
-        if not far.any():
-            break
+        new, left = _ritz(alphas, betas[1:], fine)
+        values, residuals = torch.where(open_, new, values), torch.where(open_, left, residuals)
+        open_ = open_ & ~(residuals <= tol * values.abs())
+        say(f"top eigenvalues: {len(alphas)} products, {int(open_.sum())} of {members} to go")
     return values, residuals, len(alphas)
 
 
@@ -280,6 +288,7 @@ def _ritz(alphas: list[Tensor], betas: list[Tensor], fine: Tensor) -> tuple[Tens
     matrix = torch.diag_embed(diagonal)
     if len(alphas) > 1:
         matrix = matrix + torch.diag_embed(beside[:, :-1], 1) + torch.diag_embed(beside[:, :-1], -1)
+    fine = fine & matrix.isfinite().all(-1).all(-1)
     matrix[~fine] = 0  # eigh refuses what is not finite
     values, vectors = torch.linalg.eigh(matrix)
     residuals = beside[:, -1] * vectors[:, -1, -1].abs()
@@ -290,6 +299,18 @@ def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     """Inner products (members,) in float64, on the CPU."""
     parts = [(v.double() * w.double()).flatten(1).sum(1) for v, w in zip(a, b, strict=True)]
     return torch.stack(parts).sum(0).cpu()
+
+
+def _loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of each member, in float64."""
+    y = y.expand(logits.shape[:-1])
+    return F.cross_entropy(logits.movedim(-1, 1), y, reduction="none").double().mean(-1)
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    """2-norm of each member's vector, in float64."""
+    parts = [torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64) for t in tensors]
+    return torch.stack(parts).norm(dim=0)
 
 
 def _squares(t: Tensor) -> Tensor:

@@ -14,8 +14,6 @@ METRICS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
     "test_ece", "norm", "grad_norm",
 )  # fmt: skip
-# Of the trained net on its training data: attributes of `flatnb.curvature.EnsembleFlatness`.
-FLATNESS = ("trace", "top_eigenvalue", "relative_flatness", "sharpness", "adaptive_sharpness")
 # How far a repeated sample may lie: other processors round otherwise, and training amplifies it.
 TOLERANCE = {"loss": 0.02, "accuracy": 0.02}
 

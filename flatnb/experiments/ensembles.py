@@ -15,9 +15,10 @@ from ..curvature import ensemble_flatness
 from ..data import Data
 from ..ensemble import Ensemble, groups
 from ..methods import ERM
+from ..records import FLATNESS
 from ..train import cross_entropy, fit
 from . import spaces
-from .base import FLATNESS, METRICS, number
+from .base import METRICS, number
 from .spaces import Setting
 from .steps import average, ema, member_learning_rates, swa
 
@@ -55,8 +56,8 @@ def train_members(
 
     Returns:
         The evaluated epochs, METRICS for each member and epoch, and FLATNESS for each member at the
-        end, on the first 2048 of its training examples; 6 digits, None where there is no number.
-        SWA and EMA have the losses, accuracies, calibration errors and flatness of the average.
+        end, on the first 2048 of its training examples; 6 digits, None where there is no number, or
+        no converged eigenvalue. SWA and EMA have all of the average.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # A GPU holds all members of the tasks here, and is the faster the more there are.
@@ -92,6 +93,8 @@ def train_members(
         net = model if averaged is None else cast(Ensemble, averaged.module)
         shown = given.train[:_FLATNESS_EXAMPLES]
         ends = ensemble_flatness(net, shown.x, shown.y)
+        settled = ends.residual <= ends.settings["tol"] * ends.top_eigenvalue.abs()
+        ends = replace(ends, top_eigenvalue=ends.top_eigenvalue.where(settled, torch.nan))
         for measure, values in measured.items():
             values.extend(number(v) for v in getattr(ends, measure).tolist())
     return done, curves, measured

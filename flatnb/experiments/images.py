@@ -25,10 +25,11 @@ from .. import models
 from ..data import Data, Split, images
 from ..data.augment import Compose, Cutout, RandomCrop, RandomFlip
 from ..data.images import BUILT_IN
+from ..records import FLATNESS
 from ..sweep import Job, Result
 from ..train import fit
 from . import spaces
-from .base import FLATNESS, METRICS, Experiment, assemble, finished, number
+from .base import METRICS, Experiment, assemble, finished, number
 from .ensembles import device_name, train_members
 from .spaces import Setting
 from .steps import average, ema, swa

@@ -61,7 +61,8 @@ def run(
         "epochs": runs[0]["epochs"], "tuning": tuning, "chosen": chosen,
         "metrics": {m: [[each["metrics"][m][0][0] for each in runs]] for m in METRICS},
         "threads": torch.get_num_threads(), "device": device_name(),
-        "seconds": sum(one["seconds"] for one in [*tried, *runs]),
+        # Unknown of runs kept by a version that did not count.
+        "seconds": sum(one.get("seconds", 0.0) for one in [*tried, *runs]),
     }  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def experiment(
         full = _full(whole, len(settings), len(seeds))
         made = assemble(
             **{**what, "task": task}, settings=settings, value=full, sample=jobs[1],
-            sampled=sampled, seconds=whole["seconds"] + results[1].seconds,
+            sampled=sampled, seconds=whole.get("seconds", results[0].seconds) + results[1].seconds,
         )  # fmt: skip
         return _per_task(made, whole, settings, len(seeds))
 

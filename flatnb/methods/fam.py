@@ -199,7 +199,7 @@ class FAM(Method):
         if path not in self._checked:
             _check_cross_entropy(losses, z)
             self._checked.add(path)
-        return (size * row_variance(z.to(weight.dtype).softmax(-1), weight)).mean(-1)
+        return (size * _row_variance(z.to(weight.dtype).softmax(-1), weight)).mean(-1)
 
     def _estimate(self, model: nn.Module, losses: Tensor) -> Tensor:
         weight = _named(model, str(self.layer)).weight
@@ -238,7 +238,7 @@ def _path(losses: Tensor, z: Tensor) -> Path:
     return tuple(found.values())
 
 
-def row_variance(p: Tensor, weight: Tensor) -> Tensor:
+def _row_variance(p: Tensor, weight: Tensor) -> Tensor:
     """sum_c p_c ||w_c||^2 - ||sum_c p_c w_c||^2 for each row of p, (..., n)."""
     return (p @ weight.square().sum(-1, keepdim=True)).squeeze(-1) - (p @ weight).square().sum(-1)
 

@@ -7,7 +7,7 @@ from made import record_of
 
 import flatnb
 from flatnb.experiments import images
-from flatnb.experiments.base import FLATNESS
+from flatnb.records import FLATNESS
 
 DIGITS = images.TASKS[0][0]
 SMALL = dataclasses.replace(DIGITS, epochs=2, every=1, budget=2, seeds=2, n_train=100, n_val=50)

@@ -222,6 +222,7 @@ class _Sweep:
         for key, job in jobs.items():
             record = _read(folder, job, key)
             if record is not None:
+                _tidy(folder, key, record)
                 known = self.stale if retry and "error" in record else self.records
                 known[key] = record
         rest = (job for key, job in jobs.items() if key not in self.records)
@@ -406,6 +407,15 @@ def _work(
         if "value" in record:
             (folder / f"{key}.pt").unlink(missing_ok=True)
         return record
+
+
+def _tidy(folder: Path, key: str, record: Mapping[str, Any]) -> None:
+    """Remove what a worker left that was killed between writing its result and ending."""
+    lock = folder / f"{key}.lock"
+    if lock.exists():
+        with _lock(lock) as held:  # which removes it
+            if held and "value" in record:
+                (folder / f"{key}.pt").unlink(missing_ok=True)
 
 
 def _call(job: Job, checkpoint: Path, died: str | None) -> dict[str, Any]:

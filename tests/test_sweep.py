@@ -472,6 +472,25 @@ def test_killing_the_sweep_loses_nothing_and_leaves_no_process(tmp_path: Path) -
     assert max(Counter(log.read_text().splitlines()).values()) <= 2
 
 
+def test_what_a_killed_worker_left_beside_its_result_goes_with_the_next_sweep(
+    tmp_path: Path,
+) -> None:
+    jobs, folder = writing(tmp_path / "log", 2), tmp_path / "runs"
+    with ThreadPoolExecutor(1) as executor:
+        run(jobs, folder, executor=executor)
+        before = records(folder)
+        for job in jobs:
+            for end in ("lock", "pt"):
+                (folder / f"{job.key}.{end}").touch()
+        with sweep._lock(folder / f"{jobs[0].key}.lock"):  # a worker that has not ended yet
+            run(jobs, folder, executor=executor)
+            left = {path.name for path in folder.iterdir()} - set(before)
+            assert left == {f"{jobs[0].key}.lock", f"{jobs[0].key}.pt"}
+        (folder / f"{jobs[0].key}.lock").touch()
+        assert_whole(folder, jobs, run(jobs, folder, executor=executor))
+    assert records(folder) == before
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_the_running_jobs_and_says_how_to_go_on(tmp_path: Path) -> None:
     folder, log = tmp_path / "runs", tmp_path / "log"

@@ -14,8 +14,9 @@ process imports the script anew.
 
 Beside a result there can be, while its job is not finished: `<key>.lock`, under an advisory file
 lock that the kernel frees when its holder dies; `<key>.part`, the result being written; `<key>.pt`,
-the job's checkpoint. All may be deleted when no sweep runs. The folder's file system must know
-flock: local disks and NFS do. On Windows the lock is msvcrt's, where this module is not tested.
+the job's checkpoint. What a killed worker left of them beside its result goes with the next sweep;
+all may be deleted when no sweep runs. The folder's file system must know flock: local disks and NFS
+do. On Windows the lock is msvcrt's, where this module is not tested.
 """
 
 import contextlib

@@ -38,7 +38,8 @@ ELEMENTWISE = (
 )
 
 # Entries of the widest tensor between two layers while evaluating; rows beyond it wait their turn.
-_EVALUATED_AT_ONCE = 1 << 22
+# A CPU wants them in its cache. A GPU reads all weights once a group of rows, and wants few groups.
+_EVALUATED_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 # Parameters of an ensemble on a CPU, see `groups`.
 _TRAINED_AT_ONCE = 1 << 24
@@ -132,7 +133,8 @@ class Ensemble(nn.Module):
         if torch.is_grad_enabled() or _uses_batch(self.net):
             return self.net(x)
         widest = max([p.shape[1] for p in self.net.parameters()] + [self._features])
-        rows = max(1, _EVALUATED_AT_ONCE // (self.members * widest))
+        entries = _EVALUATED_AT_ONCE.get(x.device.type, _EVALUATED_AT_ONCE["cpu"])
+        rows = max(1, entries // (self.members * widest))
         # Who hooks a layer expects it to run; else merged layers save a pass over the activations.
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.net.modules())
         net = self.net if hooked else nn.Sequential(*_merged(self.net))
@@ -213,19 +215,21 @@ class Ensemble(nn.Module):
         )
 
 
-def groups(model: nn.Module, members: int) -> list[range]:
-    """Cut 0, ..., members - 1 into the ensembles to train one after another on a CPU.
+def groups(model: nn.Module, members: int, at_once: int = _TRAINED_AT_ONCE) -> list[range]:
+    """Cut 0, ..., members - 1 into the ensembles to train one after another.
 
-    As few groups as keep each at 2**24 parameters (64 MB in float32), of sizes that differ by at
-    most one. Beyond that wide nets are slower than one after another, for fresh gradients pass
-    through main memory at each step; `benchmarks/ensemble.py` measures it.
+    As few groups as keep each at `at_once` parameters, of sizes that differ by at most one. The
+    default, 2**24 parameters (64 MB in float32), is for a CPU: beyond that wide nets are slower
+    than one after another, for fresh gradients pass through main memory at each step;
+    `benchmarks/ensemble.py` measures it. On a GPU memory is the limit.
 
     Args:
         model: the plain net of one member.
         members: how many in all.
+        at_once: parameters of an ensemble, at most; a net that has more is a group alone.
     """
     each = sum(p.numel() for p in model.parameters())
-    count = -(-members // max(1, _TRAINED_AT_ONCE // each))
+    count = -(-members // max(1, at_once // each))
     return [range(members * k // count, members * (k + 1) // count) for k in range(count)]
 
 

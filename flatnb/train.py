@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # What bounds the memory of an evaluation: examples times members, and entries of the inputs, at
 # once. Where activations are kept for a backward pass, a quarter of both.
-_ROWS = 1 << 16
+_ROWS = {"cpu": 1 << 16, "cuda": 1 << 19}
 _ENTRIES = 1 << 21
 
 _BINS = 15
@@ -438,7 +438,8 @@ def _parts(core: nn.Module, split: Split, share: int = 1) -> Iterator[Split]:
     """`split` in parts of bounded memory."""
     members = getattr(core, "members", None) or 1
     entries = split.x.numel() // split.y.numel()  # of an example
-    rows = max(1, min(_ROWS // members, _ENTRIES // entries) // share)
+    most = _ROWS.get(split.x.device.type, _ROWS["cpu"])
+    rows = max(1, min(most // members, _ENTRIES // entries) // share)
     for first in range(0, len(split), rows):
         yield split[first : first + rows]
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flatnb import ensemble as ensembles
 from flatnb.ensemble import Ensemble, groups
 
 MEMBERS, CLASSES = 4, 3
@@ -253,7 +254,7 @@ def test_evaluation_in_merged_groups_equals_one_pass(monkeypatch, options, bias)
             p.add_(0.1 * torch.randn_like(p))
     ensemble(torch.randn(9, 2, dtype=torch.float64))
     ensemble.eval()
-    monkeypatch.setattr("flatnb.ensemble._EVALUATED_AT_ONCE", 270)
+    monkeypatch.setitem(ensembles._EVALUATED_AT_ONCE, "cpu", 270)
     for shape in ((101, 2), (3, 101, 2)):
         x = torch.randn(shape, dtype=torch.float64)
         whole = ensemble(x)
@@ -277,7 +278,7 @@ def test_training_mode_is_never_grouped(monkeypatch):
     ensemble = Ensemble(make_model, 3)
     x = torch.randn(50, 2)
     whole = ensemble(x)
-    monkeypatch.setattr("flatnb.ensemble._EVALUATED_AT_ONCE", 1)
+    monkeypatch.setitem(ensembles._EVALUATED_AT_ONCE, "cpu", 1)
     with torch.no_grad():
         torch.testing.assert_close(ensemble(x), whole)
 
@@ -445,13 +446,18 @@ def test_bad_construction_is_refused(arguments, error, message):
         Ensemble(*arguments)
 
 
-@pytest.mark.parametrize(("width", "members"), [(1, 600), (2000, 9), (5000, 3)])
-def test_groups_cover_the_members_and_bound_their_parameters(width, members):
+@pytest.mark.parametrize(
+    ("width", "members", "at_once"),
+    [(1, 600, 2**24), (2000, 9, 2**24), (5000, 3, 2**24), (10, 7, 250), (10, 7, 1)],
+)
+def test_groups_cover_the_members_and_bound_their_parameters(width, members, at_once):
     net = nn.Linear(width, width)
-    cut = groups(net, members)
+    cut = groups(net, members, at_once)
+    if at_once == 2**24:
+        assert groups(net, members) == cut
     assert [i for group in cut for i in group] == list(range(members))
     sizes = [len(group) for group in cut]
     assert max(sizes) - min(sizes) <= 1
     each = sum(p.numel() for p in net.parameters())
-    assert max(sizes) * each <= 2**24 or max(sizes) == 1
-    assert len(cut) == 1 or -(-members // (len(cut) - 1)) * each > 2**24
+    assert max(sizes) * each <= at_once or max(sizes) == 1
+    assert len(cut) == 1 or -(-members // (len(cut) - 1)) * each > at_once

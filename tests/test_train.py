@@ -71,7 +71,7 @@ def test_history_is_what_evaluate_says():
 def test_evaluate_weights_chunks_by_size_and_restores_the_mode(monkeypatch):
     model, d = net().train(), plane()
     whole = train.evaluate(model, d.test)
-    monkeypatch.setattr(train, "_ROWS", 7)
+    monkeypatch.setitem(train._ROWS, "cpu", 7)
     parts = train.evaluate(model, d.test)
     assert parts["loss"] == pytest.approx(whole["loss"].item(), rel=1e-5)
     assert parts["accuracy"] == whole["accuracy"]
@@ -204,7 +204,7 @@ def test_calibration_error_of_known_cases():
 
 def test_evaluate_gives_the_three_metrics_of_the_whole_split(monkeypatch):
     ensemble, d = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3), plane()
-    monkeypatch.setattr(train, "_ROWS", 3 * 7)
+    monkeypatch.setitem(train._ROWS, "cpu", 3 * 7)
     measured = train.evaluate(ensemble, d.test)
     ensemble.eval()
     logits = ensemble(d.test.x).detach()
@@ -220,7 +220,7 @@ def test_evaluate_gives_the_three_metrics_of_the_whole_split(monkeypatch):
 
 @pytest.mark.parametrize("rows", [1 << 16, 60])
 def test_gradient_norm_is_of_the_plain_loss_in_eval_mode(monkeypatch, rows):
-    monkeypatch.setattr(train, "_ROWS", rows)
+    monkeypatch.setitem(train._ROWS, "cpu", rows)
     monkeypatch.setattr(train, "_GRADIENT_EXAMPLES", 31)
     ensemble, d = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.5), 3), plane()
     for p in ensemble.parameters():

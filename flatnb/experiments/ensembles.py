@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 
 from ..curvature import ensemble_flatness
+from ..curvature.memory import available_bytes
 from ..data import Data
 from ..ensemble import Ensemble, groups
 from ..methods import ERM
@@ -60,8 +61,7 @@ def train_members(
         no converged eigenvalue. SWA and EMA have all of the average.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # A GPU holds all members of the tasks here, and is the faster the more there are.
-    parts = [range(len(settings))] if device.type == "cuda" else groups(make_model(), len(settings))
+    parts = _parts(make_model(), len(settings), device)
     curves: Curves = {metric: [] for metric in METRICS}
     measured: Flatness = {measure: [] for measure in FLATNESS}
     done: list[int] = []
@@ -98,6 +98,16 @@ def train_members(
         for measure, values in measured.items():
             values.extend(number(v) for v in getattr(ends, measure).tolist())
     return done, curves, measured
+
+
+def _parts(net: nn.Module, members: int, device: torch.device) -> list[range]:
+    """Places of the members of each ensemble; on a GPU as few as its free memory allows."""
+    if device.type == "cpu":
+        return groups(net, members)
+    # A member takes most while its flatness is measured: 14 times its parameters, gradients and
+    # Adam's averages among them, and its activations.
+    each = max(p.element_size() for p in net.parameters())
+    return groups(net, members, available_bytes(device) // (20 * each))
 
 
 def held_out_losses(
@@ -147,12 +157,14 @@ def make_optimizer(
         ValueError: an unknown name.
     """
     rates = [setting["lr"] for setting in settings]
-    lr = max(rates)
+    params = list(model.parameters())
+    # What a step of a large ensemble costs a GPU is passes over the weights; fused, there is one.
+    given: Any = {"lr": max(rates), "fused": True if params[0].is_cuda else None}
     made: torch.optim.Optimizer
     if name in ("adam", "AdamW"):
-        made = torch.optim.Adam(model.parameters(), lr=lr)
+        made = torch.optim.Adam(params, **given)
     elif name in ("sgd", "SGD"):
-        made = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+        made = torch.optim.SGD(params, **given, momentum=0.9)
     else:
         raise ValueError(f"no optimizer {name!r}; allowed: adam, sgd, AdamW, SGD")
     decays = [setting.get("weight_decay", 0.0) for setting in settings]

@@ -1,0 +1,118 @@
+"""What the experiments compute on a GPU is what they compute on a CPU, but for rounding.
+
+Skipped where there is no GPU.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import flatnb
+from flatnb import models
+from flatnb.experiments import finetune, images, plane, sensing, spaces
+
+# Their noise is drawn on the device: another stream than a CPU's.
+DRAW = {"NSO", "WeightNoise", "RSAM"}
+
+
+@pytest.fixture(autouse=True)
+def _gpu():
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+
+
+@contextmanager
+def on_cpu():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+def flat(table):
+    if isinstance(table, list):
+        return torch.cat([flat(row) for row in table])
+    return torch.tensor([float("nan") if table is None else table], dtype=torch.float64)
+
+
+def assert_near(found, expected, name, rel):
+    found, expected = flat(found), flat(expected)
+    torch.testing.assert_close(
+        found, expected, rtol=rel, atol=rel, equal_nan=True, msg=lambda m: f"{name}: {m}"
+    )
+
+
+@pytest.mark.parametrize("method", plane.METHODS)
+def test_an_ensemble_trains_as_on_a_cpu(method):
+    given = dict(
+        data="gaussian", noise=0.05, n_test=100, width=8, epochs=2, every=1, method=method,
+        settings=spaces.space(method, 3, spaces.RATES["adam"]), seeds=[1, 2],
+    )  # fmt: skip
+    found = plane.train(**given)
+    assert found["device"] != "cpu"
+    with on_cpu():
+        expected = plane.train(**given)
+    for kind in ("metrics", "flatness"):
+        assert found[kind].keys() == expected[kind].keys()
+        for name, table in expected[kind].items():
+            if method in DRAW:
+                assert flat(found[kind][name]).isfinite().equal(flat(table).isfinite())
+            elif name != "top_eigenvalue":  # where it has converged may be on another side
+                # An accuracy moves by a hundredth when one example changes sides.
+                assert_near(found[kind][name], table, name, 0.03)
+
+
+def test_a_net_trains_in_bfloat16_near_what_float32_gives():
+    task = images.Task("digits", "digits", "small_cnn", 8, 2, 64, 1, 1, augment="crop", every=1)
+    given = dict(task=asdict(task), method="SAM", setting={"lr": 0.1, "rho": 0.05}, seed=0)
+    found = images.train_one(**given)
+    images._loaded.cache_clear()
+    with on_cpu():
+        expected = images.train_one(**given)
+    assert found["epochs"] == expected["epochs"]
+    for name in ("train_loss", "test_loss"):
+        assert_near(found["metrics"][name], expected["metrics"][name], name, 0.1)
+
+
+def test_fine_tuning_starts_from_a_net_trained_on_the_gpu():
+    source = images.Task("digits", "digits", "small_cnn", 8, 1, 64, 1, 1)
+    task = finetune.Task("digits", source, 10, 2)
+    found = finetune.train_one(task=asdict(task), method="ERM", setting={"lr": 0.05}, seed=0)
+    assert flat(found["metrics"]["test_loss"]).isfinite().all()
+
+
+def test_matrix_sensing_descends_as_on_a_cpu():
+    rules = [sensing.RULES["GD"][0]]
+    given = dict(rules=rules, seeds=[0], epochs=20, every=10, d=20, rank=2, m=200)
+    found = sensing.train(**given)
+    with on_cpu():
+        expected = sensing.train(**given)
+    for name, table in expected["metrics"].items():
+        assert_near(found["metrics"][name], table, name, 1e-3)
+
+
+def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+    data = flatnb.data.plane("gaussian", seed=0)
+
+    def train(**others):
+        torch.manual_seed(0)
+        net = models.mlp(2, 8, 2, 2).to("cuda")
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+        return flatnb.fit(net, data, flatnb.NSO(0.01), optimizer, epochs=4, seed=0, **others)
+
+    def stop(run, model):
+        if run.history[-1]["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    whole = train()
+    kept = {"checkpoint": tmp_path / "run.pt", "checkpoint_seconds": 0}
+    with pytest.raises(KeyboardInterrupt):
+        train(callbacks=[stop], **kept)
+    resumed = train(**kept)
+    assert [entry["epoch"] for entry in resumed.history] == [0, 1, 2, 3, 4]
+    for name in ("train_loss", "test_loss", "norm"):
+        found, expected = ([e[name] for e in run.history] for run in (resumed, whole))
+        assert_near(found, expected, name, 1e-5)

@@ -3,6 +3,7 @@
     runs = compare.select(["plane/*/narrow-grid"])     # a row for each record and seed
     compare.table(runs)                                # mean, half-width of its interval, n
     compare.paired(runs, "ERM", "test_accuracy")       # differences seed by seed, Holm-adjusted
+    compare.overall(runs, "ERM", "test_accuracy")      # the same over all tasks together
     compare.ranks(runs, "test_accuracy")               # mean rank over tasks
     compare.tally({"test_accuracy": tests})            # on how many tasks better, and worse
     compare.sensitivity(["plane/*/narrow-grid"], "test_accuracy")     # over the whole grid
@@ -149,10 +150,7 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
     rows = []
     for task, own in runs.groupby("task", sort=False):
         wide = own.pivot(index="seed", columns="method", values=metric)
-        if baseline not in wide:
-            raise ValueError(
-                f"{task} has no run of the baseline {baseline!r}; there are: {', '.join(wide)}"
-            )
+        _check_baseline(task, wide, baseline)
         for method in [name for name in own["method"].unique() if name != baseline]:
             difference = (wide[method] - wide[baseline]).dropna()
             summary = _summary(difference)
@@ -162,6 +160,41 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
             })  # fmt: skip
     columns = ["task", "method", "difference", "interval", "n", "p"]
     found = pandas.DataFrame(rows, columns=columns)
+    return found.assign(p_holm=holm(found["p"].tolist()))
+
+
+def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
+    """Each method minus the baseline over all tasks together: one test a method.
+
+    Within a seed the differences are averaged over the tasks, and the means of the seeds are tested
+    as in `paired`. A gain that is small on every task can be told here though no task tells it
+    alone; it is one of the mean over these tasks, and may be absent, or a loss, on some.
+
+    Columns: method, difference (mean), interval (half-width over seeds), n (seeds that the method
+    and the baseline have on all tasks), tasks, p, p_holm (over all methods).
+
+    Raises:
+        ValueError: as `paired`, or no seed that all tasks have.
+    """
+    _check(runs, [metric])
+    for task, own in runs.groupby("task", sort=False):
+        _check_baseline(task, own["method"].unique(), baseline)
+    wide = runs.pivot(index="seed", columns=["method", "task"], values=metric)
+    rows = []
+    for method in [name for name in runs["method"].unique() if name != baseline]:
+        difference = wide[method] - wide[baseline]
+        whole = difference.dropna()
+        if whole.empty:
+            raise ValueError(
+                f"{method} and {baseline} share no seed that has {metric} on all of "
+                f"{', '.join(difference)}; take tasks of the same seeds"
+            )
+        summary = _summary(whole.mean(axis=1))
+        rows.append({
+            "method": method, "difference": summary["mean"], "interval": summary["interval"],
+            "n": summary["n"], "tasks": whole.shape[1], "p": _p_value(whole.mean(axis=1)),
+        })  # fmt: skip
+    found = pandas.DataFrame(rows, columns=["method", "difference", "interval", "n", "tasks", "p"])
     return found.assign(p_holm=holm(found["p"].tolist()))
 
 
@@ -425,6 +458,13 @@ def _with_gap(runs: pandas.DataFrame) -> pandas.DataFrame:
     if "loss_gap" in runs or not {"train_loss", "test_loss"} <= set(runs):
         return runs
     return runs.assign(loss_gap=runs["test_loss"].astype(float) - runs["train_loss"].astype(float))
+
+
+def _check_baseline(task: object, methods: Iterable[str], baseline: str) -> None:
+    if baseline not in (there := list(methods)):
+        raise ValueError(
+            f"{task} has no run of the baseline {baseline!r}; there are: {', '.join(there)}"
+        )
 
 
 def _check(runs: pandas.DataFrame, metrics: Sequence[str]) -> None:

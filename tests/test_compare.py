@@ -162,6 +162,44 @@ def test_paired_differences_are_scipys_and_holms():
         compare.paired(own, "SGD", "test_accuracy")
 
 
+def test_over_all_tasks_a_seed_counts_once():
+    rng = np.random.default_rng(1)
+    base, gain = rng.normal(0.8, 0.05, (3, 8)), rng.normal(0.01, 0.005, (2, 3, 8))
+    own = runs({
+        (f"t{task}", method): list(base[task] + change[task])
+        for task in range(3)
+        for method, change in (("ERM", 0 * base), ("SAM", gain[0]), ("NSO", -gain[1]))
+    })  # fmt: skip
+    found = compare.overall(own, "ERM", "test_accuracy").set_index("method")
+    for method, each in (("SAM", gain[0]), ("NSO", -gain[1])):
+        row, means = found.loc[method], each.mean(axis=0)
+        assert row["difference"] == pytest.approx(means.mean())
+        assert row["p"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+        assert (row["n"], row["tasks"]) == (8, 3)
+    assert found["p_holm"].tolist() == pytest.approx(compare.holm(found["p"].tolist()))
+    # A seed that one task lacks is left out of all.
+    fewer = own[~((own["task"] == "t1") & (own["method"] == "SAM") & (own["seed"] == 0))]
+    found = compare.overall(fewer, "ERM", "test_accuracy").set_index("method")
+    assert found["n"].to_dict() == {"SAM": 7, "NSO": 8}
+    assert found.loc["SAM", "difference"] == pytest.approx(gain[0, :, 1:].mean())
+    # Of one task it is the paired test.
+    one = own[own["task"] == "t0"]
+    paired = compare.paired(one, "ERM", "test_accuracy").drop(columns="task")
+    pandas.testing.assert_frame_equal(
+        compare.overall(one, "ERM", "test_accuracy").drop(columns="tasks"), paired
+    )
+
+
+def test_over_all_tasks_methods_and_seeds_must_be_shared():
+    own = runs({("t", "ERM"): [0.8, 0.9], ("t", "SAM"): [0.7, 0.9]})
+    other = own.assign(task="u", seed=own["seed"] + 2)
+    with pytest.raises(ValueError, match="SAM and ERM share no seed that has test_accuracy"):
+        compare.overall(pandas.concat([own, other]), "ERM", "test_accuracy")
+    alone = own[own["method"] == "SAM"].assign(task="u")
+    with pytest.raises(ValueError, match="u has no run of the baseline 'ERM'; there are: SAM"):
+        compare.overall(pandas.concat([own, alone]), "ERM", "test_accuracy")
+
+
 def test_holm_on_a_worked_case():
     assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert compare.holm([0.9, 0.8]) == [1.0, 1.0]

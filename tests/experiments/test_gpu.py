@@ -13,6 +13,7 @@ import torch
 
 import flatnb
 from flatnb import models
+from flatnb.curvature.memory import available_bytes
 from flatnb.experiments import finetune, images, plane, sensing, spaces
 
 # Their noise is drawn on the device: another stream than a CPU's.
@@ -116,3 +117,12 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
     for name in ("train_loss", "test_loss", "norm"):
         found, expected = ([e[name] for e in run.history] for run in (resumed, whole))
         assert_near(found, expected, name, 1e-5)
+
+
+def test_the_memory_of_freed_tensors_is_available():
+    device, size = torch.device("cuda"), 1 << 28
+    before = available_bytes(device)
+    held = torch.empty(size, dtype=torch.uint8, device=device)
+    assert available_bytes(device) <= before - size
+    del held
+    assert available_bytes(device) > before - size // 8

@@ -108,6 +108,18 @@ def common(runs: pandas.DataFrame) -> pandas.DataFrame:
     return runs[runs["task"].isin(tasks) & runs["method"].isin(wanted)]
 
 
+def same_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The runs on those tasks that have the same seeds, and the most, as `overall` asks for.
+
+    Of sets of equally many seeds the first decides.
+    """
+    if runs.empty:
+        return runs
+    seeds = runs.groupby("task", sort=False)["seed"].agg(frozenset)
+    wanted = max(seeds, key=len)
+    return runs[runs["task"].map(seeds) == wanted]
+
+
 def table(runs: pandas.DataFrame, metrics: Sequence[str] = METRICS) -> pandas.DataFrame:
     """Mean and half-width of its 95 % interval over seeds, for each task and method.
 

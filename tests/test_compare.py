@@ -190,6 +190,15 @@ def test_over_all_tasks_a_seed_counts_once():
     )
 
 
+def test_tasks_of_the_same_seeds_are_those_with_the_most():
+    few = runs({("few", "ERM"): [1, 2], ("few", "SAM"): [1, 2]})
+    two = runs({(task, "ERM"): [1, 2, 3] for task in ("t", "u")})
+    other = two[two["task"] == "t"].assign(task="v", seed=lambda t: t["seed"] + 1)
+    found = compare.same_seeds(pandas.concat([few, two, other]))
+    assert found["task"].unique().tolist() == ["t", "u"] and len(found) == 6
+    assert compare.same_seeds(few[:0]).empty
+
+
 def test_over_all_tasks_methods_and_seeds_must_be_shared():
     own = runs({("t", "ERM"): [0.8, 0.9], ("t", "SAM"): [0.7, 0.9]})
     other = own.assign(task="u", seed=own["seed"] + 2)

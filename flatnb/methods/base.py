@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -337,7 +338,7 @@ class Step:
         if isinstance(value, Tensor):
             if self.members != len(value):
                 raise ValueError(
-                    f"{name} has {len(value)} values, one a member, but the model is "
+                    f"{name} has {len(value)} values, one per member, but the model is "
                     f"{'no Ensemble' if self.members is None else f'of {self.members} members'}"
                 )
             return value.to(self.params[0].device)
@@ -587,37 +588,102 @@ def dense(grad: Tensor | None) -> Tensor | None:
 # -- hyperparameters ------------------------------------------------------------------------------
 
 
+class Hyperparameter:
+    """An attribute of a method that is checked whenever it is set, not in `__init__` alone.
+
+        class SAM(Method):
+            rho = Hyperparameter()                          # real(): finite and >= 0
+            k = Hyperparameter(count)                       # an integer >= 1
+            sigma = Hyperparameter(partial(real, open_low=True))
+
+    Args:
+        check: `check(name, value)` returns the value to keep, or raises. By default `real`.
+    """
+
+    def __init__(self, check: Callable[[str, Any], Any] | None = None) -> None:
+        self._check = real if check is None else check
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, method: Any, owner: type | None = None) -> Any:
+        if method is None:
+            return self
+        try:
+            return method.__dict__[self._name]
+        except KeyError:
+            raise AttributeError(f"{self._name} has not been set") from None
+
+    def __set__(self, method: Any, value: Any) -> None:
+        method.__dict__[self._name] = self._check(self._name, value)
+
+
+def number(
+    name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False
+) -> float:
+    """A finite number within [low, high]; of Python, NumPy or a 0-dimensional tensor.
+
+    Raises:
+        TypeError: not a real number. ValueError: not finite, or outside the range.
+    """
+    return _number(name, value, low, high, open_low, _interval(low, high, open_low))
+
+
 def real(
     name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False
 ) -> Real:
-    """A finite number, or a 1-D tensor of such with one entry a member, within [low, high].
+    """A `number`, or a 1-D tensor of numbers, one per member of an ensemble.
 
     Raises:
-        TypeError: not a number. ValueError: not finite, outside the range, or not 1-D.
+        TypeError: not real numbers. ValueError: not finite, outside the range, or not 1-D.
     """
-    sign, upper = ">" if open_low else ">=", f" and <= {high:g}" if high < math.inf else ""
-    allowed = f"a finite number {sign} {low:g}{upper}, or a 1-D tensor of them, one a member"
-    if isinstance(value, Tensor) and not value.is_complex() and value.dtype != torch.bool:
-        if value.dim() == 0:
-            value = value.item()
-        elif value.dim() > 1 or value.numel() == 0:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {allowed}")
-    elif isinstance(value, bool) or not isinstance(value, int | float):
+    allowed = f"{_interval(low, high, open_low)}, or a 1-D tensor of them, one per member"
+    if not isinstance(value, Tensor) or value.dim() == 0 or value.is_complex():
+        return _number(name, value, low, high, open_low, allowed)
+    if value.dim() > 1 or value.numel() == 0:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {allowed}")
+    for entry in value.tolist():
+        _number(name, entry, low, high, open_low, allowed)
+    return value.detach().clone()  # what the caller writes into it later would not be checked
+
+
+def _interval(low: float, high: float, open_low: bool) -> str:
+    upper = f" and <= {high:g}" if high < math.inf else ""
+    return f"a finite number {'>' if open_low else '>='} {low:g}{upper}"
+
+
+def _number(
+    name: str, value: Any, low: float, high: float, open_low: bool, allowed: str
+) -> float:
+    entry = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+    if isinstance(entry, bool) or not isinstance(entry, numbers.Real):
         raise TypeError(f"{name}={value!r} is {type(value).__name__}; allowed: {allowed}")
-    entries = value.detach().double().flatten().tolist() if isinstance(value, Tensor) else [value]
-    for entry in entries:
-        above = entry > low if open_low else entry >= low
-        if not (math.isfinite(entry) and above and entry <= high):
-            raise ValueError(f"{name}={entry!r}; allowed: {allowed}")
-    return value.detach() if isinstance(value, Tensor) else float(value)
+    try:
+        entry = float(entry)
+    except OverflowError:
+        entry = math.inf
+    above = entry > low if open_low else entry >= low
+    if not (math.isfinite(entry) and above and entry <= high):
+        raise ValueError(f"{name}={entry!r}; allowed: {allowed}")
+    return entry
 
 
 def count(name: str, value: Any, *, low: int = 1) -> int:
-    """An integer >= low."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r} is {type(value).__name__}; allowed: an integer >= {low}")
-    if value < low:
+    """An integer >= low; of Python, NumPy or a 0-dimensional tensor."""
+    entry = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
+    if isinstance(entry, bool) or not isinstance(entry, numbers.Integral):
+        raise TypeError(
+            f"{name}={value!r} is {type(value).__name__}; allowed: an integer >= {low}"
+        )
+    if entry < low:
         raise ValueError(f"{name}={value!r}; allowed: an integer >= {low}")
+    return int(entry)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}; allowed: True or False")
     return value
 
 
@@ -625,13 +691,13 @@ def per_member(name: str, value: Real, losses: Tensor, *, pointwise: bool = Fals
     """`value` on the device of `losses`, shaped to meet them (pointwise) or their means.
 
     Raises:
-        ValueError: one value a member was given, and the losses are not those of so many members.
+        ValueError: one value per member was given, and the losses are not those of so many members.
     """
     if not isinstance(value, Tensor):
         return value
     if losses.dim() != 2 or len(value) != len(losses):
         raise ValueError(
-            f"{name} has {len(value)} values, one a member, but the losses have shape "
+            f"{name} has {len(value)} values, one per member, but the losses have shape "
             f"{tuple(losses.shape)}; give a number, or an Ensemble of {len(value)} members"
         )
     value = value.to(losses.device, losses.dtype)

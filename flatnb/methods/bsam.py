@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import dense, real
+from .base import dense, number
 from .noise import Stream, normal
 
 Closure = Callable[[], Any]
@@ -77,13 +77,13 @@ class BSAM(torch.optim.Optimizer):
             raise ValueError(f"betas={betas!r}; allowed: two numbers in [0, 1)")
         below_one = math.nextafter(1.0, 0.0)
         defaults = {
-            "lr": _number("lr", lr, open_low=True),
-            "examples": _number("examples", examples, open_low=True),
-            "rho": _number("rho", rho),
-            "betas": tuple(_number("betas", beta, high=below_one) for beta in betas),
-            "prior_precision": _number("prior_precision", prior_precision),
-            "damping": _number("damping", damping),
-            "s_init": _number("s_init", s_init, open_low=True),
+            "lr": number("lr", lr, open_low=True),
+            "examples": number("examples", examples, open_low=True),
+            "rho": number("rho", rho),
+            "betas": tuple(number("betas", beta, high=below_one) for beta in betas),
+            "prior_precision": number("prior_precision", prior_precision),
+            "damping": number("damping", damping),
+            "s_init": number("s_init", s_init, open_low=True),
         }
         self._stream = Stream(seed, normal)
         super().__init__(params, defaults)
@@ -184,11 +184,3 @@ def _accumulate(
     return [
         b if a is None else a if b is None else a + b for a, b in zip(sums, shares, strict=True)
     ]
-
-
-def _number(name: str, value: Any, **limits: Any) -> float:
-    if isinstance(value, Tensor):
-        raise TypeError(f"{name} is a tensor; allowed: a number")
-    checked = real(name, value, **limits)
-    assert isinstance(checked, float)
-    return checked

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from .base import Again, Closure, Method, Real, per_member, real, unwrap, walk
+from .base import Again, Closure, Hyperparameter, Method, Real, per_member, unwrap, walk
 from .noise import Stream, rademacher
 from .normalisation import Elementary
 
@@ -63,6 +63,8 @@ class FAM(Method):
         seed: of the generator that draws a and v.
     """
 
+    lam = Hyperparameter()
+
     def __init__(
         self,
         lam: Real,
@@ -71,7 +73,7 @@ class FAM(Method):
         *,
         seed: int = 0,
     ) -> None:
-        self.lam = real("lam", lam)
+        self.lam = lam
         if layer is not None and not isinstance(layer, str):
             raise TypeError(
                 f"layer={layer!r} is {type(layer).__name__}; allowed: None for the last linear "

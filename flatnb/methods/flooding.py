@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import Method, Real, count, per_member, real
+from .base import Hyperparameter, Method, Real, count, number, per_member
 
 
 class Flooding(Method):
@@ -26,8 +26,10 @@ class Flooding(Method):
         level: flood level b >= 0, in units of the loss. Papers search 0.01 to 0.5.
     """
 
+    level = Hyperparameter()
+
     def __init__(self, level: Real) -> None:
-        self.level = real("level", level)
+        self.level = level
 
     def objective(self, losses: Tensor) -> Tensor:
         level = per_member("level", self.level, losses)
@@ -47,8 +49,10 @@ class IFlood(Method):
         level: flood level b >= 0, in units of the loss.
     """
 
+    level = Hyperparameter()
+
     def __init__(self, level: Real) -> None:
-        self.level = real("level", level)
+        self.level = level
 
     def objective(self, losses: Tensor) -> Tensor:
         level = per_member("level", self.level, losses, pointwise=True)
@@ -143,7 +147,7 @@ def adaflood_levels(
         Levels in the shape of `losses`, computed in float64 and of their dtype.
     """
     g, a, b = (
-        float(real(name, value, high=high))
+        number(name, value, high=high)
         for name, value, high in (
             ("gamma", gamma, 1.0),
             ("alpha", alpha, math.inf),

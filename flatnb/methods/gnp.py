@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Method, Real, Step, count, real
+from .base import Hyperparameter, Method, Real, Step, count, flag, real
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ class ZeroWarmup:
 Warmup = LinearWarmup | ZeroWarmup
 
 
+def _real_or_warmup(name: str, value: Any) -> Real | Warmup:
+    return value if isinstance(value, Warmup) else real(name, value)
+
+
 class GNP(Method):
     """Gradient norm penalty: descends L + lambda ||grad L||, lambda = alpha r, without Hessians.
 
@@ -84,13 +88,12 @@ class GNP(Method):
     """
 
     passes = 2
+    r = Hyperparameter(_real_or_warmup)
+    alpha = Hyperparameter(_real_or_warmup)
+    normalize = Hyperparameter(flag)
 
     def __init__(self, r: Real | Warmup, alpha: Real | Warmup, *, normalize: bool = False) -> None:
-        self.r = r if isinstance(r, Warmup) else real("r", r)
-        self.alpha = alpha if isinstance(alpha, Warmup) else real("alpha", alpha)
-        if not isinstance(normalize, bool):
-            raise TypeError(f"normalize={normalize!r}; allowed: True or False")
-        self.normalize = normalize
+        self.r, self.alpha, self.normalize = r, alpha, normalize
         self.calls = 0
 
     def rule(self, step: Step) -> None:

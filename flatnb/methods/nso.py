@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Method, Real, Step, count, real
+from .base import Hyperparameter, Method, Real, Step, count
 from .noise import Distribution, Stream, normal
 
 
@@ -38,14 +38,19 @@ class WeightNoise(Method):
         seed: of the noise.
     """
 
+    sigma = Hyperparameter()
+    k = Hyperparameter(count)
+
     def __init__(
         self, sigma: Real, k: int = 1, *, noise: Distribution = normal, seed: int = 0
     ) -> None:
-        self.sigma = real("sigma", sigma)
-        self.k = count("k", k)
+        self.sigma, self.k = sigma, k
         self._stream = Stream(seed, noise)
         self.noise, self.seed = self._stream.fill, self._stream.seed
-        self.passes = self.k
+
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        return self.k
 
     def rule(self, step: Step) -> None:
         step.forward()
@@ -101,7 +106,10 @@ class NSO(WeightNoise):
         self, sigma: Real, k: int = 1, *, noise: Distribution = normal, seed: int = 0
     ) -> None:
         super().__init__(sigma, k, noise=noise, seed=seed)
-        self.passes = 2 * self.k
+
+    @property
+    def passes(self) -> int:  # type: ignore[override]
+        return 2 * self.k
 
     def rule(self, step: Step) -> None:
         step.forward()

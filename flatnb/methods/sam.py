@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Method, Real, Step, aligned, real
+from .base import Hyperparameter, Method, Real, Step, aligned, flag
 from .noise import Stream, normal
 
 _TINY = 1e-12  # keeps the step of a zero gradient zero
@@ -40,9 +40,10 @@ class SAM(Method):
     """
 
     passes = 2
+    rho = Hyperparameter()
 
     def __init__(self, rho: Real = 0.05) -> None:
-        self.rho = real("rho", rho)
+        self.rho = rho
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -74,13 +75,12 @@ class ASAM(Method):
     """
 
     passes = 2
+    rho = Hyperparameter()
+    eta = Hyperparameter()
+    all_tensors = Hyperparameter(flag)
 
     def __init__(self, rho: Real = 0.5, eta: Real = 0.01, *, all_tensors: bool = False) -> None:
-        self.rho = real("rho", rho)
-        self.eta = real("eta", eta)
-        if not isinstance(all_tensors, bool):
-            raise TypeError(f"all_tensors={all_tensors!r}; allowed: True or False")
-        self.all_tensors = all_tensors
+        self.rho, self.eta, self.all_tensors = rho, eta, all_tensors
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -132,9 +132,10 @@ class USAM(Method):
     """
 
     passes = 2
+    rho = Hyperparameter()
 
     def __init__(self, rho: Real = 0.05) -> None:
-        self.rho = real("rho", rho)
+        self.rho = rho
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -171,13 +172,14 @@ class RSAM(Method):
     """
 
     passes = 2
+    rho = Hyperparameter()
+    sigma = Hyperparameter()
+    lam = Hyperparameter()
 
     def __init__(
         self, rho: Real = 0.05, sigma: Real = 0.01, lam: Real = 1.0, *, seed: int = 0
     ) -> None:
-        self.rho = real("rho", rho)
-        self.sigma = real("sigma", sigma)
-        self.lam = real("lam", lam)
+        self.rho, self.sigma, self.lam = rho, sigma, lam
         self._stream = Stream(seed, normal)
         self.seed = self._stream.seed
 

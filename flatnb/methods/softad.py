@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from .base import Method, Real, per_member, real
+from .base import Hyperparameter, Method, Real, flag, per_member, real
 
 
 class SoftAD(Method):
@@ -30,12 +32,12 @@ class SoftAD(Method):
         code_form: use the sigma^2 scaling of the authors' loss class.
     """
 
+    theta = Hyperparameter()
+    sigma = Hyperparameter(partial(real, open_low=True))
+    code_form = Hyperparameter(flag)
+
     def __init__(self, theta: Real, sigma: Real = 1.0, *, code_form: bool = False) -> None:
-        self.theta = real("theta", theta)
-        self.sigma = real("sigma", sigma, open_low=True)
-        if not isinstance(code_form, bool):
-            raise TypeError(f"code_form={code_form!r}; allowed: True or False")
-        self.code_form = code_form
+        self.theta, self.sigma, self.code_form = theta, sigma, code_form
 
     def objective(self, losses: Tensor) -> Tensor:
         theta = per_member("theta", self.theta, losses, pointwise=True)

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
 
 import inputs
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import BAD_COUNTS, BAD_REALS
 from properties import Calls, identical
 from torch import nn
 
 from flatnb.ensemble import Ensemble
-from flatnb.methods import ERM, GNP, NSO, SAM, Method, WeightNoise
-from flatnb.methods.base import contents, l2_norm
+from flatnb.methods import (
+    ASAM,
+    ERM,
+    FAM,
+    GNP,
+    NSO,
+    RSAM,
+    SAM,
+    USAM,
+    Flooding,
+    IFlood,
+    Method,
+    SoftAD,
+    WeightNoise,
+)
+from flatnb.methods.base import Hyperparameter, contents, l2_norm
 
 METHODS = [ERM(), SAM(0.1), NSO(0.1)]
 
@@ -82,6 +101,57 @@ def test_a_tensor_hyperparameter_needs_an_ensemble_of_its_size() -> None:
     with pytest.raises(ValueError, match=r"rho has 3 values.*of 2 members"):
         SAM(torch.ones(3)).backward(model, lambda: model(problem.x).square().sum(-1))
     assert all(p.grad is None for p in model.parameters())
+
+
+# -- hyperparameters -----------------------------------------------------------------------------
+
+
+def hyperparameters() -> Iterator[tuple[Method, str, Any]]:
+    """Every checked attribute of every method, and its value."""
+    made = [
+        Flooding(0.5), IFlood(0.5), SoftAD(0.5, 0.5), SAM(0.5), ASAM(0.5, 0.5), USAM(0.5),
+        RSAM(0.5, 0.5, 0.5), GNP(0.5, 0.5), NSO(0.5, 2), WeightNoise(0.5, 2), FAM(0.5),
+    ]  # fmt: skip
+    for method in made:
+        for name in dir(type(method)):
+            if isinstance(getattr(type(method), name), Hyperparameter):
+                yield method, name, getattr(method, name)
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [pytest.param(*h, id=f"{type(h[0]).__name__} {h[1]}") for h in hyperparameters()],
+)
+def test_what_is_set_later_is_checked(method, name, value) -> None:
+    bad = BAD_REALS if isinstance(value, float) else BAD_COUNTS
+    bad = [(1, TypeError), (None, TypeError)] if isinstance(value, bool) else bad
+    for other, error in bad:
+        with pytest.raises(error, match=rf"{name}.*allowed: "):
+            setattr(method, name, other)
+        assert getattr(method, name) is value
+    if isinstance(value, bool):
+        good = [True, False]
+    elif isinstance(value, int):
+        good = [3, np.int64(3), torch.tensor(3)]
+    else:
+        good = [3, np.float32(0.25), np.int64(3), torch.tensor(0.25), Fraction(1, 4)]
+    for other in good:
+        setattr(method, name, other)
+        assert type(getattr(method, name)) is type(value)
+        assert getattr(method, name) == other
+
+
+def test_a_tensor_hyperparameter_is_a_copy() -> None:
+    rho = torch.ones(2)
+    method = SAM(rho)
+    rho.fill_(-1)
+    assert method.rho.tolist() == [1, 1]
+
+
+def test_passes_follow_the_number_of_draws() -> None:
+    for method, passes in ((NSO(0.1), 6), (WeightNoise(0.1), 3)):
+        method.k = 3
+        assert method.passes == passes
 
 
 # -- models that are refused ----------------------------------------------------------------------

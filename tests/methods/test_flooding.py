@@ -87,8 +87,8 @@ def test_bad_levels_are_refused(cls: type, value: object, error: type[Exception]
 def test_levels_of_another_ensemble_are_refused(cls: type) -> None:
     method = cls(torch.tensor([0.1, 0.2]))
     plain = inputs.plain()
-    with pytest.raises(ValueError, match="2 values, one a member"):
+    with pytest.raises(ValueError, match="2 values, one per member"):
         method.backward(plain.model, plain)
     model = Ensemble(lambda: torch.nn.Linear(4, 3), 3)
-    with pytest.raises(ValueError, match="2 values, one a member"):
+    with pytest.raises(ValueError, match="2 values, one per member"):
         method.backward(model, lambda: cross_entropy(model(plain.x), plain.y))

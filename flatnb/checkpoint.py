@@ -1,11 +1,12 @@
 """Checkpoints of a training: one file, written aside and renamed, of tensors, numbers and text.
 
-Loading runs no code from the file (`weights_only`), compares its checksums, and refuses the file of
-another run.
+Loading runs no code from the file (`weights_only`), compares its checksums and its form, and
+refuses the file of another run.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
@@ -18,20 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._files import whole
+from ._files import sweep_up, whole
 
-_FORMAT = "flatnb training checkpoint 1"
+_FORMAT = "flatnb training checkpoint 2"
 
 
 class Checkpoint:
     """The file from which a training resumes.
 
     Args:
-        path: the file; its folder must exist. None: nothing is loaded.
+        path: the file, there or not, in a folder that exists. None: nothing is loaded.
         identity: what determines the run, compared as text. Tensors are told apart by a digest.
         parts: what has a `state_dict` and a `load_state_dict`.
         order: the generator of the batches.
         device: where the model is; its random stream is kept too.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, TypeError: no file can lie at the path.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class Checkpoint:
         order: torch.Generator,
         device: torch.device,
     ) -> None:
-        self._path = None if path is None else Path(path)
+        self._path = None if path is None else _place(path)
         self._identity = {} if path is None else {k: _text(v) for k, v in identity.items()}
         self._parts, self._order, self._device = parts, order, device
 
@@ -56,17 +60,24 @@ class Checkpoint:
             return None
         state = _read(self._path)
         self._compare(state["run"])
-        for name, part in self._parts.items():
-            part.load_state_dict(state["parts"][name])
-        self._order.set_state(state["order"])
-        torch.set_rng_state(state["random"])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self._device)
+        before = copy.deepcopy(self._state({}))
+        try:
+            self._set(state)
+        except Exception as error:  # whatever the parts happen to raise
+            self._set(before)
+            raise _damaged(self._path, error) from error
         return state["progress"]
 
     def save(self, progress: dict[str, Any]) -> None:
         """Write the file anew. After a failure (a full disk) the one before is still there."""
         assert self._path is not None
+        state = self._state(progress)
+        state["form"] = _form(state)
+        sweep_up(self._path)  # what a killed run has left
+        with whole(self._path, "wb") as file:
+            torch.save(state, file)
+
+    def _state(self, progress: dict[str, Any]) -> dict[str, Any]:
         state = {
             "format": _FORMAT,
             "run": self._identity,
@@ -77,8 +88,15 @@ class Checkpoint:
         }
         if self._device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self._device)
-        with whole(self._path, self._path.with_name(self._path.name + ".part"), "wb") as file:
-            torch.save(state, file)
+        return state
+
+    def _set(self, state: Mapping[str, Any]) -> None:
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        self._order.set_state(state["order"])
+        torch.set_rng_state(state["random"])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self._device)
 
     def _compare(self, other: dict[str, str]) -> None:
         differences = [
@@ -94,6 +112,21 @@ class Checkpoint:
             )
 
 
+def _place(path: str | os.PathLike[str]) -> Path:
+    """The path of a file, in a folder that is there."""
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise TypeError(f"checkpoint={path!r}; allowed: the path of a file, or None")
+    place = Path(path)
+    if place.is_dir():
+        raise IsADirectoryError(f"checkpoint={str(path)!r} is a folder; give a file in it")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(
+            f"checkpoint={str(path)!r}: there is no folder {place.parent}; make it, or give "
+            "another path"
+        )
+    return place
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -103,15 +136,38 @@ def _read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"it does not say {_FORMAT!r}")
+        if state.pop("form", None) != _form(state):
+            raise ValueError("its parts are not those that were saved")
+        if not isinstance(state["run"], dict):
+            raise TypeError("it names no run")
     except OSError:
         raise
     except Exception as error:  # whatever the parsers of zip and pickle happen to raise
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise ValueError(
-            f"{path} is damaged, or no checkpoint of a training ({reason}). Delete it to start "
-            "anew, or give another path"
-        ) from error
+        raise _damaged(path, error) from error
     return state
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return ValueError(
+        f"{path} is damaged, or no checkpoint of this training ({reason}). Delete it to start "
+        "anew, or give another path"
+    )
+
+
+def _form(value: Any) -> str:
+    """A digest of all but the entries of tensors, which the file's checksums cover."""
+    return hashlib.sha256(repr(_outline(value)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _outline(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), str(value.dtype)
+    if isinstance(value, Mapping):
+        return "dict", [(key, _outline(part)) for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value).__name__, [_outline(part) for part in value]
+    return value
 
 
 def _text(value: Any) -> str:

@@ -433,12 +433,10 @@ def plain(text: str) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write aside, then rename: a reader never meets half a file."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    from ._files import whole  # here, because a worker runs this file as a script
+
+    with whole(path) as file:
+        file.write(text)
 
 
 def dump(notebook: Mapping[str, Any]) -> str:
@@ -644,7 +642,8 @@ def _work(folder: Path) -> None:
         error = f"cell {number(failure.cell_index)} failed: {what}\n{tail}"
     except Exception as failure:
         error = f"cell {_text(folder / 'cell') or 0}: {type(failure).__name__}: {failure}"
-    write(folder / "outcome.json", json.dumps({"error": error}))
+    (folder / "outcome").write_text(json.dumps({"error": error}), encoding="utf-8")
+    os.replace(folder / "outcome", folder / "outcome.json")
 
 
 # --- staging --------------------------------------------------------------------------------------

@@ -443,10 +443,9 @@ def _text(value: Any, depth: int = 0, listed: bool = False) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path, part) as file:
+        with whole(path) as file:
             file.write(text)
     except OSError as error:
         why = f"{error.strerror}; the record is not saved, nothing else is lost"

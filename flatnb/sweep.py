@@ -13,10 +13,10 @@ In a script the call of `run` must stand under `if __name__ == "__main__":`, bec
 process imports the script anew.
 
 Beside a result there can be, while its job is not finished: `<key>.lock`, under an advisory file
-lock that the kernel frees when its holder dies; `<key>.part`, the result being written; `<key>.pt`,
-the job's checkpoint. What a killed worker left of them beside its result goes with the next sweep;
-all may be deleted when no sweep runs. The folder's file system must know flock: local disks and NFS
-do. On Windows the lock is msvcrt's, where this module is not tested.
+lock that the kernel frees when its holder dies; `.<key>.json.*.part`, the result being written;
+`<key>.pt`, the job's checkpoint. What a killed worker left of them beside its result goes with the
+next sweep; all may be deleted when no sweep runs. The folder's file system must know flock: local
+disks and NFS do. On Windows the lock is msvcrt's, where this module is not tested.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from ._files import whole
+from ._files import sweep_up, whole
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # says nothing about the job: never its result
 # How the executors say that a worker died under a job, beside BrokenExecutor: Dask's and
@@ -415,6 +415,8 @@ def _tidy(folder: Path, key: str, record: Mapping[str, Any]) -> None:
     lock = folder / f"{key}.lock"
     if lock.exists():
         with _lock(lock) as held:  # which removes it
+            if held:
+                sweep_up(folder / f"{key}.json")
             if held and "value" in record:
                 (folder / f"{key}.pt").unlink(missing_ok=True)
 
@@ -487,7 +489,8 @@ def _read(folder: Path, job: Job, key: str) -> dict[str, Any] | None:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     """Write aside, on to the disk, then rename: no reader and no crash meets half a file."""
-    with whole(path, path.with_suffix(".part")) as file:  # one writer: it holds the lock
+    sweep_up(path)  # of workers that died: nobody else writes it, since we hold the lock
+    with whole(path) as file:
         json.dump(record, file, indent=1)
         file.write("\n")
     with contextlib.suppress(OSError):  # the name, too; not every file system can

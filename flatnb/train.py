@@ -152,6 +152,7 @@ def fit(
     Raises:
         ValueError: an argument out of range, an ensemble of another size than its data, float16
             with an ensemble, or a checkpoint that is damaged or of another run.
+        FileNotFoundError, IsADirectoryError: a checkpoint where no file can lie.
     """
     _check(model, data, epochs, every, dtype, clip, average_from)
     core = unwrap(model)

@@ -235,7 +235,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(pictures, tmp_path: Path) ->
 
 def test_a_full_disk_leaves_no_half_cache(pictures, cache: Path, monkeypatch) -> None:
     def full(what, where) -> None:
-        Path(where).write_bytes(b"half")
+        where.write(b"half")
         raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -480,12 +480,13 @@ def test_what_a_killed_worker_left_beside_its_result_goes_with_the_next_sweep(
         run(jobs, folder, executor=executor)
         before = records(folder)
         for job in jobs:
-            for end in ("lock", "pt"):
-                (folder / f"{job.key}.{end}").touch()
+            for left in ("{}.lock", "{}.pt", ".{}.json.1a.part"):
+                (folder / left.format(job.key)).touch()
         with sweep._lock(folder / f"{jobs[0].key}.lock"):  # a worker that has not ended yet
             run(jobs, folder, executor=executor)
             left = {path.name for path in folder.iterdir()} - set(before)
-            assert left == {f"{jobs[0].key}.lock", f"{jobs[0].key}.pt"}
+            key = jobs[0].key
+            assert left == {f"{key}.lock", f"{key}.pt", f".{key}.json.1a.part"}
         (folder / f"{jobs[0].key}.lock").touch()
         assert_whole(folder, jobs, run(jobs, folder, executor=executor))
     assert records(folder) == before

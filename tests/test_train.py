@@ -599,7 +599,7 @@ def test_a_damaged_file_is_refused_and_no_code_of_it_runs(tmp_path):
         return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
 
     code, other = io.BytesIO(), io.BytesIO()
-    torch.save({"format": "flatnb training checkpoint 1", "run": Code()}, code)
+    torch.save({"format": "flatnb training checkpoint 2", "run": Code()}, code)
     torch.save({"weights": torch.ones(3)}, other)
     first_record = whole.index(b"PK", 10) - 50
     damaged = (

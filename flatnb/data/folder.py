@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._files import whole
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ARCHIVES = (".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".txz", ".zip")
 _CHUNK = 256  # images a task of the pool: enough that handing out tasks costs nothing
@@ -198,11 +200,8 @@ def _load(place: Path, key: str) -> Pixels | None:
 
 
 def _save(place: Path, key: str, pixels: Pixels) -> None:
-    aside = place.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    # torch reports a full disk as a RuntimeError.
+    with contextlib.suppress(OSError, RuntimeError):
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"key": key, "pixels": tuple(pixels)}, aside)
-        os.replace(aside, place)
-    except (OSError, RuntimeError):  # torch reports a full disk as a RuntimeError
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        with whole(place, "wb") as file:
+            torch.save({"key": key, "pixels": tuple(pixels)}, file)

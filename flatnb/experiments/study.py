@@ -40,7 +40,7 @@ def run(
         before an interruption too}.
     """
     path = None if checkpoint is None else Path(checkpoint)
-    kept: dict[str, Any] = json.loads(path.read_text()) if path and path.exists() else {}
+    kept = _kept(path) if path and path.exists() else {}
 
     def once(setting: Setting, seed: int) -> dict[str, Any]:
         key = json.dumps([setting, seed], sort_keys=True)
@@ -49,7 +49,7 @@ def run(
             kept[key] = train(setting=setting, seed=seed)
             kept[key]["seconds"] = time.perf_counter() - began
             if path:
-                with whole(path, path.with_suffix(".aside")) as file:
+                with whole(path) as file:
                     json.dump(kept, file)
         return kept[key]
 
@@ -64,6 +64,18 @@ def run(
         # Unknown of runs kept by a version that did not count.
         "seconds": sum(one.get("seconds", 0.0) for one in [*tried, *runs]),
     }  # fmt: skip
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """The finished runs that a checkpoint keeps."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if all({"epochs", "metrics"} <= set(one) for one in kept.values()):
+            return kept
+        reason = "a run without epochs or metrics"
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error)
+    raise ValueError(f"{path} is damaged, or keeps no runs ({reason}); delete it to start anew")
 
 
 def each(

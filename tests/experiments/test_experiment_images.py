@@ -7,6 +7,7 @@ from made import record_of
 
 import flatnb
 from flatnb.experiments import images
+from flatnb.experiments.study import run as run_study
 from flatnb.records import FLATNESS
 
 DIGITS = images.TASKS[0][0]
@@ -51,6 +52,14 @@ def test_the_net_ends_as_the_one_whose_losses_are_told(method, own):
     metrics = images.train_net(net, data, method, setting, **how)["metrics"]
     loss = float(flatnb.train.evaluate(net, data.test)["loss"])
     assert loss == pytest.approx(metrics["test_loss"][0][0][-1], rel=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1}', '{"a": {}}', "\xff", "[" * 9999])
+def test_a_damaged_checkpoint_of_a_study_is_refused(text, tmp_path):
+    path = tmp_path / "kept.pt"
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"kept\.pt is damaged, or keeps no runs"):
+        run_study(lambda **_: {}, [{"lr": 0.1}], [0], path)
 
 
 def test_a_study_goes_on_from_its_checkpoint(tmp_path, monkeypatch):

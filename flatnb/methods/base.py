@@ -29,6 +29,9 @@ from torch import Tensor, nn
 
 Closure = Callable[[], Tensor]
 Real = float | Tensor
+# Of a parameter's name, the parameter, and the layer that holds it; see perturb.py.
+Perturb = Callable[[str, Tensor, nn.Module], float]
+TINY = 1e-12  # the least norm that a move is divided by: that of a zero gradient stays zero
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -124,9 +127,12 @@ class Method:
             if isinstance(value, Tensor):
                 shown.append(f"{name}=<{value.numel()} values>")
             elif default is inspect.Parameter.empty or value != default or not shown:
-                text = value.__name__ if inspect.isfunction(value) else repr(value)
-                shown.append(f"{name}={text}")
+                shown.append(f"{name}={_shown(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _shown(value: Any) -> str:
+    return value.__name__ if inspect.isfunction(value) else repr(value)
 
 
 class ERM(Method):
@@ -161,6 +167,7 @@ class Step:
         self._grads: list[Tensor | None] | None = None
         self._statistics: tuple[list[Tensor], list[Tensor]] | None = None
         self._means: list[Tensor] = []
+        self._factors: tuple[Perturb, list[float]] | None = None
         self._seen_w = False
         self._streams = _Streams(self.params, core)
 
@@ -284,18 +291,63 @@ class Step:
 
     # -- moves ----------------------------------------------------------------------------------
 
-    def move(self, offsets: Sequence[Tensor | None], factor: Real = 1.0) -> None:
-        """Set the parameters to w + factor * offsets, w being where the step began.
+    def factors(self, perturb: Perturb | None) -> list[float]:
+        """What the move of each parameter is multiplied by; 1 for all if `perturb` is None.
 
-        `factor` is a number or of shape () or (members,); `offsets` are left as they are.
+        Raises:
+            TypeError, ValueError: `perturb` returns anything but True, False or a finite
+                number >= 0, or 0 for all parameters.
+        """
+        if perturb is None:
+            return [1.0] * len(self.params)
+        if self._factors is None or self._factors[0] is not perturb:
+            self._factors = perturb, self._ask(perturb)
+        return self._factors[1]
+
+    def _ask(self, perturb: Perturb) -> list[float]:
+        answers: dict[int, float] = {}
+        trainable = {id(p) for p in self.params}
+        for path, module in unwrap(self._model).named_modules():
+            for key, p in module._parameters.items():
+                if id(p) in trainable and id(p) not in answers:
+                    name = f"{path}.{key}" if path else key
+                    answer = perturb(name, cast(Tensor, p), module)
+                    if not isinstance(answer, bool):
+                        answer = number(f"perturb({name!r}, …)", answer)
+                    answers[id(p)] = float(answer)
+        if not any(answers.values()):
+            raise ValueError(
+                f"perturb={_shown(perturb)} selects none of the {len(self.params)} trainable "
+                "parameters; allowed: a function that selects at least one. ERM() moves none"
+            )
+        return [answers[id(p)] for p in self.params]
+
+    def move(
+        self,
+        offsets: Sequence[Tensor | None],
+        factor: Real = 1.0,
+        perturb: Perturb | None = None,
+    ) -> None:
+        """Set the parameters to w + factor * f * offsets, w being where the step began.
+
+        `factor` is a number or of shape () or (members,), f the number that `perturb` returns
+        for a parameter; `offsets` are left as they are.
         """
         with torch.no_grad():
             if self._copies is None:
                 self._copies = [p.detach().clone() for p in self.params]
             else:
                 torch._foreach_copy_(self.params, self._copies)
-            moved = [(p, o) for p, o in zip(self.params, offsets, strict=True) if o is not None]
-            add_scaled_([p for p, _ in moved], [o for _, o in moved], factor)
+            factors = self.factors(perturb)
+            moved = [
+                (p, o, f)
+                for p, o, f in zip(self.params, offsets, factors, strict=True)
+                if o is not None and f > 0
+            ]
+            for share in dict.fromkeys(f for _, _, f in moved):
+                params = [p for p, _, f in moved if f == share]
+                shifts = [o for _, o, f in moved if f == share]
+                add_scaled_(params, shifts, factor if share == 1 else factor * share)
 
     def mirror(self) -> None:
         """Set the parameters, now at w + u, to w - u; nobody has to remember u for that."""
@@ -352,9 +404,18 @@ class Step:
         """
         return 1 + 0 * norm
 
-    def norm(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """The l2 norm over all tensors together, () or (members,), accumulated in float64."""
-        return l2_norm(present(tensors), self.members)
+    def norm(self, tensors: Sequence[Tensor | None], perturb: Perturb | None = None) -> Tensor:
+        """The l2 norm over all tensors together, () or (members,), accumulated in float64.
+
+        With `perturb`, over those of the parameters for which it returns a number > 0.
+        """
+        factors = self.factors(perturb)
+        some = [t for t, f in zip(tensors, factors, strict=True) if t is not None and f > 0]
+        if not some:  # none of them took part in the pass
+            like = self.params[0]
+            shape = () if self.members is None else (self.members,)
+            return torch.zeros(shape, dtype=_wide(like), device=like.device)
+        return l2_norm(some, self.members)
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The l2 norm of each tensor, 0 for None: (tensors,) or (tensors, members), in float64."""
@@ -685,6 +746,17 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r}; allowed: True or False")
     return value
+
+
+def selection(name: str, value: Any) -> Perturb | None:
+    """A function that selects parameters, or None for all; see perturb.py."""
+    if value is None or callable(value):
+        return cast("Perturb | None", value)
+    raise TypeError(
+        f"{name}={value!r} is {type(value).__name__}; allowed: None for all parameters, only_norms "
+        "or all_but_norms_and_biases of flatnb.methods.perturb, or a function "
+        "(name, parameter, module) -> bool or number >= 0"
+    )
 
 
 def per_member(name: str, value: Real, losses: Tensor, *, pointwise: bool = False) -> Real:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .base import Hyperparameter, Method, Real, Step, count, flag, real
+from .base import TINY, Hyperparameter, Method, Perturb, Real, Step, count, flag, real, selection
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class GNP(Method):
         gradient  (1 - alpha) g1 + alpha g2
 
     Two passes on the same batch. alpha = 0 is plain training, alpha = 1 is SAM(rho=r); alpha > 1 is
-    allowed. ||g1|| is the norm over all trainable parameters together, in float64; a zero gradient
-    moves nothing. All trainable parameters are moved, BatchNorm and biases included. Weight decay
+    allowed. ||g1|| is the norm over all perturbed parameters together, in float64; a zero gradient
+    moves nothing. By default all parameters are moved, BatchNorm and biases included. Weight decay
     and momentum are the optimizer's, at w. BatchNorm uses batch statistics in both passes, its
     running statistics see the first one only. Under DistributedDataParallel each process moves by
     its own g1 (m-sharpness), and the whole gradient is averaged.
@@ -82,6 +82,7 @@ class GNP(Method):
         r: radius >= 0, in units of the parameters. The recipes use 0.05 to 0.1.
         alpha: weight of the second gradient >= 0, no unit. The recipes use 0.8.
         normalize: divide g1 in the first term by its norm, as the public code does.
+        perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
 
     `r` and `alpha` may each be a `LinearWarmup` or `ZeroWarmup`. The count of backward calls is
     kept by the method and is in its `state_dict`. The cost is two passes during warm-up too.
@@ -91,20 +92,29 @@ class GNP(Method):
     r = Hyperparameter(_real_or_warmup)
     alpha = Hyperparameter(_real_or_warmup)
     normalize = Hyperparameter(flag)
+    perturb = Hyperparameter(selection)
 
-    def __init__(self, r: Real | Warmup, alpha: Real | Warmup, *, normalize: bool = False) -> None:
-        self.r, self.alpha, self.normalize = r, alpha, normalize
+    def __init__(
+        self,
+        r: Real | Warmup,
+        alpha: Real | Warmup,
+        *,
+        normalize: bool = False,
+        perturb: Perturb | None = None,
+    ) -> None:
+        self.r, self.alpha = r, alpha
+        self.normalize, self.perturb = normalize, perturb
         self.calls = 0
 
     def rule(self, step: Step) -> None:
         r = step.per_member("r", self._now(self.r))
         alpha = step.per_member("alpha", self._now(self.alpha))
         grads = step.gradient()
-        norm = step.norm(grads)
-        length = norm.clamp_min(1e-12)
-        step.move(grads, r / length)
+        norm = step.norm(grads, self.perturb)
+        step.move(grads, r / norm.clamp_min(TINY), self.perturb)
+        length = step.norm(grads).clamp_min(TINY) if self.normalize else 1.0
         # Before the last pass, so that DistributedDataParallel averages both terms there.
-        step.add_gradient(grads, (1 - alpha) / length if self.normalize else 1 - alpha)
+        step.add_gradient(grads, (1 - alpha) / length)
         del grads
         step.backward(alpha * step.unless_finite(norm))
         self.calls += 1

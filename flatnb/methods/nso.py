@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Hyperparameter, Method, Real, Step, count
+from .base import Hyperparameter, Method, Perturb, Real, Step, count, selection
 from .noise import Distribution, Stream, normal
 
 
@@ -18,8 +18,8 @@ class WeightNoise(Method):
 
     No pass is at w: a net with BatchNorm costs one more forward pass without gradient, for its
     running statistics, and the returned loss is that pass's; without BatchNorm it is the average
-    over the k passes. Every trainable tensor is moved by the same sigma, BatchNorm and biases
-    included. Weight decay and momentum are the optimizer's, at w.
+    over the k passes. By default every tensor is moved by the same sigma, BatchNorm and
+    biases included. Weight decay and momentum are the optimizer's, at w.
 
     The noise has a generator of its own, in `state_dict`. In an ensemble the member of seed s (its
     place, unless given) draws as a plain net under `seed + s`; members of equal seed share their
@@ -36,15 +36,23 @@ class WeightNoise(Method):
         noise: distribution of U: normal, laplace, uniform or rademacher of `flatnb.methods.noise`,
             or a function like them.
         seed: of the noise.
+        perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
     """
 
     sigma = Hyperparameter()
     k = Hyperparameter(count)
+    perturb = Hyperparameter(selection)
 
     def __init__(
-        self, sigma: Real, k: int = 1, *, noise: Distribution = normal, seed: int = 0
+        self,
+        sigma: Real,
+        k: int = 1,
+        *,
+        noise: Distribution = normal,
+        seed: int = 0,
+        perturb: Perturb | None = None,
     ) -> None:
-        self.sigma, self.k = sigma, k
+        self.sigma, self.k, self.perturb = sigma, k, perturb
         self._stream = Stream(seed, noise)
         self.noise, self.seed = self._stream.fill, self._stream.seed
 
@@ -56,7 +64,7 @@ class WeightNoise(Method):
         step.forward()
         sigma = step.per_member("sigma", self.sigma)
         for j in range(self.k):
-            step.move(self._stream.draw(step.params, step.seeds), sigma)
+            step.move(self._stream.draw(step.params, step.seeds), sigma, self.perturb)
             step.backward(1 / self.k, last=j == self.k - 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,8 +88,8 @@ class NSO(WeightNoise):
 
     No pass is at w: a net with BatchNorm costs one more forward pass without gradient, for its
     running statistics, and the returned loss is that pass's; without BatchNorm it is the average
-    over the 2k passes. Every trainable tensor is moved by the same sigma, BatchNorm and biases
-    included. Weight decay and momentum are the optimizer's, at w.
+    over the 2k passes. By default every tensor is moved by the same sigma, BatchNorm and
+    biases included. Weight decay and momentum are the optimizer's, at w.
 
     The noise has a generator of its own, in `state_dict`. In an ensemble the member of seed s (its
     place, unless given) draws as a plain net under `seed + s`; members of equal seed share their
@@ -100,12 +108,8 @@ class NSO(WeightNoise):
         noise: distribution of U: normal, laplace, uniform or rademacher of `flatnb.methods.noise`,
             or a function like them.
         seed: of the noise.
+        perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
     """
-
-    def __init__(
-        self, sigma: Real, k: int = 1, *, noise: Distribution = normal, seed: int = 0
-    ) -> None:
-        super().__init__(sigma, k, noise=noise, seed=seed)
 
     @property
     def passes(self) -> int:  # type: ignore[override]
@@ -115,7 +119,7 @@ class NSO(WeightNoise):
         step.forward()
         sigma = step.per_member("sigma", self.sigma)
         for j in range(self.k):
-            step.move(self._stream.draw(step.params, step.seeds), sigma)
+            step.move(self._stream.draw(step.params, step.seeds), sigma, self.perturb)
             step.backward(0.5 / self.k, last=False)
             step.mirror()
             step.backward(0.5 / self.k, last=j == self.k - 1)

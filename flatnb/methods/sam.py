@@ -1,12 +1,13 @@
 """Sharpness-aware minimization and its variants: the gradient is taken uphill from the parameters.
 
 Common to all of them: two passes on the same batch; all trainable parameters are moved together,
-BatchNorm and biases included; weight decay and momentum are the optimizer's, at w. BatchNorm uses
-batch statistics in both passes, its running statistics see one pass at w only. Under
-DistributedDataParallel each process moves by its own gradient (m-sharpness), and the gradients
-taken there are averaged. The authors' JAX code of SAM has weight decay inside the loss, so that it
-also tilts the perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to
-the closure's losses, and set the optimizer's weight decay to 0.
+BatchNorm and biases included, unless `perturb` selects some; weight decay and momentum are the
+optimizer's, at w. BatchNorm uses batch statistics in both passes, its running statistics see one
+pass at w only. Under DistributedDataParallel each process moves by its own gradient (m-sharpness),
+and the gradients taken there are averaged. The authors' JAX code of SAM has weight decay inside the
+loss, so that it also tilts the perturbation: for that, add
+0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's losses, and set the
+optimizer's weight decay to 0.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Hyperparameter, Method, Real, Step, aligned, flag
+from .base import TINY, Hyperparameter, Method, Perturb, Real, Step, aligned, flag, selection
 from .noise import Stream, normal
-
-_TINY = 1e-12  # keeps the step of a zero gradient zero
 
 
 class SAM(Method):
@@ -27,7 +26,7 @@ class SAM(Method):
 
         eps = rho g / ||g||,  g = grad L(w)         gradient  grad L(w + eps)
 
-    Two passes. ||g|| is the norm over all trainable parameters together, in float64; a zero
+    Two passes. ||g|| is the norm over all perturbed parameters together, in float64; a zero
     gradient moves nothing. BatchNorm, weight decay, momentum: as said at the head of this file.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization",
@@ -37,18 +36,22 @@ class SAM(Method):
 
     Args:
         rho: radius of the ball >= 0, in units of the parameters. The paper searches 0.01 to 0.5.
+        perturb: which parameters are moved, and how far; all by default. See
+            `flatnb.methods.perturb`, here and in the other methods.
     """
 
     passes = 2
     rho = Hyperparameter()
+    perturb = Hyperparameter(selection)
 
-    def __init__(self, rho: Real = 0.05) -> None:
-        self.rho = rho
+    def __init__(self, rho: Real = 0.05, *, perturb: Perturb | None = None) -> None:
+        self.rho, self.perturb = rho, perturb
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
-        norm = step.norm(grads)
-        step.move(grads, step.per_member("rho", self.rho) / norm.clamp_min(_TINY))
+        norm = step.norm(grads, self.perturb)
+        rho = step.per_member("rho", self.rho)
+        step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
         del grads  # one parameter-sized tensor fewer while the second pass runs
         step.backward(step.unless_finite(norm))
 
@@ -72,26 +75,37 @@ class ASAM(Method):
         rho: radius >= 0, relative to the weights. The authors' code uses 0.5 to 1 (CIFAR).
         eta: added to |w| >= 0, in units of the parameters, so that zero weights can move.
         all_tensors: apply T to every parameter, whatever its name.
+        perturb: which parameters are moved, all by default; ||T g|| is over these.
     """
 
     passes = 2
     rho = Hyperparameter()
     eta = Hyperparameter()
     all_tensors = Hyperparameter(flag)
+    perturb = Hyperparameter(selection)
 
-    def __init__(self, rho: Real = 0.5, eta: Real = 0.01, *, all_tensors: bool = False) -> None:
-        self.rho, self.eta, self.all_tensors = rho, eta, all_tensors
+    def __init__(
+        self,
+        rho: Real = 0.5,
+        eta: Real = 0.01,
+        *,
+        all_tensors: bool = False,
+        perturb: Perturb | None = None,
+    ) -> None:
+        self.rho, self.eta = rho, eta
+        self.all_tensors, self.perturb = all_tensors, perturb
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
         scaled, sizes = self._sizes(step, grads)
         if scaled:
             torch._foreach_mul_(scaled, sizes)
-        norm = step.norm(grads)
+        norm = step.norm(grads, self.perturb)
         if scaled:
             torch._foreach_mul_(scaled, sizes)
         del scaled, sizes
-        step.move(grads, step.per_member("rho", self.rho) / norm.clamp_min(_TINY))
+        rho = step.per_member("rho", self.rho)
+        step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
         del grads
         step.backward(step.unless_finite(norm))
 
@@ -129,18 +143,20 @@ class USAM(Method):
     Args:
         rho: step uphill >= 0, in units of parameters per gradient, a learning rate. Not comparable
             with SAM's rho: the two agree where rho_SAM = rho ||g||.
+        perturb: which parameters are moved, all by default.
     """
 
     passes = 2
     rho = Hyperparameter()
+    perturb = Hyperparameter(selection)
 
-    def __init__(self, rho: Real = 0.05) -> None:
-        self.rho = rho
+    def __init__(self, rho: Real = 0.05, *, perturb: Perturb | None = None) -> None:
+        self.rho, self.perturb = rho, perturb
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
-        norm = step.norm(grads)
-        step.move(grads, step.per_member("rho", self.rho))
+        norm = step.norm(grads, self.perturb)
+        step.move(grads, step.per_member("rho", self.rho), self.perturb)
         del grads
         step.backward(step.unless_finite(norm))
 
@@ -154,10 +170,10 @@ class RSAM(Method):
 
     Two passes, neither at w: a net with BatchNorm costs one more forward pass without gradient, for
     its running statistics. The returned loss is that of this pass, else the average over the two
-    perturbed ones. With sigma = 0 and lam = 1 this is SAM. Every trainable tensor gets noise of
-    the same sigma. In an ensemble the member of seed s (its place, unless given) draws as a plain
-    net under `seed + s`; all processes of a distributed training draw the same. Weight decay,
-    momentum: as said at the head of this file.
+    perturbed ones. With sigma = 0 and lam = 1 this is SAM. Every tensor gets noise of the
+    same sigma, unless `perturb` selects some. In an ensemble the member of seed s (its place,
+    unless given) draws as a plain net under `seed + s`; all processes of a distributed training
+    draw the same. Weight decay, momentum: as said at the head of this file.
 
     Source: the `RSAM` baseline in the code of Zhang, Li and Ju, "Noise Stability Optimization for
     Finding Flat Minima", after Liu et al., "Random Sharpness-Aware Minimization", NeurIPS 2022.
@@ -169,17 +185,26 @@ class RSAM(Method):
         sigma: standard deviation of the noise >= 0, in units of the parameters. Default there 0.01.
         lam: weight of the gradient's norm in N >= 0. Default there 1.
         seed: of the noise.
+        perturb: which parameters are moved, both by delta and by eps, all by default; N is a
+            sum over these, and delta the noise times the number that `perturb` returns.
     """
 
     passes = 2
     rho = Hyperparameter()
     sigma = Hyperparameter()
     lam = Hyperparameter()
+    perturb = Hyperparameter(selection)
 
     def __init__(
-        self, rho: Real = 0.05, sigma: Real = 0.01, lam: Real = 1.0, *, seed: int = 0
+        self,
+        rho: Real = 0.05,
+        sigma: Real = 0.01,
+        lam: Real = 1.0,
+        *,
+        seed: int = 0,
+        perturb: Perturb | None = None,
     ) -> None:
-        self.rho, self.sigma, self.lam = rho, sigma, lam
+        self.rho, self.sigma, self.lam, self.perturb = rho, sigma, lam, perturb
         self._stream = Stream(seed, normal)
         self.seed = self._stream.seed
 
@@ -187,13 +212,18 @@ class RSAM(Method):
         step.forward()
         sigma = step.per_member("sigma", self.sigma)
         noise = self._stream.draw(step.params, step.seeds)
-        noise_norms = sigma * step.norms(noise)
-        step.move(noise, sigma)
+        noise_norms = step.norms(noise)
+        factors = noise_norms.new_tensor(step.factors(self.perturb))
+        factors = factors.view(-1, *[1] * (noise_norms.dim() - 1))
+        noise_norms = sigma * factors * noise_norms
+        step.move(noise, sigma, self.perturb)
         del noise
         grads = step.gradient()
-        norms = step.per_member("lam", self.lam) * step.norms(grads) + noise_norms
+        lam = step.per_member("lam", self.lam)
+        norms = lam * (step.norms(grads) * (factors > 0)) + noise_norms
         norm = norms.square().sum(0).sqrt()
-        step.move(grads, step.per_member("rho", self.rho) / norm.clamp_min(_TINY))
+        rho = step.per_member("rho", self.rho)
+        step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
         del grads
         step.backward(step.unless_finite(norm))
 

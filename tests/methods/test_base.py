@@ -125,11 +125,14 @@ def hyperparameters() -> Iterator[tuple[Method, str, Any]]:
 def test_what_is_set_later_is_checked(method, name, value) -> None:
     bad = BAD_REALS if isinstance(value, float) else BAD_COUNTS
     bad = [(1, TypeError), (None, TypeError)] if isinstance(value, bool) else bad
+    bad = [(1, TypeError), ("norms", TypeError)] if value is None else bad
     for other, error in bad:
         with pytest.raises(error, match=rf"{name}.*allowed: "):
             setattr(method, name, other)
         assert getattr(method, name) is value
-    if isinstance(value, bool):
+    if value is None:
+        good = [None]
+    elif isinstance(value, bool):
         good = [True, False]
     elif isinstance(value, int):
         good = [3, np.int64(3), torch.tensor(3)]

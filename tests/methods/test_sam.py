@@ -111,8 +111,9 @@ def test_the_norm_is_over_all_tensors_and_keeps_its_digits() -> None:
         return (0.1 * model.big.sum() + 3 * model.small.sum()).reshape(1)
 
     SAM(1.0).backward(model, closure)
-    # Equal entries are the worst case; a float32 norm is off by 9e-4 here.
-    assert float(at[1].double().norm()) == pytest.approx(1.0, abs=1e-5)
+    # Equal entries are the worst case: sums in float32 are off by 1e-5 to 9e-4 here. What remains
+    # is the rounding of the perturbation itself, 6e-8 of each entry.
+    assert float(at[1].double().norm()) == pytest.approx(1.0, abs=1e-6)
     assert float(at[1][-1] / at[1][0]) == pytest.approx(30.0, rel=1e-6)
 
 

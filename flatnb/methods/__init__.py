@@ -5,9 +5,10 @@ from .bsam import BSAM
 from .compose import compose
 from .fam import FAM
 from .flooding import AdaFlood, Flooding, IFlood, adaflood_levels, held_out_losses
-from .gnp import GNP, LinearWarmup, ZeroWarmup
+from .gnp import GNP
 from .nso import NSO, WeightNoise
 from .sam import ASAM, RSAM, SAM, USAM
+from .schedules import Cosine, FollowLR, Linear
 from .softad import SoftAD
 
 __all__ = [
@@ -21,13 +22,14 @@ __all__ = [
     "SAM",
     "USAM",
     "AdaFlood",
+    "Cosine",
     "Flooding",
+    "FollowLR",
     "IFlood",
-    "LinearWarmup",
+    "Linear",
     "Method",
     "SoftAD",
     "WeightNoise",
-    "ZeroWarmup",
     "adaflood_levels",
     "compose",
     "held_out_losses",

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 Closure = Callable[[], Tensor]
 Real = float | Tensor
+# What a hyperparameter takes: a value, or a function of the number of earlier calls; schedules.py.
+Value = Real | Callable[[int], Real]
 # Of a parameter's name, the parameter, and the layer that holds it; see perturb.py.
 Perturb = Callable[[str, Tensor, nn.Module], float]
 TINY = 1e-12  # the least norm that a move is divided by: that of a zero gradient stays zero
@@ -44,9 +46,11 @@ class Method:
 
     Attributes:
         passes: forward-backward passes one step costs, for compute-fair comparisons.
+        calls: number of calls of `backward` so far, which schedules follow.
     """
 
     passes: int = 1
+    calls: int = 0
 
     def objective(self, losses: Tensor) -> Tensor:
         """Reduce per-example losses (..., n) over the last axis to what is minimised, (...)."""
@@ -108,22 +112,47 @@ class Method:
             raise
         finally:
             step.close()
+        self.advance()
         return step.value()
 
+    def advance(self) -> None:
+        """Count a call of `backward` that has ended well."""
+        self.calls += 1
+
+    def counts(self) -> bool:
+        """Whether a step depends on the number of earlier calls: through a schedule, by default."""
+        return any(
+            isinstance(attribute := getattr(type(self), name, None), Hyperparameter)
+            and attribute.is_schedule(value)
+            for name, value in vars(self).items()
+        )
+
     def state_dict(self) -> dict[str, Any]:
-        """What the method remembers between steps (nothing, by default)."""
-        return {}
+        """What the method remembers between steps: the number of calls, if it counts."""
+        return {"calls": self.calls} if self.counts() else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        if state:
-            raise ValueError(f"{self!r} keeps no state; got the entries {sorted(state)}")
+        if rest := self.load_calls(state):
+            raise ValueError(f"{self!r} keeps no state; got the entries {sorted(rest)}")
+
+    def load_calls(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Take back the number of calls, and return the other entries of a state."""
+        if "calls" in state:
+            self.calls = count("calls", state["calls"], low=0)
+        elif self.counts():
+            raise ValueError(
+                f"{self!r} needs a state with the entry 'calls'; got {sorted(state)}"
+            )
+        return {name: value for name, value in state.items() if name != "calls"}
 
     def __repr__(self) -> str:
         """The constructor call: parameters without default, and those that differ from theirs."""
         shown = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
-            value, default = getattr(self, name), parameter.default
+            # What was set, a schedule as such.
+            value = vars(self)[name] if name in vars(self) else getattr(self, name)
+            default = parameter.default
             if isinstance(value, Tensor):
                 shown.append(f"{name}=<{value.numel()} values>")
             elif default is inspect.Parameter.empty or value != default or not shown:
@@ -646,26 +675,41 @@ class Hyperparameter:
             k = Hyperparameter(count)                       # an integer >= 1
             sigma = Hyperparameter(partial(real, open_low=True))
 
+    Set to a function, it is a schedule: read, it is what the function returns for the number of
+    earlier calls of the method, checked.
+
     Args:
         check: `check(name, value)` returns the value to keep, or raises. By default `real`.
+        schedule: whether a function is a schedule. If not, it is a value as any other.
     """
 
-    def __init__(self, check: Callable[[str, Any], Any] | None = None) -> None:
+    def __init__(
+        self, check: Callable[[str, Any], Any] | None = None, *, schedule: bool = True
+    ) -> None:
         self._check = real if check is None else check
+        self._schedule = schedule
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+
+    def is_schedule(self, value: Any) -> bool:
+        return self._schedule and callable(value)
 
     def __get__(self, method: Any, owner: type | None = None) -> Any:
         if method is None:
             return self
         try:
-            return method.__dict__[self._name]
+            value = method.__dict__[self._name]
         except KeyError:
             raise AttributeError(f"{self._name} has not been set") from None
+        if self.is_schedule(value):
+            return self._check(self._name, value(method.calls))
+        return value
 
     def __set__(self, method: Any, value: Any) -> None:
-        method.__dict__[self._name] = self._check(self._name, value)
+        schedule = self.is_schedule(value)
+        checked = self._check(self._name, value(method.calls) if schedule else value)
+        method.__dict__[self._name] = value if schedule else checked
 
 
 def number(

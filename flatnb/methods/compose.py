@@ -38,6 +38,11 @@ class Composed(Method):
         present = [term for term in terms if term is not None]
         return torch.stack(present).sum(0) if present else None
 
+    def advance(self) -> None:
+        super().advance()
+        for part in self.parts:
+            part.advance()
+
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from .base import Again, Closure, Hyperparameter, Method, Real, per_member, unwrap, walk
+from .base import Again, Closure, Hyperparameter, Method, Value, per_member, unwrap, walk
 from .noise import Stream, rademacher
 from .normalisation import Elementary
 
@@ -67,7 +67,7 @@ class FAM(Method):
 
     def __init__(
         self,
-        lam: Real,
+        lam: Value,
         layer: str | None = None,
         loss: str = "cross_entropy",
         *,
@@ -143,13 +143,14 @@ class FAM(Method):
         return per_member("lam", self.lam, losses) * kappa
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.layer is None else self._stream.state_dict()
+        noise = {} if self.layer is None else self._stream.state_dict()
+        return {**super().state_dict(), **noise}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.layer is None:
             super().load_state_dict(state)
         else:
-            self._stream.load_state_dict(state)
+            self._stream.load_state_dict(self.load_calls(state))
 
     def _see(self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if torch.is_grad_enabled():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import Hyperparameter, Method, Real, count, number, per_member
+from .base import Hyperparameter, Method, Value, count, number, per_member
 
 
 class Flooding(Method):
@@ -28,7 +28,7 @@ class Flooding(Method):
 
     level = Hyperparameter()
 
-    def __init__(self, level: Real) -> None:
+    def __init__(self, level: Value) -> None:
         self.level = level
 
     def objective(self, losses: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class IFlood(Method):
 
     level = Hyperparameter()
 
-    def __init__(self, level: Real) -> None:
+    def __init__(self, level: Value) -> None:
         self.level = level
 
     def objective(self, losses: Tensor) -> Tensor:

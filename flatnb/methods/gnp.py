@@ -1,60 +1,8 @@
-"""Penalising the gradient norm (GNP), and the warm-up of its hyperparameters."""
+"""Penalising the gradient norm (GNP)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from .base import TINY, Hyperparameter, Method, Perturb, Real, Step, count, flag, real, selection
-
-
-@dataclass(frozen=True)
-class LinearWarmup:
-    """A hyperparameter that grows from 0 to `value` over the first `steps` calls of `backward`.
-
-    At the t-th call, t = 0, 1, ...: value * min(1, t / steps).
-
-    Args:
-        value: reached from call `steps` on, >= 0.
-        steps: number of calls of `backward` (with accumulation: of micro-batches), >= 1.
-    """
-
-    value: Real
-    steps: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "value", real("value", self.value))
-        count("steps", self.steps)
-
-    def __call__(self, calls: int) -> Real:
-        return self.value * min(1.0, calls / self.steps)
-
-
-@dataclass(frozen=True)
-class ZeroWarmup:
-    """A hyperparameter that is 0 in the first `steps` calls of `backward`, then `value`.
-
-    Args:
-        value: from call `steps` on, >= 0.
-        steps: number of calls of `backward` (with accumulation: of micro-batches), >= 1.
-    """
-
-    value: Real
-    steps: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "value", real("value", self.value))
-        count("steps", self.steps)
-
-    def __call__(self, calls: int) -> Real:
-        return self.value * float(calls >= self.steps)
-
-
-Warmup = LinearWarmup | ZeroWarmup
-
-
-def _real_or_warmup(name: str, value: Any) -> Real | Warmup:
-    return value if isinstance(value, Warmup) else real(name, value)
+from .base import TINY, Hyperparameter, Method, Perturb, Step, Value, flag, selection
 
 
 class GNP(Method):
@@ -84,31 +32,30 @@ class GNP(Method):
         normalize: divide g1 in the first term by its norm, as the public code does.
         perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
 
-    `r` and `alpha` may each be a `LinearWarmup` or `ZeroWarmup`. The count of backward calls is
-    kept by the method and is in its `state_dict`. The cost is two passes during warm-up too.
+    The warm-ups of the follow-up over n calls are schedules: `r=Linear(0.0, 0.1, steps=n)`, and
+    `r=lambda calls: 0.1 if calls >= n else 0.0`. A step costs two passes then, too.
     """
 
     passes = 2
-    r = Hyperparameter(_real_or_warmup)
-    alpha = Hyperparameter(_real_or_warmup)
+    r = Hyperparameter()
+    alpha = Hyperparameter()
     normalize = Hyperparameter(flag)
-    perturb = Hyperparameter(selection)
+    perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
         self,
-        r: Real | Warmup,
-        alpha: Real | Warmup,
+        r: Value,
+        alpha: Value,
         *,
         normalize: bool = False,
         perturb: Perturb | None = None,
     ) -> None:
         self.r, self.alpha = r, alpha
         self.normalize, self.perturb = normalize, perturb
-        self.calls = 0
 
     def rule(self, step: Step) -> None:
-        r = step.per_member("r", self._now(self.r))
-        alpha = step.per_member("alpha", self._now(self.alpha))
+        r = step.per_member("r", self.r)
+        alpha = step.per_member("alpha", self.alpha)
         grads = step.gradient()
         norm = step.norm(grads, self.perturb)
         step.move(grads, r / norm.clamp_min(TINY), self.perturb)
@@ -117,15 +64,3 @@ class GNP(Method):
         step.add_gradient(grads, (1 - alpha) / length)
         del grads
         step.backward(alpha * step.unless_finite(norm))
-        self.calls += 1
-
-    def _now(self, value: Real | Warmup) -> Real:
-        return value(self.calls) if isinstance(value, Warmup) else value
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"calls": self.calls}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != {"calls"}:
-            raise ValueError(f"{self!r} needs a state with the entry 'calls'; got {sorted(state)}")
-        self.calls = count("calls", state["calls"], low=0)

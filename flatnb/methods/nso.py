@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .base import Hyperparameter, Method, Perturb, Real, Step, count, selection
+from .base import Hyperparameter, Method, Perturb, Step, Value, count, selection
 from .noise import Distribution, Stream, normal
 
 
@@ -41,11 +41,11 @@ class WeightNoise(Method):
 
     sigma = Hyperparameter()
     k = Hyperparameter(count)
-    perturb = Hyperparameter(selection)
+    perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
         self,
-        sigma: Real,
+        sigma: Value,
         k: int = 1,
         *,
         noise: Distribution = normal,
@@ -68,10 +68,10 @@ class WeightNoise(Method):
             step.backward(1 / self.k, last=j == self.k - 1)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._stream.state_dict()
+        return {**super().state_dict(), **self._stream.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stream.load_state_dict(state)
+        self._stream.load_state_dict(self.load_calls(state))
 
 
 class NSO(WeightNoise):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import TINY, Hyperparameter, Method, Perturb, Real, Step, aligned, flag, selection
+from .base import TINY, Hyperparameter, Method, Perturb, Step, Value, aligned, flag, selection
 from .noise import Stream, normal
 
 
@@ -42,9 +42,9 @@ class SAM(Method):
 
     passes = 2
     rho = Hyperparameter()
-    perturb = Hyperparameter(selection)
+    perturb = Hyperparameter(selection, schedule=False)
 
-    def __init__(self, rho: Real = 0.05, *, perturb: Perturb | None = None) -> None:
+    def __init__(self, rho: Value = 0.05, *, perturb: Perturb | None = None) -> None:
         self.rho, self.perturb = rho, perturb
 
     def rule(self, step: Step) -> None:
@@ -82,12 +82,12 @@ class ASAM(Method):
     rho = Hyperparameter()
     eta = Hyperparameter()
     all_tensors = Hyperparameter(flag)
-    perturb = Hyperparameter(selection)
+    perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
         self,
-        rho: Real = 0.5,
-        eta: Real = 0.01,
+        rho: Value = 0.5,
+        eta: Value = 0.01,
         *,
         all_tensors: bool = False,
         perturb: Perturb | None = None,
@@ -148,9 +148,9 @@ class USAM(Method):
 
     passes = 2
     rho = Hyperparameter()
-    perturb = Hyperparameter(selection)
+    perturb = Hyperparameter(selection, schedule=False)
 
-    def __init__(self, rho: Real = 0.05, *, perturb: Perturb | None = None) -> None:
+    def __init__(self, rho: Value = 0.05, *, perturb: Perturb | None = None) -> None:
         self.rho, self.perturb = rho, perturb
 
     def rule(self, step: Step) -> None:
@@ -193,13 +193,13 @@ class RSAM(Method):
     rho = Hyperparameter()
     sigma = Hyperparameter()
     lam = Hyperparameter()
-    perturb = Hyperparameter(selection)
+    perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
         self,
-        rho: Real = 0.05,
-        sigma: Real = 0.01,
-        lam: Real = 1.0,
+        rho: Value = 0.05,
+        sigma: Value = 0.01,
+        lam: Value = 1.0,
         *,
         seed: int = 0,
         perturb: Perturb | None = None,
@@ -228,7 +228,7 @@ class RSAM(Method):
         step.backward(step.unless_finite(norm))
 
     def state_dict(self) -> dict[str, Any]:
-        return self._stream.state_dict()
+        return {**super().state_dict(), **self._stream.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stream.load_state_dict(state)
+        self._stream.load_state_dict(self.load_calls(state))

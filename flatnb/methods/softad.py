@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import Hyperparameter, Method, Real, flag, per_member, real
+from .base import Hyperparameter, Method, Value, flag, per_member, real
 
 
 class SoftAD(Method):
@@ -36,7 +36,7 @@ class SoftAD(Method):
     sigma = Hyperparameter(partial(real, open_low=True))
     code_form = Hyperparameter(flag)
 
-    def __init__(self, theta: Real, sigma: Real = 1.0, *, code_form: bool = False) -> None:
+    def __init__(self, theta: Value, sigma: Value = 1.0, *, code_form: bool = False) -> None:
         self.theta, self.sigma, self.code_form = theta, sigma, code_form
 
     def objective(self, losses: Tensor) -> Tensor:

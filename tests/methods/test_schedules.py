@@ -1,0 +1,274 @@
+"""Hyperparameters that change during training: values, counts, saving."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import math
+from typing import Any
+
+import inputs
+import oracle
+import pytest
+import torch
+from properties import identical
+from torch import nn
+
+import flatnb
+from flatnb.ensemble import Ensemble
+from flatnb.methods import (
+    ASAM,
+    ERM,
+    FAM,
+    GNP,
+    NSO,
+    RSAM,
+    SAM,
+    USAM,
+    Cosine,
+    Flooding,
+    FollowLR,
+    IFlood,
+    Linear,
+    Method,
+    SoftAD,
+    WeightNoise,
+    compose,
+    schedules,
+)
+from flatnb.methods.base import Hyperparameter
+from flatnb.train import cross_entropy
+
+MAKERS: list[tuple[type[Method], dict[str, Any]]] = [
+    (Flooding, {"level": 0.9}), (IFlood, {"level": 1.0}), (SoftAD, {"theta": 0.9, "sigma": 0.5}),
+    (SAM, {"rho": 0.3}), (ASAM, {"rho": 0.5, "eta": 0.1}), (USAM, {"rho": 0.3}),
+    (RSAM, {"rho": 0.3, "sigma": 0.1, "lam": 0.7}), (GNP, {"r": 0.3, "alpha": 0.6}),
+    (NSO, {"sigma": 0.1}), (WeightNoise, {"sigma": 0.1}), (FAM, {"lam": 0.2}),
+    (FAM, {"lam": 0.2, "layer": "head"}),
+]  # fmt: skip
+SCHEDULED = [
+    pytest.param(cls, kw, name, id=f"{cls.__name__} {name} {kw.get('layer', '')}")
+    for cls, kw in MAKERS
+    for name, value in kw.items()
+    if isinstance(value, float)
+]
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def test_linear() -> None:
+    ramp = Linear(0.2, 0.8, 4)
+    assert [ramp(t) for t in range(6)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8, 0.8])
+    assert (ramp(0), ramp(4), ramp(10**9)) == (0.2, 0.8, 0.8)  # exactly
+    down = Linear(start=0.3, end=0.0, steps=3)
+    assert [down(t) for t in range(4)] == pytest.approx([0.3, 0.2, 0.1, 0.0])
+
+
+def test_cosine() -> None:
+    ramp = Cosine(1.0, 0.0, 10)
+    wanted = [(1 + math.cos(math.pi * t / 10)) / 2 for t in range(11)] + [0.0]
+    assert [ramp(t) for t in range(12)] == pytest.approx(wanted)
+    assert (ramp(0), ramp(10), ramp(10**9)) == (1.0, 0.0, 0.0)
+
+
+def test_values_stay_between_their_ends() -> None:
+    for kind in (Linear, Cosine):
+        for start, end in ((0.1, 0.3), (0.7, 1.0), (1e-8, 0.05), (0.3, 0.1)):
+            ramp = kind(start, end, 97)
+            values = [ramp(t) for t in range(100)]
+            assert values == sorted(values, reverse=start > end)
+            assert {values[0], values[-1]} == {start, end}
+
+
+def test_follows_the_learning_rate() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.4)
+    method = SAM(FollowLR(optimizer, high=0.6, lr_high=0.4, low=0.2, lr_low=0.1))
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for lr in (0.4, 0.2, 0.1):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+        assert method.rho == pytest.approx(0.2 + 0.4 * (lr - 0.1) / 0.3)
+        optimizer.step()
+        scheduler.step()
+    assert SAM(FollowLR(optimizer, 0.8, 0.1)).rho == pytest.approx(8 * 0.05)  # in proportion
+    assert repr(method) == "SAM(rho=FollowLR(high=0.6, lr_high=0.4, low=0.2, lr_low=0.1))"
+
+
+def test_a_learning_rate_below_the_lowest_is_refused_where_it_makes_no_radius() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.4)
+    method = SAM(FollowLR(optimizer, high=0.6, lr_high=0.4, low=0.0, lr_low=0.1))
+    optimizer.param_groups[0]["lr"] = 0.01
+    problem = inputs.plain()
+    with pytest.raises(ValueError, match=r"rho=-0\.18.*allowed: a finite number >= 0"):
+        method.backward(problem.model, problem)
+
+
+def test_the_examples_run() -> None:
+    assert doctest.testmod(schedules).failed == 0
+    assert (flatnb.Linear, flatnb.Cosine, flatnb.FollowLR) == (Linear, Cosine, FollowLR)
+
+
+# -- in a method ----------------------------------------------------------------------------------
+
+
+def trained(method: Method, steps: int, value: Any = None, name: str = "") -> list[torch.Tensor]:
+    """The gradients of some calls on batches of a net; `value(t)` is set by hand before each."""
+    problem, grads = inputs.exact(), []
+    for t, batch in enumerate(problem.batches(steps)):
+        if value is not None:
+            setattr(method, name, value(t))
+        problem.model.zero_grad()
+        method.backward(problem.model, batch)
+        grads += [p.grad.clone() for p in problem.params]
+    return grads
+
+
+@pytest.mark.parametrize(("cls", "kw", "name"), SCHEDULED)
+def test_a_schedule_is_the_value_set_by_hand(cls: type, kw: dict[str, Any], name: str) -> None:
+    ramp = Linear(kw[name], 3 * kw[name], 3)
+    method = cls(**{**kw, name: ramp})
+    made, wanted = trained(method, 5), trained(cls(**kw), 5, ramp, name)
+    assert identical(made, wanted)
+    assert method.calls == 5
+    assert getattr(method, name) == 3 * kw[name]
+    assert repr(ramp) in repr(method)
+    constant = trained(cls(**kw), 5)
+    assert not identical(made, constant)
+
+
+@pytest.mark.parametrize(("cls", "kw", "name"), SCHEDULED)
+def test_a_schedule_resumes(cls: type, kw: dict[str, Any], name: str) -> None:
+    """Saved and loaded after each call, also into a method that made no call yet."""
+
+    def make() -> Method:
+        return cls(**{**kw, name: lambda calls: (1 + calls) * kw[name]})
+
+    problem, method, twin = inputs.exact(), make(), make()
+    for batch in problem.batches(4):
+        grads = []
+        for each in (method, twin):
+            problem.model.zero_grad()
+            each.backward(problem.model, batch)
+            grads.append(problem.grads)
+        assert identical(*grads)
+        resumed = make()
+        resumed.load_state_dict(method.state_dict())
+        assert resumed.calls == method.calls == twin.calls
+        method = resumed
+
+
+def test_every_real_hyperparameter_is_tried() -> None:
+    tried = {(cls, name) for cls, kw in MAKERS for name in kw}
+    for cls, kw in MAKERS:
+        for name in inspect.signature(cls).parameters:
+            attribute = getattr(cls, name, None)
+            if isinstance(attribute, Hyperparameter):
+                value = getattr(cls(**kw), name)
+                assert (cls, name) in tried or not isinstance(value, float), (cls, name)
+
+
+def test_members_have_schedules_of_their_own() -> None:
+    values = torch.tensor([0.2, 0.8])
+    model = Ensemble(lambda: nn.Linear(4, 3), 2)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    grads = []
+    for alpha in (Linear(torch.zeros(2), values, 2), values / 2):
+        method = GNP(0.3, alpha)
+        method.calls = 1
+        model.zero_grad()
+        method.backward(model, lambda: cross_entropy(model(x), y))
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_parts_count_too() -> None:
+    part = GNP(0.4, Linear(0.0, 0.7, 1))
+    joined = compose(Flooding(0.1), part)
+    first, second = oracle.made_by(joined), oracle.made_by(joined)
+    oracle.assert_equal(first, oracle.made_by(ERM()))
+    oracle.assert_equal(second, oracle.made_by(GNP(0.4, 0.7)))
+    assert joined.state_dict()["parts"] == [{}, {"calls": 2}]
+    again = compose(Flooding(0.1), GNP(0.4, Linear(0.0, 0.7, 1)))
+    again.load_state_dict(joined.state_dict())
+    assert [part.calls for part in again.parts] == [0, 2]
+
+
+def test_only_calls_that_end_well_count() -> None:
+    problem, method = inputs.plain(), SAM(Linear(0.0, 1.0, 4))
+
+    def interrupted() -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        method.backward(problem.model, interrupted)
+    assert method.state_dict() == {"calls": 0}
+    problem.x = problem.x * torch.nan
+    method.backward(problem.model, problem)
+    assert method.state_dict() == {"calls": 1}
+
+
+def test_a_schedule_set_later_starts_where_the_count_is() -> None:
+    problem, method = inputs.plain(), SAM(0.1)
+    for _ in range(3):
+        method.backward(problem.model, problem)
+    assert method.state_dict() == {}
+    method.rho = Linear(0.0, 1.0, 10)
+    assert method.rho == pytest.approx(0.3)
+    assert method.state_dict() == {"calls": 3}
+    method.rho = 0.1
+    assert method.state_dict() == {}
+
+
+def test_states_of_another_kind() -> None:
+    with pytest.raises(ValueError, match=r"SAM\(rho=Linear.*entry 'calls'; got \[\]"):
+        SAM(Linear(0.0, 1.0, 4)).load_state_dict({})
+    with pytest.raises(ValueError, match="calls=-1"):
+        SAM(Linear(0.0, 1.0, 4)).load_state_dict({"calls": -1})
+    with pytest.raises(ValueError, match="keeps no state; got the entries"):
+        SAM(Linear(0.0, 1.0, 4)).load_state_dict({"calls": 1, "more": 2})
+    with pytest.raises(ValueError, match="entry 'generators'"):
+        NSO(Linear(0.0, 1.0, 4)).load_state_dict({"calls": 1})
+    constant = SAM(0.1)  # of a run that followed a schedule until now
+    constant.load_state_dict({"calls": 7})
+    assert constant.calls == 7
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Linear, Cosine])
+def test_bad_schedules_are_refused(kind: type) -> None:
+    for value, error in oracle.BAD_REALS:
+        for name in ("start", "end"):
+            with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
+                kind(**{"start": 0.1, "end": 0.2, "steps": 3, name: value})
+    for steps, error in oracle.BAD_COUNTS:
+        with pytest.raises(error, match=r"steps=.*allowed: an integer >= 1"):
+            kind(0.1, 0.2, steps)
+
+
+def test_bad_rules_of_the_learning_rate_are_refused() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.4)
+    for bad in ({"optimizer": "SGD"}, {"high": "1"}, {"low": None}, {"lr_low": torch.ones(2)}):
+        with pytest.raises(TypeError, match=r"allowed: "):
+            FollowLR(**{"optimizer": optimizer, "high": 1.0, "lr_high": 0.4, **bad})
+    for bad in ({"high": -1}, {"lr_high": 0.0}, {"lr_low": 0.4}, {"low": math.nan}):
+        with pytest.raises(ValueError, match=r"allowed: "):
+            FollowLR(**{"optimizer": optimizer, "high": 1.0, "lr_high": 0.4, **bad})
+
+
+@pytest.mark.parametrize(("cls", "kw", "name"), SCHEDULED)
+def test_bad_values_are_refused_when_set_and_when_reached(
+    cls: type, kw: dict[str, Any], name: str
+) -> None:
+    for value, error in oracle.BAD_REALS:
+        with pytest.raises(error, match=rf"{name}.*allowed: "):
+            cls(**{**kw, name: lambda calls, v=value: v})
+    method = cls(**{**kw, name: lambda calls: kw[name] - 5 * calls})
+    problem = inputs.exact()
+    method.backward(problem.model, problem)
+    before = oracle.params(problem)
+    with pytest.raises(ValueError, match=rf"{name}=-.*allowed: "):
+        method.backward(problem.model, problem)
+    assert identical(oracle.params(problem).values(), before.values())

@@ -124,8 +124,8 @@ def test_same_generator_states_give_the_same_masks():
     first, second = ensemble(x), ensemble(x)
     for generator, state in zip(ensemble.generators, states, strict=True):
         generator.set_state(state)
-    assert torch.equal(ensemble(x), first)
-    assert not torch.equal(first, second)
+    torch.testing.assert_close(ensemble(x), first)
+    assert (first - second).abs().max() > 1e-3
     assert Ensemble(make_model, 2).generators != [] and Ensemble(linear, 2).generators == []
 
 
@@ -381,8 +381,8 @@ def test_a_deep_copy_has_its_own_generators_and_the_same_masks():
     twin = copy.deepcopy(ensemble)
     x = torch.randn(6, 2)
     first = ensemble(x)
-    assert torch.equal(twin(x), first)
-    assert torch.equal(twin(x), ensemble(x))
+    torch.testing.assert_close(twin(x), first)
+    torch.testing.assert_close(twin(x), ensemble(x))
 
 
 def test_bfloat16_autocast_agrees_to_its_precision():

@@ -76,7 +76,7 @@ def test_levels_are_the_formula(gamma: float, alpha: float, beta: float) -> None
         -math.log((1 - gamma) * math.exp(-(alpha * v + beta)) + gamma) for v in losses.tolist()
     ]
     made = adaflood_levels(losses, gamma=gamma, alpha=alpha, beta=beta)
-    assert made.tolist() == pytest.approx(expected, abs=1e-15)
+    assert made.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_levels_stay_finite_nonnegative_and_below_log_gamma() -> None:

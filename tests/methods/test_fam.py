@@ -205,8 +205,9 @@ def test_estimate_draws_fresh_signs_of_its_own() -> None:
     assert abs(draws.mean() - exact) < 4 * draws.std() / 20
     assert draws.std() > 0
     again = FAM(1.0, layer="body.0")
-    assert torch.equal(kappa(again, p), draws[0])
-    assert not torch.equal(kappa(FAM(1.0, layer="body.0", seed=1), p), draws[0])
+    torch.testing.assert_close(kappa(again, p), draws[0])
+    other = kappa(FAM(1.0, layer="body.0", seed=1), p)
+    assert abs(float(other - draws[0])) > 1e-6 * float(exact)
 
 
 def test_every_layer_runs_once() -> None:

@@ -464,16 +464,24 @@ def _record(experiment: Any, results: Sequence[Any], replace: bool) -> bool:
 def records_verify(arguments: argparse.Namespace) -> int:
     known = records.names()
     names = records.match(arguments.names, known) if arguments.names else known
-    found = [records.load(name) for name in names]
-    for record in found:  # refuse what may not be called before calling anything
-        records.function(record["sample"]["call"])
-    return int(not all([_verify(record) for record in found]))
+    experiments = _experiments()
+    pairs = []
+    for record in map(records.load, names):  # refuse what is odd before running anything
+        if record["name"] not in experiments:
+            raise UserError(
+                f"{record['name']} is not verified: no experiment of flatnb has this name, and "
+                "only those are run"
+            )
+        sample = experiments[record["name"]].sample
+        records.check_sample(record, sample)
+        pairs.append((record, sample))
+    return int(not all([_verify(record, sample) for record, sample in pairs]))
 
 
-def _verify(record: Mapping[str, Any]) -> bool:
+def _verify(record: Mapping[str, Any], sample: Any) -> bool:
     """Repeat one sample, and say how each metric came out; whether all are inside."""
     try:
-        checks = records.verify(record)
+        checks = records.verify(record, sample)
     except Exception as error:  # the code has moved on from the record: say so, check the rest
         print(f"outside  {record['name']}  {type(error).__name__}: {error}", flush=True)
         return False

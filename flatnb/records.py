@@ -12,6 +12,8 @@ A number typed in prose is held against its record by a marker that stands immed
 
 The number must be what the path leads to (see `value`), to within half a unit of its last digit;
 `faults` finds those that are not. Nothing but the standard library is imported at the top.
+
+A record may be a stranger's: reading and verifying it calls nothing that it names.
 """
 
 from __future__ import annotations
@@ -20,9 +22,7 @@ import datetime
 import difflib
 import functools
 import hashlib
-import importlib
 import importlib.metadata
-import inspect
 import json
 import math
 import os
@@ -41,6 +41,8 @@ from ._files import whole
 
 if TYPE_CHECKING:
     import pandas
+
+    from .sweep import Job
 
 PACKAGE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
@@ -113,25 +115,59 @@ def load(name: str) -> dict[str, Any]:
     """
     path = path_of(name)
     try:
-        text = path.read_text(encoding="utf-8")
-        record = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        record = _checked(path.read_text(encoding="utf-8"), path)
     except FileNotFoundError:
         raise RecordError(
             f"no record {name} in {root()}: `flatnb records list` shows those there are, "
             "`flatnb records todo` what makes the others"
         ) from None
-    except (ValueError, RecursionError) as error:  # neither JSON nor UTF-8
+    except UnicodeDecodeError as error:
         raise RecordError(f"{path} is not JSON: {error}") from None
-    check(record)
     if record["name"] != name:
         raise RecordError(f"{path} holds the record {record['name']}: the two must agree")
     return record
 
 
+def _checked(text: str, source: object = None) -> dict[str, Any]:
+    """The record that a text holds; `source`, its file, is for the error."""
+    label = source or "this"
+    try:
+        record = json.loads(
+            text, parse_constant=_finite, parse_float=_finite, parse_int=_integer,
+            object_pairs_hook=_object,
+        )  # fmt: skip
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{label} is not JSON: {error}") from None
+    check(record, source)
+    if _ODD.search(text):
+        for place, part in _texts(record, ()):
+            if _UNPRINTED.search(part):
+                raise RecordError(
+                    f"{label} is not a valid record: {_place(place)}: {_short(part)} has a "
+                    "character that cannot be shown"
+                )
+    return record
+
+
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is no finite number; write null")
+        raise ValueError(f"{_cut(text)} is no finite number; write null")
     return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**63:
+        raise ValueError(f"{_cut(text)} is too large; an integer has 64 bits")
+    return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {_short(twice)} stands twice in one object")
+    return made
 
 
 def value(name: str, path: str) -> Any:
@@ -183,7 +219,7 @@ def _keys(data: Any) -> str:
 
 def _of_all(values: Sequence[Any]) -> tuple[float, float]:
     """Mean and interval of a list that has nothing but numbers, and no run missing."""
-    if not values or not all(_is(one, "number") for one in values):
+    if not values or not all(_is_number(one) for one in values):
         raise RecordError("mean and interval are of lists of numbers; null is a run that failed")
     return mean_interval(values)
 
@@ -202,13 +238,16 @@ def mean_interval(values: Sequence[float | None]) -> tuple[float, float]:
 
     The mean of nothing and the interval of less than two values are nan.
     """
-    there = [one for one in values if one is not None]
-    n = len(there)
-    mean = math.fsum(there) / n if n else math.nan
+    numbers = [value for value in values if value is not None]
+    n = len(numbers)
+    # A power of two takes the largest near 1: exact, and neither sums nor squares overflow.
+    scale = 2.0 ** min(1023, math.frexp(max(map(abs, numbers), default=0.0))[1])
+    scaled = [number / scale for number in numbers]
+    mean = math.fsum(scaled) / n if n else math.nan
     if n < 2:
-        return mean, math.nan
-    deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in there) / (n - 1))
-    return mean, _t975(n - 1) * deviation / math.sqrt(n)
+        return scale * mean, math.nan
+    deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in scaled) / (n - 1))
+    return scale * mean, scale * (_t975(n - 1) * deviation / math.sqrt(n))
 
 
 @functools.cache
@@ -242,76 +281,97 @@ def schema() -> dict[str, Any]:
     return json.loads((PACKAGE / "records.schema.json").read_text(encoding="utf-8"))
 
 
-def check(record: Any) -> None:
-    """Raise RecordError, naming each fault, unless this is a record."""
-    # The shapes can be looked at only where the form holds.
-    found = list(_against(record, schema(), "record")) or list(_shapes(record))
-    if found:
-        name = record.get("name") if isinstance(record, dict) else None
-        more = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise RecordError(f"{name or 'this'} is no record: {'; '.join(found[:5])}{more}")
+def check(record: Any, source: object = None) -> None:
+    """Raise RecordError, naming each fault and its place, unless this is a record.
 
-
-_TYPES: dict[str, Any] = {"object": dict, "array": list, "string": str, "boolean": bool,
-                          "null": type(None), "integer": int, "number": int | float}  # fmt: skip
-
-_PLAIN: dict[str, tuple[type, ...]] = {"number": (int, float), "integer": (int,),
-                                       "string": (str,), "null": (type(None),)}  # fmt: skip
-
-
-def _is(value: Any, kind: str) -> bool:
-    if isinstance(value, bool):  # a number in Python, and not in JSON
-        return kind == "boolean"
-    if kind == "integer" and isinstance(value, float):
-        return value.is_integer()
-    return isinstance(value, _TYPES[kind])
-
-
-def _against(value: Any, rule: Mapping[str, Any], where: str) -> Iterator[str]:
-    """What in `value` breaks a rule of these keywords, as JSON schema (2020-12) defines them."""
-    kinds = rule.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        yield f"{where} is {_short(value)}, not {' or '.join(kinds)}"
-        return
-    # 1 == True in Python, and not in JSON.
-    if "enum" in rule and not any(
-        value == one and isinstance(value, bool) == isinstance(one, bool) for one in rule["enum"]
-    ):
-        yield f"{where} is {_short(value)}, not one of {rule['enum']}"
-    if isinstance(value, str) and not re.search(rule.get("pattern", ""), value):
-        yield f"{where} is {_short(value)}, not of the pattern {rule['pattern']}"
-    if _is(value, "number") and value < rule.get("minimum", -math.inf):
-        yield f"{where} is {value}, below {rule['minimum']}"
-    if isinstance(value, list) and not _all_plain(value, rule.get("items", {})):
-        for index, one in enumerate(value):
-            yield from _against(one, rule.get("items", {}), f"{where}[{index}]")
-    if isinstance(value, dict):
-        yield from _members(value, rule, where)
-
-
-def _all_plain(value: list[Any], rule: Mapping[str, Any]) -> bool:
-    """Whether all entries are of the types that the rule asks for, and it asks for no more.
-
-    Nearly all of a record is numbers in lists; to look at them one by one took most of a load.
+    source: its file, for the error.
     """
-    kinds = rule.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    allowed = {kind for one in kinds for kind in _PLAIN.get(one, ())}
-    return rule.keys() == {"type"} and set(map(type, value)) <= allowed
+    # The shapes can be looked at only where the form holds.
+    try:
+        faults = list(_form_faults(record)) or list(_shapes(record))
+    except RecursionError:
+        faults = ["it is nested too deeply"]
+    if faults:
+        name = record.get("name") if isinstance(record, dict) else None
+        label = source or (name if isinstance(name, str) and _NAME.fullmatch(name) else "this")
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise RecordError(f"{label} is not a valid record: {'; '.join(faults[:5])}{more}")
 
 
-def _members(value: Mapping[str, Any], rule: Mapping[str, Any], where: str) -> Iterator[str]:
-    known = rule.get("properties", {})
-    others = rule.get("additionalProperties", {})
-    for name, one in value.items():
-        if name not in known and others is False:
-            yield f"{where} has {name}, which is not in the form"
-        else:
-            yield from _against(one, known.get(name, others), f"{where}.{name}")
-    for name in rule.get("required", ()):
-        if name not in value:
-            yield f"{where} lacks {name}"
+# Characters that no file or no terminal takes as text; lines may end and have tabs.
+_UNPRINTED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_ODD = re.compile(rf"{_UNPRINTED.pattern}|\\u")  # JSON may write them by their numbers
+_NAME = re.compile(r"[\w./+-]{1,200}")
+
+
+def _form_faults(record: Any) -> Iterator[str]:
+    """What breaks the schema, the most particular first."""
+    errors = list(_validator().iter_errors(record))
+    for error in sorted(errors, key=lambda error: -len(error.absolute_path)):
+        yield f"{_place(error.absolute_path)}: {_cut(error.message)}"
+
+
+@functools.cache
+def _validator() -> Any:
+    """Of the schema, for which 1.0 is no integer: it would be no index, either."""
+    import jsonschema
+
+    draft = jsonschema.Draft202012Validator
+    kinds = draft.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    one_by_one = draft.VALIDATORS["items"]
+
+    def items(validator: Any, rule: Any, value: Any, parent: Any) -> Iterator[Any]:
+        # Nearly all of a record is numbers in lists; one by one, all records took 20 s.
+        if not (isinstance(value, list) and _are_plain(value, rule)):
+            yield from one_by_one(validator, rule, value, parent)
+
+    return jsonschema.validators.extend(draft, {"items": items}, type_checker=kinds)(schema())
+
+
+def _are_plain(values: list[Any], rule: Mapping[str, Any]) -> bool:
+    """Whether all fit a rule that speaks of nothing but types, or lists of such."""
+    if rule.keys() == {"type"}:
+        kinds = [rule["type"]] if isinstance(rule["type"], str) else rule["type"]
+        return set(map(type, values)) <= {t for kind in kinds for t in _TYPES.get(kind, ())}
+    lists = rule.keys() == {"type", "items"} and rule["type"] == "array"
+    return lists and all(isinstance(v, list) and _are_plain(v, rule["items"]) for v in values)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "number": (int, float), "integer": (int,), "string": (str,), "null": (type(None),)
+}  # fmt: skip
+
+
+def _texts(value: Any, place: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """All strings, keys among them, with their places."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield place, key
+            yield from _texts(part, (*place, key))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            if isinstance(part, str | dict | list):
+                yield from _texts(part, (*place, index))
+
+
+def _place(keys: Iterable[Any]) -> str:
+    """Of a part, as record.settings[0].lr."""
+    return "record" + "".join(
+        f".{key}" if isinstance(key, str) and _NAME.fullmatch(key) else f"[{_short(key)}]"
+        for key in keys
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 160 else f"{text[:80]} … {text[-77:]}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:
@@ -373,8 +433,11 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
             `replace` is not set.
         OSError: the file cannot be written; what was there before is untouched.
     """
-    content = _content(record)
-    check(content)
+    try:
+        text = _text(_content(record))
+    except RecursionError:
+        raise RecordError("this is not a valid record: it is nested too deeply") from None
+    content = _checked(text)  # what is written can be read
     path = path_of(content["name"])
     if path.exists() and not replace:
         if _result(load(content["name"])) == _result(content):
@@ -383,7 +446,7 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
             f"{path} holds another result: keep it, or say that this one is to replace it "
             "(replace=True, or --replace on the command line)"
         )
-    _write(path, _text(content))
+    _write(path, text)
     return path
 
 
@@ -575,47 +638,53 @@ class Check:
         )
 
 
-# Modules that run things, or write files at a path they are given.
-_NEVER = {"__main__", "_files", "cli", "notebook", "records", "sweep"}
+def check_sample(record: Mapping[str, Any], sample: Job) -> None:
+    """Raise RecordError unless a record's sample is that of its experiment.
 
-
-def function(call: str) -> Any:
-    """The function that a sample's `call` names, "module:function".
-
-    The text comes from a file, so not every function is called: only a public one that a module of
-    flatnb defines itself, and none of the modules that run commands or write files. Raises
-    RecordError for any other, before importing anything for it.
+    What the record does not name may have been added since, with a default.
     """
-    refused = f"a record's sample calls {call!r}; only functions of flatnb's own modules are called"
-    pattern = schema()["properties"]["sample"]["properties"]["call"]["pattern"]
-    if not re.fullmatch(pattern, call):
-        raise RecordError(refused)
-    module_name, _, name = call.partition(":")
-    if module_name.split(".")[1] in _NEVER:
-        raise RecordError(refused)
-    try:
-        found = getattr(importlib.import_module(module_name), name, None)
-    except ModuleNotFoundError as error:
-        raise RecordError(f"{refused} ({error})") from None
-    # An imported name is of another module, and a class or an instance is no function.
-    if not inspect.isfunction(found) or found.__module__ != module_name:
-        raise RecordError(f"{refused}, and it is none")
-    return found
+    stated = {"call": record["sample"]["call"], "settings": record["sample"]["settings"]}
+    computed = {"call": sample.call, "settings": _plain(sample.settings, "settings")}
+    if differences := list(_differences(stated, computed, "record.sample")):
+        raise RecordError(
+            f"{record['name']} is not verified, because its sample is not that of the experiment "
+            f"of this name: {'; '.join(differences[:3])}"
+        )
 
 
-def verify(record: Mapping[str, Any]) -> list[Check]:
+def _differences(stated: Any, computed: Any, where: str) -> Iterator[str]:
+    """Where `stated` says something else than `computed`, which may say more."""
+    if isinstance(stated, dict) and isinstance(computed, dict):
+        for key, part in stated.items():
+            if key in computed:
+                yield from _differences(part, computed[key], f"{where}.{key}")
+            else:
+                yield f"{where} has {_short(key)}, which the experiment has not"
+    elif isinstance(stated, list) and isinstance(computed, list) and len(stated) == len(computed):
+        for index, (part, other) in enumerate(zip(stated, computed, strict=True)):
+            yield from _differences(part, other, f"{where}[{index}]")
+    elif stated != computed:
+        yield f"{where} is {_short(stated)}, of the experiment {_short(computed)}"
+
+
+def verify(record: Mapping[str, Any], sample: Job) -> list[Check]:
     """Repeat a record's sample, and hold each of its metrics against the record.
 
-    Raises RecordError where the sample cannot be called, or returns no such metric.
+    Args:
+        record: from anywhere; nothing that it names is called.
+        sample: the experiment's, which is what runs: `Experiment.sample` of the record's name.
+
+    Raises:
+        RecordError: the record states another sample, or a metric that the sample does not return.
     """
-    sample = record["sample"]
-    result = _plain(function(sample["call"])(**sample["settings"]), "record.sample.metrics")
+    check_sample(record, sample)
+    result = _plain(sample.run(), "record.sample.metrics")
     checks = []
-    for metric, recorded in sample["metrics"].items():
+    for metric, recorded in record["sample"]["metrics"].items():
         repeated = at(result, metric)
-        if repeated is not None and not _is(repeated, "number"):
-            raise RecordError(f"{sample['call']} returns {_short(repeated)} as {metric}: no number")
-        checks.append(Check(metric, recorded, repeated, sample["tolerance"][metric]))
+        if repeated is not None and not _is_number(repeated):
+            raise RecordError(f"{sample.call} returns {_short(repeated)} as {metric}: no number")
+        checks.append(Check(metric, recorded, repeated, record["sample"]["tolerance"][metric]))
     return checks
 
 
@@ -650,7 +719,7 @@ def _fault(comment: str, before: str) -> str | None:
         held = value(marker["name"], marker["path"])
     except RecordError as error:
         return str(error)
-    if not _is(held, "number") or not math.isfinite(held):
+    if not _is_number(held) or not math.isfinite(held):
         return f"leads to {_short(held)}, not to a number"
     number = Decimal(typed["number"].replace("−", "-"))
     exact = Decimal(repr(held)) * (100 if typed["percent"] else 1)

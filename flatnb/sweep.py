@@ -95,6 +95,10 @@ class Job:
             ) from None
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def run(self) -> Any:
+        """Call the function in this process."""
+        return _function(self.call)(**self.settings)
+
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"{self.call.rpartition(':')[2]}({settings})"

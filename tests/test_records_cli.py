@@ -30,6 +30,10 @@ class Experiment:
 
         return [Job("json:loads", {"s": text}) for text in self.texts]
 
+    @property
+    def sample(self) -> Any:
+        return self.jobs()[-1]
+
     def record(self, results: list[Any]) -> dict[str, Any]:
         if all(result.value is None for result in results):
             raise RuntimeError("no run to record")
@@ -123,7 +127,8 @@ def test_a_name_that_is_not_there_is_a_mistake(capsys: pytest.CaptureFixture[str
 def test_a_broken_record_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder.mkdir()
     (folder / "a.json").write_text("{}")
-    assert "flatnb: this is no record: record lacks schema" in out(capsys, "list", status=2)
+    text = out(capsys, "list", status=2)
+    assert "a.json is not a valid record: record: 'schema' is a required property" in text
 
 
 # --- todo -----------------------------------------------------------------------------------------
@@ -213,12 +218,6 @@ def test_an_interruption_is_status_130(
 # --- verify ---------------------------------------------------------------------------------------
 
 
-def sampled(name: str, **sample: Any) -> None:
-    record = example(name)
-    record["sample"] |= {"call": "flatnb.data.sample:run", **sample}
-    records.save(record)
-
-
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The arguments of each call of flatnb.data.sample:run, which returns its argument's half."""
@@ -229,37 +228,103 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         calls.append(x)
         return {"half": x / 2}
 
-    run.__module__ = module.__name__
     module.run = run
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return calls
 
 
+def sampled(name: str, x: float | str, half: float, tolerance: float, **sample: Any) -> Any:
+    """An experiment that computes the half of x, and its record, with the sample changed."""
+    from flatnb.sweep import Job
+
+    record, job = example(name), Job("flatnb.data.sample:run", {"x": x})
+    record["sample"] = {
+        "call": job.call, "settings": job.settings,
+        "metrics": {"half": half}, "tolerance": {"half": tolerance}, **sample,
+    }  # fmt: skip
+    records.save(record)
+    return SimpleNamespace(name=name, sample=job)
+
+
 def test_verify_says_inside_or_outside(
-    called: list[float], capsys: pytest.CaptureFixture[str]
+    experiments: list[Any], called: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert out(capsys, "verify") == ""
-    sampled("a", settings={"x": 3.0}, metrics={"half": 1.5}, tolerance={"half": 0.0})
-    sampled("b", settings={"x": 4.0}, metrics={"half": 1.9}, tolerance={"half": 0.11})
+    experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 4.0, 1.9, 0.11)]
     assert out(capsys, "verify").splitlines() == [
         "inside a half: recorded 1.5, now 1.5, tolerance 0",
         "inside b half: recorded 1.9, now 2.0, tolerance 0.11",
     ]
-    sampled("c", settings={"x": 4.0}, metrics={"half": 1.9}, tolerance={"half": 0.09})
-    sampled("d", settings={"y": 4.0}, metrics={"half": 2.0}, tolerance={"half": 0.0})
+    experiments += [sampled("c", 4.0, 1.9, 0.09), sampled("d", "4", 2.0, 0.0)]
     lines = out(capsys, "verify", "[a-d]", status=1).splitlines()
     assert [line.split()[:2] for line in lines] == [
         ["inside", "a"], ["inside", "b"], ["outside", "c"], ["outside", "d"]
     ]  # fmt: skip
     assert "TypeError" in lines[-1]
-    assert called == [3.0, 4.0, 3.0, 4.0, 4.0]
+    assert called == [3.0, 4.0, 3.0, 4.0, 4.0, "4"]
 
 
-def test_verify_calls_nothing_when_one_call_is_refused(
-    called: list[float], capsys: pytest.CaptureFixture[str]
+def test_verify_takes_what_a_record_does_not_name_from_the_experiment(
+    experiments: list[Any], called: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sampled("a", settings={"x": 3.0}, metrics={"half": 1.5}, tolerance={"half": 0.0})
-    sampled("b", call="flatnb.notebook:write", settings={"path": "x", "text": ""})
+    experiments += [sampled("a", 3.0, 1.5, 0.0, settings={})]
+    assert out(capsys, "verify").startswith("inside a half: recorded 1.5, now 1.5")
+
+
+# What a stranger's record may ask for; none is called, and no other sample either.
+HOSTILE: dict[str, dict[str, Any]] = {
+    "another module": {"call": "flatnb.notebook:write", "settings": {"path": "x", "text": ""}},
+    "a folder and a download": {
+        "call": "flatnb.data.images:images", "settings": {"name": "MNIST", "root": "made"}
+    },
+    "a folder": {"call": "flatnb.sweep:run", "settings": {"jobs": [], "folder": "made"}},
+    "a checkpoint": {
+        "call": "flatnb.experiments.images:study", "settings": {"checkpoint": "made"}
+    },
+    "terabytes": {"settings": {"x": 1e15}},
+    "terabytes at its own entry": {
+        "call": "flatnb.experiments.sensing:train",
+        "settings": {"d": 10**6, "rank": 1, "m": 10**9, "rules": [], "seeds": [0]},
+    },
+    "another argument": {"settings": {"x": 3.0, "checkpoint": "made"}},
+    "another type": {"settings": {"x": [3.0]}},
+    "a nested one": {"settings": {"x": {"task": {"data": "made"}}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sample", HOSTILE.values(), ids=HOSTILE)
+def test_verify_runs_nothing_when_a_record_asks_for_something_else(
+    sample: dict[str, Any], experiments: list[Any], called: list[float],
+    capsys: pytest.CaptureFixture[str], folder: Path,
+) -> None:  # fmt: skip
+    experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 3.0, 1.5, 0.0, **sample)]
     text = out(capsys, "verify", status=2)
-    assert "only functions of flatnb's own modules are called" in text
-    assert called == []
+    assert text.startswith("flatnb: b is not verified, because its sample is not that of the exp")
+    assert len(text.splitlines()) == 1
+    experiments.pop()
+    text = out(capsys, "verify", status=2)
+    assert text.startswith("flatnb: b is not verified: no experiment of flatnb has this name")
+    assert called == [] and list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("call", ["os:system", "flatnb.a:b c", "flatnb:fit", "", "flatnb.a.b"])
+def test_a_call_of_another_package_is_not_even_read(
+    call: str, experiments: list[Any], capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    experiments += [sampled("a", 3.0, 1.5, 0.0)]
+    content = json.loads((folder / "a.json").read_text())
+    content["sample"]["call"] = call
+    (folder / "a.json").write_text(json.dumps(content))
+    assert "a.json is not a valid record: record.sample.call: " in out(capsys, "verify", status=2)
+
+
+def test_all_samples_of_the_book_are_those_of_their_experiments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flatnb.experiments import EXPERIMENTS
+
+    monkeypatch.delenv("FLATNB_RECORDS")
+    made = {one.name: one.sample for one in EXPERIMENTS}
+    for name in records.names():
+        record = json.loads(records.path_of(name).read_text(encoding="utf-8"))
+        records.check_sample(record, made[name])

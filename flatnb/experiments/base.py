@@ -30,7 +30,7 @@ class Experiment:
         value: 1 is the most valuable to have.
         gpu_minutes: on one recent GPU; an estimate.
         cpu_minutes: on one core; from the time of a few epochs.
-        jobs: makes the sweep's jobs.
+        jobs: makes the sweep's jobs; the last is the cheap `sample`.
         record: makes the record of their results, in the jobs' order.
     """
 
@@ -41,6 +41,11 @@ class Experiment:
     cpu_minutes: float
     jobs: Callable[[], list[Job]]
     record: Callable[[list[Result]], dict[str, Any]]
+
+    @property
+    def sample(self) -> Job:
+        """The job that verifying the record repeats."""
+        return self.jobs()[-1]
 
 
 def finished(results: Sequence[Result]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from flatnb.experiments import Experiment
 def record_of(experiment: Experiment) -> dict[str, Any]:
     """The record, of a valid form."""
     results = [
-        sweep.Result(job, records.function(job.call)(**job.settings), None, 1.0, job.key)
+        sweep.Result(job, job.run(), None, 1.0, job.key)
         for job in experiment.jobs()
     ]
     record = experiment.record(results)

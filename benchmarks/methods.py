@@ -54,6 +54,8 @@ def variants() -> dict[str, flatnb.Method]:
             flatnb.SAM(0.05),
             flatnb.ASAM(0.5),
             flatnb.USAM(0.05),
+            flatnb.GSAM(0.05, 0.2),
+            flatnb.FriendlySAM(0.05),
             flatnb.GNP(r=0.1, alpha=0.8),
             flatnb.NSO(0.01),
             flatnb.FAM(0.1),
@@ -135,7 +137,7 @@ def measure(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, lis
 # What a step is made of: the part, and the functions (owner, name) whose time it is.
 PARTS = {
     "backward": [(Tensor, "backward")],
-    "norms": [(base.Step, "norm"), (base.Step, "norms")],
+    "norms": [(base.Step, "norm"), (base.Step, "norms"), (base.Step, "dot")],
     "noise": [(Stream, "draw")],
     "moves": [(base.Step, "move"), (base.Step, "mirror"), (base.Step, "close"),
               (base.Step, "add_gradient")],

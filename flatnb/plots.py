@@ -43,6 +43,8 @@ BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = (
 )  # fmt: skip
 _SHORT_DASH = (0, (2, 1))
 _LONG_DASH = (0, (7, 2))
+_WIDE_DOTS = (0, (1, 3))
+_DASH_DASH_DOT = (0, (4, 1, 4, 1, 1, 1))
 _DASH_DOT_DOT = (0, (5, 1, 1, 1, 1, 1))
 
 STYLE = MappingProxyType(
@@ -58,6 +60,9 @@ STYLE = MappingProxyType(
         "USAM": Line(BLUE, ":", "<"),
         "RSAM": Line(BLUE, _SHORT_DASH, ">"),
         "BSAM": Line(BLUE, _DASH_DOT_DOT, "p"),
+        "LookSAM": Line(BLUE, _LONG_DASH, "v"),
+        "GSAM": Line(BLUE, _WIDE_DOTS, "D"),
+        "FriendlySAM": Line(BLUE, _DASH_DASH_DOT, "s"),
         "GNP": Line(PINK, _LONG_DASH, "*"),
         "NSO": Line(GOLD, "-", "h"),
         "WeightNoise": Line(GOLD, ":", "d"),

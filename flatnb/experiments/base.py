@@ -99,7 +99,7 @@ def assemble(
     name: str,
     task: dict[str, Any],
     method: str,
-    passes: int,
+    passes: float,
     settings: Sequence[Mapping[str, float]],
     seeds: Sequence[int],
     budget: int,

@@ -124,7 +124,7 @@ def experiment(
     end = "-equal-passes" if unit == "passes" else ""
     name = f"plane/{data}-{noise:g}/{method}/{scale.name}-{design}{end}"
     passes = spaces.passes(method)
-    epochs = scale.epochs // passes if unit == "passes" else scale.epochs
+    epochs = int(scale.epochs // passes) if unit == "passes" else scale.epochs
     if design == "grid":
         settings = spaces.fixed_rate(method, scale.budget, LR)
         space = spaces.described(method, LR)

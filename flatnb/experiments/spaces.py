@@ -69,6 +69,9 @@ RANGES: dict[str, dict[str, Range]] = {
     "ASAM": {"rho": Range(0.05, 10.0)},
     "USAM": {"rho": Range(0.01, 2.0)},
     "RSAM": {"rho": Range(0.01, 2.0), "sigma": Range(0.001, 0.1)},
+    "LookSAM": {"rho": Range(0.01, 2.0), "alpha": Range(0.1, 1.0, linear=True)},
+    "GSAM": {"rho": Range(0.01, 2.0), "alpha": Range(0.02, 1.0)},
+    "FriendlySAM": {"rho": Range(0.01, 2.0), "lam": Range(0.6, 0.95, linear=True)},
     "GNP": {"r": Range(0.01, 2.0), "alpha": Range(0.1, 1.0, linear=True)},
     "NSO": {"sigma": Range(0.002, 0.2)},
     "WeightNoise": {"sigma": Range(0.002, 0.2)},
@@ -86,6 +89,9 @@ DEFAULTS: dict[str, Setting] = {
     "ASAM": {"rho": 0.5},
     "USAM": {"rho": 0.05},
     "RSAM": {"rho": 0.05, "sigma": 0.01},
+    "LookSAM": {"rho": 0.05, "alpha": 0.7},
+    "GSAM": {"rho": 0.05, "alpha": 0.2},
+    "FriendlySAM": {"rho": 0.05, "lam": 0.9},
     "GNP": {"r": 0.1, "alpha": 0.8},
     "NSO": {"sigma": 0.01},
     "WeightNoise": {"sigma": 0.01},
@@ -155,7 +161,7 @@ def described(method: str, rates: Range | float) -> str:
     return "; ".join(parts) + "; settings past the budget: the published default, not eligible"
 
 
-def passes(method: str) -> int:
+def passes(method: str) -> float:
     """Forward-backward passes a step, in AdaFlood's case with those of its auxiliary nets.
 
     Raises:
@@ -166,7 +172,7 @@ def passes(method: str) -> int:
     return build(method, [default(method, 1.0)]).passes
 
 
-def work(method: str, settings: int) -> int:
+def work(method: str, settings: int) -> float:
     """What so many settings of a method cost, in trainings of one pass; nets that serve all, once.
 
     Raises:

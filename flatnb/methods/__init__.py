@@ -3,9 +3,13 @@
 from .base import ERM, Method
 from .bsam import BSAM
 from .compose import compose
+from .every import Every
 from .fam import FAM
 from .flooding import AdaFlood, Flooding, IFlood, adaflood_levels, held_out_losses
+from .friendly import FriendlySAM
 from .gnp import GNP
+from .gsam import GSAM
+from .looksam import LookSAM
 from .nso import NSO, WeightNoise
 from .sam import ASAM, RSAM, SAM, USAM
 from .schedules import Cosine, FollowLR, Linear
@@ -17,16 +21,20 @@ __all__ = [
     "ERM",
     "FAM",
     "GNP",
+    "GSAM",
     "NSO",
     "RSAM",
     "SAM",
     "USAM",
     "AdaFlood",
     "Cosine",
+    "Every",
     "Flooding",
     "FollowLR",
+    "FriendlySAM",
     "IFlood",
     "Linear",
+    "LookSAM",
     "Method",
     "SoftAD",
     "WeightNoise",

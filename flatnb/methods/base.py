@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 Closure = Callable[[], Tensor]
@@ -45,11 +46,12 @@ class Method:
     """Base of all methods. `backward` stands where `loss.backward()` stood.
 
     Attributes:
-        passes: forward-backward passes one step costs, for compute-fair comparisons.
+        passes: forward-backward passes one step costs, for compute-fair comparisons; the average
+            where steps differ.
         calls: number of calls of `backward` so far, which schedules follow.
     """
 
-    passes: int = 1
+    passes: float = 1
     calls: int = 0
 
     def objective(self, losses: Tensor) -> Tensor:
@@ -114,6 +116,14 @@ class Method:
             step.close()
         self.advance()
         return step.value()
+
+    def hooks(self) -> list[str]:
+        """The hooks among objective, rule and penalty that the method changes."""
+        return [
+            hook
+            for hook in ("objective", "rule", "penalty")
+            if getattr(type(self), hook) is not getattr(Method, hook)
+        ]
 
     def advance(self) -> None:
         """Count a call of `backward` that has ended well."""
@@ -256,6 +266,30 @@ class Step:
             elif g is not None:
                 p.grad = g + p.grad if p.grad.is_sparse else p.grad.add_(g)
 
+    def average(self) -> None:
+        """Average p.grad over the processes of DistributedDataParallel, as a last pass does.
+
+        For a rule that ends with `add_gradient`. Within an outer `no_sync()` nothing is sent.
+        """
+        model: Any = self._model
+        if not getattr(model, "require_backward_grad_sync", False):
+            return
+        for kind in dict.fromkeys((p.device, p.dtype) for p in self.params):
+            params = [p for p in self.params if (p.device, p.dtype) == kind]
+            grads = [dense(p.grad) for p in params]
+            parts = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(params, grads, strict=True)
+            ]
+            took_part = torch.tensor([float(g is not None) for g in grads])
+            flat = torch.cat([*(g.flatten() for g in parts), took_part.to(parts[0])])
+            dist.all_reduce(flat, group=model.process_group)
+            flat /= dist.get_world_size(model.process_group)
+            *means, took_part = flat.split([*(p.numel() for p in params), len(params)])
+            for p, mean, part in zip(params, means, took_part.tolist(), strict=True):
+                p.grad = mean.view_as(p).clone() if part else None
+        model.require_forward_param_sync = True  # the next pass takes the buffers of rank 0
+
     def _pass(self, factor: Real, *, last: bool) -> None:
         with self._no_sync(not last):
             try:
@@ -306,8 +340,9 @@ class Step:
 
     @property
     def names(self) -> list[str]:
-        """The names of `params` in the model."""
-        names: dict[Tensor, str] = {p: name for name, p in self._model.named_parameters()}
+        """The names of `params` in the net, without those of wrappers."""
+        named = unwrap(self._model).named_parameters()
+        names: dict[Tensor, str] = {p: name for name, p in named}
         return [names[p] for p in self.params]
 
     def _no_sync(self, wanted: bool) -> Any:
@@ -452,6 +487,19 @@ class Step:
         norms = squares.new_zeros(len(tensors), *squares.shape[1:])
         norms[[i for i, t in enumerate(tensors) if t is not None]] = squares.sqrt()
         return norms
+
+    def dot(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
+        """The inner product over all tensors together, () or (members,), in float64."""
+        like = self.params[0]
+        total = torch.zeros(
+            () if self.members is None else (self.members,), dtype=_wide(like), device=like.device
+        )
+        for s, t in zip(a, b, strict=True):
+            if s is not None and t is not None:
+                product = s.to(_wide(s)) * t.to(_wide(t))
+                over = range(0 if self.members is None else 1, product.dim())
+                total += (product.sum(tuple(over)) if over else product).to(total.device)
+        return total
 
     def scale_(self, tensors: Sequence[Tensor | None], factor: Tensor) -> None:
         """Multiply in place by a factor of shape () or (members,)."""
@@ -807,12 +855,3 @@ def per_member(name: str, value: Real, losses: Tensor, *, pointwise: bool = Fals
         )
     value = value.to(losses.device, losses.dtype)
     return value[:, None] if pointwise else value
-
-
-def hooks(method: Method) -> list[str]:
-    """The hooks among objective, rule and penalty that the method's class changes."""
-    return [
-        hook
-        for hook in ("objective", "rule", "penalty")
-        if getattr(type(method), hook) is not getattr(Method, hook)
-    ]

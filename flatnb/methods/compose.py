@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import ERM, Method, Step, hooks
+from .base import ERM, Method, Step
 
 
 class Composed(Method):
@@ -18,7 +18,7 @@ class Composed(Method):
         self.parts = parts
         self._transform = _only("objective", "loss transforms", parts)
         self._rule = _only("rule", "gradient rules", parts)
-        self._penalties = [part for part in parts if "penalty" in hooks(part)]
+        self._penalties = [part for part in parts if "penalty" in part.hooks()]
         self.passes = max(part.passes for part in parts)
 
     def objective(self, losses: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Composed(Method):
 
 
 def _only(hook: str, what: str, parts: tuple[Method, ...]) -> Method:
-    found = [part for part in parts if hook in hooks(part)]
+    found = [part for part in parts if hook in part.hooks()]
     if len(found) > 1:
         raise ValueError(
             f"{' and '.join(map(repr, found))} are {what}, and a step has room for one; join at "

@@ -18,11 +18,14 @@ from flatnb.methods import (
     ERM,
     FAM,
     GNP,
+    GSAM,
     NSO,
     RSAM,
     SAM,
     Flooding,
+    FriendlySAM,
     IFlood,
+    LookSAM,
     Method,
     SoftAD,
     WeightNoise,
@@ -49,8 +52,14 @@ OWN: dict[str, Callable[[], Method]] = {
     "GNP": lambda: GNP(0.1, 0.8),
     "RSAM": lambda: RSAM(0.1),
     "SoftAD, SAM": lambda: compose(SoftAD(0.5), SAM(0.1)),
+    "FriendlySAM": lambda: FriendlySAM(0.1),
 }
-METHODS = {**MEANS, **OWN}
+# Averaged at the end, not in the last pass.
+COMBINED: dict[str, Callable[[], Method]] = {
+    "GSAM": lambda: GSAM(0.1, 0.3),
+    "LookSAM": lambda: LookSAM(0.1, 2),
+}
+METHODS = {**MEANS, **OWN, **COMBINED}
 
 
 def batchnorm() -> Problem:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from flatnb.methods import ERM, SAM, Method
+from flatnb.methods import ERM, GSAM, SAM, Method
 
 
 def train(method: Method, problem: Problem, accumulate: int = 1, **kw: object) -> dict[str, object]:
@@ -122,7 +122,7 @@ def main(folder: str) -> None:
             )
         found[f"{name}, statistics"] = train(make(), cases.batchnorm())
     found["ensemble"] = train(SAM(torch.tensor([0.0, 0.1, 0.2])), cases.ensemble())
-    for make in (ERM, SAM):
+    for make in (ERM, SAM, GSAM):
         found[f"depth, {make.__name__}"] = train(
             make(), cases.stochastic_depth(), find_unused_parameters=True
         )

@@ -20,7 +20,7 @@ from inputs import Problem
 from properties import assert_close
 from torch import Tensor
 
-from flatnb.methods import ERM, SAM, Method
+from flatnb.methods import ERM, GSAM, SAM, Method
 from flatnb.train import _shares
 
 pytestmark = pytest.mark.skipif(
@@ -123,7 +123,7 @@ def test_sam_is_sharpness_of_each_process_computed_by_hand(found) -> None:
     assert gap.norm() > 0.01
 
 
-@pytest.mark.parametrize("name", cases.METHODS)
+@pytest.mark.parametrize("name", [*cases.MEANS, *cases.OWN])
 def test_processes_speak_once_a_step(found, name) -> None:
     for case in (f"{name}, False", f"{name}, False, accumulated"):
         assert [f[case]["reduced"] for f in found] == [cases.STEPS] * cases.RANKS
@@ -146,7 +146,7 @@ def test_ensemble(found) -> None:
     assert_close([found[0]["ensemble"]["weights"]], [replicas(make, cases.ensemble)[0]], 1e-9)
 
 
-@pytest.mark.parametrize("make", [ERM, SAM])
+@pytest.mark.parametrize("make", [ERM, SAM, GSAM])
 def test_parameters_that_take_no_part(found, make) -> None:
     case = f"depth, {make.__name__}"
     assert torch.equal(*[f[case]["weights"] for f in found])

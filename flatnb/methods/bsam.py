@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,16 @@ class BSAM(torch.optim.Optimizer):
             loss.backward()
             return loss
         loss = optimizer.step(closure)
+
+    The weights are the posterior's mean. `sampled` puts draws from it in their place, to predict by
+    the average over several:
+
+        generator = torch.Generator().manual_seed(0)
+        probabilities = torch.zeros(len(x), classes)
+        model.eval()
+        for _ in range(32):
+            with optimizer.sampled(generator), torch.no_grad():
+                probabilities += model(x).softmax(1) / 32
 
     This is an optimizer, no `Method`: weight decay (the prior) and momentum are part of it, it does
     not join others by `compose`, and it knows no net. So BatchNorm's running statistics see both
@@ -96,6 +107,7 @@ class BSAM(torch.optim.Optimizer):
 
         Gradients that were there before are dropped; the average g~ is in `p.grad` afterwards.
         """
+        self._refuse_in_sample("step")
         closures = [closure] if callable(closure) else list(closure or ())
         if not closures:
             raise ValueError("step needs a closure that calls backward() and returns the loss")
@@ -119,6 +131,58 @@ class BSAM(torch.optim.Optimizer):
             if grad is not None:
                 self._update(group, p, torch.zeros_like(p) if size is None else size, grad)
         return torch.stack(losses).mean()
+
+    @contextmanager
+    def sampled(self, generator: torch.Generator) -> Iterator[None]:
+        """Within this context the trainable parameters are a draw from N(w, 1 / (N s)).
+
+        Afterwards they are w again, bit for bit. The training's own noise is not drawn from, so
+        that a run goes on as if nothing had been sampled. Running statistics of BatchNorm stay
+        those of the training; evaluate in `model.eval()`.
+
+        Args:
+            generator: of the draw, each time another; on any device.
+
+        Raises:
+            TypeError: no generator. RuntimeError: within another draw; `step` there raises it too.
+        """
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator={generator!r}; allowed: a torch.Generator, such as "
+                "torch.Generator().manual_seed(0)"
+            )
+        self._refuse_in_sample("sampled")
+        slots = [(g, p) for g in self.param_groups for p in g["params"] if p.requires_grad]
+        params = [p for _, p in slots]
+        copies = [p.detach().clone() for p in params]
+        self._in_sample = True
+        try:
+            for group, p in slots:
+                self._draw(group, p, generator)
+            # Inside an autocast region low-precision weights are cached by tensor, not by value.
+            torch.clear_autocast_cache()
+            yield
+        finally:
+            self._in_sample = False
+            with torch.no_grad():
+                torch._foreach_copy_(params, copies)
+            torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def _draw(self, group: dict[str, Any], p: Tensor, generator: torch.Generator) -> None:
+        s = self.state.get(p, {}).get("s")
+        if s is None:  # before the first step
+            s = torch.full_like(p, group["s_init"])
+        u = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
+        u.normal_(generator=generator)
+        p.addcdiv_(u.to(p.device), (group["examples"] * s).sqrt_())
+
+    def _refuse_in_sample(self, call: str) -> None:
+        if getattr(self, "_in_sample", False):
+            raise RuntimeError(
+                f"{call}() within sampled(): the parameters are a draw, not the mean; leave the "
+                "context first"
+            )
 
     def _gradients(
         self, slots: Sequence[tuple[dict[str, Any], Tensor]], closure: Closure

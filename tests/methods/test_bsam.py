@@ -200,6 +200,101 @@ def test_settings_that_must_be_positive_and_betas() -> None:
             BSAM(Net().parameters(), **{**SETTINGS, "betas": betas})
 
 
+# -- samples of the posterior ---------------------------------------------------------------------
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_sample_is_the_formula_and_the_mean_comes_back() -> None:
+    net, extra = Net(), nn.Parameter(torch.ones(2, 3))
+    groups = [{"params": net.weight}, {"params": extra, "examples": 7, "s_init": 0.2}]
+    optimizer = BSAM(groups, **SETTINGS)
+    for steps in range(3):  # before the first step s is s_init; extra never has a gradient
+        before = [p.detach().clone() for p in (net.weight, extra)]
+        draw = seeded()
+        u = torch.randn(6, dtype=torch.float64, generator=draw)
+        v = torch.randn(2, 3, generator=draw)
+        s = optimizer.state[net.weight]["s"] if steps else torch.full((6,), S0)
+        with optimizer.sampled(seeded()):
+            torch.testing.assert_close(net.weight.detach(), before[0] + u / (N * s).sqrt())
+            torch.testing.assert_close(extra.detach(), before[1] + v / (7 * 0.2) ** 0.5)
+        assert torch.equal(net.weight, before[0])
+        assert torch.equal(extra, before[1])
+        optimizer.step(net.closure())
+
+
+def test_draws_differ_and_repeat_with_the_generator() -> None:
+    net = Net()
+    optimizer = BSAM(net.parameters(), **SETTINGS)
+    optimizer.step(net.closure())
+
+    def draws(generator: torch.Generator) -> list[Tensor]:
+        found = []
+        for _ in range(2):
+            with optimizer.sampled(generator):
+                found.append(net.weight.detach().clone())
+        return found
+
+    first, second = draws(seeded()), draws(seeded())
+    assert not torch.equal(*first)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_average_of_a_linear_prediction_has_the_posterior_variance() -> None:
+    net = Net()
+    optimizer = BSAM(net.parameters(), **SETTINGS)
+    for _ in range(3):
+        optimizer.step(net.closure())
+    a = torch.linspace(1, 2, 6, dtype=torch.float64)
+    mean, variance = a @ net.weight.detach(), (a**2 / (N * optimizer.state[net.weight]["s"])).sum()
+    generator, values = seeded(), []
+    for _ in range(4000):
+        with optimizer.sampled(generator), torch.no_grad():
+            values.append(a @ net.weight)
+    values = torch.stack(values)
+    assert abs(values.mean() - mean) < 5 * (variance / 4000).sqrt()
+    assert values.var() == pytest.approx(float(variance), rel=0.12)  # five standard errors
+
+
+def test_training_goes_on_as_if_nothing_had_been_sampled() -> None:
+    weights = []
+    for samples in (0, 3):
+        net = Net()
+        optimizer = BSAM(net.parameters(), **SETTINGS)
+        state = torch.get_rng_state()
+        for _ in range(3):
+            for _ in range(samples):
+                with optimizer.sampled(seeded()):
+                    pass
+            optimizer.step(net.closure())
+        assert torch.equal(torch.get_rng_state(), state)
+        weights.append(net.weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_the_mean_is_back_after_an_error_and_frozen_parameters_stay() -> None:
+    net, frozen = Net(), nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = BSAM([net.weight, frozen], **SETTINGS)
+    before = net.weight.detach().clone()
+    with pytest.raises(KeyboardInterrupt), optimizer.sampled(seeded()):
+        assert not torch.equal(net.weight, before)
+        assert frozen.tolist() == [1.0, 1.0]
+        raise KeyboardInterrupt
+    assert torch.equal(net.weight, before)
+    with optimizer.sampled(seeded()):
+        with pytest.raises(RuntimeError, match=r"step\(\) within sampled\(\): .* leave the context"):
+            optimizer.step(net.closure())
+        with pytest.raises(RuntimeError, match=r"sampled\(\) within sampled\(\)"):
+            optimizer.sampled(seeded()).__enter__()
+    assert torch.equal(net.weight, before)
+    for bad in (None, 0, torch.Generator):
+        with pytest.raises(TypeError, match=r"generator=.*allowed: a torch.Generator"):
+            optimizer.sampled(bad).__enter__()
+    optimizer.step(net.closure())
+
+
 def test_is_an_optimizer_and_no_method() -> None:
     optimizer = BSAM(Net().parameters(), examples=10)
     assert isinstance(optimizer, torch.optim.Optimizer)

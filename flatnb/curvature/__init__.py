@@ -1,7 +1,7 @@
 """How flat is this minimum? Curvature of the loss surface, with error and cost of every number."""
 
 from flatnb.curvature.density import SpectralDensity, spectral_density
-from flatnb.curvature.eigen import Eigenpairs, top_eigenvalues
+from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
 from flatnb.curvature.flatness import (
     RelativeFlatness,
     relative_flatness,

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flatnb.curvature.krylov import gram, norm, rademacher, sweep
-from flatnb.curvature.operator import HessianOperator
+from flatnb.curvature.lanczos import Lanczos, Operator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
+from flatnb.curvature.vectors import rademacher
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -52,7 +52,9 @@ class SpectralDensity(Result):
             raise ValueError(f"sigma must be positive, got {width}")
         nodes, weights = self.nodes.reshape(-1, 1), self.weights.reshape(-1, 1)
         bells = torch.exp(-0.5 * ((grid.double() - nodes) / width) ** 2)
-        return (weights * bells).sum(0) / (len(self.nodes) * width * math.sqrt(2 * math.pi))
+        return (weights * bells).sum(0) / (
+            len(self.nodes) * width * math.sqrt(2 * math.pi)
+        )
 
     def grid(self, points: int = 500) -> Tensor:
         """Points over the nodes' range and 5 sigma beyond."""
@@ -70,7 +72,7 @@ class SpectralDensity(Result):
 
 
 def spectral_density(
-    operator: HessianOperator,
+    operator: Operator,
     *,
     steps: int = 60,
     probes: int = 4,
@@ -93,15 +95,14 @@ def spectral_density(
 
     Raises:
         ValueError: steps, probes or sigma out of range.
-        MemoryError: The basis does not fit into `operator.memory_bytes`.
     """
     if steps < 1 or probes < 2:
-        raise ValueError(f"steps >= 1 and probes >= 2 are needed, got {steps} and {probes}")
+        raise ValueError(
+            f"steps >= 1 and probes >= 2 are needed, got {steps} and {probes}"
+        )
     if sigma is not None and not sigma > 0:
         raise ValueError(f"sigma > 0 is needed, got {sigma}")
     steps = min(steps, operator.size)
-    each = operator.size * operator.dtype.itemsize
-    operator.require((steps + 3) * each, f"a Lanczos basis of {steps}")
     began, products = time.perf_counter(), operator.products
     like = torch.empty(0, dtype=operator.dtype, device=operator.device)
     signs = torch.Generator().manual_seed(seed)
@@ -109,12 +110,12 @@ def spectral_density(
     weights = torch.zeros_like(nodes)
     with Progress(progress) as say:
         for row in range(probes):
-            start = rademacher(1, operator.size, signs, like)[0] / math.sqrt(operator.size)
-            matrix = _tridiagonal(operator, start, steps, say, f"density: probe {row + 1}")
-            values, vectors = torch.linalg.eigh(matrix)
+            start = rademacher(1, operator.size, signs, like)[0]
+            label = f"density: probe {row + 1}"
+            values, squares = _quadrature(operator, start, steps, say, label)
             nodes[row] = values[-1]
             nodes[row, : len(values)] = values
-            weights[row, : len(values)] = vectors[0] ** 2
+            weights[row, : len(values)] = squares
     spread = float(nodes.max() - nodes.min())
     return SpectralDensity(
         nodes=nodes,
@@ -127,22 +128,16 @@ def spectral_density(
     )
 
 
-def _tridiagonal(
-    operator: HessianOperator, start: Tensor, steps: int, say: Progress, label: str
-) -> Tensor:
-    """The Lanczos matrix T (m, m) of `start`, m <= steps."""
-    basis = torch.empty(steps, operator.size, dtype=operator.dtype, device=operator.device)
-    matrix = torch.zeros(steps, steps, dtype=torch.float64)
-    basis[0] = start
-    for j in range(steps):
-        new = (operator @ basis[j])[None]
-        matrix[j, j] = gram(basis[j : j + 1], new)[0, 0]
-        say(f"{label}, {j + 1} of {steps} steps")
-        sweep(new, basis[: j + 1], matrix[max(0, j - 1) : j + 1, j : j + 1])
-        length = float(norm(new))
-        floor = 100 * torch.finfo(operator.dtype).eps * float(matrix.abs().max())
-        if j + 1 == steps or length <= floor:  # all of the start vector's space is seen
-            return matrix[: j + 1, : j + 1]
-        matrix[j, j + 1] = matrix[j + 1, j] = length
-        basis[j + 1] = new[0] / length
-    return matrix
+def _quadrature(
+    operator: Operator, start: Tensor, steps: int, say: Progress, label: str
+) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of `start` by at most `steps` products."""
+    lanczos = Lanczos(operator, min(steps + 1, operator.size))
+    lanczos.add(start)
+    while lanczos.multiplied < min(
+        steps, lanczos.size
+    ):  # less where the whole space is seen
+        lanczos.expand()
+        say(f"{label}, {lanczos.multiplied} of {steps} steps")
+    values, vectors, _ = lanczos.ritz()
+    return values, vectors[0] ** 2

@@ -27,10 +27,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from flatnb.curvature.eigen import Eigenpairs
-from flatnb.curvature.krylov import rademacher, sweep
+from flatnb.curvature.eigenvalues import Eigenpairs
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Progress, ProgressCallback, Result
+from flatnb.curvature.vectors import project_out, rademacher
 
 _ROUND = 8  # probes held in memory at once
 
@@ -182,7 +182,7 @@ class _Sampler:
     def _probes(self, count: int) -> Tensor:
         probes = rademacher(count, self.operator.size, self._generator, self._like)
         if self._vectors is not None:
-            sweep(probes, self._vectors)
+            project_out(probes, self._vectors)
         return probes
 
 

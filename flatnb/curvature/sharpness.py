@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flatnb.curvature.krylov import norm
 from flatnb.curvature.objective import Batches, LossFunction, Objective, Selection
 from flatnb.curvature.result import Progress, ProgressCallback, Result
+from flatnb.curvature.vectors import norm
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -1,0 +1,261 @@
+"""Lanczos against dense eigenvalues."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import CASES, Case
+from matrices import Dense, Diagonal, Drawn
+from torch import Tensor, nn
+
+from flatnb.curvature import HessianOperator, top_eigenvalues
+from flatnb.curvature.vectors import norm
+
+
+def operator(case: Case, **settings) -> HessianOperator:
+    return HessianOperator(case.model, case.loss, case.batches, **settings)
+
+
+@pytest.mark.parametrize("block", [None, 1, 3])
+def test_both_ends_equal_the_dense_eigenvalues(case: Case, block):
+    op = operator(case)
+    exact = torch.linalg.eigvalsh(case.hessian).flip(0)
+    found = top_eigenvalues(op, 5, smallest=3, block=block)
+    wanted = torch.cat([exact[:5], exact[-3:]])
+    assert found.converged
+    assert torch.allclose(found.values, wanted, rtol=1e-8, atol=1e-9 * float(exact[0]))
+    residuals = (case.hessian @ found.vectors - found.vectors * found.values).norm(
+        dim=0
+    )
+    assert (residuals <= 2 * found.residuals + 1e-12).all()
+    gram = found.vectors.mT @ found.vectors
+    assert torch.allclose(gram, torch.eye(8, dtype=gram.dtype), atol=1e-12)
+    assert found.products <= op.size + 8
+
+
+@pytest.mark.parametrize("k", [1, 30, -1])
+def test_any_number_of_eigenvalues(k):
+    case = CASES["perceptron"]
+    op = operator(case)
+    k = op.size if k < 0 else k
+    exact = torch.linalg.eigvalsh(case.hessian).flip(0)[:k]
+    for block in (None, 1):
+        found = top_eigenvalues(op, k, block=block)
+        assert torch.allclose(
+            found.values, exact, rtol=1e-8, atol=1e-9 * float(exact[0])
+        )
+
+
+def test_every_start_finds_the_same():
+    op = operator(CASES["convolution and BatchNorm"])
+    exact = torch.linalg.eigvalsh(CASES["convolution and BatchNorm"].hessian).flip(0)[
+        :4
+    ]
+    for seed in range(8):
+        found = top_eigenvalues(op, 4, block=1, seed=seed)
+        assert torch.allclose(found.values, exact, rtol=1e-8)
+
+
+def test_restarts_in_a_small_basis_reach_the_same():
+    matrix = Dense(torch.diag(torch.linspace(1, 2, 300, dtype=torch.float64)))
+    found = top_eigenvalues(matrix, 3, smallest=2, block=1, max_basis=40)
+    assert found.converged and found.products > 40
+    wanted = torch.tensor(
+        [2, 2 - 1 / 299, 2 - 2 / 299, 1 + 1 / 299, 1], dtype=torch.float64
+    )
+    assert torch.allclose(found.values, wanted, rtol=1e-8)
+
+
+def test_multiple_eigenvalues_of_small_matrices_are_all_seen():
+    # A linear regression on three outputs: every eigenvalue three times.
+    torch.manual_seed(0)
+    net = nn.Linear(6, 3).double()
+    x, y = torch.randn(30, 6).double(), torch.randn(30, 3).double()
+    op = HessianOperator(net, F.mse_loss, [(x, y)])
+    found = top_eigenvalues(op, 5)
+    assert torch.allclose(found.values, torch.linalg.eigvalsh(op.dense()).flip(0)[:5])
+    assert "copies" not in repr(found)
+
+
+def test_a_block_sees_multiple_eigenvalues_of_larger_matrices():
+    matrix = Diagonal(torch.linspace(0, 1, 10_002, dtype=torch.float64) ** 4)
+    matrix.values[:3] = 2.0
+    exact = torch.tensor([2.0, 2.0, 2.0, 1.0], dtype=torch.float64)
+    assert torch.allclose(top_eigenvalues(matrix, 4, block=3).values, exact, rtol=1e-8)
+    # With one start vector it is up to rounding whether a second copy shows.
+    assert "copies beyond 1 not looked for" in repr(top_eigenvalues(matrix, 2))
+
+
+def test_float32_keeps_six_digits():
+    case = CASES["convolution and BatchNorm"]
+    exact = torch.linalg.eigvalsh(case.hessian).flip(0)[:5]
+    model = case.make()
+    model.load_state_dict(case.model.state_dict())
+    batches = [(x.float(), y) for x, y in case.batches]
+    found = top_eigenvalues(HessianOperator(model, case.loss, batches), 5)
+    assert torch.allclose(found.values, exact, rtol=3e-6, atol=1e-6 * float(exact[0]))
+
+
+def test_giving_up_is_said():
+    with pytest.warns(UserWarning, match="allow more products"):
+        found = top_eigenvalues(
+            operator(CASES["perceptron"]), 5, block=1, max_products=7
+        )
+    assert not found.converged and "NOT CONVERGED" in repr(found)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k": 0},
+        {"k": -1},
+        {"k": 1.5},
+        {"k": True},
+        {"k": 10**6},
+        {"smallest": -1},
+        {"smallest": 10**6},
+        {"block": 0},
+        {"block": 10**6},
+        {"max_basis": 3},
+        {"max_basis": 1e3},
+        {"tol": 0.0},
+        {"tol": float("nan")},
+    ],
+)
+def test_bad_numbers_are_refused(settings):
+    name = next(iter(settings))
+    with pytest.raises(ValueError, match=name):
+        top_eigenvalues(operator(CASES["perceptron"]), **settings)
+
+
+def test_progress_and_repr():
+    lines: list[str] = []
+    found = top_eigenvalues(operator(CASES["perceptron"]), 2, progress=lines.append)
+    assert lines and "products" in lines[-1]
+    assert f"{found.products} products" in repr(found) and "k=2" in repr(found)
+
+
+def test_norms_of_long_float32_vectors_are_exact():
+    v = torch.randn(3_000_000, generator=torch.manual_seed(0))
+    assert abs(float(norm(v)) / float(v.double().norm()) - 1) < 1e-12
+
+
+# -- random matrices ---------------------------------------------------------------------------
+
+
+def complaint(found: Tensor, exact: Tensor, limit: Tensor, block: int) -> str | None:
+    """What is wrong with `found`, the values at one end of the spectrum `exact`, both outwards in.
+
+    Every value lies within its limit of an eigenvalue, none is left out, and of those closer
+    together than ten limits, which count as copies, at least `block` are seen.
+    """
+    gaps = (exact[:-1] - exact[1:]).abs() > 10 * torch.maximum(limit[:-1], limit[1:])
+    cluster = torch.cat([torch.zeros(1, dtype=torch.long), gaps.long().cumsum(0)])
+    seen: list[int] = []
+    for value in found:
+        distance, nearest = (exact - value).abs().min(0)
+        if distance > 1.5 * limit[nearest]:
+            return f"{float(value):.6g} is no eigenvalue"
+        seen.append(int(cluster[nearest]))
+    if seen != sorted(seen):
+        return "out of order"
+    for index in range(seen[-1] + 1):
+        copies, size = seen.count(index), int((cluster == index).sum())
+        if copies > size:
+            return f"{copies} copies of {size} eigenvalues"
+        if index < seen[-1] and copies < min(block, size):
+            return f"{copies} of {size} copies, with a block of {block}"
+    return None
+
+
+def check(drawn: Drawn) -> None:
+    """The eigenpairs of a random matrix against those of LAPACK in float64."""
+    k, smallest = drawn.k, drawn.smallest
+    found = top_eigenvalues(
+        Dense(drawn.matrix),
+        k,
+        smallest=smallest,
+        block=drawn.block,
+        max_basis=drawn.max_basis,
+        max_products=20_000,
+        seed=drawn.start,
+    )
+    assert found.converged
+    eps, scale = torch.finfo(drawn.matrix.dtype).eps, float(drawn.exact.abs().max())
+
+    def limit(values: Tensor) -> Tensor:
+        relative = found.settings["tol"] * values.abs()
+        return relative.clamp(min=max(50 * eps * scale, 1e-300))
+
+    vectors, block = found.vectors.double(), found.settings["block"]
+    residuals = drawn.matrix.double() @ vectors - vectors * found.values
+    assert (residuals.norm(dim=0) <= 1.5 * limit(found.values)).all()
+    assert torch.allclose(
+        vectors.mT @ vectors, torch.eye(k + smallest).double(), atol=1e4 * eps
+    )
+    top, low = drawn.exact, drawn.exact.flip(0)
+    assert complaint(found.values[:k], top, limit(top), block) is None
+    if smallest:
+        assert complaint(found.values[k:].flip(0), low, limit(low), block) is None
+
+
+@pytest.mark.parametrize("batch", range(10))
+def test_random_matrices(batch):
+    for seed in range(30 * batch, 30 * batch + 30):
+        drawn = Drawn(seed, most=60 if seed % 10 else 500)
+        try:
+            check(drawn)
+        except AssertionError as error:
+            raise AssertionError(f"matrix {seed}: {drawn}") from error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", range(100))
+def test_many_random_matrices(batch):
+    for seed in range(1000 + 24 * batch, 1024 + 24 * batch):
+        drawn = Drawn(seed, most=60 if seed % 6 else 1500)
+        try:
+            check(drawn)
+        except AssertionError as error:
+            raise AssertionError(f"matrix {seed}: {drawn}") from error
+
+
+# -- what is checked at the end ----------------------------------------------------------------
+
+
+class Drifting(Diagonal):
+    """After some products the matrix is another one."""
+
+    def __init__(self, values: Tensor, after: int) -> None:
+        super().__init__(values)
+        self.after = after
+
+    def rows(self, vectors: Tensor) -> Tensor:
+        factor = 1.0 if self.products < self.after else 1.01
+        return super().rows(vectors) * factor
+
+
+@pytest.mark.parametrize("size", [200, 20_000])
+def test_wrong_residuals_are_noticed_at_the_end(size):
+    values = torch.linspace(0, 1, size, dtype=torch.float64) ** 8
+    values[:5] = torch.arange(2, 7)
+    honest = Diagonal(values)
+    exact = top_eigenvalues(honest, 3, tol=1e-4)
+    checks = 3 if size == 200 else 1
+    drifting = Drifting(values, honest.products - checks)
+    with pytest.warns(UserWarning, match="no more exact than that"):
+        found = top_eigenvalues(drifting, 3, tol=1e-4)
+    assert torch.equal(found.values, exact.values) and exact.converged
+    assert not found.converged and "NOT CONVERGED" in repr(found)
+    assert float(found.residuals.max()) > 1e-2
+
+
+def test_products_that_overflow_are_refused():
+    with pytest.raises(ValueError, match="look for overflow"):
+        top_eigenvalues(Diagonal(torch.tensor([1.0, float("inf"), 2.0])), 1)
+
+
+def test_a_matrix_of_zeros_has_the_eigenvalue_zero():
+    found = top_eigenvalues(Diagonal(torch.zeros(50)), 3, smallest=2)
+    assert found.converged and (found.values == 0).all()

@@ -12,6 +12,7 @@ them, because every notebook imports this module.
 
 import ast
 import hashlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -38,7 +39,7 @@ TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str, 
 PACKAGE = Path(__file__).resolve().parent
 # Their versions are part of a run's key: they can change a number or a figure.
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn", "pandas",
-            "scipy", "papermill")  # fmt: skip
+            "scipy", "papermill", "accelerate", "lightning", "transformers")  # fmt: skip
 
 # The first code cell of every notebook, here without an address. The clone is not named flatnb:
 # beside it, `import flatnb` would find that folder, as a namespace package, and not the one inside.
@@ -97,6 +98,36 @@ def about(revision: str) -> str:
     cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
     device = torch.cuda.get_device_name() if cuda else cpu
     return f"{device} · torch {torch.__version__} · flatnb {flatnb.__version__} ({revision})"
+
+
+class Missing:
+    """Stands for a package that is not installed: it is false, and its classes are `object`."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> type:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return object
+
+
+def optional(package: str) -> Any:
+    """A package, or where it is not installed a `Missing`, after a line that says what to install.
+
+    With it a page can define a class of a framework, and use that class only where there is one:
+
+    >>> json = optional("json")
+    >>> bool(json)
+    True
+    """
+    if find_spec(package) is None:
+        print(f"{package} is not installed, so its recipes do not run: pip install {package}")
+        return Missing()
+    from . import _torchvision
+
+    _torchvision.load()  # before a framework does, and fails where the operators do not match
+    return importlib.import_module(package)
 
 
 def bootstrap(repository: str = "", revision: str = "main") -> str:

@@ -38,6 +38,16 @@ def test_settings_refuse_unknown_profiles_and_uneven_names() -> None:
         notebook.settings("smoke", smoke={"epochs": 1}, laptop={"epochs": 1}, paper={})
 
 
+def test_a_package_that_is_missing_is_false_and_has_classes_to_derive_from(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert notebook.optional("json") is json and capsys.readouterr().out == ""
+    missing = notebook.optional("no_such_package")
+    assert "pip install no_such_package" in capsys.readouterr().out
+    assert not missing and issubclass(type("Trained", (missing.Module,), {}), object)
+    assert not hasattr(missing, "__path__")
+
+
 def first_cell(folder: Path, text: str, found: bool = False) -> subprocess.CompletedProcess[str]:
     """Execute the cell where flatnb is importable if `found`; git and pip only tell."""
     prelude = f"""

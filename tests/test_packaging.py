@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import flatnb
+from flatnb import notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ["3.11", "3.12", "3.13"]
@@ -94,14 +95,16 @@ def test_constraints_pin_every_dependency_within_its_floor(python: str, platform
         assert specifier.contains(chosen[name]), f"{name}: {chosen[name]} is not {specifier}"
 
 
-def imports(file: Path) -> set[str]:
-    """The packages a source file imports, at its top or inside a function."""
+def imports(source: str) -> set[str]:
+    """The packages a source imports, at its top or inside a function, or names as `optional`."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             found.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "optional":
+            found |= {argument.value for argument in node.args}
     others = found - set(sys.stdlib_module_names) - {"flatnb"}
     return {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in others}
 
@@ -111,7 +114,7 @@ def test_what_the_library_imports_is_declared() -> None:
     for file in sorted((ROOT / "flatnb").rglob("*.py")):
         # The runner and the command line belong to the book; all else must do with the core.
         allowed = book if file.stem in {"notebook", "cli", "__main__"} else core
-        missing = imports(file) - allowed
+        missing = imports(file.read_text()) - allowed
         assert not missing, f"{file.relative_to(ROOT)} imports {sorted(missing)}, not declared"
 
 
@@ -119,8 +122,17 @@ def test_what_the_tests_import_is_declared() -> None:
     allowed = set(declared("book", "dev")) | {"tests", "conftest", "benchmarks"}
     for file in sorted((ROOT / "tests").rglob("*.py")):
         local = {canonicalize_name(other.stem) for other in file.parent.glob("*.py")}
-        missing = imports(file) - allowed - local
+        missing = imports(file.read_text()) - allowed - local
         assert not missing, f"{file.relative_to(ROOT)} imports {sorted(missing)}, not declared"
+
+
+def test_what_the_notebooks_import_is_declared() -> None:
+    allowed = set(declared("recipes"))
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in notebook.read(file)["cells"]:
+            if cell["cell_type"] == "code":
+                missing = imports(notebook.text_of(cell)) - allowed
+                assert not missing, f"{file.name} imports {sorted(missing)}, not declared"
 
 
 def test_training_needs_no_package_of_the_book() -> None:

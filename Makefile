@@ -27,10 +27,10 @@ FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.14 pytho
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all lint book serve bench clean distclean
+.PHONY: help test test-all test-dispatch lint book serve bench clean distclean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | awk -F'#' '{printf "%-18s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | awk -F'#' '{printf "%-22s %s\n", $$1, $$2}'
 	@echo "  Variables: PROFILE=smoke|laptop|paper  PYTHON=…  TORCH_INDEX=…  (see the Makefile's head)"
 
 test: lint  ## checks and tests, minutes
@@ -38,6 +38,9 @@ test: lint  ## checks and tests, minutes
 
 test-all: lint  ## the same with the slow tests
 	$(PYTEST) --run-all
+
+test-dispatch: $(READY)  ## numerical tests under each instruction set of this processor
+	$(BIN)/python tests/dispatch.py -n auto --maxprocesses 8
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

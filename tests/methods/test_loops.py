@@ -198,7 +198,7 @@ def test_recurrent_net_with_clipping() -> None:
         problem, method = build(), compose(SoftAD(0.3), SAM(0.02))
         optimizer = torch.optim.Adam(problem.params, 0.02)
         losses = []
-        for _ in range(25):
+        for _ in range(40):
             optimizer.zero_grad()
             losses.append(float(method.backward(problem.model, problem)))
             nn.utils.clip_grad_norm_(problem.params, 1.0)

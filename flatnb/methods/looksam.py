@@ -7,18 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import (
-    TINY,
-    Hyperparameter,
-    Method,
-    Perturb,
-    Step,
-    Value,
-    add_scaled_,
-    aligned,
-    count,
-    selection,
-)
+from .base import TINY, Hyperparameter, Method, Perturb, Step, Value, aligned, count, selection
 from .remembered import Vector
 
 
@@ -62,12 +51,7 @@ class LookSAM(Method):
     perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
-        self,
-        rho: Value = 0.05,
-        k: int = 5,
-        alpha: Value = 0.7,
-        *,
-        perturb: Perturb | None = None,
+        self, rho: Value = 0.05, k: int = 5, alpha: Value = 0.7, *, perturb: Perturb | None = None
     ) -> None:
         self.rho, self.k, self.alpha, self.perturb = rho, k, alpha, perturb
         self._turn = Vector("turn")
@@ -84,13 +68,17 @@ class LookSAM(Method):
         if self.calls % self.k == 0:
             self._look(step, grads)
         else:
-            turn = self._turn.of(step)
-            factor = step.norm(grads) / step.norm(turn).clamp_min(TINY)
-            pairs = [(g, v) for g, v in zip(grads, turn, strict=True) if g is not None]
-            factor = step.per_member("alpha", self.alpha) * factor
-            add_scaled_([g for g, _ in pairs], [v for _, v in pairs], factor)
-            step.add_gradient(grads, 1.0)
+            self._reuse(step, grads)
         step.average()
+
+    def _reuse(self, step: Step, grads: list[Tensor | None]) -> None:
+        turn = self._turn.of(step)
+        ratio = step.norm(grads) / step.norm(turn).clamp_min(TINY)
+        factor = step.per_member("alpha", self.alpha) * ratio
+        for g, v in zip(grads, turn, strict=True):
+            if g is not None:
+                g.addcmul_(v, aligned(factor, v))
+        step.add_gradient(grads, 1.0)
 
     def _look(self, step: Step, grads: list[Tensor | None]) -> None:
         norm = step.norm(grads, self.perturb)

@@ -27,8 +27,8 @@ that of all trainable parameters, and every pass costs what it did.
     >>> method = SAM(rho=0.05, perturb=tenth_in_the_head)
 
 `perturb` is asked in each step, so layers may be frozen and unfrozen in between. In an
-ensemble, parameters have a leading member axis. A tensor with several names is asked about
-under the first.
+`Ensemble`, names begin with "net.", and parameters have a leading member axis. A tensor with
+several names is asked about under the first.
 """
 
 from __future__ import annotations

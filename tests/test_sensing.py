@@ -215,13 +215,16 @@ def test_single_precision_ends_where_double_does():
 
 
 def test_noise_recovers_what_gradient_descent_does_not():
-    p = sensing.problem(d=20, rank=1, seed=1)
-    done = sensing.descend(p, three(), epochs=2000, seeds=range(3), every=2000)
-    plain, one, two = done.distance[:, :, -1].sqrt()
-    assert done.train_error[0, :, -1].max() < 1e-7  # it interpolates, far from the target
-    assert plain.min() > 0.5
-    assert one.max() < 0.15
-    assert (two < one / 1.5).all()
+    ratios = []
+    for seed in range(3):
+        p = sensing.problem(d=20, rank=1, seed=seed)
+        done = sensing.descend(p, three(), epochs=2000, seeds=range(3), every=2000)
+        plain, one, two = done.distance[:, :, -1].sqrt()
+        assert done.train_error[0, :, -1].max() < 1e-3  # it interpolates, far from the target
+        assert plain.min() > 3 * one.max()
+        assert one.max() < 0.15
+        ratios.append(one / two)
+    assert torch.cat(ratios).median() > 1.2
 
 
 def test_what_is_not_allowed_is_said():

@@ -498,7 +498,7 @@ def test_ctrl_c_ends_the_running_jobs_and_says_how_to_go_on(tmp_path: Path) -> N
     with process(folder, log, 3, 300, workers=1) as sweeping:
         until(log.exists)
         os.killpg(sweeping.pid, signal.SIGINT)  # as a terminal does: the workers get it, too
-        output, errors = sweeping.communicate(timeout=60)
+        output, errors = sweeping.communicate(timeout=250)
     assert "0 finished jobs are kept" in output and "again to go on" in output
     assert "KeyboardInterrupt" in errors
     until(lambda: group_is_gone(sweeping.pid))

@@ -40,7 +40,7 @@ def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
     )
     assert run.returncode == 0, run.stderr[-4000:]
     return [torch.load(folder / f"{rank}.pt") for rank in range(cases.RANKS)]

@@ -14,7 +14,7 @@ import torch
 from matplotlib.colors import to_rgb
 from scipy import stats
 
-from flatnb import plots
+from flatnb import methods, plots
 
 # Colour blindness of full severity as a map of linear RGB (Machado, Oliveira, Fernandes 2009).
 SIGHT = {
@@ -91,6 +91,14 @@ def test_methods_of_one_colour_differ_in_line_and_marker():
             assert a.linestyle != b.linestyle
             assert a.marker != b.marker
     assert plots.STYLE["SGD"] == plots.STYLE["ERM"]
+
+
+def test_every_method_has_a_style():
+    for name in methods.__all__:
+        kind = getattr(methods, name)
+        if isinstance(kind, type) and issubclass(kind, methods.Method):
+            joined = name in ("Method", "Every")  # drawn under the names of what they hold
+            assert joined != (name in plots.STYLE), name
 
 
 def test_a_method_and_its_labels_are_drawn_alike():

@@ -41,7 +41,8 @@ class LookSAM(Method):
     Args:
         rho: radius >= 0, in units of the parameters.
         k: number of steps from one look uphill to the next >= 1.
-        alpha: weight of the reused part >= 0, no unit.
+        alpha: weight of the reused part >= 0, no unit. The defaults of k and alpha are those of
+            public re-implementations.
         perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
     """
 

@@ -34,6 +34,7 @@ from properties import (
     assert_tied_count_once,
 )
 
+from flatnb import methods
 from flatnb.methods import (
     ASAM,
     ERM,
@@ -50,6 +51,7 @@ from flatnb.methods import (
     FriendlySAM,
     IFlood,
     LookSAM,
+    Method,
     SoftAD,
     WeightNoise,
     compose,
@@ -157,6 +159,14 @@ PER_MEMBER: dict[str, tuple[Callable[[torch.Tensor | float], object], float]] = 
     "FAM, any loss": (lambda v: FAM(v, loss="auto"), 0.05),
     "FAM, SAM": (lambda v: compose(FAM(v), SAM(v)), 0.05),
 }
+
+
+def test_every_method_is_tried() -> None:
+    tried = {type(make()) for make, _ in METHODS.values()}
+    for name in methods.__all__:
+        kind = getattr(methods, name)
+        if isinstance(kind, type) and issubclass(kind, Method) and kind is not Method:
+            assert any(issubclass(each, kind) for each in tried), name
 
 
 @pytest.mark.parametrize(

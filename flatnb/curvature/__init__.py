@@ -19,7 +19,7 @@ from flatnb.curvature.landscape import (
 from flatnb.curvature.members import EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
-from flatnb.curvature.probes import Diagonal, Trace, diagonal, trace
+from flatnb.curvature.probes import Trace, trace
 from flatnb.curvature.sharpness import (
     Sharpness,
     average_sharpness,
@@ -28,7 +28,6 @@ from flatnb.curvature.sharpness import (
 )
 
 __all__ = [
-    "Diagonal",
     "Eigenpairs",
     "EnsembleFlatness",
     "GaussNewtonOperator",
@@ -41,7 +40,6 @@ __all__ = [
     "Trace",
     "average_sharpness",
     "between",
-    "diagonal",
     "ensemble_flatness",
     "filter_normalised",
     "gauss_newton_trace",

@@ -52,9 +52,7 @@ class SpectralDensity(Result):
             raise ValueError(f"sigma must be positive, got {width}")
         nodes, weights = self.nodes.reshape(-1, 1), self.weights.reshape(-1, 1)
         bells = torch.exp(-0.5 * ((grid.double() - nodes) / width) ** 2)
-        return (weights * bells).sum(0) / (
-            len(self.nodes) * width * math.sqrt(2 * math.pi)
-        )
+        return (weights * bells).sum(0) / (len(self.nodes) * width * math.sqrt(2 * math.pi))
 
     def grid(self, points: int = 500) -> Tensor:
         """Points over the nodes' range and 5 sigma beyond."""
@@ -97,9 +95,7 @@ def spectral_density(
         ValueError: steps, probes or sigma out of range.
     """
     if steps < 1 or probes < 2:
-        raise ValueError(
-            f"steps >= 1 and probes >= 2 are needed, got {steps} and {probes}"
-        )
+        raise ValueError(f"steps >= 1 and probes >= 2 are needed, got {steps} and {probes}")
     if sigma is not None and not sigma > 0:
         raise ValueError(f"sigma > 0 is needed, got {sigma}")
     steps = min(steps, operator.size)
@@ -134,9 +130,7 @@ def _quadrature(
     """Nodes and weights of `start` by at most `steps` products."""
     lanczos = Lanczos(operator, min(steps + 1, operator.size))
     lanczos.add(start)
-    while lanczos.multiplied < min(
-        steps, lanczos.size
-    ):  # less where the whole space is seen
+    while lanczos.multiplied < min(steps, lanczos.size):  # less where the whole space is seen
         lanczos.expand()
         say(f"{label}, {lanczos.multiplied} of {steps} steps")
     values, vectors, _ = lanczos.ritz()

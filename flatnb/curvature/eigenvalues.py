@@ -14,9 +14,7 @@ from flatnb.curvature.lanczos import Lanczos, Operator, Ritz
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 from flatnb.curvature.vectors import combine, gram, norm
 
-_SMALL = (
-    10_000  # up to this dimension products are cheap: multiplicities are looked for
-)
+_SMALL = 10_000  # up to this dimension products are cheap: multiplicities are looked for
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -43,14 +41,8 @@ class Eigenpairs(Result):
         more = ", …" if len(self.values) > 6 else ""
         state = "" if self.converged else ", NOT CONVERGED"
         block = self.settings["block"]
-        note = (
-            f", copies beyond {block} not looked for"
-            if block < len(self.values)
-            else ""
-        )
-        return (
-            f"[{shown}{more}], largest residual {self.residuals.max():.1e}{note}{state}"
-        )
+        note = f", copies beyond {block} not looked for" if block < len(self.values) else ""
+        return f"[{shown}{more}], largest residual {self.residuals.max():.1e}{note}{state}"
 
 
 def top_eigenvalues(
@@ -129,9 +121,7 @@ def top_eigenvalues(
             if lanczos.multiplied >= wanted and (exhausted or _due(lanczos, block)):
                 pairs = _wanted(lanczos.ritz(), k, smallest)
                 limit = pairs.limit(tol, operator.dtype)
-                say(
-                    f"Lanczos: {operator.products - before} products, {_worst(pairs, limit)}"
-                )
+                say(f"Lanczos: {operator.products - before} products, {_worst(pairs, limit)}")
                 if exhausted or bool((pairs.residuals <= limit).all()):
                     break
     vectors = lanczos.vectors(pairs.coordinates)
@@ -183,9 +173,7 @@ def _wanted(ritz: Ritz, k: int, smallest: int) -> _Pairs:
     last = len(ritz.values) - 1
     order = [*range(last, last - k, -1), *range(smallest - 1, -1, -1)]
     scale = float(ritz.values.abs().max())
-    return _Pairs(
-        ritz.values[order], ritz.coordinates[:, order], ritz.residuals[order], scale
-    )
+    return _Pairs(ritz.values[order], ritz.coordinates[:, order], ritz.residuals[order], scale)
 
 
 def _advance(
@@ -207,10 +195,7 @@ def _advance(
 def _due(lanczos: Lanczos, block: int) -> bool:
     """Whether the small eigenproblem is cheap next to the products since the last one."""
     every = max(1, lanczos.multiplied // 40)
-    return (
-        lanczos.multiplied // block % every == 0
-        or lanczos.multiplied == lanczos.operator.size
-    )
+    return lanczos.multiplied // block % every == 0 or lanczos.multiplied == lanczos.operator.size
 
 
 def _checked(
@@ -248,26 +233,20 @@ def _worst(pairs: _Pairs, limit: Tensor, residuals: Tensor | None = None) -> str
     )
 
 
-def _check(
-    size: int, k: int, smallest: int, block: int | None, max_basis: int | None
-) -> int:
+def _check(size: int, k: int, smallest: int, block: int | None, max_basis: int | None) -> int:
     """k + smallest, if all these are integers in range."""
     numbers = [("k", k, 1), ("smallest", smallest, 0)]
     numbers += [] if block is None else [("block", block, 1)]
     for name, value, least in numbers:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(
-                f"{name}={value!r}; allowed: an integer of at least {least}"
-            )
+            raise ValueError(f"{name}={value!r}; allowed: an integer of at least {least}")
     if k + smallest > size:
         asked = f"k={k}" + (f" and smallest={smallest}" if smallest else "")
         raise ValueError(f"{asked}: the matrix has only {size} eigenvalues")
     if block is not None and block > size:
         raise ValueError(f"block={block} is larger than the dimension {size}")
     least = min(size, k + smallest + 8 * (block or 1) + 16)
-    if max_basis is not None and not (
-        isinstance(max_basis, int) and max_basis >= least
-    ):
+    if max_basis is not None and not (isinstance(max_basis, int) and max_basis >= least):
         raise ValueError(
             f"max_basis={max_basis!r}; allowed: an integer of at least {least}, or None"
         )

@@ -79,15 +79,14 @@ def line(
     direction: Tensor,
     distances: Tensor | Sequence[float],
     *,
-    at_once: int = 1,
     progress: ProgressCallback | None = None,
 ) -> Slice:
-    """L(w + t d) at the distances t; `at_once` points are evaluated together (small nets, GPU).
+    """L(w + t d) at the distances t.
 
     Raises:
         ValueError: A direction of another size.
     """
-    return _slice(objective, [direction], [distances], at_once, progress)
+    return _slice(objective, [direction], [distances], progress)
 
 
 def plane(
@@ -97,7 +96,6 @@ def plane(
     distances: Tensor | Sequence[float],
     others: Tensor | Sequence[float] | None = None,
     *,
-    at_once: int = 1,
     progress: ProgressCallback | None = None,
 ) -> Slice:
     """L(w + a d_1 + b d_2) for a in `distances` and b in `others` (None: the same).
@@ -106,7 +104,7 @@ def plane(
         ValueError: A direction of another size.
     """
     axes = [distances, distances if others is None else others]
-    return _slice(objective, [first, second], axes, at_once, progress)
+    return _slice(objective, [first, second], axes, progress)
 
 
 def between(
@@ -126,16 +124,18 @@ def between(
     to some parameters, the others and the buffers staying those of `start`.
 
     Raises:
-        ValueError: Models with different parameters; fewer than two points.
+        ValueError: Models with different parameters or buffers; fewer than two points.
     """
     if points < 2:
         raise ValueError(f"points must be at least 2, got {points}")
     data, began = list(batches), time.perf_counter()
     one = Objective(start, loss_fn, data, params)
     two = Objective(end, loss_fn, data, params)
-    shapes = [[(n, p.shape) for n, p in zip(o.names, o.params, strict=True)] for o in (one, two)]
-    if shapes[0] != shapes[1]:
-        raise ValueError("the two models have different parameters: they must be the same net")
+    if one.shapes != two.shapes:
+        raise ValueError(
+            "the two models differ in parameters or buffers: they must be the same net, trained "
+            "or not"
+        )
     distances, losses = torch.linspace(0, 1, points, dtype=torch.float64), []
     with Progress(progress) as say:
         for t in distances.tolist():
@@ -155,7 +155,6 @@ def _slice(
     objective: Objective,
     directions: list[Tensor],
     distances: list[Tensor | Sequence[float]],
-    at_once: int,
     progress: ProgressCallback | None,
 ) -> Slice:
     for direction in directions:
@@ -166,16 +165,14 @@ def _slice(
     spans = torch.stack([d.to(objective.device, objective.dtype) for d in directions])
     center, losses = objective.vector, []
     with Progress(progress) as say:
-        for some in steps.split(at_once):
-            points = center + some.to(center.device, center.dtype) @ spans
-            losses.append(objective.losses(points))
-            say(f"landscape: {sum(map(len, losses))} of {len(steps)} points")
+        for step in steps.to(center.device, center.dtype):
+            losses.append(objective.loss(center + step @ spans))
+            say(f"landscape: {len(losses)} of {len(steps)} points")
     return Slice(
         axes=axes,
-        losses=torch.cat(losses).reshape([len(axis) for axis in axes]),
+        losses=torch.tensor(losses, dtype=torch.float64).reshape([len(axis) for axis in axes]),
         products=len(steps),
         seconds=time.perf_counter() - began,
-        settings={"at_once": at_once},
     )
 
 

@@ -110,9 +110,7 @@ def ensemble_flatness(
     params = [p for p in model.parameters() if p.requires_grad]
     if not params:
         raise ValueError("no parameter of the model is trainable")
-    was_training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         with torch.enable_grad(), _watched(model) as uses, Progress(progress) as say:
             logits = model(x)
             _check(uses, logits, params)
@@ -142,8 +140,6 @@ def ensemble_flatness(
                 }
                 risen = _loss(functional_call(model, moved, (x,)), y)
                 rises[name] = _masked(risen - loss, fine)
-    finally:
-        model.train(was_training)
     return EnsembleFlatness(
         loss=_masked(loss, fine),
         trace=_masked(trace, fine),
@@ -155,6 +151,23 @@ def ensemble_flatness(
         seconds=time.perf_counter() - began,
         settings={"rho": rho, "adaptive_rho": adaptive_rho, "tol": tol, "most": most, "seed": seed},
     )
+
+
+@contextmanager
+def _evaluating(model: Ensemble) -> Iterator[None]:
+    """Eval mode, and activations that overwrite neither a layer's output nor the data."""
+    modes = [(module, module.training) for module in model.modules()]
+    in_place = [module for module in model.modules() if getattr(module, "inplace", False)]
+    model.eval()
+    for module in in_place:
+        setattr(module, "inplace", False)  # noqa: B010
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module in in_place:
+            setattr(module, "inplace", True)  # noqa: B010
 
 
 _Use = tuple[nn.Module, Tensor, Tensor]  # layer, its input (a BatchNorm's normalised), its output

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -85,11 +85,17 @@ class Objective:
         """The parameters as one vector (size,), in the order of `names`."""
         return torch.cat([p.detach().reshape(-1) for p in self.params])
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the parameters w and of all buffers, by name."""
+        tensors = {**dict(zip(self.names, self.params, strict=True)), **self._buffers}
+        return {name: tensor.shape for name, tensor in tensors.items()}
+
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """(…, size) -> one tensor (…, *shape) a parameter, views."""
         lead = vector.shape[:-1]
         pieces = vector.split(self._sizes, dim=-1)
-        return tuple(v.reshape(*lead, *p.shape) for v, p in zip(pieces, self.params, strict=True))
+        return tuple(v.reshape((*lead, *p.shape)) for v, p in zip(pieces, self.params, strict=True))
 
     def as_dict(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector (size,) by parameter name."""
@@ -105,7 +111,8 @@ class Objective:
         # Fresh copies: in train mode a forward pass writes to its running statistics.
         buffers = self._buffers if buffers is None else buffers
         copies = {name: value.clone() for name, value in buffers.items()}
-        return functional_call(self.model, {**self._fixed, **copies, **state}, (x,))
+        # A copy of the data, too: the model's first operation may be one in place.
+        return functional_call(self.model, {**self._fixed, **copies, **state}, (x.clone(),))
 
     def chunk_loss(self, chunk: Chunk, params: Sequence[Tensor]) -> Tensor:
         """weight * loss of one chunk, with its graph; to be called inside `evaluating()`."""
@@ -119,17 +126,6 @@ class Objective:
             for chunk in self.chunks:
                 outputs = self.outputs(self.move(chunk.x), params, buffers)
                 total += chunk.weight * self.loss_fn(outputs, self.move(chunk.y)).double().item()
-        return total
-
-    def losses(self, vectors: Tensor) -> Tensor:
-        """L at the rows of (k, size), all in one go: (k,) in float64 on the CPU."""
-        if len(vectors) == 1:
-            return torch.tensor([self.loss(vectors[0])], dtype=torch.float64)
-        total = torch.zeros(len(vectors), dtype=torch.float64)
-        with torch.no_grad(), self.evaluating():
-            for chunk in self.chunks:
-                each = vmap(lambda w, chunk=chunk: self.chunk_loss(chunk, self.split(w)))(vectors)
-                total += each.double().cpu()
         return total
 
     def mixed_buffers(self, other: Objective, t: float) -> dict[str, Tensor]:
@@ -166,6 +162,13 @@ class Objective:
         kernels have no double backward. Everything is as it was afterwards.
         """
         modes = [(module, module.training) for module in self.model.modules()]
+        # Weight and spectral norm, as hooks, leave the weight they computed on the module.
+        computed = [
+            (vars(module), name, value)
+            for module in self.model.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, Tensor)
+        ]
         try:
             self.model.train(self.train)
             with self.arithmetic(), sdpa_kernel(SDPBackend.MATH), _eager():
@@ -173,6 +176,8 @@ class Objective:
         finally:
             for module, mode in modes:
                 module.training = mode
+            for attributes, name, value in computed:
+                attributes[name] = value
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -264,7 +269,7 @@ class Objective:
             outputs = self.outputs(x, self.params)
             loss = self.loss_fn(outputs, y)
             check_loss(loss)
-            self._check_mean(outputs, y, loss)
+            self._check_mean(outputs, y)
             first = self._flat_gradient(loss)
             second = self._flat_gradient(self.loss_fn(self.outputs(x, self.params), y))
         change = torch.linalg.vector_norm(first - second, dtype=torch.float64)
@@ -278,16 +283,23 @@ class Objective:
                 "or switch the random layers off."
             )
 
-    def _check_mean(self, outputs: Any, y: Any, loss: Tensor) -> None:
+    def _check_mean(self, outputs: Any, y: Any) -> None:
+        """Refuse a sum: its growth doubles from 1 to 2 to 4 copies of a batch, a mean has none."""
         if not (isinstance(outputs, Tensor) and isinstance(y, Tensor)):
             return
-        if 0 in (outputs.ndim, y.ndim) or len(outputs) != len(y) or abs(loss.item()) < 1e-12:
+        if 0 in (outputs.ndim, y.ndim) or len(outputs) != len(y):
             return
         with torch.no_grad():
-            twice = self.loss_fn(torch.cat([outputs, outputs]), torch.cat([y, y]))
-        if abs((twice / loss).item() - 2) < 1e-3:
+            # Off a perfect fit, whose loss of 0 would say nothing.
+            outputs = outputs + 0.5 * torch.sin(torch.arange(outputs.numel())).to(outputs).reshape(
+                outputs.shape
+            )
+            copies = [(torch.cat([outputs] * k), torch.cat([y] * k)) for k in (1, 2, 4)]
+            losses = [self.loss_fn(*pair).double().item() for pair in copies]
+        growth, more = losses[1] - losses[0], losses[2] - losses[1]
+        if abs(growth) > 1e-3 * abs(losses[0]) and abs(more / growth - 2) < 1e-2:
             raise ValueError(
-                "loss_fn doubles when the batch is doubled: it is a sum; the mean is wanted "
+                "loss_fn grows with the number of examples: it is a sum; the mean is wanted "
                 "(reduction='mean')"
             )
 
@@ -369,7 +381,7 @@ def is_softmax_cross_entropy(loss_fn: LossFunction, outputs: Any, y: Any) -> boo
 
     Its Hessian in the logits is then (1/n) (diag(p) - p p') an example, whatever the label.
     """
-    if isinstance(loss_fn, nn.CrossEntropyLoss):
+    if type(loss_fn) is nn.CrossEntropyLoss:  # not a subclass: that may be any other loss
         plain = loss_fn.weight is None and loss_fn.reduction == "mean"
         ignored = loss_fn.ignore_index
     else:

@@ -14,7 +14,6 @@ pass through it: 1 to 2 times the cost of a gradient. Data whose graph does not 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,18 +33,19 @@ from flatnb.curvature.objective import (
 )
 from flatnb.curvature.second_order import SecondOrder
 
-# From one tensor a parameter (with a leading axis if batched) to the product, likewise.
-_Linear = Callable[[Sequence[Tensor], bool], Sequence[Tensor | None]]
+# From one tensor per parameter to the product, likewise.
+_Linear = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
 _PROBED = 4  # examples on which the memory of a graph is measured
 _TRANSIENT = 3  # peak of a product over what its graph holds: 2.9 seen for convolutions on a CPU
 _VECTORS = 6  # vectors a product needs beside its graph: parameters, gradients, product; 5.7 to 6.3
-_BATCH = 16  # vectors multiplied at once, at most
+# Of <u, H v> - <v, H u> beside |H v|; rounding stays far below, wrong derivatives lie far above.
+_ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
 
 
 class HessianOperator:
     """The Hessian (size, size) of the mean loss, in the order of `names`.
 
-    `operator @ v` takes a vector (size,), or (size, k) as k vectors in one go, each way exact.
+    `operator @ v` takes a vector (size,), or (size, k) as k vectors.
 
     Args:
         model: Called as `model(x)`; read once, never written to.
@@ -61,7 +61,8 @@ class HessianOperator:
             half of what is free.
 
     Raises:
-        ValueError: See `Objective`.
+        ValueError: See `Objective`; a layer whose second derivative is wrong, which shows in a
+            matrix that is not symmetric.
         MemoryError: A product on a single example (in train mode: on a batch) does not fit; it
             says how much is needed.
 
@@ -97,10 +98,10 @@ class HessianOperator:
         )
         self.shape = (self.size, self.size)
         self.products = 0
-        self._batched: bool | None = None  # not measured yet
         self._sizes = [self._estimate(chunk) for chunk in self.objective.chunks]
         self.example_bytes = math.ceil(sum(self._sizes) / self.objective.examples)
         self._make_room(0, "a product")
+        self._check_symmetric()
         self._build()
 
     def __repr__(self) -> str:
@@ -123,19 +124,8 @@ class HessianOperator:
         return self.rows(torch.stack(v.to(self.device, self.dtype).unbind(1))).mT
 
     def rows(self, vectors: Tensor) -> Tensor:
-        """Products with the k rows of (k, size), as rows, whichever way is faster.
-
-        One backward pass for several vectors wins where launching kernels costs more than
-        computing (small nets on a GPU) and loses elsewhere; the first call does a part of its
-        vectors each way, and the clock decides.
-        """
-        width = min(_BATCH, self._batch_width(), len(vectors))
-        if self._batched is None and width > 1:
-            return self._measure(vectors, width)
-        if not self._batched or width < 2:
-            found = [self._single(v) for v in vectors]
-            return torch.stack(found) if len(found) > 1 else found[0][None]
-        return torch.cat([self._several(part) for part in vectors.split(width)])
+        """Products with the k rows of (k, size), as rows."""
+        return torch.stack([self._single(v) for v in vectors])
 
     def as_dict(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector (size,) as {parameter name: tensor}."""
@@ -178,57 +168,55 @@ class HessianOperator:
 
     def _single(self, v: Tensor) -> Tensor:
         self.products += 1
-        return self._apply(v, False)
-
-    def _several(self, vectors: Tensor) -> Tensor:
-        self.products += len(vectors)
-        return self._apply(vectors, True)
-
-    def _apply(self, v: Tensor, batched: bool) -> Tensor:
         objective = self.objective
-        pieces = objective.split(v)
         if self._kept is not None:
             with objective.arithmetic():
-                return _join(self._kept(pieces, batched), pieces, batched)
+                return flatten(self._kept(objective.split(v)), objective.params)
         total = torch.zeros_like(v)
         with self._recording():
             for chunk in self._passing:
-                total += _join(self._linearise([chunk])(pieces, batched), pieces, batched)
+                product = self._linearise([chunk])(objective.split(v))
+                total += flatten(product, objective.params)
         return total
 
-    def _measure(self, vectors: Tensor, width: int) -> Tensor:
-        """Do the first vectors singly and the next at once; remember what was faster."""
-        count = min(width, max(1, len(vectors) // 2))
-        self._single(vectors[0])  # neither way is charged for the first touch of the memory
-        self.products -= 1
-        start = self._clock()
-        done = [torch.stack([self._single(v) for v in vectors[:count]])]
-        middle = self._clock()
-        rest = vectors[count : count + width]
-        try:
-            done.append(self._several(rest))
-        except RuntimeError:  # an operation without a batching rule
-            self._batched = False
-            self.products -= len(rest)
-            done.append(torch.stack([self._single(v) for v in rest]))
-        else:
-            each = (self._clock() - middle) / len(rest)
-            # Clearly faster: the clock is noisy, and singly is never slow.
-            self._batched = each < 0.9 * (middle - start) / count
-        if count + len(rest) < len(vectors):
-            done.append(self.rows(vectors[count + len(rest) :]))
-        return torch.cat(done)
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def _batch_width(self) -> int:
-        room = self.memory_bytes - self._reserved - self.graph_bytes
-        return max(1, room // self.graph_bytes)
-
     # -- graphs --------------------------------------------------------------------------------
+
+    def _check_symmetric(self) -> None:
+        """Refuse second derivatives that are wrong: <u, H v> = <v, H u>, on a few examples."""
+        chunk = Chunk(*self.objective.sample(), 1.0)
+        with self._recording():
+            multiply = self._linearise([chunk])
+            # Curvature so far below the loss is rounding.
+            loss = self.objective.chunk_loss(chunk, self.objective.params).item()
+        floor = abs(loss) * torch.finfo(self.dtype).eps ** 0.5
+        if self._symmetric(multiply, self.names, floor):
+            return
+        layers = dict.fromkeys(_layer_of(name) for name in self.names)
+        wrong = [
+            layer
+            for layer in layers
+            if not self._symmetric(
+                multiply, [n for n in self.names if _layer_of(n) == layer], floor
+            )
+        ]
+        raise ValueError(
+            f"the second derivative of {', '.join(map(repr, wrong)) or 'the model'} is wrong: "
+            "<u, H v> differs from <v, H u>. Write it with operations whose backward pass is "
+            "differentiable itself, or leave its parameters out of params"
+        )
+
+    def _symmetric(self, multiply: _Linear, names: Sequence[str], floor: float) -> bool:
+        generator, mask = torch.Generator().manual_seed(0), torch.zeros(self.size)
+        for name, piece in zip(self.names, self.objective.split(mask), strict=True):
+            piece.fill_(float(name in names))
+        u, v = (torch.randn(2, self.size, generator=generator) * mask).to(self.device, self.dtype)
+        with self.objective.arithmetic():
+            split, params = self.objective.split, self.objective.params
+            products = [flatten(multiply(split(w)), params) for w in (u, v)]
+        hu, hv = (product.double() * mask.to(self.device) for product in products)
+        difference = (u.double() @ hv - v.double() @ hu).abs()
+        size = max(float(hu.norm()), float(hv.norm()), floor)
+        return float(difference) <= _ASYMMETRY[self.dtype] * size
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
@@ -247,7 +235,7 @@ class HessianOperator:
         live = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
         outputs = [grads[i] for i in live]
 
-        def apply(v: Sequence[Tensor], batched: bool) -> Sequence[Tensor | None]:
+        def apply(v: Sequence[Tensor]) -> Sequence[Tensor | None]:
             if not live:
                 return [None] * len(params)
             return torch.autograd.grad(
@@ -256,7 +244,6 @@ class HessianOperator:
                 [v[i] for i in live],
                 retain_graph=True,
                 allow_unused=True,
-                is_grads_batched=batched,
             )
 
         return apply
@@ -326,11 +313,10 @@ class GaussNewtonOperator(HessianOperator):
 
     def _linearise(self, chunks: Sequence[Chunk]) -> _Linear:
         maps = [self._linearise_chunk(chunk) for chunk in chunks]
-        if len(maps) == 1:
-            return maps[0]
+        params = self.objective.params
 
-        def apply(v: Sequence[Tensor], batched: bool) -> Sequence[Tensor | None]:
-            parts = [_join(one(v, batched), v, batched) for one in maps]
+        def apply(v: Sequence[Tensor]) -> Sequence[Tensor | None]:
+            parts = [flatten(linear(v), params) for linear in maps]
             return self.objective.split(torch.stack(parts).sum(0))
 
         return apply
@@ -353,38 +339,27 @@ class GaussNewtonOperator(HessianOperator):
         live = [i for i, g in enumerate(pulled) if g is not None]
         linear_in_dummy = [pulled[i] for i in live]
 
-        def apply(v: Sequence[Tensor], batched: bool) -> Sequence[Tensor | None]:
+        def apply(v: Sequence[Tensor]) -> Sequence[Tensor | None]:
             if not live or not slope.requires_grad:
                 return [None] * len(params)
             vectors = [v[i] for i in live]
-            pushed = _backward(linear_in_dummy, dummy, vectors, batched)
-            curved = _backward([slope], leaf, [pushed], batched)
+            (pushed,) = torch.autograd.grad(linear_in_dummy, dummy, vectors, retain_graph=True)
+            (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
             return torch.autograd.grad(
                 outputs,
                 params,
                 curved,
                 retain_graph=True,
                 allow_unused=True,
-                is_grads_batched=batched,
             )
 
         return apply
 
 
-def _backward(outputs: list[Any], leaf: Tensor, vectors: list[Tensor], batched: bool) -> Tensor:
-    (product,) = torch.autograd.grad(
-        outputs, leaf, vectors, retain_graph=True, is_grads_batched=batched
-    )
-    return product
-
-
-def _join(tensors: Sequence[Tensor | None], like: Sequence[Tensor], batched: bool) -> Tensor:
-    if not batched:
-        return flatten(tensors, like)
-    pairs = zip(tensors, like, strict=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if t is None else t.detach()).flatten(1) for t, p in pairs], dim=1
-    )
+def _layer_of(name: str) -> str:
+    """'0.parametrizations.weight.original0' -> '0'."""
+    path = name.partition(".parametrizations.")[0]
+    return path if path != name else name.rpartition(".")[0] or name
 
 
 def _storage(data: Any) -> int:

@@ -1,9 +1,11 @@
-"""Squared norms of the gradients of single examples, |J_i' u_i|^2, all from one backward pass.
+"""Squared norms of the gradients of single examples, |J_i' u_i|^2.
 
 The gradient of a linear layer's weight for one example is delta a', with a its input and delta the
 gradient at its output, so that its squared norm is |a|^2 |delta|^2 and the gradient itself is
-never formed (Goodfellow 2015); convolutions are linear layers on patches. Nets with parameters in
-other kinds of layers, or with a layer used twice, go through `torch.func.vmap`.
+never formed (Goodfellow 2015); convolutions are linear layers on patches. This takes one backward
+pass for all examples, but holds only where each layer is used once and its first axis is that of
+the examples. `torch.func.vmap` serves other layers, one backward pass an example all nets. So
+`per_example` tries them in this order, on a few examples, against the last.
 """
 
 from __future__ import annotations
@@ -15,36 +17,73 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import grad, vmap
 
 from flatnb.curvature.objective import Objective
 
 _BYTES = 2**26  # patches and per-example gradients are made in pieces of about this much
-_Norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_TRIED = 4  # examples
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class PerExample:
-    """Forward pass over `x`; `norms(u)` is a backward pass. Inside `objective.evaluating()`."""
+    """Forward pass over `x`, inside `objective.evaluating()`, and one backward pass an example."""
 
     def __init__(self, objective: Objective, x: Tensor) -> None:
         self._objective, self._x = objective, x
-        self._uses: list[tuple[nn.Module, Tensor, Tensor, frozenset[str]]] = []
-        owned = _owners(objective)
-        if owned is not None:
-            with self._watching(owned):
-                self.outputs = objective.outputs(x, objective.params)
-        self._fast = owned is not None and len(self._uses) == len(owned) == len(
-            {id(module) for module, *_ in self._uses}
-        )
-        if owned is None:
-            self.outputs = objective.outputs(x, objective.params)
+        self.outputs = objective.outputs(x, objective.params)
+        if not isinstance(self.outputs, Tensor):
+            kind = type(self.outputs).__name__
+            raise ValueError(f"the model returned {kind}; allowed here: one tensor of outputs")
+
+    @staticmethod
+    def rows(outputs: Tensor) -> Tensor:
+        """Outputs (n, ...) as (n, K); a single number as (1, 1)."""
+        return outputs.reshape(len(outputs) if outputs.ndim else 1, -1)
 
     def norms(self, u: Tensor) -> Tensor:
-        """|J_i' u_i|^2 (n,) in float64, for u shaped like the outputs."""
-        if not self._fast:
-            return self._one_by_one(u)
-        layers = [output for _, _, output, _ in self._uses]
-        deltas = torch.autograd.grad(self.outputs, layers, u, retain_graph=True, allow_unused=True)
+        """|J_i' u_i|^2 (n,) in float64, for u (n, K) like the rows of the outputs."""
+        products = (self.rows(self.outputs) * u).sum(1)
+        return torch.stack([self._squared_gradient(product) for product in products])
+
+    def _squared_gradient(self, output: Tensor) -> Tensor:
+        params = self._objective.params
+        grads = torch.autograd.grad(output, params, retain_graph=True, allow_unused=True)
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads if g is not None]
+        return torch.stack(norms).square().sum()
+
+
+class _Vmapped(PerExample):
+    """The same with each example evaluated alone, all of them in one go."""
+
+    def norms(self, u: Tensor) -> Tensor:
+        objective = self._objective
+
+        def alone(x: Tensor, direction: Tensor) -> Tensor:
+            def pulled(params: tuple[Tensor, ...]) -> Tensor:
+                return (self.rows(objective.outputs(x[None], params))[0] * direction).sum()
+
+            grads = grad(pulled)(objective.params)
+            return torch.stack([g.square().sum(dtype=torch.float64) for g in grads]).sum()
+
+        width = max(1, _BYTES // (objective.size * objective.params[0].element_size()))
+        return vmap(alone, chunk_size=width)(self._x, u).detach()
+
+
+class _ByLayer(PerExample):
+    """The same from the layers' inputs and the gradients at their outputs."""
+
+    def __init__(self, objective: Objective, x: Tensor) -> None:
+        # By edges, for an operation in place makes the tensor another's output.
+        self._uses: list[tuple[nn.Module, Tensor, GradientEdge, frozenset[str]]] = []
+        with self._watching(_owners(objective)):
+            super().__init__(objective, x)
+
+    def norms(self, u: Tensor) -> Tensor:
+        u = u.reshape(self.outputs.shape)
+        edges = [edge for _, _, edge, _ in self._uses]
+        deltas = torch.autograd.grad(self.outputs, edges, u, retain_graph=True, allow_unused=True)
         total = torch.zeros(len(self._x), dtype=torch.float64, device=self._x.device)
         with torch.no_grad():
             for (module, a, _, kinds), delta in zip(self._uses, deltas, strict=True):
@@ -52,26 +91,13 @@ class PerExample:
                     total += _layer(module, a, delta, kinds)
         return total
 
-    def _one_by_one(self, u: Tensor) -> Tensor:
-        objective = self._objective
-
-        def one(x: Tensor, direction: Tensor) -> Tensor:
-            def pulled(params: tuple[Tensor, ...]) -> Tensor:
-                return (objective.outputs(x[None], params)[0] * direction).sum()
-
-            grads = grad(pulled)(objective.params)
-            return torch.stack([g.square().sum(dtype=torch.float64) for g in grads]).sum()
-
-        width = max(1, _BYTES // (objective.size * objective.params[0].element_size()))
-        return vmap(one, chunk_size=width)(self._x, u).detach()
-
     @contextmanager
     def _watching(self, owned: dict[nn.Module, frozenset[str]]) -> Iterator[None]:
         def watch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             a = args[0].detach()
-            if isinstance(module, _Norm):  # the buffers are swapped in only now
+            if isinstance(module, _NORMS):  # the buffers are swapped in only now
                 a = F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)
-            self._uses.append((module, a, output, owned[module]))
+            self._uses.append((module, a, get_gradient_edge(output), owned[module]))
 
         handles = [module.register_forward_hook(watch) for module in owned]
         try:
@@ -81,25 +107,46 @@ class PerExample:
                 handle.remove()
 
 
-def _owners(objective: Objective) -> dict[nn.Module, frozenset[str]] | None:
-    """Layers with chosen parameters, and which; None if one is of a kind not known here."""
+def per_example(objective: Objective) -> type[PerExample]:
+    """The fastest of the above that is right on some examples; inside `objective.evaluating()`."""
+    most = max(objective.chunks, key=lambda chunk: len(chunk.x))
+    x = objective.move(most.x[:_TRIED])
+    plain = PerExample(objective, x)
+    shape = plain.rows(plain.outputs).shape
+    u = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=objective.dtype)
+    u = u.to(objective.device)
+    expected = plain.norms(u)
+    eps = torch.finfo(objective.dtype).eps
+    close = {"rtol": eps**0.5, "atol": eps * float(expected.max())}
+    kinds: tuple[type[PerExample], ...] = (_ByLayer, _Vmapped)
+    for kind in kinds:
+        try:
+            found = kind(objective, x).norms(u)
+        except Exception:  # not made for this net: the next one is
+            continue
+        if found.shape == expected.shape and torch.allclose(found, expected, **close):
+            return kind
+    return PerExample
+
+
+def _owners(objective: Objective) -> dict[nn.Module, frozenset[str]]:
+    """Layers with chosen parameters, and which."""
     modules = dict(objective.model.named_modules())
     owned: dict[nn.Module, frozenset[str]] = {}
     for name in objective.names:
         path, _, kind = name.rpartition(".")
-        module = modules[path]
-        if not _known(module):
-            return None
-        owned[module] = owned.get(module, frozenset()) | {kind}
+        if kind not in ("weight", "bias") or not _known(modules[path]):
+            raise ValueError(f"{name} is not of a layer known here")
+        owned[modules[path]] = owned.get(modules[path], frozenset()) | {kind}
     return owned
 
 
 def _known(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
+    if type(module) is nn.Conv2d:
         zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return zeros and module.groups == 1
-    if isinstance(module, _Norm):
-        return module.track_running_stats and not module.training
+    if type(module) in _NORMS:
+        return cast(nn.BatchNorm2d, module).track_running_stats
     return type(module) is nn.Linear
 
 
@@ -114,7 +161,7 @@ def _layer(module: nn.Module, a: Tensor, delta: Tensor, kinds: frozenset[str]) -
         total += delta.sum(2).square().sum(1, dtype=torch.float64)
     if "weight" not in kinds:
         return total
-    if isinstance(module, _Norm):
+    if isinstance(module, _NORMS):
         product = (delta * a.reshape(delta.shape)).sum(2)
         return total + product.square().sum(1, dtype=torch.float64)
     if isinstance(module, nn.Linear) and delta.shape[2] == 1:

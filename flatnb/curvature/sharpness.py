@@ -20,22 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from flatnb.curvature.objective import Batches, LossFunction, Objective, Selection
-from flatnb.curvature.result import Progress, ProgressCallback, Result
+from flatnb.curvature.result import Estimate, Progress, ProgressCallback, moments
 from flatnb.curvature.vectors import norm
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Sharpness(Result):
+class Sharpness(Estimate):
     """A rise of the loss. `products` counts evaluations over all data: losses and gradients.
 
     Attributes:
         value: L(perturbed) - L(w); for an average, its mean.
-        stderr: Standard error of an average; 0 for a maximum, which is a lower bound.
+        stderr: Standard error of an average over its pairs; 0 for a maximum, which is a lower
+            bound.
         loss: L(w).
     """
 
-    value: float
-    stderr: float
     loss: float
 
     def summary(self) -> str:
@@ -58,7 +57,8 @@ def sam_sharpness(
     then `worst_sharpness` looks further. Cost: a gradient and a loss.
 
     Raises:
-        ValueError: rho not positive; what `Objective` raises.
+        ValueError: rho not positive, a loss at this distance that is not finite; what `Objective`
+            raises.
     """
     return worst_sharpness(model, loss_fn, batches, rho, steps=1, adaptive=adaptive, params=params)
 
@@ -79,11 +79,12 @@ def worst_sharpness(
 
     Steps go along the normalised gradient in the coordinates eps / T, with lengths falling from
     rho, and back into the ball. The highest loss seen is returned: a lower bound of the
-    maximum, never below `sam_sharpness`. Where the gradient is zero the first step is random (if
-    steps > 1). Cost: steps gradients, two losses.
+    maximum, never below `sam_sharpness` nor, if steps > 1, below 0. Where the gradient is zero the
+    first step is random (if steps > 1). Cost: steps gradients, two losses.
 
     Raises:
-        ValueError: rho or steps not positive; what `Objective` raises.
+        ValueError: rho or steps not positive, a loss at this distance that is not finite; what
+            `Objective` raises.
     """
     _positive("rho", rho)
     if steps < 1:
@@ -96,17 +97,19 @@ def worst_sharpness(
     with Progress(progress) as say:
         for step in range(steps):
             loss, gradient = objective.gradient(center + scale * at)
-            start, best = (loss, best) if step == 0 else (start, max(best, loss))
+            start, best = (loss, best) if step == 0 else (start, _higher(best, loss))
             say(f"sharpness: step {step + 1} of {steps}, rise {best - start:.4g}")
             upward = _unit(scale * gradient)
             if upward is None:
                 upward = _unit(_noise(center, seed)) if step == 0 < steps - 1 else None
             if upward is not None:
                 at = _into_ball(at + rho * (1 - step / steps) * upward, rho)
-        best = max(best, objective.loss(center + scale * at))
+        best = _higher(best, objective.loss(center + scale * at))
+    if steps > 1:
+        best = _higher(best, start)
+    _finite("rho", rho, best)
     return Sharpness(
         value=best - start,
-        stderr=0.0,
         loss=start,
         products=steps + 1,
         seconds=time.perf_counter() - began,
@@ -132,7 +135,8 @@ def average_sharpness(
     otherwise drown the curvature (Zhang, Li and Ju 2024). Cost: 2 pairs + 1 losses.
 
     Raises:
-        ValueError: sigma not positive, fewer than two pairs; what `Objective` raises.
+        ValueError: sigma not positive, fewer than two pairs, a loss at this distance that is not
+            finite; what `Objective` raises.
     """
     _positive("sigma", sigma)
     if pairs < 2:
@@ -151,9 +155,9 @@ def average_sharpness(
             rises.append(both / 2 - start)
             say(f"sharpness: {pair + 1} of {pairs} pairs")
     sample = torch.tensor(rises, dtype=torch.float64)
+    _finite("sigma", sigma, float(sample.sum()))
     return Sharpness(
-        value=float(sample.mean()),
-        stderr=float(sample.std()) / math.sqrt(pairs),
+        **moments(sample),
         loss=start,
         products=2 * pairs + 1,
         seconds=time.perf_counter() - began,
@@ -164,6 +168,16 @@ def average_sharpness(
 def _positive(name: str, value: float) -> None:
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _higher(a: float, b: float) -> float:
+    """The larger one; NaN if one is, which `max` may pass over."""
+    return math.nan if math.isnan(a + b) else max(a, b)
+
+
+def _finite(name: str, value: float, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise ValueError(f"{name}={value}: the loss at this distance is {loss}; take a shorter one")
 
 
 def _unit(vector: Tensor) -> Tensor | None:

@@ -32,9 +32,7 @@ def project_out(vectors: Tensor, basis: Tensor) -> Tensor:
 
     One sweep of classical Gram-Schmidt. Returns the coefficients (len(basis), r) in float64.
     """
-    pieces = zip(
-        basis.split(_COLUMNS, dim=1), vectors.split(_COLUMNS, dim=1), strict=True
-    )
+    pieces = zip(basis.split(_COLUMNS, dim=1), vectors.split(_COLUMNS, dim=1), strict=True)
     overlaps = torch.stack([q @ w.mT for q, w in pieces]).sum(0, dtype=torch.float64)
     vectors.addmm_(overlaps.to(basis.dtype).mT, basis, alpha=-1)
     return overlaps.cpu()
@@ -52,9 +50,7 @@ def rotate(coefficients: Tensor, rows: Tensor) -> None:
         part[: len(turn)] = turn @ part
 
 
-def rademacher(
-    count: int, size: int, generator: torch.Generator, like: Tensor
-) -> Tensor:
+def rademacher(count: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:
     """Independent signs (count, size), drawn on the CPU so that every device sees the same."""
     signs = torch.randint(0, 2, (count, size), generator=generator, dtype=torch.int8)
     return signs.to(like.device).to(like.dtype).mul_(2).sub_(1)

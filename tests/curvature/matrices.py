@@ -43,9 +43,7 @@ def normal(n: int, draw: random.Random) -> Tensor:
 def repeated(n: int, draw: random.Random) -> Tensor:
     """Each value several times."""
     copies = draw.randint(2, 6)
-    return torch.randn(-(-n // copies), dtype=torch.float64).repeat_interleave(copies)[
-        :n
-    ]
+    return torch.randn(-(-n // copies), dtype=torch.float64).repeat_interleave(copies)[:n]
 
 
 def clustered(n: int, draw: random.Random) -> Tensor:

@@ -28,16 +28,6 @@ def test_products_equal_the_dense_hessian(case: Case):
     assert close(op.dense(), case.hessian)
 
 
-def test_batched_products_equal_single_ones(case: Case):
-    for kind in (HessianOperator, GaussNewtonOperator):
-        op = kind(case.model, case.loss, case.batches)
-        vectors = torch.randn(6, op.size, dtype=torch.float64)
-        single = torch.stack([op @ v for v in vectors])
-        for way in (True, False):
-            op._batched = way
-            assert close(op.rows(vectors), single)
-
-
 def test_less_memory_changes_nothing_but_the_graph(case: Case):
     whole = operator(case)
     v = torch.randn(whole.size, dtype=torch.float64)

@@ -44,24 +44,43 @@ def test_last_layer_under_other_losses_is_exact(loss):
     assert found.value == pytest.approx(exact, rel=1e-10)
 
 
-def test_inner_layers_exact_and_estimated():
+def test_inner_layers_exact():
     for name in ("perceptron", "regression"):
         case = CASES[name]
         for layer in ("0", "2"):
             exact = definition(case, f"{layer}.weight")
-            found = relative_flatness(case.model, layer, case.loss, case.batches, relative=1e-6)
-            assert found.stderr == 0
+            found = relative_flatness(case.model, layer, case.loss, case.batches)
+            assert found.stderr == 0 and found.products <= 7
             assert found.value == pytest.approx(exact, rel=1e-9)
-            many = [
-                relative_flatness(case.model, layer, case.loss, case.batches, relative=10, seed=s)
-                for s in range(30)
-            ]
-            assert all(one.products == 2 for one in many)
-            values = torch.tensor([one.value for one in many])
-            spread = float(values.std())
-            assert abs(float(values.mean()) - exact) < 4 * spread / 30**0.5
-            stated = torch.tensor([one.stderr for one in many]).square().mean().sqrt()
-            assert 0.6 < float(stated) / spread < 1.6
+
+
+def wide() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)
+    )
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 6, 3), nn.Softplus(), nn.Conv1d(6, 6, 2), nn.Flatten(), nn.Linear(18, 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "how"),
+    [(wide, (4,), "Hessian in the output"), (grouped, (2, 6), "Hessian in the weight")],
+)
+def test_the_interval_covers_as_often_as_it_says(make, shape, how):
+    case = Case(make, real(*shape), 3)
+    case.batches = case.batches[:1]
+    exact = relative_flatness(case.model, "2", case.loss, case.batches, relative=1e-9)
+    assert exact.stderr == 0
+    covered = 0
+    for seed in range(100):
+        found = relative_flatness(case.model, "2", case.loss, case.batches, relative=9, seed=seed)
+        assert found.settings["how"] == how and found.products == 30 and found.degrees == 29
+        covered += found.interval[0] <= exact.value <= found.interval[1]
+    assert covered >= 88  # 95 expected, with a deviation of 2.2
 
 
 def test_layers_on_several_positions():
@@ -69,19 +88,20 @@ def test_layers_on_several_positions():
     found = relative_flatness_by_layer(case.model, case.loss, case.batches, relative=0.05)
     assert set(found) == {"0", "3.conv", "6"}
     for name, one in found.items():
-        assert abs(one.value - definition(case, f"{name}.weight")) <= 4 * one.stderr + 1e-10
+        assert abs(one.value - definition(case, f"{name}.weight")) <= 5 * one.stderr + 1e-10
     case = CASES["attention"]
     one = relative_flatness(case.model, "out", case.loss, case.batches, relative=0.05)
     assert one.value == pytest.approx(definition(case, "out.weight"), abs=4 * one.stderr + 1e-10)
     one = relative_flatness(case.model, "qkv", case.loss, case.batches, relative=0.2)
-    assert one.value == pytest.approx(definition(case, "qkv.weight"), abs=4 * one.stderr)
+    assert one.value == pytest.approx(definition(case, "qkv.weight"), abs=4 * one.stderr + 1e-10)
 
 
 def test_a_tied_weight_is_measured_in_weight_space():
     case = CASES["tied embedding, unused parameter"]
     found = relative_flatness(case.model, "out", case.loss, case.batches, relative=0.1)
     assert found.settings["how"] == "Hessian in the weight"
-    assert abs(found.value - definition(case, "embed.weight")) < 4 * found.stderr
+    exact = definition(case, "embed.weight")
+    assert abs(found.value - exact) <= 4 * found.stderr + 1e-10 * exact
 
 
 def rescaled(model: nn.Module, c: float) -> nn.Module:
@@ -110,7 +130,11 @@ def test_invariant_under_rescaling_which_the_trace_is_not():
 
 @pytest.mark.parametrize(
     ("layer", "message"),
-    [("1", "is a ReLU"), ("7", "no layer '7'; it has 0, 2, 4"), (nn.Linear(2, 2), "no layer")],
+    [
+        ("1", "layer='1', ReLU; allowed: nn.Linear"),
+        ("7", "no layer '7'; it has 0, 2, 4"),
+        (nn.Linear(2, 2), "no layer"),
+    ],
 )
 def test_bad_layers(layer, message):
     case = CASES["perceptron"]
@@ -118,11 +142,16 @@ def test_bad_layers(layer, message):
         relative_flatness(case.model, layer, case.loss, case.batches)
 
 
-def test_a_loss_that_mixes_examples_is_refused():
-    case = CASES["perceptron"]
+def test_a_loss_that_couples_examples_is_measured_in_weight_space():
+    case = copy.copy(CASES["perceptron"])
+    case.batches = case.batches[:1]
 
     def spread(outputs: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(outputs, y) + outputs.std()
 
-    with pytest.raises(ValueError, match="no plain mean"):
-        relative_flatness(case.model, "0", spread, case.batches)
+    op = HessianOperator(case.model, spread, case.batches, params=["4.weight"])
+    w = op.objective.params[0].detach()
+    exact = float(torch.einsum("st,ut,saua->", w, w, op.dense().reshape(*w.shape, *w.shape)))
+    found = relative_flatness(case.model, "4", spread, case.batches, relative=1e-9)
+    assert found.settings["how"] == "Hessian in the weight"
+    assert found.stderr == 0 and found.value == pytest.approx(exact, rel=1e-9)

@@ -96,7 +96,7 @@ def test_hessian_is_the_dense_one(name) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
 def test_products_are_those_of_pytorchs_layers(name, operator, monkeypatch) -> None:
-    """One at a time and several, on a kept graph and in pieces."""
+    """On a kept graph and in pieces."""
     net, x, y = problem(name)
     kept = operator(net, loss, [(x, y)])
     least = kept.graph_bytes - kept.example_bytes * 3
@@ -105,7 +105,7 @@ def test_products_are_those_of_pytorchs_layers(name, operator, monkeypatch) -> N
     v = torch.randn(3, kept.size).double()
     monkeypatch.setattr("flatnb.curvature.operator.SecondOrder", lambda curved: nullcontext())
     plain = torch.stack([operator(net, loss, [(x, y)]) @ one for one in v])
-    for found in (kept.rows(v), kept._several(v), pieces.rows(v)):
+    for found in (kept.rows(v), pieces.rows(v)):
         torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Traces and diagonals: unbiased, honest intervals, and the exact value where there is one."""
+"""Traces: unbiased, honest intervals, and the exact value where there is one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import nn
 from flatnb.curvature import (
     GaussNewtonOperator,
     HessianOperator,
-    diagonal,
     gauss_newton_trace,
-    top_eigenvalues,
     trace,
 )
 
@@ -40,8 +38,8 @@ class Dense(HessianOperator):
 def test_the_interval_covers_as_often_as_it_says(case: Case):
     op, exact = Dense(case), float(case.hessian.trace())
     spread = (case.hessian - case.hessian.diag().diag()).norm() * 2**0.5  # of one probe
-    stderr, deflate = float(spread) / 9, top_eigenvalues(op, 3)
-    for settings in ({}, {"relative": stderr / exact, "stderr": None}, {"deflate": deflate}):
+    stderr = float(spread) / 9
+    for settings in ({}, {"relative": stderr / exact, "stderr": None}):
         settings = {"stderr": stderr} | settings
         results = [trace(op, seed=seed, **settings) for seed in range(100)]
         covered = [t.interval[0] <= exact <= t.interval[1] for t in results]
@@ -58,16 +56,6 @@ def test_the_estimate_is_the_mean_of_its_probes():
     assert t.value == trace(op, relative=0.1).value != trace(op, relative=0.1, seed=1).value
 
 
-def test_deflation_lowers_the_variance():
-    op = Dense(CASES["convolution and BatchNorm"])
-    pairs = top_eigenvalues(op, 5)
-    with pytest.warns(UserWarning, match="max_probes"):
-        plain = trace(op, 1e-9, max_probes=200)
-    with pytest.warns(UserWarning, match="max_probes"):
-        deflated = trace(op, 1e-9, max_probes=200, deflate=pairs)
-    assert deflated.stderr < plain.stderr / 2
-
-
 @pytest.mark.parametrize("name", PIECEWISE)
 def test_gauss_newton_trace_is_the_hessian_trace_of_piecewise_linear_nets(name):
     case = PIECEWISE[name]
@@ -75,9 +63,7 @@ def test_gauss_newton_trace_is_the_hessian_trace_of_piecewise_linear_nets(name):
     found = gauss_newton_trace(operator(case))
     assert found.value == pytest.approx(exact, rel=1e-10)
     assert found.stderr == 0 and found.products == 3
-    results = [gauss_newton_trace(operator(case), relative=0.5, seed=s) for s in range(20)]
-    assert all(r.stderr > 0 and r.products == 2 for r in results)
-    assert sum(r.interval[0] <= exact <= r.interval[1] for r in results) >= 17
+    assert found.interval == (found.value, found.value)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -133,21 +119,12 @@ def test_many_classes_in_one_dimension_less():
     assert gauss_newton_trace(operator(case)).value == pytest.approx(exact, rel=1e-12)
 
 
-def test_diagonal_is_unbiased():
-    case = CASES["perceptron"]
-    found = diagonal(operator(case), 150)
-    error = (found.value - case.hessian.diagonal()).abs()
-    assert bool((error <= 5 * found.stderr + 1e-12).all())
-    assert found.products == 150
-
-
 @pytest.mark.parametrize("call", [
     lambda op: trace(op, 0.0), lambda op: trace(op, relative=-1.0),
-    lambda op: trace(op, min_probes=1), lambda op: gauss_newton_trace(op, stderr=0.0),
-    lambda op: diagonal(op, 1),
+    lambda op: trace(op, max_probes=29),
 ])  # fmt: skip
 def test_bad_targets_are_refused(call):
-    with pytest.raises(ValueError, match=r"positive|min_probes|at least 2"):
+    with pytest.raises(ValueError, match=r"allowed: a number > 0|max_probes=29; allowed"):
         call(operator(CASES["perceptron"]))
 
 

@@ -55,5 +55,5 @@ def only_norms(name: str, parameter: Tensor, module: nn.Module) -> bool:
 
 
 def all_but_norms_and_biases(name: str, parameter: Tensor, module: nn.Module) -> bool:
-    """False for normalisation layers (see `only_norms`), and for names that contain "bias"."""
+    """False for what `only_norms` selects, and where the last part of a name has "bias" in it."""
     return "bias" not in name.rpartition(".")[2] and not only_norms(name, parameter, module)

@@ -50,6 +50,7 @@ from flatnb.methods import (
     Flooding,
     FriendlySAM,
     IFlood,
+    Linear,
     LookSAM,
     Method,
     SoftAD,
@@ -93,6 +94,10 @@ class Told(AdaFlood):
         return super().objective(losses)
 
 
+def two_radii(name: str, *_: object) -> float:
+    return 2.0 if "weight" in name else 0.5
+
+
 METHODS: dict[str, tuple[Maker, tuple[Callable[[Maker], None], ...]]] = {
     "ERM": (ERM, LEVELLED),
     "Flooding": (lambda: Flooding(LEVEL), LEVELLED),
@@ -107,6 +112,10 @@ METHODS: dict[str, tuple[Maker, tuple[Callable[[Maker], None], ...]]] = {
     "GSAM": (lambda: GSAM(0.1, 0.3), LEVELLED),
     "FriendlySAM": (lambda: FriendlySAM(0.1), LEVELLED),
     "SAM, every other": (lambda: Every(SAM(0.1), 2), LEVELLED),
+    "SAM, rising": (lambda: SAM(Linear(0.05, 0.2, 12)), LEVELLED),
+    "SAM, two radii": (lambda: SAM(0.1, perturb=two_radii), LEVELLED),
+    "RSAM, two radii": (lambda: RSAM(0.1, perturb=two_radii), LEVELLED),
+    "NSO, two radii": (lambda: NSO(0.02, 2, perturb=two_radii), LEVELLED),
     "GNP": (lambda: GNP(0.1, 0.8), LEVELLED),
     "GNP, normalised": (lambda: GNP(0.1, 0.8, normalize=True), LEVELLED),
     "NSO": (lambda: NSO(0.02, 2), LEVELLED),

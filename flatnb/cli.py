@@ -199,6 +199,7 @@ def _failures(results: Sequence[notebook.Result]) -> bool:
 
 def book_command(arguments: argparse.Namespace) -> int:
     root = _root()
+    notebook.staged_config(notebook.config_of(root))  # a mistake there shows before hours of runs
     pages = [page for page in notebook.toc_files(root) if page.suffix == ".ipynb"]
     sources = {page: Path(os.path.relpath(root / page)) for page in pages}
     results = notebook.run(
@@ -223,7 +224,7 @@ def build(stage: Path, pages: Path) -> bool:
     """
     mark = pages / ".stage"
     wanted = _state(stage)
-    if mark.exists() and mark.read_text() == wanted:
+    if mark.exists() and mark.read_bytes() == wanted.encode():
         return True
     aside = stage.parent / "book"
     shutil.rmtree(aside, ignore_errors=True)

@@ -15,6 +15,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import io
+import itertools
 import json
 import os
 import platform
@@ -139,6 +140,10 @@ def bootstrap(repository: str = "", revision: str = "main") -> str:
 # --- a notebook's parameters ---------------------------------------------------------------------
 
 
+# What Python's parser and `literal_eval` raise for text that they do not take.
+_NOT_PYTHON = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One line of the parameters cell: `name: type = value  # help`."""
@@ -156,6 +161,7 @@ class Parameter:
 
     def parse(self, text: str) -> Any:
         """The value that `text` from the command line stands for; ValueError if there is none."""
+        text.encode()  # bytes of a command line that are no text: a ValueError
         if self.type != "list":
             return _scalar(self.type, text)
         text = text.strip()
@@ -184,16 +190,91 @@ def text_of(cell: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A notebook file as plain data; UserError if it is none."""
+    """A notebook file as plain data; UserError, with file and place, if it is none."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if notebook["nbformat"] != 4 or not isinstance(notebook["cells"], list):
-            raise ValueError("not in notebook format 4")
+        fault = _fault(notebook)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a notebook: {error}") from None
+    except RecursionError:
+        fault = "it is nested too deeply"
+    except ValueError as error:  # neither JSON nor UTF-8
+        fault = str(error)
+    if fault:
+        raise UserError(f"{path} is not a notebook: {fault}")
     return notebook
+
+
+# What we ask of a notebook beside nbformat's schema: the metadata `flatnb`; and that types of
+# cells and outputs are text, which nbformat takes for granted when it words an error.
+_DECLARED = {
+    "type": "object",
+    "properties": {"records": {"type": "array", "items": {"type": "string"}}},
+    "additionalProperties": False,
+}
+_OUTPUT = {"properties": {"output_type": {"type": "string"}}}
+_CELL = {"properties": {"cell_type": {"type": "string"}, "outputs": {"items": _OUTPUT}}}
+_OURS = {
+    "properties": {
+        "metadata": {"properties": {"flatnb": _DECLARED}},
+        "cells": {"items": _CELL},
+    }
+}
+_DEPTH = 100  # lists and objects in each other; outputs may hold a figure's
+
+
+def _fault(notebook: Any) -> str | None:
+    """The first thing that neither schema allows or that no file can hold, and where it is."""
+    import jsonschema
+    import nbformat
+
+    newest = nbformat.v4.nbformat_minor
+    given = notebook if isinstance(notebook, dict) else {}
+    minor = given.get("nbformat_minor")
+    if given.get("nbformat") != 4 or type(minor) is not int or not 0 <= minor <= newest:
+        return f"it is not in notebook format 4.0 to 4.{newest}"
+    if _deeper(notebook, _DEPTH):
+        return f"lists and objects lie more than {_DEPTH} deep in each other"
+    ours = jsonschema.Draft202012Validator(_OURS)
+    checks = (ours.iter_errors(notebook), nbformat.validator.iter_validate(notebook))
+    for error in itertools.chain(*checks):
+        return f"{_place(error.absolute_path)}: {_line(error.message)}"
+    for index, cell in enumerate(notebook["cells"]):
+        if _is_broken(cell):
+            return f"{_place(['cells', index])}: text with half a surrogate pair"
+    return "metadata: text with half a surrogate pair" if _is_broken(notebook) else None
+
+
+def _line(text: str) -> str:
+    """A text as the part of a line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 160 else f"{text[:159]}…"
+
+
+def _deeper(data: Any, depth: int) -> bool:
+    """Whether lists and objects lie more than `depth` deep in each other."""
+    level = [data]
+    for _ in range(depth):
+        parts = (part for one in level for part in (one.values() if isinstance(one, dict) else one))
+        level = [part for part in parts if isinstance(part, dict | list)]
+    return bool(level)
+
+
+def _is_broken(data: Any) -> bool:
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _place(keys: Iterable[str | int]) -> str:
+    """In words; cells are counted from 1, as they are where one fails."""
+    match list(keys):
+        case ["cells", int(index), *inner]:
+            return ", ".join([f"cell {index + 1}", *map(str, inner)])
+        case inner:
+            return ", ".join(map(str, inner)) or "at the top"
 
 
 def parameters(path: Path) -> dict[str, Parameter]:
@@ -208,17 +289,19 @@ def parameters(path: Path) -> dict[str, Parameter]:
     source = text_of(cells[0])
     try:
         body = ast.parse(source).body
-    except SyntaxError as error:
-        raise UserError(f"{path}, parameters cell: {error}") from None
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (*_NOT_PYTHON, tokenize.TokenError) as error:
+        why = _line(str(error)) or type(error).__name__
+        raise UserError(f"{path}, parameters cell: {why}") from None
     helps = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     found = {}
     for node in body:
         try:
             one = _declared(node, helps.get(node.end_lineno or 0, ""))
-        except ValueError:
+        except _NOT_PYTHON:
+            line = source.splitlines()[node.lineno - 1]
             raise UserError(
-                f"{path}, parameters cell: `{ast.unparse(node)}` is not "
+                f"{path}, parameters cell: `{_line(line)}` is not "
                 f"`name: type = value  # help` with a plain value of type {', '.join(TYPES)}"
             ) from None
         found[one.name] = one
@@ -232,11 +315,14 @@ def _declared(node: ast.stmt, help: str) -> Parameter:
         raise ValueError("not `name: type = value`")
     default = ast.literal_eval(node.value)
     kind, _, item = ast.unparse(node.annotation).rstrip("]").partition("[")
+    fits = (int, float) if kind == "float" else TYPES.get(kind, ())
+    if not isinstance(default, fits):
+        raise ValueError("not a plain type, or not a value of it")
     if not item:
         item = type(default[0]).__name__ if kind == "list" and default else "str"
-    fits = (int, float) if kind == "float" else TYPES.get(kind, ())
-    if item not in TYPES or not isinstance(default, fits):
-        raise ValueError("not a plain type, or not a value of it")
+    if item not in TYPES:
+        raise ValueError("not a list of a plain type")
+    json.dumps(default, allow_nan=False).encode()  # what no file can hold is no value
     return Parameter(node.target.id, kind, default, help, item)
 
 
@@ -252,7 +338,7 @@ def chosen(path: Path, profile: str, given: Mapping[str, str]) -> dict[str, Any]
             raise UserError(f"unknown parameter {name!r}; {listing}")
         try:
             values[name] = known[name].parse(text)
-        except (ValueError, SyntaxError):
+        except _NOT_PYTHON:
             raise UserError(f"{name} cannot be {text!r}; {listing}") from None
     return values
 
@@ -464,7 +550,7 @@ def plain(text: str) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write aside, then rename: a reader never meets half a file."""
-    from ._files import whole  # here, because a worker runs this file as a script
+    from ._files import whole
 
     with whole(path) as file:
         file.write(text)
@@ -506,8 +592,9 @@ def _finished(result: Result) -> bool:
     """Whether the output folder holds this very run."""
     try:
         side = json.loads(_text(sidecar(result.output)))
-        return side["key"] == result.key and side["sha256"] == sha256(result.output)
-    except (ValueError, KeyError, OSError):
+        whole = {"parameters", "threads", "seconds"} <= set(side)
+        return whole and [side["key"], side["sha256"]] == [result.key, sha256(result.output)]
+    except (ValueError, KeyError, TypeError, OSError):
         return False
 
 
@@ -680,11 +767,24 @@ def _work(folder: Path) -> None:
 # --- staging --------------------------------------------------------------------------------------
 
 
-def toc_files(root: Path) -> list[Path]:
-    """The pages that _toc.yml names, relative to the book's root, in its order."""
+def _yaml(path: Path) -> dict[str, Any]:
+    """A file of settings; UserError if it is none."""
     import yaml
 
-    def names(node: Any) -> Iterable[str]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not YAML: {_line(str(error))}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} holds {type(data).__name__}; it must hold names and values")
+    return data
+
+
+def toc_files(root: Path) -> list[Path]:
+    """The pages that _toc.yml names, relative to the book's root, in its order."""
+    def names(node: Any) -> Iterable[Any]:
         if isinstance(node, list):
             for one in node:
                 yield from names(one)
@@ -696,7 +796,9 @@ def toc_files(root: Path) -> list[Path]:
                     yield from names(value)
 
     pages = []
-    for name in names(yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))):
+    for name in names(_yaml(root / "_toc.yml")):
+        if not isinstance(name, str) or "\0" in name:
+            raise UserError(f"{root / '_toc.yml'} names {name!r} as a file; it must be text")
         candidates = [Path(name), Path(f"{name}.ipynb"), Path(f"{name}.md")]
         page = next((p for p in candidates if (root / p).is_file()), None)
         if page is None:
@@ -716,31 +818,36 @@ def check_address(url: str) -> None:
 
 def address(root: Path) -> tuple[str, str]:
     """The repository's url, "" while there is none, and branch, from _config.yml."""
-    import yaml
-
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-    repository = config.get("repository") or {}
+    repository = config_of(root).get("repository") or {}
     return repository.get("url") or "", repository.get("branch") or "main"
 
 
-def staged_config(text: str) -> dict[str, Any]:
-    """The _config.yml to build with: notebooks are not run again; no address, no links to it.
+def config_of(root: Path) -> dict[str, Any]:
+    """The settings in _config.yml; UserError for what we read of them and cannot."""
+    path = root / "_config.yml"
+    config = _yaml(path)
+    for name in ("repository", "execute", "html"):
+        if not isinstance(config.get(name) or {}, dict):
+            raise UserError(f"{path}: {name} is {config[name]!r}; it must hold names and values")
+    for name, value in (config.get("repository") or {}).items():
+        if name in ("url", "branch") and not isinstance(value, str | None):
+            raise UserError(f"{path}: repository, {name} is {value!r}; it must be text")
+    return config
+
+
+def staged_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings to build with: notebooks are not run again; no address, no links to it.
 
     An empty address crashes Jupyter Book, and for a missing one it puts its own: so the buttons go.
     """
-    import yaml
-
-    config = yaml.safe_load(text)
-    config.setdefault("execute", {})["execute_notebooks"] = "off"
+    staged = {**config, "execute": {**(config.get("execute") or {}), "execute_notebooks": "off"}}
     url = (config.get("repository") or {}).get("url")
     if url:
         check_address(url)
-        return config
-    config.pop("repository", None)
-    config.pop("launch_buttons", None)
-    for name in [name for name in config.get("html", {}) if name.endswith("_button")]:
-        del config["html"][name]
-    return config
+        return staged
+    shown = (config.get("html") or {}).items()
+    staged["html"] = {name: value for name, value in shown if not str(name).endswith("_button")}
+    return {k: v for k, v in staged.items() if k not in ("repository", "launch_buttons")}
 
 
 def status(executed: Mapping[Path, Path]) -> str:
@@ -780,7 +887,7 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     if page.exists():
         write(page, _text(page).replace("<!-- status -->", status(executed)))
     shutil.copyfile(root / "_toc.yml", folder / "_toc.yml")
-    config = staged_config((root / "_config.yml").read_text(encoding="utf-8"))
+    config = staged_config(config_of(root))
     write(folder / "_config.yml", yaml.safe_dump(config, allow_unicode=True))
     return folder
 

@@ -222,7 +222,7 @@ def test_clean_removes_what_a_run_leaves_and_nothing_else(
 
     content = notebook.read(path)
     content["metadata"].update(language_info={"name": "python"}, papermill={"duration": 1})
-    content["cells"][-1]["metadata"].update(papermill={"status": "completed"}, execution={"a": 1})
+    content["cells"][-1]["metadata"].update(papermill={"status": "completed"}, execution={"a": "1"})
     content["cells"][-1]["execution_count"] = 4
     stream = {"output_type": "stream", "name": "stdout", "text": ["1\n"]}
     content["cells"][-1]["outputs"] = [stream]

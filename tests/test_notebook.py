@@ -428,7 +428,7 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
 
 def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> None:
     text = (book(tmp_path) / "_config.yml").read_text()
-    config = notebook.staged_config(text)
+    config = notebook.staged_config(yaml.safe_load(text))
     assert "repository" not in config and "launch_buttons" not in config
     assert not any("button" in name for name in config["html"])
     assert config["execute"]["execute_notebooks"] == "off"
@@ -440,12 +440,12 @@ def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> Non
 def test_staged_settings_with_an_address_link_to_it(tmp_path: Path) -> None:
     text = (book(tmp_path) / "_config.yml").read_text()
     url = "https://github.com/acme/flatnb"
-    config = notebook.staged_config(text.replace('url: ""', f"url: {url}"))
+    config = notebook.staged_config(yaml.safe_load(text.replace('url: ""', f"url: {url}")))
     assert config["repository"]["url"] == url
     assert config["launch_buttons"]["colab_url"].startswith("https://colab.")
     assert config["html"]["use_edit_page_button"] and config["html"]["use_issues_button"]
     with pytest.raises(UserError, match="is not of the form"):
-        notebook.staged_config(text.replace('url: ""', "url: https://example.org/x"))
+        notebook.staged_config({"repository": {"url": "https://example.org/x"}})
 
 
 def test_a_page_that_is_not_there_is_named(tmp_path: Path) -> None:

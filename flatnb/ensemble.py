@@ -173,7 +173,8 @@ class Ensemble(nn.Module):
         norms = torch.stack(
             [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in grads]
         ).norm(dim=0)
-        factor = (torch.as_tensor(max_norm, device=norms.device) / (norms + 1e-6)).clamp(max=1.0)
+        limit = torch.as_tensor(max_norm, dtype=norms.dtype, device=norms.device)
+        factor = (limit / (norms + 1e-6)).clamp(max=1.0)
         for g in grads:
             g.mul_(factor.to(g.dtype).view(-1, *[1] * (g.dim() - 1)))
         return norms

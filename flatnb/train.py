@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,8 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from .checkpoint import Checkpoint, tensors
 from .methods import Method
+from .methods._model import distributed
+from .methods._model import members as members_of
 from .methods.base import Real, _wide, dense, l2_norm, present, real, unwrap
 
 if TYPE_CHECKING:
@@ -265,11 +267,10 @@ def train_epoch(
 
 def _place(model: nn.Module) -> tuple[int, int]:
     """Rank and number of the processes that train the model together."""
-    while not isinstance(model, nn.parallel.DistributedDataParallel):
-        if not hasattr(model, "_orig_mod"):
-            return 0, 1
-        model = cast(nn.Module, model._orig_mod)
-    group = model.process_group
+    wrapper = distributed(model)
+    if wrapper is None:
+        return 0, 1
+    group = wrapper.process_group
     return torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
 
 
@@ -312,7 +313,7 @@ def _waits(device: torch.device) -> bool:
 
 def _before(core: nn.Module, average: AveragedModel | None, scaler: Any) -> list[tuple]:
     """Nets and copies to put them back to, where steps are looked at only after the epoch."""
-    alone = getattr(core, "members", None) is None and scaler is None
+    alone = members_of(core) is None and scaler is None
     if not alone or not _waits(next(core.parameters()).device):
         return []
     nets = [net for net in (core, average) if net is not None]
@@ -432,12 +433,12 @@ def gradient_norm(model: nn.Module, split: Split) -> Tensor:
             if grad is not None:
                 total += grad
     core.train(was_training)
-    return l2_norm(sums, getattr(core, "members", None))
+    return l2_norm(sums, members_of(core))
 
 
 def _parts(core: nn.Module, split: Split, share: int = 1) -> Iterator[Split]:
     """`split` in parts of bounded memory."""
-    members = getattr(core, "members", None) or 1
+    members = members_of(core) or 1
     entries = split.x.numel() // split.y.numel()  # of an example
     most = _ROWS.get(split.x.device.type, _ROWS["cpu"])
     rows = max(1, min(most // members, _ENTRIES // entries) // share)
@@ -457,7 +458,7 @@ def _record(
 ) -> None:
     passes = epoch * data.steps * method.passes
     entry: dict[str, Any] = {"epoch": epoch, "seconds": seconds, "passes": passes}
-    members = getattr(unwrap(model), "members", None)
+    members = members_of(model)
     nets = {"": model}
     if average is not None and average.n_averaged > 0:
         _renew_statistics(average, data, run.seed)
@@ -515,7 +516,7 @@ def _check(
         clip = real("clip", clip, open_low=True)
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype={dtype!r}; allowed: None, torch.bfloat16, torch.float16")
-    members = getattr(unwrap(model), "members", None)
+    members = members_of(model)
     if dtype == torch.float16 and members is not None:
         raise ValueError(
             "dtype=torch.float16 with an Ensemble: a GradScaler would skip the step of all members "

@@ -8,10 +8,11 @@ default, and a method overrides those it changes:
     penalty(model, losses)          a term added to the objective (default: none)
 
 `Step` is what a rule works with. It owns everything that goes wrong when a closure is called more
-than once: parameters are moved from kept copies and put back bit for bit, BatchNorm statistics
-change only in the first pass, every pass sees the same dropout masks, gradients that were there
-before stay, micro-batch weights and a GradScaler apply where they should, and all passes but the
-last stay out of DistributedDataParallel's synchronisation.
+than once: parameters are moved from kept copies and put back bit for bit, every pass starts from
+the same buffers and random streams, which end as after the first one (`_state.py`), gradients that
+were there before stay, whatever the closure does to `p.grad`, micro-batch weights and a GradScaler
+apply where they should, and all passes but the last stay out of DistributedDataParallel's
+synchronisation.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from ._model import check_model, contents, distributed, ensemble, leaves, sharded, unwrap
+from ._state import Buffers, Streams
 
 Closure = Callable[[], Tensor]
 Real = float | Tensor
@@ -35,11 +38,6 @@ Value = Real | Callable[[int], Real]
 # Of a parameter's name, the parameter, and the layer that holds it; see perturb.py.
 Perturb = Callable[[str, Tensor, nn.Module], float]
 TINY = 1e-12  # the least norm that a move is divided by: that of a zero gradient stays zero
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-class Again(Exception):
-    """Raised by a penalty that has missed what it needed, and would see it in another pass."""
 
 
 class Method:
@@ -69,8 +67,7 @@ class Method:
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
         """A term, shape () or (members,), added to the objective of each pass; None for none.
 
-        `losses` are the plain per-example losses, with their graph. Raising `Again` has the
-        closure called once more, for a pass that replaces this one.
+        `losses` are the plain per-example losses, with their graph.
         """
         return None
 
@@ -80,9 +77,11 @@ class Method:
         """Add `weight` times the method's gradient to every trainable `p.grad`.
 
         Args:
-            model: the net, plain, compiled, an `Ensemble`, or wrapped in DistributedDataParallel.
+            model: the net, plain, compiled, an `Ensemble`, or wrapped in DistributedDataParallel;
+                several nets as one `nn.ModuleList`.
             closure: returns the plain per-example losses, shape (n,), or (members, n) for an
-                ensemble, at the model's current parameters, on the same batch at every call.
+                ensemble, at the model's current parameters, on the same batch at every call. A
+                loss that is one number, shape (), or (members,), is a batch of one example.
             weight: factor of the gradient, 1/k when accumulating k micro-batches. Thresholds and
                 radii see the unweighted losses: each micro-batch is a batch of its own.
             scaler: a `torch.amp.GradScaler`; `p.grad` is then scaled as after
@@ -93,27 +92,61 @@ class Method:
             parameters w where the method evaluates there, else the average over its passes.
 
         Raises:
-            TypeError, ValueError: the closure does not return per-example losses with a graph, no
-                parameter is trainable, or the model is sharded (FSDP) or DDP with a static graph.
+            TypeError, ValueError: an argument is not what is allowed; the closure returns no
+                losses with a graph, or calls `backward()`; no parameter is trainable; the model
+                is one that the method would get wrong (`_model.check_model`).
 
-        If the closure raises, parameters and `p.grad` are put back to where the step began; running
-        statistics and random streams stay as the first pass left them.
+        **The closure** only computes: no `backward()`, no `step()`. `zero_grad()` in it changes
+        nothing. With ERM and `reduction="none"` the gradient is that of `loss.backward()` for the
+        mean of what is returned. Where PyTorch's own mean is another, write it out:
+
+            losses = F.cross_entropy(model(x), y, weight=w, reduction="none")
+            losses = losses * len(y) / w[y].sum()           # class weights
+            losses = losses[y != -100]                      # ignore_index
+            losses = sum(losses.values())                   # a dict of losses, each one number
+
+        (`torch.stack` of such a dict would be the losses of that many examples, and their mean
+        the gradient.) A target or a penalty that needs a gradient is computed in the closure.
+        Random numbers are the same in every pass if they come from torch's global streams.
+
+        **Tensors outside the model** that the losses depend on and that require a gradient (a
+        second net, learnable loss weights) are not perturbed. They get the same combination of
+        gradients as the parameters: for SAM that of the second pass, for NSO the average. To have
+        them perturbed, too, pass `nn.ModuleList([model, loss])`. (A reentrant checkpoint hides
+        what it uses: there they would get the sum over passes; take `use_reentrant=False`.)
+
+        **State.** Each pass starts from the same buffers, and they end as the first pass left
+        them; see `_state.Buffers`, also for a momentum encoder.
+
+        If the closure raises, parameters and `p.grad` are put back to where the step began;
+        buffers and random streams stay as the first pass left them.
 
         Values are not checked: after a non-finite pass the parameters are restored and `p.grad` is
         left non-finite, so that a scaler, or the loop, skips the step.
 
         Under DistributedDataParallel each process moves by its own gradient, only the last pass is
         synchronised, an outer `no_sync()` is honoured, and the running statistics to keep are, as
-        always there, those of rank 0.
+        always there, those of rank 0. Under FSDP, where ERM and the flooding methods run, a
+        `zero_grad()` in the closure is what it is without them.
+
+            >>> import torch, flatnb
+            >>> net = torch.nn.Linear(2, 1)
+            >>> x = torch.ones(4, 2)
+            >>> loss = flatnb.SAM(rho=0.05).backward(net, lambda: net(x).square().squeeze(1))
+            >>> net.weight.grad.shape
+            torch.Size([1, 2])
         """
         step = Step(self, model, closure, weight, scaler)
         try:
             self.rule(step)
-        except BaseException:
-            step.undo()
-            raise
-        finally:
             step.close()
+        except BaseException as error:
+            # An interrupt inside `close` lands here, too, and it runs once more.
+            step.undo()
+            step.close()
+            if "second time" in str(error):
+                raise RuntimeError(_USED_UP) from error
+            raise
         self.advance()
         return step.value()
 
@@ -174,8 +207,34 @@ def _shown(value: Any) -> str:
     return value.__name__ if inspect.isfunction(value) else repr(value)
 
 
+_NO_GRADIENT = (
+    "no trainable parameter of the model got a gradient: the losses the closure returned do not "
+    "depend on this model"
+)
+_USED_UP = (
+    "a part of the losses' graph was used up by an earlier backward: the closure called "
+    "backward() itself, or it uses something that was computed before it, with gradients (a "
+    "target, a feature, a penalty). Compute that inside the closure, or detach() it"
+)
+
+
 class ERM(Method):
     """Empirical risk minimisation: the gradient of the mean loss, one pass."""
+
+
+class Gradient(list[Tensor | None]):
+    """A gradient, one tensor per parameter.
+
+    Attributes:
+        outside: the same pass's gradient in what the losses reach outside the model.
+        sparse: the places of those that were sparse tensors.
+    """
+
+    def __init__(
+        self, grads: list[Tensor | None], *, outside: list[Tensor | None], sparse: set[int]
+    ) -> None:
+        super().__init__(grads)
+        self.outside, self.sparse = outside, sparse
 
 
 class Step:
@@ -190,25 +249,31 @@ class Step:
     def __init__(
         self, method: Method, model: nn.Module, closure: Closure, weight: float, scaler: Any
     ) -> None:
+        _check_arguments(model, closure, weight, scaler)
         self._method, self._model, self._closure = method, model, closure
         self._weight, self._scaler = weight, scaler
-        core = unwrap(model)
-        members = getattr(core, "members", None)
-        self.members: int | None = members if isinstance(members, int) else None
-        self.seeds: list[int] = (
-            list(getattr(core, "seeds", range(self.members))) if self.members else [0]
-        )
+        members = ensemble(model)
+        self.members: int | None = None if members is None else members.members
+        self.seeds: list[int] = [0] if members is None else list(members.seeds)
         self.params: list[Tensor]
-        self.params, self._normalising = contents(model)
-        if not self.params:
-            raise ValueError("the model has no parameter with requires_grad=True; nothing to train")
+        self.params, modules = contents(model)
+        hooks = method.hooks()
+        check_model(model, self.params, modules, moves="rule" in hooks or "penalty" in hooks)
+        self._sharded = any(map(sharded, modules))
+        self._wrapper = distributed(model)
+        # The parameters, and what the first graph is seen to reach outside the model.
+        self._leaves = list(self.params)
+        self._before = [p.grad for p in self.params]
+        self._versions = [0 if g is None else g._version for g in self._before]
+        self._aside: list[Tensor | None] = []
+        self._searched = False
         self._copies: list[Tensor] | None = None
         self._grads: list[Tensor | None] | None = None
-        self._statistics: tuple[list[Tensor], list[Tensor]] | None = None
         self._means: list[Tensor] = []
         self._factors: tuple[Perturb, list[float]] | None = None
         self._seen_w = False
-        self._streams = _Streams(self.params, core)
+        self._streams = Streams(self.params, [] if members is None else members.generators)
+        self._buffers = Buffers(unwrap(model), modules, once="rule" not in hooks)
 
     # -- passes ---------------------------------------------------------------------------------
 
@@ -217,62 +282,72 @@ class Step:
 
         `last` marks the step's last pass, the one DistributedDataParallel synchronises.
         """
+        factor = coefficient * self._weight
         if not last:
-            self._keep_grads()
-        self._pass(coefficient * self._weight, last=last)
+            self._accumulate(self._pass(factor))
+            return
+        with self._no_sync(False):
+            self._put_aside()
+            loss = self._loss(factor)
+            self._put_back()
+            self._differentiate(loss)
+        # A hook may have stepped, and cleared the gradient.
+        if not (self._written() or any(p._post_accumulate_grad_hooks for p in self.params)):
+            raise ValueError(_NO_GRADIENT)
 
-    def gradient(self) -> list[Tensor | None]:
+    def gradient(self) -> Gradient:
         """The gradient at the current parameters, unweighted and unscaled; `p.grad` stays.
 
         Never synchronised between processes. Entries are None where a parameter took no part.
         """
-        before = [p.grad for p in self.params]
-        try:
-            for p in self.params:
-                p.grad = None
-            self._pass(1.0, last=False)
-            grads = [dense(p.grad) for p in self.params]
-        finally:
-            for p, g in zip(self.params, before, strict=True):
-                p.grad = g
-        if getattr(self._model, "find_unused_parameters", False):
+        found = self._pass(1.0)
+        sparse = {i for i, g in enumerate(found) if g is not None and g.is_sparse}
+        grads = [dense(g) for g in found]
+        if self._wrapper is not None and self._wrapper.find_unused_parameters:
             # DistributedDataParallel remembers who took part in an unsynchronised pass, and fails
             # where such a parameter has no gradient to reduce in the end.
-            self._keep_grads()
-            for p, g in zip(self.params, grads, strict=True):
+            for p, g in zip(self.params, grads, strict=False):
                 if p.grad is None and g is not None:
                     p.grad = torch.zeros_like(p)
         if self._scaler is not None:
             self.scale_(grads, 1.0 / self._scale(present(grads)[0]))
-        return grads
+        n = len(self.params)
+        return Gradient(grads[:n], outside=grads[n:], sparse=sparse)
 
     def forward(self) -> None:
-        """One pass without gradient at w, only if the net has BatchNorm statistics to update."""
-        if running_statistics(self._normalising):
+        """One pass without gradient at w, only if that writes buffers: BatchNorm's, or others."""
+        if self._buffers.may_change:
             with torch.no_grad(), self._no_sync(True):
+                self._put_aside()
                 self._call(needs_graph=False)
+                self._put_back()
 
     def add_gradient(self, grads: Sequence[Tensor | None], coefficient: Real) -> None:
         """Add weight * coefficient * `grads` to p.grad; `grads`, from `gradient`, are used up."""
-        self._keep_grads()
         like = present(grads)[0]
         factor = torch.as_tensor(coefficient * self._weight, dtype=_wide(like), device=like.device)
         if self._scaler is not None:
             factor = factor * self._scale(factor)
+        outside = grads.outside if isinstance(grads, Gradient) else []
+        sparse = grads.sparse if isinstance(grads, Gradient) else set()
+        if factor.dim() and present(outside):
+            raise ValueError(
+                "the losses depend on trainable tensors outside the ensemble, which belong to no "
+                "member, and a hyperparameter has one value per member; give one for all members"
+            )
+        grads = [*grads, *outside]
         self.scale_(grads, factor)
-        for p, g in zip(self.params, grads, strict=True):
-            if p.grad is None:
-                p.grad = g
-            elif g is not None:
-                p.grad = g + p.grad if p.grad.is_sparse else p.grad.add_(g)
+        self._accumulate(
+            [g.to_sparse(1) if g is not None and i in sparse else g for i, g in enumerate(grads)]
+        )
 
     def average(self) -> None:
         """Average p.grad over the processes of DistributedDataParallel, as a last pass does.
 
         For a rule that ends with `add_gradient`. Within an outer `no_sync()` nothing is sent.
         """
-        model: Any = self._model
-        if not getattr(model, "require_backward_grad_sync", False):
+        model = self._wrapper
+        if model is None or not model.require_backward_grad_sync:
             return
         for kind in dict.fromkeys((p.device, p.dtype) for p in self.params):
             params = [p for p in self.params if (p.device, p.dtype) == kind]
@@ -290,26 +365,33 @@ class Step:
                 p.grad = mean.view_as(p).clone() if part else None
         model.require_forward_param_sync = True  # the next pass takes the buffers of rank 0
 
-    def _pass(self, factor: Real, *, last: bool) -> None:
-        with self._no_sync(not last):
-            try:
-                losses, objective = self._objective()
-            except Again:
-                if not self._seen_w:
-                    self._means.pop()
-                losses, objective = self._objective()
-            with _no_autocast(losses.device.type):
-                if isinstance(factor, Tensor):
-                    objective = objective * factor.to(objective.device, objective.dtype)
-                elif factor != 1:  # most steps: two operations less
-                    objective = objective * factor
-                loss = objective.sum() if objective.dim() else objective
-                (loss if self._scaler is None else self._scaler.scale(loss)).backward()
-        if all(p.grad is None for p in self.params):
-            raise ValueError(
-                "no trainable parameter of the model got a gradient: the losses the closure "
-                "returned do not depend on this model"
-            )
+    def _pass(self, factor: Real) -> list[Tensor | None]:
+        """factor * gradient of the objective for all leaves, never synchronised; `p.grad` stays."""
+        with self._no_sync(True):
+            self._put_aside()
+            loss = self._loss(factor)
+            self._find_outside(loss)
+            self._differentiate(loss)
+        grads = [p.grad for p in self._leaves]
+        self._put_back()
+        if not present(grads[: len(self.params)]):
+            raise ValueError(_NO_GRADIENT)
+        return grads
+
+    def _loss(self, factor: Real) -> Tensor:
+        """Call the closure; factor * the objective, scaled."""
+        losses, objective = self._objective()
+        with _no_autocast(losses.device.type):
+            if isinstance(factor, Tensor):
+                objective = objective * factor.to(objective.device, objective.dtype)
+            elif factor != 1:  # most steps: two operations less
+                objective = objective * factor
+            loss = objective.sum() if objective.dim() else objective
+            return loss if self._scaler is None else self._scaler.scale(loss)
+
+    def _differentiate(self, loss: Tensor) -> None:
+        with _no_autocast(loss.device.type):
+            loss.backward()
 
     def _objective(self) -> tuple[Tensor, Tensor]:
         """Call the closure; the per-example losses, and what is minimised, () or (members,)."""
@@ -323,20 +405,85 @@ class Step:
 
     def _call(self, needs_graph: bool = True) -> Tensor:
         self._streams.rewind()
+        self._buffers.rewind()
         # Inside an autocast region the low-precision weights are cached by tensor, not by value.
         torch.clear_autocast_cache()
         with self._method.watch(self._model):
-            losses = self._closure()
-        if self._statistics is None:
-            statistics = running_statistics(self._normalising)
-            self._statistics = statistics, [s.clone() for s in statistics]
-        check_losses(losses, self.members, needs_graph)
+            returned = self._closure()
+        self._buffers.mark()
+        if not self._sharded and any(p.grad is not None for p in self.params):
+            raise ValueError(
+                "the closure left a gradient in p.grad: it called backward(). It must only compute "
+                "and return the losses; this method calls backward() itself"
+            )
+        losses = check_losses(returned, self.members, needs_graph)
         mean = losses.detach().mean(-1)
         if self._copies is None and not self._seen_w:
             self._means, self._seen_w = [mean], True
         elif not self._seen_w:
             self._means.append(mean)
         return losses
+
+    def _find_outside(self, loss: Tensor) -> None:
+        """Add to the leaves what the first graph reaches outside the model."""
+        if self._searched:
+            return
+        self._searched = True
+        params = {id(p) for p in self.params}
+        for leaf in leaves(loss):
+            if id(leaf) not in params:
+                self._leaves.append(leaf)
+                self._before.append(leaf.grad)
+                self._aside.append(leaf.grad)
+                leaf.grad = None
+
+    # -- p.grad ---------------------------------------------------------------------------------
+
+    def _put_aside(self) -> None:
+        """Leave no gradient in `p.grad`, whatever happens to it next."""
+        if self._sharded:  # its gradients have the shape of a shard, which p may not have now
+            return
+        self._aside = [p.grad for p in self._leaves]
+        for p in self._leaves:
+            p.grad = None
+
+    def _put_back(self) -> None:
+        for p, g in zip(self._leaves, self._aside, strict=False):
+            p.grad = g
+        self._aside = []
+
+    def _accumulate(self, grads: Sequence[Tensor | None]) -> None:
+        """Add to `p.grad` of all leaves, in place where there is a gradient."""
+        if self._grads is None:  # in case the step fails
+            self._grads = [None if g is None else g.clone() for g in self._before]
+        sums, terms = [], []
+        for p, g in zip(self._leaves, grads, strict=False):
+            if p.grad is None:
+                p.grad = g
+            elif g is not None and (g.is_sparse or p.grad.is_sparse):
+                p.grad = g + p.grad if p.grad.is_sparse else p.grad + g
+            elif g is not None:
+                sums.append(p.grad)
+                terms.append(g)
+        if sums:
+            torch._foreach_add_(sums, terms)
+
+    def _written(self) -> bool:
+        """Whether any `p.grad` is another, or holds something else, than when the step began."""
+        return any(
+            p.grad is not g or (g is not None and g._version != version)
+            for p, g, version in zip(self.params, self._before, self._versions, strict=False)
+        )
+
+    def undo(self) -> None:
+        """Put `p.grad` back to where the step began, unless the last pass has completed it."""
+        if self._grads is None and not self._aside and self._written():
+            return
+        copies = self._before if self._grads is None else self._grads
+        for p, g, copy in zip(self._leaves, self._before, copies, strict=True):
+            p.grad = copy if g is None or g.is_sparse else g
+            if g is not copy and g is not None and not g.is_sparse:
+                g.copy_(cast(Tensor, copy))
 
     @property
     def names(self) -> list[str]:
@@ -346,8 +493,7 @@ class Step:
         return [names[p] for p in self.params]
 
     def _no_sync(self, wanted: bool) -> Any:
-        no_sync = getattr(self._model, "no_sync", None)
-        return no_sync() if wanted and no_sync is not None else nullcontext()
+        return self._wrapper.no_sync() if wanted and self._wrapper else nullcontext()
 
     def _scale(self, like: Tensor) -> Tensor:
         # Public, and without the host synchronisation of `get_scale`.
@@ -421,27 +567,14 @@ class Step:
             torch._foreach_lerp_(self.params, self._copies, 2.0)  # p + 2 (w - p) = w - (p - w)
 
     def close(self) -> None:
-        """Leave parameters, running statistics and streams as after one plain forward pass."""
-        with torch.no_grad():
-            # After one pass, too: activation checkpointing runs the forward again in the backward,
-            # and `_version` does not tell, since batch_norm leaves it alone.
-            if self._statistics is not None and self._statistics[0]:
-                torch._foreach_copy_(*self._statistics)
-            if self._copies is not None:
+        """Leave parameters, buffers and streams as after one plain forward pass."""
+        if self._copies is not None:
+            with torch.no_grad():
                 torch._foreach_copy_(self.params, self._copies)
-        self._copies = None
+            self._copies = None
+        self._buffers.finish()
         torch.clear_autocast_cache()
         self._streams.finish()
-
-    def undo(self) -> None:
-        """Take back what an unfinished step has added to p.grad."""
-        if self._grads is not None:
-            for p, g in zip(self.params, self._grads, strict=True):
-                p.grad = g
-
-    def _keep_grads(self) -> None:
-        if self._grads is None:
-            self._grads = [None if p.grad is None else p.grad.clone() for p in self.params]
 
     def value(self) -> Tensor:
         """The mean loss at w if it was evaluated, else the average over the passes."""
@@ -511,152 +644,78 @@ class Step:
                 t.mul_(aligned(factor, t))
 
 
-class _Streams:
-    """The random streams a forward pass draws from, replayed so that all passes draw the same."""
-
-    def __init__(self, params: Sequence[Tensor], core: nn.Module) -> None:
-        self._devices = list({p.device for p in params if not p.is_cpu})
-        self._generators: Sequence[torch.Generator] = getattr(core, "generators", ())
-        self._start: list[Any] | None = None
-        self._end: list[Any] | None = None
-
-    def rewind(self) -> None:
-        """Before each pass: to where the first one began."""
-        if self._start is None:
-            self._start = self._get()
-            return
-        if self._end is None:  # after the first pass: where the step will leave the streams
-            self._end = self._get()
-        self._set(self._start)
-
-    def finish(self) -> None:
-        if self._end is not None:
-            self._set(self._end)
-
-    def _get(self) -> list[Any]:
-        states = [torch.get_rng_state()]
-        states += [torch.get_device_module(d).get_rng_state(*_args(d)) for d in self._devices]
-        return states + [g.get_state() for g in self._generators]
-
-    def _set(self, states: list[Any]) -> None:
-        states = list(states)
-        torch.set_rng_state(states.pop(0))
-        for d in self._devices:
-            torch.get_device_module(d).set_rng_state(states.pop(0), *_args(d))
-        for g, s in zip(self._generators, states, strict=True):
-            g.set_state(s)
-
-
-def _args(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # one MPS device, named by its module
-
-
 def _no_autocast(device: str) -> AbstractContextManager[Any]:
     on = torch.is_autocast_enabled(device)
     return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The net inside DistributedDataParallel and `torch.compile` wrappers."""
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            return model
-
-
-def walk(model: nn.Module) -> list[nn.Module]:
-    """All modules of the model, each once, as `model.modules()` gives them.
-
-    That walk, a nest of generators, takes three times as long: on a small net it is what a step of
-    a one-pass method adds.
-    """
-    found: dict[nn.Module, None] = {}
-    waiting: list[nn.Module | None] = [model]
-    while waiting:
-        module = waiting.pop()
-        if module is not None and module not in found:
-            found[module] = None
-            if module._modules:
-                waiting.extend(reversed(module._modules.values()))
-    return list(found)
-
-
-def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
-    """The trainable parameters, each once, and the layers with running statistics.
-
-    Raises:
-        ValueError: a wrapper whose parameters or graph the passes of a step would break.
-    """
-    if isinstance(model, nn.parallel.DistributedDataParallel) and model.static_graph:
-        raise ValueError(
-            "DistributedDataParallel(static_graph=True) counts on one backward an iteration, "
-            "synchronised each time; a method may take several. Use static_graph=False, with "
-            "find_unused_parameters=True if some take no part"
-        )
-    params: dict[int, Tensor] = {}  # by id: a tensor's own hash is a slow call
-    normalising: list[nn.Module] = []
-    modules = walk(model)
-    for module in modules:
-        for p in module._parameters.values():
-            if p is not None and p.requires_grad:
-                params[id(p)] = p
-        if module._buffers and module._buffers.get("running_mean") is not None:
-            normalising.append(module)
-    # A model can be sharded only if this module was loaded, which takes a second.
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is not None:
-        _refuse_sharded(model, {type(module) for module in modules}, fsdp)
-    return list(params.values()), normalising
-
-
-def _refuse_sharded(model: nn.Module, kinds: set[type], fsdp: Any) -> None:
-    for kind in kinds:
-        if not issubclass(kind, fsdp.FullyShardedDataParallel | fsdp.FSDPModule):
-            continue
-        name = next(name for name, module in model.named_modules() if type(module) is kind)
-        shown = "fully_shard" if issubclass(kind, fsdp.FSDPModule) else kind.__name__
-        raise ValueError(
-            f"{f'submodule {name!r}' if name else 'the model'} is sharded by {shown}: its "
-            "parameters are spread over processes, and a step's moves and norms need them whole. "
-            "Use DistributedDataParallel"
-        )
-
-
-def running_statistics(normalising: Sequence[nn.Module]) -> list[Tensor]:
-    """The buffers that BatchNorm layers in training mode update, whatever their class."""
-    return [
-        buffer
-        for module in normalising
-        if module.training
-        for name in _STATISTICS
-        if (buffer := module._buffers.get(name)) is not None
-    ]
-
-
-def check_losses(losses: Any, members: int | None, needs_graph: bool = True) -> None:
-    """Raise unless `losses` are per-example losses, (n,) or (members, n), with a graph."""
-    wanted = "(n,), one loss per example" if members is None else f"({members}, n)"
-    hint = 'return the losses unreduced, as from cross_entropy(..., reduction="none")'
-    if not isinstance(losses, Tensor):
+def _check_arguments(model: Any, closure: Any, weight: Any, scaler: Any) -> None:
+    if not isinstance(model, nn.Module):
+        several = isinstance(model, Sequence)
         raise TypeError(
-            f"the closure returned {type(losses).__name__}; it must return a tensor of shape "
-            f"{wanted}: {hint}"
+            f"model is {type(model).__name__}; allowed: an nn.Module"
+            + (", for several nets nn.ModuleList(nets)" if several else ", the net itself")
+            + "; an optimizer stays in the loop"
         )
-    good = losses.dim() == 1 if members is None else losses.shape[:-1] == (members,)
-    if not good or losses.numel() == 0:
-        more = "; mask or average tokens to one loss per example" if losses.dim() > 1 else ""
+    if not callable(closure):
+        raise TypeError(
+            f"closure is {type(closure).__name__}; allowed: a function without arguments that "
+            "computes the losses, as method.backward(model, lambda: F.cross_entropy(model(x), y, "
+            'reduction="none"))'
+        )
+    if weight != 1:
+        number("weight", weight, low=-math.inf)
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        raise TypeError(f"scaler={scaler!r}; allowed: None or a torch.amp.GradScaler")
+
+
+def check_losses(returned: Any, members: int | None, needs_graph: bool = True) -> Tensor:
+    """What the closure returned, as per-example losses (n,) or (members, n), with a graph."""
+    wanted = "(n,), one loss per example" if members is None else f"({members}, n)"
+    single = "()" if members is None else f"({members},)"
+    expected = f"expected {wanted}, or {single}, a loss that is one number"
+    if not isinstance(returned, Tensor):
+        raise TypeError(
+            f"the closure returned {type(returned).__name__}; it must return a tensor: "
+            f"{expected}{_hint(returned)}"
+        )
+    shape = tuple(returned.shape)
+    if returned.numel() == 0:
         raise ValueError(
-            f"the closure returned losses of shape {tuple(losses.shape)}; expected {wanted}: "
-            f"{hint}{more}"
+            f"the closure returned losses of shape {shape}: the batch is empty, or all of it was "
+            "masked; skip it"
         )
+    losses = returned
+    if shape == (() if members is None else (members,)):
+        losses = returned.unsqueeze(-1)
+    elif len(shape) != 1 if members is None else shape[:-1] != (members,):
+        raise ValueError(
+            f"the closure returned losses of shape {shape}; {expected}{_hint(returned)}"
+        )
+    if losses.is_complex():
+        raise ValueError(f"the losses are {losses.dtype}; allowed: real numbers, as from .abs()")
     if needs_graph and not losses.requires_grad:
         raise ValueError(
             "the closure returned losses without a graph; compute them from the model's output "
             "outside torch.no_grad(), without detach()"
         )
+    return losses
+
+
+def _hint(returned: Any) -> str:
+    """How to make losses of what the closure returned instead."""
+    if isinstance(returned, Mapping):
+        return ". Of a dict of losses return sum(losses.values()); of a model's output, output.loss"
+    if isinstance(returned, float | int):
+        return ". Return the tensor itself, without .item() or float()"
+    if isinstance(returned, Tensor) and returned.dim() == 2 and returned.shape[1] == 1:
+        return ". Return losses.squeeze(1)"
+    if isinstance(returned, Tensor) and returned.dim() > 1:
+        return (
+            ". Count every entry (token, pixel) as an example, losses.flatten() or losses[mask], "
+            "or average tokens to one loss per example, losses.flatten(1).mean(1)"
+        )
+    return '. Return the losses unreduced, as from cross_entropy(..., reduction="none")'
 
 
 def l2_norm(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:

@@ -38,6 +38,9 @@ class Composed(Method):
         present = [term for term in terms if term is not None]
         return torch.stack(present).sum(0) if present else None
 
+    def hooks(self) -> list[str]:
+        return [hook for part in self.parts for hook in part.hooks()]
+
     def advance(self) -> None:
         super().advance()
         for part in self.parts:

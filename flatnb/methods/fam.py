@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
-from .base import Again, Closure, Hyperparameter, Method, Value, per_member, unwrap, walk
+from ._model import compiled, ensemble, unwrap
+from .base import Closure, Hyperparameter, Method, Value, per_member
 from .noise import Stream, rademacher
 from .normalisation import Elementary
 
 _LOSSES = ("cross_entropy", "auto")
-Path = tuple[str, ...] | None
 
 
 class FAM(Method):
@@ -43,6 +44,7 @@ class FAM(Method):
     independent signs, one Hessian-vector product a step. It is unbiased, and so is its gradient;
     one draw has a relative standard deviation of about 1. Any loss will do. Norm layers on
     the way are computed by elementary operations: the third derivatives of PyTorch's are wrong.
+    Attention is PyTorch's plain one; attention of other packages must be differentiable twice.
 
     One pass for the last layer, at next to no cost; with a named layer a step costs about as much
     as 3 passes, since it differentiates three times. BatchNorm, weight decay and momentum are
@@ -87,12 +89,8 @@ class FAM(Method):
         self.seed = self._stream.seed
         self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._attached = False
-        # Ways from the last layer's output to the losses that are softmax cross-entropy.
-        self._checked: set[Path] = set()
-        # Hooks on every linear layer cost more than the penalty. After a first pass only the layer
-        # that ran last is hooked, and the graph from its output to the losses is compared.
-        self._usual: tuple[str, Path] | None = None
-        self._varies = False
+        # Graphs from the last layer's output to the losses that are softmax cross-entropy.
+        self._checked: set[tuple[str, ...]] = set()
 
     def attach(self, model: nn.Module) -> None:
         """Prepare a model for `torch.compile`: call it once, before compiling.
@@ -100,7 +98,7 @@ class FAM(Method):
         A compiled graph holds only the hooks that were there when it was traced. Not needed
         otherwise: then the hooks come and go with each pass.
         """
-        for layer in walk(unwrap(model)):
+        for layer in unwrap(model).modules():
             if isinstance(layer, nn.Linear):
                 layer.register_forward_hook(self._see)
         self._attached = True
@@ -125,11 +123,13 @@ class FAM(Method):
         self._seen = None
         handles = []
         if self.layer is None and not self._attached:
-            layers = self._usual_layer(model) or _plain_linear(model)
-            handles = [layer.register_forward_hook(self._see) for layer in layers]
+            handles = [layer.register_forward_hook(self._see) for layer in _linear(model)]
         try:
-            with nullcontext() if self.layer is None else Elementary():
+            if self.layer is None:
                 yield
+            else:  # fused norms and attention have no derivatives as high as the estimate's
+                with Elementary(), sdpa_kernel(SDPBackend.MATH):
+                    yield
         except BaseException:
             self._seen = None
             raise
@@ -156,24 +156,8 @@ class FAM(Method):
         if torch.is_grad_enabled():
             self._seen = layer, inputs[0], output
 
-    def _usual_layer(self, model: nn.Module) -> list[nn.Linear]:
-        if self._usual is not None:
-            try:
-                layer = model.get_submodule(self._usual[0])
-            except AttributeError:  # another model
-                layer = None
-            if isinstance(layer, nn.Linear):
-                return [layer]
-            self._usual = None
-        return []
-
-    def _last(self, model: nn.Module, losses: Tensor) -> tuple[nn.Linear, Tensor, Tensor, Path]:
-        """The linear layer that ran last, its input and output, and the way from there on."""
+    def _exact(self, model: nn.Module, losses: Tensor) -> Tensor:
         seen, self._seen = self._seen, None
-        path = None if seen is None else _path(losses, seen[2])
-        if self._usual is not None and path != self._usual[1]:
-            self._usual, self._varies = None, True
-            raise Again
         if seen is None:
             raise ValueError(
                 f"{self!r} saw no nn.Linear run in the closure. If the model is compiled, call "
@@ -181,32 +165,28 @@ class FAM(Method):
                 "checkpoint with use_reentrant=True runs without gradients: leave the last layer "
                 "out of it"
             )
-        # Not in a wrapper: under DistributedDataParallel one process alone cannot repeat a pass.
-        if path and not (self._usual or self._varies or self._attached) and unwrap(model) is model:
-            name = next((n for n, m in model.named_modules() if m is seen[0]), None)
-            self._usual = None if name is None else (name, path)
-        return *seen, path
-
-    def _exact(self, model: nn.Module, losses: Tensor) -> Tensor:
-        layer, phi, z, path = self._last(model, losses)
+        layer, phi, z = seen
         if z.shape[:-1] != losses.shape:
             raise ValueError(
                 f"the last linear layer gave an output of shape {tuple(z.shape)} for losses of "
-                f"shape {tuple(losses.shape)}; {self!r} needs one row of logits an example. Name a "
-                "layer for the estimate, which takes any loss"
+                f"shape {tuple(losses.shape)}; {self!r} needs one row of logits per example: mask "
+                "and flatten tokens before that layer, and do not average. Or name a layer for the "
+                "estimate, which takes any loss"
             )
         weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
         size = phi.to(weight.dtype).square().sum(-1)
         if self.loss == "auto":
             return (size * _trace(losses, z, weight @ weight.mT)).mean(-1)
-        if path not in self._checked:
+        graph = _graph(losses, z)
+        if graph not in self._checked:
             _check_cross_entropy(losses, z)
-            self._checked.add(path)
+            self._checked.add(graph)
         return (size * _row_variance(z.to(weight.dtype).softmax(-1), weight)).mean(-1)
 
     def _estimate(self, model: nn.Module, losses: Tensor) -> Tensor:
         weight = _named(model, str(self.layer)).weight
-        seeds = getattr(unwrap(model), "seeds", (0,))
+        members = ensemble(model)
+        seeds = (0,) if members is None else members.seeds
         a, v = self._stream.draw([weight[..., 0, :], weight[..., 0, :]], seeds)
         z = (weight @ a.unsqueeze(-1)) * v.unsqueeze(-2)
         try:
@@ -226,19 +206,16 @@ class FAM(Method):
         return (z.detach() * hz + 2 * (z - z.detach()) * hz.detach()).sum((-1, -2))
 
 
-def _path(losses: Tensor, z: Tensor) -> Path:
-    """The names of what the graph holds between z and the losses; None if that is much."""
-    end = z.grad_fn
-    found: dict[Any, str] = {}
+def _graph(losses: Tensor, z: Tensor) -> tuple[str, ...]:
+    """The names of the operations between z and the losses."""
+    names: dict[Any, str] = {}
     waiting = [losses.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is not None and node != end and node not in found:
-            found[node] = node.name()
+        if node is not None and node != z.grad_fn and node not in names:
+            names[node] = node.name()
             waiting.extend(before for before, _ in node.next_functions)
-            if len(found) > 20:
-                return None
-    return tuple(found.values())
+    return tuple(names.values())
 
 
 def _row_variance(p: Tensor, weight: Tensor) -> Tensor:
@@ -312,14 +289,21 @@ def _named(model: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def _plain_linear(model: nn.Module) -> list[nn.Linear]:
-    modules = walk(model)
-    if any("_orig_mod" in m._modules or m._compiled_call_impl is not None for m in modules):
+def _linear(model: nn.Module) -> list[nn.Linear]:
+    modules = list(model.modules())
+    if any(compiled(m) or m._compiled_call_impl is not None for m in modules):
         raise ValueError(
             "the model is compiled, and its graph would not see the hooks of FAM; call "
             "attach(model) on the method before torch.compile(model)"
         )
-    return [m for m in modules if isinstance(m, nn.Linear)]
+    layers = [m for m in modules if isinstance(m, nn.Linear)]
+    if not layers:
+        raise ValueError(
+            "the model has no nn.Linear, whose output FAM takes for the logits. Write the last "
+            "layer as one: a 1x1 convolution is an nn.Linear on the channels, after "
+            "x.permute(0, 2, 3, 1)"
+        )
+    return layers
 
 
 def _refuse_double_backward(error: RuntimeError, what: str) -> None:

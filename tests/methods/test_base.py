@@ -31,8 +31,9 @@ from flatnb.methods import (
     Method,
     SoftAD,
     WeightNoise,
+    compose,
 )
-from flatnb.methods.base import Hyperparameter, contents, l2_norm
+from flatnb.methods.base import Hyperparameter, l2_norm
 
 METHODS = [ERM(), SAM(0.1), NSO(0.1)]
 
@@ -44,11 +45,14 @@ METHODS = [ERM(), SAM(0.1), NSO(0.1)]
 @pytest.mark.parametrize(
     ("result", "error", "words"),
     [
-        (lambda p: p().mean(), ValueError, r"shape \(\); expected \(n,\), one loss per example"),
-        (lambda p: p().mean(), ValueError, r'cross_entropy\(\.\.\., reduction="none"\)'),
-        (lambda p: p()[:0], ValueError, r"shape \(0,\)"),
+        (lambda p: p()[:0], ValueError, r"shape \(0,\): the batch is empty"),
+        (lambda p: p()[:, None], ValueError, r"shape \(12, 1\);.*losses\.squeeze\(1\)"),
+        (lambda p: p().expand(2, 3, 12), ValueError, r"losses\.flatten\(\).*flatten\(1\)\.mean"),
+        (lambda p: {"a": p().mean()}, TypeError, r"returned dict.*sum\(losses\.values\(\)\)"),
+        (lambda p: [p()], TypeError, r'returned list.*cross_entropy\(\.\.\., reduction="none"\)'),
+        (lambda p: p() * 1j, ValueError, "the losses are torch.complex64; allowed: real numbers"),
         (lambda p: p().expand(5, 12), ValueError, "average tokens to one loss per example"),
-        (lambda p: p().mean().item(), TypeError, "returned float; it must return a tensor"),
+        (lambda p: p().mean().item(), TypeError, r"returned float; .*\.item\(\)"),
         (lambda p: None, TypeError, "returned NoneType"),
         (lambda p: (p(), p.y), TypeError, "returned tuple"),
         (lambda p: p().detach(), ValueError, "without a graph"),
@@ -72,7 +76,7 @@ def test_closure_errors_of_an_ensemble() -> None:
     def losses() -> torch.Tensor:
         return F.cross_entropy(model(x).flatten(0, 1), y.repeat(2), reduction="none")
 
-    with pytest.raises(ValueError, match=r"shape \(12,\); expected \(2, n\)"):
+    with pytest.raises(ValueError, match=r"shape \(12,\); expected \(2, n\), or \(2,\)"):
         ERM().backward(model, losses)
     with pytest.raises(ValueError, match=r"shape \(6, 2\); expected \(2, n\)"):
         ERM().backward(model, lambda: losses().view(2, 6).T)
@@ -166,22 +170,22 @@ def test_sharded_models_are_refused_by_name() -> None:
     # Their constructors need a process group; what is asked is the class.
     problem = inputs.plain()
     with pytest.raises(ValueError, match="the model is sharded by FullyShardedDataParallel"):
-        ERM().backward(_bare(FullyShardedDataParallel, problem.model), problem)
+        SAM().backward(_bare(FullyShardedDataParallel, problem.model), problem)
     model = nn.Sequential(problem.model.body, problem.model.head)
     head = model[1]
     head.__class__ = type("FSDPLinear", (FSDPModule, nn.Linear), {})
-    with pytest.raises(ValueError, match="submodule '1' is sharded by fully_shard"):
-        SAM().backward(model, problem)
+    for method in (SAM(), NSO(0.1), FAM(0.1), compose(Flooding(0.1), SAM())):
+        with pytest.raises(ValueError, match="submodule '1' is sharded by fully_shard"):
+            method.backward(model, problem)
     assert head.weight.grad is None
 
 
 def test_static_graph_is_refused_by_name() -> None:
-    model = _bare(nn.parallel.DistributedDataParallel, inputs.plain().model)
-    model.static_graph = False
-    contents(model)
+    problem = inputs.plain()
+    model = _bare(nn.parallel.DistributedDataParallel, problem.model)
     model.static_graph = True
     with pytest.raises(ValueError, match=r"static_graph=True\) counts on one backward"):
-        contents(model)
+        SAM().backward(model, problem)
 
 
 def _bare(kind: type[nn.Module], inner: nn.Module) -> nn.Module:

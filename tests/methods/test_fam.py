@@ -288,7 +288,7 @@ def test_hook_must_fire_at_every_call() -> None:
     with pytest.raises(ValueError, match=r"saw no nn\.Linear run"):
         method.backward(p.model, lambda: (p.x @ first.T[:3]).square().sum(-1))
     conv = nn.Conv1d(1, 1, 1)
-    with pytest.raises(ValueError, match=r"saw no nn\.Linear run"):
+    with pytest.raises(ValueError, match=r"has no nn\.Linear.*a 1x1 convolution is an nn\.Linear"):
         FAM(1.0).backward(conv, lambda: conv(torch.ones(2, 1, 1)).flatten())
 
 
@@ -443,23 +443,6 @@ def test_another_layer_may_run_last_in_any_step(route, others) -> None:
         buffers = [b.clone() for b in net.buffers()]
         found.append([value, torch.rand(()), *grads, *buffers])
     assert identical(*found)
-
-
-def test_the_usual_last_layer_costs_no_second_look() -> None:
-    """One call a step; one more where another layer runs last, and from then on one again."""
-    net, x = _Heads(), torch.randn(12, 3)
-    method, counts = FAM(0.5), []
-    for route in ("first", "first", "second", "first", "second"):
-        calls = Calls(lambda route=route: F.cross_entropy(net(x, route), LABELS, reduction="none"))
-        method.backward(net, calls)
-        counts.append(calls.count)
-    assert counts == [1, 1, 2, 1, 1]
-    other = Calls(problem(CROSS_ENTROPIES["smoothed"]))
-    method = FAM(0.5)
-    p = problem()
-    method.backward(p.model, p)
-    method.backward(other.closure.model, other)
-    assert other.count == 2  # the same layer, but another way from its output to the losses
 
 
 def test_another_loss_in_a_later_step_is_checked_too() -> None:

@@ -319,7 +319,7 @@ def _declared(node: ast.stmt, help: str) -> Parameter:
     if not isinstance(default, fits):
         raise ValueError("not a plain type, or not a value of it")
     if not item:
-        item = type(default[0]).__name__ if kind == "list" and default else "str"
+        item = type(default[0]).__name__ if isinstance(default, list) and default else "str"
     if item not in TYPES:
         raise ValueError("not a list of a plain type")
     json.dumps(default, allow_nan=False).encode()  # what no file can hold is no value

@@ -103,9 +103,8 @@ def test_no_cell_needs_colab_or_the_network_or_ipython(path: Path) -> None:
 @each
 def test_figures_have_words_caption_and_name(path: Path) -> None:
     for cell in code_cells(path):
-        source = notebook.text_of(cell)
-        if draws(source) or "mystnb" in cell["metadata"]:
-            shown = cell["metadata"].get("mystnb", {})
+        source, shown = notebook.text_of(cell), cell["metadata"].get("mystnb", {})
+        if draws(source) or {"image", "figure"} & shown.keys():
             for part, name in (("image", "alt"), ("figure", "caption"), ("figure", "name")):
                 value = shown.get(part, {}).get(name, "")
                 assert value.strip(), f"{path.name}: no {name} at {source[:60]!r}"

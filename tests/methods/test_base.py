@@ -22,12 +22,16 @@ from flatnb.methods import (
     ERM,
     FAM,
     GNP,
+    GSAM,
     NSO,
     RSAM,
     SAM,
     USAM,
+    Every,
     Flooding,
+    FriendlySAM,
     IFlood,
+    LookSAM,
     Method,
     SoftAD,
     WeightNoise,
@@ -115,6 +119,7 @@ def hyperparameters() -> Iterator[tuple[Method, str, Any]]:
     made = [
         Flooding(0.5), IFlood(0.5), SoftAD(0.5, 0.5), SAM(0.5), ASAM(0.5, 0.5), USAM(0.5),
         RSAM(0.5, 0.5, 0.5), GNP(0.5, 0.5), NSO(0.5, 2), WeightNoise(0.5, 2), FAM(0.5),
+        LookSAM(0.5, 2, 0.5), GSAM(0.5, 0.5), FriendlySAM(0.5, 0.5, 0.5), Every(SAM(), 2),
     ]  # fmt: skip
     for method in made:
         for name in dir(type(method)):
@@ -141,7 +146,7 @@ def test_what_is_set_later_is_checked(method, name, value) -> None:
     elif isinstance(value, int):
         good = [3, np.int64(3), torch.tensor(3)]
     else:
-        good = [3, np.float32(0.25), np.int64(3), torch.tensor(0.25), Fraction(1, 4)]
+        good = [1, np.float32(0.25), np.int64(1), torch.tensor(0.25), Fraction(1, 4)]
     for other in good:
         setattr(method, name, other)
         assert type(getattr(method, name)) is type(value)

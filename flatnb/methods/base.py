@@ -142,10 +142,11 @@ class Method:
             step.close()
         except BaseException as error:
             # An interrupt inside `close` lands here, too, and it runs once more.
+            moved = step.moved
             step.undo()
             step.close()
-            if "second time" in str(error):
-                raise RuntimeError(_USED_UP) from error
+            if "second time" in str(error) or (moved and "inplace operation" in str(error)):
+                raise RuntimeError(_OLD_GRAPH) from error
             raise
         self.advance()
         return step.value()
@@ -211,10 +212,10 @@ _NO_GRADIENT = (
     "no trainable parameter of the model got a gradient: the losses the closure returned do not "
     "depend on this model"
 )
-_USED_UP = (
-    "a part of the losses' graph was used up by an earlier backward: the closure called "
-    "backward() itself, or it uses something that was computed before it, with gradients (a "
-    "target, a feature, a penalty). Compute that inside the closure, or detach() it"
+_OLD_GRAPH = (
+    "a part of the losses' graph is older than this pass: the closure called backward() itself, "
+    "or it uses something that was computed before it, with gradients (a target, a feature, a "
+    "penalty). Compute that inside the closure, or detach() it"
 )
 
 
@@ -558,6 +559,11 @@ class Step:
                 params = [p for p, _, f in moved if f == share]
                 shifts = [o for _, o, f in moved if f == share]
                 add_scaled_(params, shifts, factor if share == 1 else factor * share)
+
+    @property
+    def moved(self) -> bool:
+        """Whether the parameters are, or may be, elsewhere than at w."""
+        return self._copies is not None
 
     def mirror(self) -> None:
         """Set the parameters, now at w + u, to w - u; nobody has to remember u for that."""

@@ -51,8 +51,10 @@ class BSAM(torch.optim.Optimizer):
     This is an optimizer, no `Method`: weight decay (the prior) and momentum are part of it, it does
     not join others by `compose`, and it knows no net. So BatchNorm's running statistics see both
     perturbed passes, as in the authors' code, dropout draws new masks in each, and a GradScaler is
-    not supported. Under DistributedDataParallel both passes are synchronised, and all processes
-    draw the same u: it equals one process with the whole batch.
+    not supported. Trainable tensors that it does not hold (a second net's) get the gradients of
+    both passes, and of each closure, unless that clears them. Under DistributedDataParallel both
+    passes are synchronised, and all processes draw the same u: it equals one process with the whole
+    batch.
 
     Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in the form of
     the authors' code, whose settings for CIFAR-10 and ResNet-18 are the defaults here (8 parts of
@@ -106,6 +108,7 @@ class BSAM(torch.optim.Optimizer):
         """One step; returns the detached loss at w + rho g / s, averaged over the closures.
 
         Gradients that were there before are dropped; the average g~ is in `p.grad` afterwards.
+        Where any gradient is not finite no parameter, m or s changes, and `p.grad` shows it.
         """
         self._refuse_in_sample("step")
         closures = [closure] if callable(closure) else list(closure or ())
@@ -126,9 +129,10 @@ class BSAM(torch.optim.Optimizer):
             sizes = _accumulate(sizes, own_sizes, len(closures))
             grads = _accumulate(grads, own_grads, len(closures))
             losses.append(loss)
+        finite = _finite([*sizes, *grads])
         for (group, p), size, grad in zip(slots, sizes, grads, strict=True):
             p.grad = grad
-            if grad is not None:
+            if grad is not None and finite:
                 self._update(group, p, torch.zeros_like(p) if size is None else size, grad)
         return torch.stack(losses).mean()
 
@@ -202,8 +206,11 @@ class BSAM(torch.optim.Optimizer):
                     p.addcdiv_(g, s, value=group["rho"])
                 sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
             grads, loss = _evaluate(params, closure)
-        finally:
             torch._foreach_copy_(params, copies)
+        except BaseException:  # an interrupt of the line above, too
+            with torch.no_grad():
+                torch._foreach_copy_(params, copies)
+            raise
         return sizes, grads, loss
 
     def _update(self, group: dict[str, Any], p: Tensor, size: Tensor, grad: Tensor) -> None:
@@ -238,6 +245,11 @@ def _evaluate(params: Sequence[Tensor], closure: Closure) -> tuple[list[Tensor |
     if all(g is None for g in grads):
         raise ValueError("the closure left no gradient; it must call backward() on the loss")
     return grads, loss.detach().reshape(())
+
+
+def _finite(tensors: Sequence[Tensor | None]) -> bool:
+    checks = [torch.isfinite(t).all() for t in tensors if t is not None]
+    return bool(torch.stack([c.to(checks[0].device) for c in checks]).all())
 
 
 def _accumulate(

@@ -41,7 +41,8 @@ class IFlood(Method):
 
         objective  mean_i (|l_i - b| + b)   gradient  mean_i sign(l_i - b) grad l_i,  sign(0) = 0
 
-    One pass. The limit sigma -> 0 of SoftAD, and Flooding when the batch is a single example.
+    One pass. The limit sigma -> 0 of SoftAD, and Flooding when the batch is a single example: also
+    where the closure returns a loss that is one number, which knows no examples.
 
     Source: Xie et al., "iFlood: A Stable and Effective Regularizer", ICLR 2022.
 
@@ -74,8 +75,8 @@ class AdaFlood(Method):
             method.backward(model, lambda: F.cross_entropy(model(x), y, reduction="none"))
 
     In `compose(AdaFlood(levels), SAM(0.05))` the part is told in the same way: keep it in a
-    variable. With all levels equal this is IFlood. BatchNorm, weight decay and momentum are
-    untouched by it.
+    variable. With all levels equal this is IFlood. It needs one loss per example, and refuses a
+    loss that is one number. BatchNorm, weight decay and momentum are untouched by it.
 
     Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. The authors' code can
     also learn alpha and beta of the levels together with the net; here they are fixed.

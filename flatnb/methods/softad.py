@@ -18,7 +18,8 @@ class SoftAD(Method):
         rho(x) = sqrt(x^2 + 1) - 1,   phi(x) = rho'(x) = x / sqrt(x^2 + 1)
 
     One pass. Borderline examples (l_i near theta) count little, outliers at most 1. With sigma -> 0
-    the weights become signs, which is IFlood. The objective is smooth where the loss is.
+    the weights become signs, which is IFlood. The objective is smooth where the loss is. A closure
+    that returns a loss that is one number has one example: the batch as a whole is weighted.
     BatchNorm, weight decay and momentum are untouched by it.
 
     Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible alternative to

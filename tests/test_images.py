@@ -3,12 +3,15 @@
 import gzip
 import hashlib
 import io
+import math
 import os
 import pickle
+import random
 import shutil
 import stat
 import tarfile
 import threading
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -86,7 +89,7 @@ def test_options_reach_the_data() -> None:
         ({"val_fraction": 0.0}, r"val_fraction=0\.0"),
         ({"val_fraction": 1.0}, r"val_fraction=1\.0"),
         ({"val_fraction": float("nan")}, "val_fraction=nan"),
-        ({"val_fraction": 1e-6}, "cannot share out 1437 training images of 10 classes"),
+        ({"val_fraction": 1e-6}, "val_fraction=1e-06 makes 1 of 1437 training images"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 1.5}, r"seed=1\.5"),
         ({"batch_size": 0}, "batch_size=0"),
@@ -626,3 +629,163 @@ def test_augmentations_print_as_written_and_compare_by_value() -> None:
 def test_augmentations_name_what_is_out_of_range(make, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+# Hostile folders
+
+
+def folder_of(path: Path, images: dict[str, Image.Image], **options: object) -> Path:
+    """An image folder in which all classes have the images given, by file name."""
+    for part, name in [(p, c) for p in ("train", "test") for c in "ab"]:
+        (path / part / name).mkdir(parents=True, exist_ok=True)
+        for file, image in images.items():
+            image.save(path / part / name / file, **options)
+    return path
+
+
+def grey(height: int, width: int, seed: int = 0) -> Image.Image:
+    values = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (2, 30_001), (1, 1), (3, 5)])
+def test_a_strip_is_cropped_before_it_is_resized(shape, tmp_path: Path, cache, monkeypatch) -> None:
+    made = []
+    resize = Image.Image.resize
+
+    def watched(image, size, *more, **options):
+        result = resize(image, size, *more, **options)
+        made.append(result.size)
+        return result
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    path = folder_of(tmp_path / "f", {"1.png": grey(*shape), "2.png": grey(*shape)})
+    x = folder.read_folder(path, 224, cache).train_x
+    assert x.shape == (4, 1, 224, 224)
+    assert set(made) == {(224, 224)}
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (64, 40), (33, 33), (9, 200)])
+def test_resizing_is_that_of_torchvision(shape, tmp_path: Path, cache) -> None:
+    """Its Resize of the shorter side and CenterCrop round the longer side, and the place."""
+    from torchvision.transforms import functional
+
+    image = Image.fromarray(
+        (np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % 256).astype(np.uint8)
+    )
+    path = folder_of(tmp_path / "f", {"1.png": image, "2.png": image})
+    x = folder.read_folder(path, 16, cache).train_x[0, 0].float()
+    expected = functional.pil_to_tensor(functional.center_crop(functional.resize(image, 16), 16))
+    pixel = 255 / min(shape)  # by which the ramp rises in a pixel of the result, at most
+    assert (x - expected[0].float()).abs().mean() < pixel
+
+
+def test_very_large_images_warn_once(tmp_path: Path, cache, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = folder_of(tmp_path / "f", {f"{i}.png": grey(11, 11 + i) for i in range(4)})
+    with pytest.warns(UserWarning) as caught:
+        folder.read_folder(path, 4, cache)
+    (warning,) = caught
+    assert "images have more than 100 pixels" in str(warning.message)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(ValueError, match=r"cannot be read as an image .*decompression bomb"):
+        folder.read_folder(path, 5, cache)
+
+
+@pytest.mark.parametrize("part", ["train/a", "train/b/1.png", "test/b", "train", "train/c"])
+@pytest.mark.parametrize("target", ["itself", "nowhere", "through a file"])
+def test_links_that_lead_nowhere_are_named(part: str, target: str, tmp_path: Path, cache) -> None:
+    path = folder_of(tmp_path / "f", {"1.png": grey(4, 4), "2.png": grey(4, 4)})
+    place = path / part
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    targets = {"itself": place, "nowhere": tmp_path / "gone",
+               "through a file": Path(__file__) / "a"}  # fmt: skip
+    place.symlink_to(targets[target])
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        read(path)
+    assert str(place) in str(error.value) or "only in" in str(error.value) or part == "train/c"
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("end", ["png", "jpg", "tif", "webp"])
+def test_images_are_turned_as_exif_says(orientation: int, end: str, tmp_path: Path, cache) -> None:
+    shown = Image.fromarray(np.repeat(np.repeat([[0, 90], [170, 250], [40, 210]], 8, 0), 8, 1)
+                            .astype(np.uint8))  # fmt: skip
+    T = Image.Transpose
+    stored = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE,
+              6: T.ROTATE_90, 7: T.TRANSVERSE, 8: T.ROTATE_270}  # fmt: skip
+    image = shown.transpose(stored[orientation]) if orientation in stored else shown
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100},
+               "tif": {"compression": "tiff_lzw"} if orientation in stored else {}}
+    images = {f"{i}.{end}": image for i in range(2)}
+    path = folder_of(tmp_path / "f", images, exif=exif, **options.get(end, {}))
+    x = folder.read_folder(path, None, cache).train_x[0, 0].int()
+    assert x.shape == (24, 16)
+    assert (x - torch.from_numpy(np.array(shown)).int()).abs().max() < 6
+
+
+def test_broken_exif_data_say_nothing(tmp_path: Path, cache) -> None:
+    image = grey(4, 6)
+    exif = b"Exif\0\0II*\0\xff\xff"
+    path = folder_of(tmp_path / "f", {"1.png": image, "2.png": image}, exif=exif)
+    assert folder.read_folder(path, None, cache).train_x.shape == (4, 1, 4, 6)
+
+
+def test_a_cache_of_another_decoder_is_not_used(tmp_path: Path, cache, monkeypatch) -> None:
+    path = folder_of(tmp_path / "f", {"1.png": grey(4, 4), "2.png": grey(4, 4)})
+    folder.read_folder(path, None, cache)
+    monkeypatch.setattr(folder, "_DECODER", "another")
+    decoded = []
+    monkeypatch.setattr(
+        folder, "_decode", lambda p, s, f=folder._decode: decoded.append(p) or f(p, s)
+    )
+    folder.read_folder(path, None, cache)
+    assert decoded
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 0.1, 0.5, 0.9, 1 - 1e-9])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_too_few_images_for_a_split_are_counted(n: int, fraction: float, tmp_path: Path) -> None:
+    path = folder_of(tmp_path / "f", {f"{i}.png": grey(2, 2) for i in range(n)})
+    kept = math.ceil(fraction * 2 * n)
+    if n > 1 and 2 <= kept <= 2 * n - 2:
+        assert len(read(path, val_fraction=fraction).val) == kept
+        return
+    message = "class 0 has 1 training image" if n == 1 else "images the validation set; allowed"
+    with pytest.raises(ValueError, match=message) as error:
+        read(path, val_fraction=fraction)
+    assert f"val_fraction={fraction}" in str(error.value)
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """A file with bytes flipped, cut out, doubled, or put before it."""
+    at = draw.randrange(len(content))
+    n = draw.choice([1, 1, 8, 60])
+    noise = draw.randbytes(n)
+    return draw.choice([
+        content[:at] + noise + content[at + n :], content[:at] + content[at + n :],
+        content[:at] + content[max(0, at - n) :], noise + content, content[:at], b"",
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("end", folder.SUFFIXES)
+def test_damaged_images_are_read_or_named(end: str, tmp_path: Path, cache) -> None:
+    """Whatever the bytes: an image of its size, or an error with the file's name."""
+    path = folder_of(tmp_path / "f", {f"1{end}": grey(9, 7), f"2{end}": grey(9, 7, seed=1)})
+    victim = path / "train" / "b" / f"2{end}"
+    whole = victim.read_bytes()
+    for seed in range(40):
+        victim.write_bytes(damaged(whole, random.Random(seed)))
+        os.utime(victim, ns=(seed, seed))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                x = folder.read_folder(path, 8, cache).train_x
+        except ValueError as error:
+            assert f"{victim} cannot be read as an image" in str(error)
+        else:
+            assert x.shape[0] == 4 and x.shape[2:] == (8, 8)

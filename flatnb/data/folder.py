@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from stat import S_ISDIR
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,7 @@ from .._files import whole
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ARCHIVES = (".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".txz", ".zip")
+_DECODER = "2: turned by EXIF; the square cropped, then resized"  # to be changed with the decoder
 _CHUNK = 256  # images a task of the pool: enough that handing out tasks costs nothing
 
 
@@ -47,18 +50,23 @@ def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
 
     Classes are the folders in ``train``, in alphabetical order; files with other suffixes than
     `SUFFIXES` are passed over. Pixels are grey (one channel) if every image is, else RGB;
-    transparency is dropped. A cache folder that cannot be written is no error.
+    transparency is dropped. An image is turned or mirrored as its EXIF orientation says. A cache
+    folder that cannot be written is no error.
 
     Args:
         folder: holds ``train`` and ``test``.
-        size: resize each image's shorter side to so many pixels (bilinear, antialiased) and crop
-            the middle. None: images are taken as they are and must be of one size.
+        size: crop the middle square of each image and resize it to so many pixels a side
+            (bilinear, antialiased). None: images are taken as they are and must be of one size.
         cache: the tensors are kept in its folder ``folders``.
 
     Raises:
         FileNotFoundError: no such folder, or none of ``train`` or ``test`` in it.
         ValueError: an archive, fewer than two classes, other classes in test than in train, a class
-            without images, an image that cannot be read, or different sizes.
+            without images, a link that leads nowhere, an image that cannot be read, or different
+            sizes.
+
+    Warns:
+        UserWarning: once, of images so large that Pillow warns of each.
     """
     train, test, classes = _list(folder)
     key = _key(train + test, size)
@@ -104,16 +112,32 @@ def _list(folder: Path) -> tuple[list[_File], list[_File], tuple[str, ...]]:
 
 
 def _subfolders(folder: Path) -> list[str]:
+    found = []
     with os.scandir(folder) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        for entry in entries:
+            with _reading(entry.path):
+                # `is_dir` would pass over a link to nothing.
+                if not entry.name.startswith(".") and S_ISDIR(entry.stat().st_mode):
+                    found.append(entry.name)
+    return sorted(found)
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """ValueError, with the path, for a link that leads nowhere, or what is not ours to read."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); mend or remove it") from None
 
 
 def _files(folder: Path, label: int) -> list[_File]:
     found = []
-    with os.scandir(folder) as entries:
+    with _reading(folder), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
-                stat = entry.stat()
+                with _reading(entry.path):
+                    stat = entry.stat()
                 stamp = f"{entry.path}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}"
                 found.append(_File(entry.path, label, stamp))
     if not found:
@@ -122,12 +146,37 @@ def _files(folder: Path, label: int) -> list[_File]:
 
 
 def _key(files: Sequence[_File], size: int | None) -> str:
-    text = "\n".join([f"size={size}", *(file.stamp for file in files)])
+    text = "\n".join([_DECODER, f"size={size}", *(file.stamp for file in files)])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _decode_all(paths: Sequence[str], size: int | None) -> Tensor:
     """uint8 (n, channels, height, width)."""
+    with _one_warning():
+        return _stacked(paths, size)
+
+
+@contextlib.contextmanager
+def _one_warning() -> Iterator[None]:
+    """One for all images of which Pillow warns that they are very large, in place of its own."""
+    from PIL import Image
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Image.DecompressionBombWarning)
+        yield
+    large = [one for one in caught if one.category is Image.DecompressionBombWarning]
+    for one in caught:
+        if one not in large:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if large:
+        warnings.warn(
+            f"{len(large)} images have more than {Image.MAX_IMAGE_PIXELS} pixels; where that is "
+            "no mistake, make smaller copies: each is decoded whole",
+            stacklevel=2,
+        )
+
+
+def _stacked(paths: Sequence[str], size: int | None) -> Tensor:
     first = _decode(paths[0], size)
     chunks = [paths[i : i + _CHUNK] for i in range(0, len(paths), _CHUNK)]
     read = partial(_decode_chunk, size=size, model=(paths[0], first.shape[:2]))
@@ -170,6 +219,7 @@ def _decode(path: str, size: int | None) -> np.ndarray:
             kind = "L" if image.mode in ("1", "L", "LA") else "RGB"
             image.load()
             pixels = image if image.mode == kind else image.convert(kind)
+            pixels = _turned(pixels, image)
     except Exception as error:  # each format's reader fails in its own way on a broken file
         raise ValueError(
             f"{path} cannot be read as an image ({error}); mend or remove it"
@@ -180,15 +230,28 @@ def _decode(path: str, size: int | None) -> np.ndarray:
     return array[:, :, None] if array.ndim == 2 else array
 
 
+def _turned(pixels, image):  # type: ignore[no-untyped-def]  # PIL is imported late
+    """Turned or mirrored as the image's EXIF orientation says, 1 to 8."""
+    from PIL import ExifTags, Image
+
+    orientation = None
+    with contextlib.suppress(Exception):  # broken EXIF data say nothing
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    t = Image.Transpose
+    turns = {2: t.FLIP_LEFT_RIGHT, 3: t.ROTATE_180, 4: t.FLIP_TOP_BOTTOM, 5: t.TRANSPOSE,
+             6: t.ROTATE_270, 7: t.TRANSVERSE, 8: t.ROTATE_90}  # fmt: skip
+    return pixels.transpose(turns[orientation]) if orientation in turns else pixels
+
+
 def _resized(image, size: int):  # type: ignore[no-untyped-def]  # PIL is imported late
+    """The middle square, resized: what is resized is bounded, however long the image."""
     from PIL import Image
 
     width, height = image.size
     short = min(width, height)
-    width, height = size * width // short, size * height // short
-    left, top = (width - size) // 2, (height - size) // 2
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return image.crop((left, top, left + size, top + size))
+    left, top = (width - short) / 2, (height - short) / 2
+    box = (left, top, left + short, top + short)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
 
 
 def _load(place: Path, key: str) -> Pixels | None:

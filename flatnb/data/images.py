@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -19,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._checks import instance, integer, number, shown
 from .._torchvision import load as load_torchvision
 from .base import Data, Split
 from .folder import Pixels, read_folder
 
 BUILT_IN = ("digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
+_LARGEST = 1 << 14  # pixels of a side
 _TEST_FRACTION = 0.2  # of the digits, which have no test set of their own
 
 
@@ -58,15 +61,28 @@ def images(
         seed: of the validation split.
         batch_size: of training batches.
         augment: see `flatnb.data.Data` and `flatnb.data.augment`.
-        size: for folders: resize the shorter side to so many pixels and crop the middle.
+        size: for folders: crop the middle square and resize it to so many pixels a side.
 
     Raises:
-        ValueError: an unknown name, a folder under a built-in name, an option out of range, or a
-            folder of images that cannot be used.
+        ValueError, TypeError: an unknown name, a folder under a built-in name, an option out of
+            range, a folder of images that cannot be used, or a class of one training image.
         FileNotFoundError: a folder that is not there, or a data set that is neither there nor can
             be downloaded.
     """
-    _check(val_fraction, seed, size, folder)
+    instance("name", name, str, f"text: {', '.join(BUILT_IN)}, or one of your own with folder=")
+    val_fraction = number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
+    seed = integer("seed", seed, 0, 2**32)
+    batch_size = integer("batch_size", batch_size)
+    for label, place in (("folder", folder), ("root", root)):
+        _check_place(label, place)
+    if size is not None:
+        size = integer("size", size, 1, _LARGEST)
+        if folder is None:
+            raise ValueError(
+                f"size={size} is for image folders; the built-in sets keep their size"
+            )
+    if augment is not None and not callable(augment):
+        raise TypeError(f"augment={shown(augment)}; allowed: a function (x, generator) -> x")
     if folder is not None:
         _check_own(name)
         # FLATNB_DATA may be shared by many: what is derived from it goes to the user's own cache.
@@ -88,17 +104,12 @@ def images(
     )
 
 
-def _check(val_fraction: float, seed: int, size: int | None, folder: str | Path | None) -> None:
-    if not 0 < val_fraction < 1:
-        raise ValueError(f"val_fraction={val_fraction!r}; allowed: a share in (0, 1)")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}; allowed: an integer in [0, 2**32)")
-    if size is None:
+def _check_place(name: str, value: object) -> None:
+    if value is None:
         return
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"size={size!r}; allowed: pixels, an integer >= 1")
-    if folder is None:
-        raise ValueError(f"size={size} is for image folders; the built-in sets keep their size")
+    allowed = "the path of a folder"
+    if not instance(name, value, (str, Path), allowed) or "\0" in str(value):
+        raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")
 
 
 def _spelling(name: str) -> str:
@@ -212,15 +223,21 @@ def _validation_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Te
     """Indices of the two parts in their order in the set, each class shared out alike."""
     from sklearn.model_selection import train_test_split
 
-    try:
-        parts = train_test_split(
-            np.arange(len(y)), test_size=fraction, stratify=y.numpy(), random_state=seed
-        )
-    except ValueError as error:
+    counts = y.bincount()
+    kept, classes = math.ceil(fraction * len(y)), int((counts > 0).sum())
+    if (few := int(counts[counts > 0].min())) < 2:
         raise ValueError(
-            f"val_fraction={fraction} cannot share out {len(y)} training images of "
-            f"{len(y.unique())} classes ({error})"
-        ) from None
+            f"class {int((counts == few).nonzero()[0])} has {few} training image, and val_fraction="
+            f"{fraction} shares out each class; allowed: at least 2 of each"
+        )
+    if min(kept, len(y) - kept) < classes:
+        raise ValueError(
+            f"val_fraction={fraction} makes {kept} of {len(y)} training images the validation set; "
+            f"allowed: what leaves at least one image of each of the {classes} classes in both"
+        )
+    parts = train_test_split(
+        np.arange(len(y)), test_size=fraction, stratify=y.numpy(), random_state=seed
+    )
     train, val = (torch.from_numpy(np.sort(part)) for part in parts)
     return train, val
 

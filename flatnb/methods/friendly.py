@@ -29,8 +29,8 @@ class FriendlySAM(Method):
 
     m is in `state_dict`, and takes the memory of one more set of weights.
 
-    Source: Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR 2024,
-    algorithm 1. The authors' code subtracts the m of before the step, which for sigma = 1 gives
+    Source: Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR 2024.
+    The authors' code subtracts the m of before the step, which for sigma = 1 gives
     the same direction, and begins with m = g, not with 0, so that later directions differ.
 
         >>> from flatnb import FriendlySAM

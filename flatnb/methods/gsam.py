@@ -20,7 +20,7 @@ class GSAM(Method):
     apart, and the results are averaged, outside of DDP's communication hooks.
 
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR
-    2022, algorithm 1. There rho follows the learning rate: `rho=FollowLR(optimizer, ...)`. The
+    2022. There rho follows the learning rate: `rho=FollowLR(optimizer, ...)`. The
     authors' PyTorch code sums the gradients of several processes where this one averages, and
     has an option for ASAM's perturbation.
 

@@ -30,8 +30,8 @@ class LookSAM(Method):
 
     g_v and the count are in `state_dict`; g_v takes the memory of one more set of weights.
 
-    Source: Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 2022,
-    algorithm 1. Public re-implementations differ from it, and from each other: some take norms
+    Source: Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 2022.
+    Public re-implementations differ from it, and from each other: some take norms
     and products tensor by tensor.
 
         >>> from flatnb import LookSAM

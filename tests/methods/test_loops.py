@@ -77,13 +77,14 @@ def test_scaled_and_clipped_training(make, dtype) -> None:
         with torch.autocast("cpu", dtype):
             return part()
 
-    first = last = None
+    values = []
     for _ in range(30):
         optimizer.zero_grad()
         for part in halves(problem):
             loss = method.backward(
                 problem.model, lambda p=part: losses(p), weight=0.5, scaler=scaler
             )
+            values.append(float(loss))
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(problem.model.parameters(), 0.5)
         assert torch.isfinite(norm)
@@ -91,8 +92,7 @@ def test_scaled_and_clipped_training(make, dtype) -> None:
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
-        first, last = (loss if first is None else first), loss
-    assert last < 0.9 * first
+    assert sum(values[-20:]) < 0.9 * sum(values[:20])  # dropout makes a single one noisy
     assert scaler.get_scale() == 2.0**13  # never skipped, three times grown
     assert optimizer.param_groups[0]["lr"] < 1e-8  # the scheduler reaches what is stepped
 

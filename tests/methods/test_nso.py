@@ -87,9 +87,10 @@ def test_two_sides_have_less_noise_than_two_draws() -> None:
     surface = oracle.Surface(w, lambda v: (v**4).sum() / 12)
     two_sides = surface.grad_by(NSO(0.1)).std()
     two_draws = surface.grad_by(WeightNoise(0.1, k=2)).std()
-    # Second order in sigma against first: w sigma^2 sqrt(2) against w^2 sigma / sqrt(2).
-    assert float(two_sides) == pytest.approx(1.5 * 0.1**2 * 2**0.5, rel=0.03)
-    assert float(two_draws) == pytest.approx(1.5**2 * 0.1 / 2**0.5, rel=0.03)
+    # Second order in sigma against first: w sigma^2 sqrt(2) against w^2 sigma / sqrt(2), but for
+    # higher orders of 1 %. The standard deviation of 50,000 squares is known to 0.8 %.
+    assert float(two_sides) == pytest.approx(1.5 * 0.1**2 * 2**0.5, rel=0.05)
+    assert float(two_draws) == pytest.approx(1.5**2 * 0.1 / 2**0.5, rel=0.05)
 
 
 def test_sides_are_symmetric_to_rounding() -> None:

@@ -471,8 +471,9 @@ class Step:
 
     def _written(self) -> bool:
         """Whether any `p.grad` is another, or holds something else, than when the step began."""
+        # A tensor that is spread over processes keeps its version when it is written.
         return any(
-            p.grad is not g or (g is not None and g._version != version)
+            p.grad is not g or (g is not None and (type(g) is not Tensor or g._version != version))
             for p, g, version in zip(self.params, self._before, self._versions, strict=False)
         )
 

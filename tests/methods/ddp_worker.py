@@ -16,8 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 from flatnb.methods import ERM, GSAM, SAM, Method
 
 
-def train(method: Method, problem: Problem, accumulate: int = 1, **kw: object) -> dict[str, object]:
-    """Some steps; returns weights, buffers, what the processes saw, and how often they spoke."""
+def train(
+    method: Method,
+    problem: Problem,
+    accumulate: int = 1,
+    clears: bool = False,
+    **kw: object,
+) -> dict[str, object]:
+    """Some steps; returns weights, buffers, what the processes saw, and how often they spoke.
+
+    `clears`: the closure begins with `zero_grad()`.
+    """
     rank, reduced, perturbed = dist.get_rank(), [0], []
     model = DistributedDataParallel(problem.model, **kw)
 
@@ -37,6 +46,8 @@ def train(method: Method, problem: Problem, accumulate: int = 1, **kw: object) -
             def note(call: int) -> None:
                 if call == 2:
                     perturbed.append(flat(problem))
+                if clears:
+                    model.zero_grad(set_to_none=call == 1)
 
             closure, weight = Calls(mine, note), 1 / accumulate
             if part < accumulate - 1:
@@ -80,14 +91,18 @@ def overflow() -> dict[str, object]:
 def refused() -> dict[str, str]:
     """What is said to models that are not supported."""
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
     problem, said = inputs.plain(), {}
+    mesh = dist.init_device_mesh("cpu", (cases.RANKS,))
+    parallel = parallelize_module(inputs.plain().model, mesh, {"body.0": ColwiseParallel()})
     static = DistributedDataParallel(inputs.plain().model, static_graph=True)
     sharded = inputs.plain().model
-    fully_shard(sharded.head, mesh=dist.init_device_mesh("cpu", (cases.RANKS,)))
+    fully_shard(sharded.head, mesh=mesh)
     for name, model in {
         "static_graph": static,
         "fully_shard": sharded,
+        "tensor parallel": parallel,
         "FSDP": FullyShardedDataParallel(inputs.plain().model, device_id=torch.device("cpu")),
     }.items():
         try:
@@ -95,6 +110,36 @@ def refused() -> dict[str, str]:
         except ValueError as error:
             said[name] = str(error)
     return said
+
+
+def spread(method: Method, kind: str) -> Tensor:
+    """The weights after some steps, with parameters that are spread over the processes."""
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    problem = inputs.exact()
+    names = [name for name, _ in problem.model.named_parameters()]
+    if kind == "fully_shard":
+        model = problem.model
+        for part in (model.body, model):
+            fully_shard(part, mesh=dist.init_device_mesh("cpu", (cases.RANKS,)))
+    else:
+        cpu = torch.device("cpu")
+        model = FullyShardedDataParallel(problem.model, device_id=cpu, use_orig_params=True)
+    optimizer = cases.optimizer(model)
+    for batch in problem.batches(cases.STEPS):
+        optimizer.zero_grad()
+        for part in range(2):
+            mine = cases.share(batch, dist.get_rank() * 2 + part, cases.RANKS * 2)
+            mine.model = model
+            method.backward(model, mine, weight=0.5)
+        optimizer.step()
+    if kind == "fully_shard":
+        whole = [p.full_tensor() for p in model.parameters()]
+    else:
+        with FullyShardedDataParallel.summon_full_params(model):
+            params = dict(problem.model.named_parameters())
+            whole = [params[name].clone() for name in names]
+    return torch.cat([p.detach().flatten() for p in whole])
 
 
 def fitted(folder: Path) -> dict[str, object]:
@@ -121,6 +166,14 @@ def main(folder: str) -> None:
                 make(), inputs.exact(), accumulate=2, **options
             )
         found[f"{name}, statistics"] = train(make(), cases.batchnorm())
+    for name in ("ERM", "SAM", "GNP", "NSO"):
+        for view in (False, True):
+            found[f"{name}, {view}, clears"] = train(
+                cases.METHODS[name](), inputs.exact(), 2, True, gradient_as_bucket_view=view
+            )
+    for name in cases.SPREAD:
+        for kind in ("fully_shard", "FSDP"):
+            found[f"{name}, {kind}"] = spread(cases.METHODS[name](), kind)
     found["ensemble"] = train(SAM(torch.tensor([0.0, 0.1, 0.2])), cases.ensemble())
     for make in (ERM, SAM, GSAM):
         found[f"depth, {make.__name__}"] = train(

@@ -82,6 +82,21 @@ def test_processes_are_replicas_whose_gradients_are_averaged(found, name, view) 
         assert_close(weights[:1], [replicas(make, inputs.exact, accumulate)[0]], 1e-9)
 
 
+@pytest.mark.parametrize("view", [False, True])
+@pytest.mark.parametrize("name", ["ERM", "SAM", "GNP", "NSO"])
+def test_zero_grad_in_the_closure_changes_nothing(found, name, view) -> None:
+    for f in found:
+        plain, cleared = f[f"{name}, {view}, accumulated"], f[f"{name}, {view}, clears"]
+        assert torch.equal(plain["weights"], cleared["weights"])
+
+
+@pytest.mark.parametrize("kind", ["fully_shard", "FSDP"])
+@pytest.mark.parametrize("name", cases.SPREAD)
+def test_methods_of_one_pass_run_with_sharded_parameters(found, name, kind) -> None:
+    weights = replicas(cases.METHODS[name], inputs.exact, accumulate=2)[0]
+    assert_close([f[f"{name}, {kind}"] for f in found], [weights] * cases.RANKS, 1e-9)
+
+
 @pytest.mark.parametrize("name", cases.MEANS)
 def test_means_are_one_process_with_the_whole_batch(found, name) -> None:
     problem, method = inputs.exact(), cases.MEANS[name]()
@@ -162,6 +177,7 @@ def test_unsupported_models_are_refused_by_name(found) -> None:
         assert "static_graph=True" in f["refused"]["static_graph"]
         assert "sharded by fully_shard" in f["refused"]["fully_shard"]
         assert "sharded by FullyShardedDataParallel" in f["refused"]["FSDP"]
+        assert "'body.0.weight' is a DTensor" in f["refused"]["tensor parallel"]
 
 
 def test_fit_on_two_processes_is_fit_on_one(found) -> None:

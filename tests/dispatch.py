@@ -26,7 +26,7 @@ def settings() -> list[dict[str, str]]:
     count = ATEN.index(best) + 1 if best in ATEN else 0  # none on another architecture
     aten = [{"ATEN_CPU_CAPABILITY": level} for level in ATEN[:count]]
     mkl = [{"MKL_ENABLE_INSTRUCTIONS": level} for level in MKL[:count]]
-    two = {"OMP_NUM_THREADS": "2"}
+    two = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}  # no spinning beside others
     return [{}, *aten, *mkl, two, *(a | m | two for a, m in zip(aten[:1], mkl, strict=False))]
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import numbers
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -31,15 +36,19 @@ def integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int
     raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")
 
 
-def number(name: str, value: Any, allowed: str, low: float, high: float = math.inf) -> float:
-    """A number in (low, high); `allowed` says it in words.
+def number(
+    name: str, value: Any, allowed: str, low: float, high: float = math.inf, *, closed: bool = False
+) -> float:
+    """A number in (low, high), or [low, high) if `closed`; `allowed` says it in words.
 
     Raises:
         ValueError: anything else.
     """
-    fits = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if fits and low < value < high:
-        return float(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer that no float holds
+            entry = float(value)
+            if low < entry < high or (closed and entry == low):
+                return entry
     raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")
 
 
@@ -52,3 +61,52 @@ def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed
     if not isinstance(value, kind):
         raise TypeError(f"{name}={shown(value)}; allowed: {allowed}")
     return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+        TypeError: anything else.
+    """
+    return instance(name, value, bool, "True or False")
+
+
+def function(name: str, value: Any, allowed: str) -> Any:
+    """What can be called; `allowed` says in words as what.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not callable(value):
+        raise TypeError(f"{name}={shown(value)}; allowed: {allowed}")
+    return value
+
+
+def sequence(name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed: str) -> list[T]:
+    """A list, tuple or other iterable of `kind`, as a list; a text is none.
+
+    Raises:
+        TypeError: anything else, an entry of another type among them.
+    """
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}={shown(value)}; allowed: {allowed}")
+    entries = list(value)
+    for entry in entries:
+        if not isinstance(entry, kind):
+            raise TypeError(f"{name} has {shown(entry)}; allowed: {allowed}")
+    return entries
+
+
+def place(value: Any, name: str = "device") -> torch.device:
+    """A device.
+
+    Raises:
+        ValueError: none that PyTorch knows.
+    """
+    import torch
+
+    if isinstance(value, str | torch.device):
+        with contextlib.suppress(RuntimeError):
+            return torch.device(value)
+    raise ValueError(f"{name}={shown(value)}; allowed: a device such as 'cpu' or 'cuda:0'")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import shown
 from ._files import sweep_up, whole
 
 _FORMAT = "flatnb training checkpoint 2"
@@ -114,14 +115,15 @@ class Checkpoint:
 
 def _place(path: str | os.PathLike[str]) -> Path:
     """The path of a file, in a folder that is there."""
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise TypeError(f"checkpoint={path!r}; allowed: the path of a file, or None")
+    text = str(path) if isinstance(path, str | os.PathLike) else ""
+    if not text or "\0" in text:
+        raise TypeError(f"checkpoint={shown(path)}; allowed: the path of a file, or None")
     place = Path(path)
     if place.is_dir():
-        raise IsADirectoryError(f"checkpoint={str(path)!r} is a folder; give a file in it")
+        raise IsADirectoryError(f"checkpoint={text!r} is a folder; give a file in it")
     if not place.parent.is_dir():
         raise FileNotFoundError(
-            f"checkpoint={str(path)!r}: there is no folder {place.parent}; make it, or give "
+            f"checkpoint={text!r}: there is no folder {place.parent}; make it, or give "
             "another path"
         )
     return place

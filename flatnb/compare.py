@@ -28,8 +28,10 @@ import pandas
 from scipy import stats
 
 from . import records
+from ._checks import flag, instance, number, sequence, shown
 
 METRICS = ("test_accuracy", "test_loss", "loss_gap")
+_METRICS = "a list of metrics, such as ['test_loss']"
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
 TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
 LEAST_NETS = 10  # of a seed, for a rank correlation
@@ -68,6 +70,7 @@ def select(
     Raises:
         records.RecordError: a pattern that no record's name fits.
     """
+    flag("default", default), flag("otherwise", otherwise)
     rows = []
     for record in loaded(patterns):
         chosen, budget = record["selection"]["chosen"], record["selection"]["budget"]
@@ -100,6 +103,7 @@ def common(runs: pandas.DataFrame) -> pandas.DataFrame:
 
     Of tasks with equally many methods the first decides; what else ran elsewhere is left out.
     """
+    _check_runs(runs)
     if runs.empty:
         return runs
     own = runs.groupby("task", sort=False)["method"].agg(set)
@@ -113,6 +117,7 @@ def same_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
 
     Of sets of equally many seeds the first decides.
     """
+    _check_runs(runs)
     if runs.empty:
         return runs
     seeds = runs.groupby("task", sort=False)["seed"].agg(frozenset)
@@ -130,7 +135,9 @@ def table(runs: pandas.DataFrame, metrics: Sequence[str] = METRICS) -> pandas.Da
         ValueError: a metric that the runs do not have, or a task and method twice (as of two
             scales): select fewer records.
     """
-    metrics = list(dict.fromkeys(metrics))
+    metrics = list(dict.fromkeys(sequence("metrics", metrics, str, _METRICS)))
+    if not metrics:
+        raise ValueError(f"metrics=[]; allowed: {_METRICS}")
     if "loss_gap" in metrics and "test_loss" not in metrics:
         metrics.insert(metrics.index("loss_gap"), "test_loss")
     _check(runs, metrics)
@@ -158,7 +165,8 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
     Raises:
         ValueError: no such metric, a task and method twice, or a task without the baseline.
     """
-    _check(runs, [metric])
+    _check(runs, [instance("metric", metric, str, "text")])
+    instance("baseline", baseline, str, "the name of a method")
     rows = []
     for task, own in runs.groupby("task", sort=False):
         wide = own.pivot(index="seed", columns="method", values=metric)
@@ -188,7 +196,8 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
     Raises:
         ValueError: as `paired`, or no seed that all tasks have.
     """
-    _check(runs, [metric])
+    _check(runs, [instance("metric", metric, str, "text")])
+    instance("baseline", baseline, str, "the name of a method")
     for task, own in runs.groupby("task", sort=False):
         _check_baseline(task, own["method"].unique(), baseline)
     wide = runs.pivot(index="seed", columns=["method", "task"], values=metric)
@@ -221,8 +230,12 @@ def tally(tests: Mapping[str, pandas.DataFrame], level: float = LEVEL) -> pandas
             less.
         level: a difference counts if Holm's adjusted p is below it.
     """
+    level = number("level", level, "a number in (0, 1)", 0, 1)
+    if not instance("tests", tests, Mapping, "a dict of tables of `paired`"):
+        raise ValueError("tests={}; allowed: a dict of at least one table of `paired`")
     found = {}
     for metric, table in tests.items():
+        instance("tests", table, pandas.DataFrame, "a dict of tables of `paired`")
         gain = table["difference"] * (1 if metric.endswith("accuracy") else -1)
         told = table["p_holm"] < level  # nan, of a difference without a test, is not
         counts = pandas.DataFrame({
@@ -239,6 +252,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     nan stays nan and counts as no test. Source: S. Holm, "A simple sequentially rejective multiple
     test procedure", Scandinavian Journal of Statistics 6 (1979).
     """
+    allowed = "numbers in [0, 1], or nan"
+    p_values = [float(p) for p in sequence("p_values", p_values, (int, float), allowed)]
+    for p in p_values:
+        if not (0 <= p <= 1 or math.isnan(p)):
+            raise ValueError(f"p_values has {p}; allowed: {allowed}")
     there = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     adjusted, highest = [math.nan] * len(p_values), 0.0
     for place, (p, i) in enumerate(there):
@@ -258,7 +276,7 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
         ValueError: no such metric, a task and method twice, or a method without a number on some
             task: ranks over different tasks do not compare.
     """
-    _check(runs, [metric])
+    _check(runs, [instance("metric", metric, str, "text")])
     means = runs.groupby(["task", "method"], sort=False)[metric].mean().unstack("method")
     if means.isna().any(axis=None):
         lacks = means.isna().stack()
@@ -277,20 +295,20 @@ def sensitivity(patterns: Iterable[str], metric: str) -> pandas.DataFrame:
     setting was tuned under one seed alone, `tuning_<metric>` has its number.
 
     Raises:
-        records.RecordError: a pattern that no record's name fits. KeyError: a record without the
+        records.RecordError: a pattern that no record's name fits. ValueError: a record without the
             metric.
     """
+    instance("metric", metric, str, "text")
     rows = []
     for record in loaded(patterns):
-        name, tables = record["name"], record["final"]
         if metric == "loss_gap":
-            raise ValueError("loss_gap is shown with the test loss; take test_loss and train_loss")
-        if metric not in tables:
-            raise KeyError(f"{name} has no {metric}; there are: {', '.join(tables)}")
+            raise ValueError(
+                "metric='loss_gap' is shown with the test loss; take test_loss and train_loss"
+            )
         for index, setting in enumerate(record["settings"]):
             rows.append({
-                "record": name, "task": _task(record), "method": record["method"],
-                "setting": index, **setting, **_summary(tables[metric][index]),
+                "record": record["name"], "task": _task(record), "method": record["method"],
+                "setting": index, **setting, **_summary(_metric(record, metric)[index]),
             })  # fmt: skip
     return pandas.DataFrame(rows)
 
@@ -305,7 +323,11 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
         records.RecordError: a pattern that no record's name fits. ValueError: no such metric, or a
             task without the baseline.
     """
+    instance("metric", metric, str, "text")
+    instance("baseline", baseline, str, "the name of a method")
     found = loaded(patterns)
+    for record in found:
+        _metric(record, metric)
     bases = {_task(one): one for one in found if one["method"] == baseline}
     rows = []
     for record in found:
@@ -335,7 +357,9 @@ def _chosen(record: Mapping[str, Any], metric: str) -> pandas.Series:
 def _metric(record: Mapping[str, Any], metric: str) -> list[list[float | None]]:
     tables = record["final"]
     if metric not in tables:
-        raise ValueError(f"{record['name']} has no {metric}; there are: {', '.join(tables)}")
+        raise ValueError(
+            f"metric={metric!r}: {record['name']} has no {metric}; there are: {', '.join(tables)}"
+        )
     return tables[metric]
 
 
@@ -356,6 +380,9 @@ def rank_correlation(
     Raises:
         ValueError: columns that are not there.
     """
+    instance("nets", nets, pandas.DataFrame, "a table")
+    measures = sequence("measures", measures, str, "names of columns")
+    instance("by", by, str, "the name of a column")
     nets = _with_gap(nets)
     _check_columns(nets, [*measures, "loss_gap", "test_loss", by])
     rows = []
@@ -404,18 +431,27 @@ def flatness(
         records.RecordError: a pattern that no record's name fits. ValueError: no such metric, or
             one that is both to be ordered by and held constant.
     """
+    measures = sequence("measures", measures, str, "names of metrics")
+    targets = sequence("targets", targets, str, "names of metrics")
+    within = sequence("within", within, str, "'task', or 'task' and 'method'")
+    if not set(within) <= {"task", "method"}:
+        raise ValueError(f"within={within}; allowed: 'task', or 'task' and 'method'")
+    for label, text in (("given", given), ("where", where)):
+        instance(label, text, (str, type(None)), "None, or text")
     if given in (*measures, *targets):
         raise ValueError(f"given={given!r} is a measure or a target; nothing of it would be left")
     frames = [
         records.frame(one).assign(task=_task(one), method=one["method"]) for one in loaded(patterns)
     ]
+    if not frames:
+        raise ValueError("patterns=[]; allowed: at least one, such as 'plane/*/narrow-tuned'")
     nets = _with_gap(pandas.concat(frames))
     if "test_accuracy" in nets:
         nets = nets.assign(test_error=1 - nets["test_accuracy"])
-    names = list(dict.fromkeys([*measures, *targets, *([given] if given else [])]))
+    names = list(dict.fromkeys([*measures, *targets, *([] if given is None else [given])]))
     _check_columns(nets, names)
     nets = nets.dropna(subset=names)
-    nets = nets.query(where) if where else nets
+    nets = _where(nets, where) if where else nets
     rows = []
     for place, own in nets.groupby([*within, "seed"], sort=False):
         if len(own) < LEAST_NETS:
@@ -424,7 +460,7 @@ def flatness(
         for measure in measures:
             for target in targets:
                 value = float(found.loc[measure, target])
-                if given:
+                if given is not None:
                     one, two = found.loc[measure, given], found.loc[target, given]
                     rest = (1 - one**2) * (1 - two**2)
                     value = (value - one * two) / math.sqrt(rest) if rest > 1e-12 else math.nan
@@ -440,6 +476,15 @@ def flatness(
         columns=["mean", "interval", "n", "nets"],
     )
     return summary.rename(columns={"mean": "correlation"}).reset_index()
+
+
+def _where(nets: pandas.DataFrame, condition: str) -> pandas.DataFrame:
+    try:
+        return nets[nets.eval(condition).astype(bool)]
+    except Exception as error:  # pandas raises many kinds for what it cannot read
+        raise ValueError(
+            f"where={shown(condition)} is no condition on {', '.join(map(str, nets))}: {error}"
+        ) from error
 
 
 def _fisher(rho: float, n: int) -> tuple[float, float]:
@@ -479,7 +524,12 @@ def _check_baseline(task: object, methods: Iterable[str], baseline: str) -> None
         )
 
 
+def _check_runs(runs: object) -> None:
+    instance("runs", runs, pandas.DataFrame, "a table of `select`")
+
+
 def _check(runs: pandas.DataFrame, metrics: Sequence[str]) -> None:
+    _check_runs(runs)
     _check_columns(runs, ["task", "method", "seed", *metrics])
     twice = runs.duplicated(["task", "method", "seed"])
     if twice.any():
@@ -493,4 +543,7 @@ def _check(runs: pandas.DataFrame, metrics: Sequence[str]) -> None:
 def _check_columns(frame: pandas.DataFrame, names: Sequence[str]) -> None:
     lacks = [name for name in names if name not in frame]
     if lacks:
-        raise ValueError(f"no {', '.join(lacks)}; there are: {', '.join(map(str, frame))}")
+        raise ValueError(
+            f"no {', '.join(lacks)}; there are: {', '.join(map(str, frame))}; ask for a metric, "
+            "measure or column of these"
+        )

@@ -37,6 +37,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._checks import flag, instance, sequence, shown
 from ._files import whole
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
     Raises RecordError for a pattern that none fits.
     """
     found: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in sequence("patterns", patterns, str, "a list of texts, such as ['plane/*']"):
         fitting = [name for name in known if fnmatchcase(name, pattern)]
         if not fitting:
             near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.0)
@@ -98,10 +99,13 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
 
 def path_of(name: str) -> Path:
     """The file of a record, there or not. Raises RecordError for a name that no record can have."""
+    instance("name", name, str, "text")
     pattern = schema()["properties"]["name"]["pattern"]
     # fullmatch: unlike JSON's, Python's $ also holds before a line's end.
     if not re.fullmatch(pattern, name):
-        raise RecordError(f"{name!r} is no name of a record: words of A-Z a-z 0-9 . _ + -, with /")
+        raise RecordError(
+            f"name={shown(name)} is no name of a record: words of A-Z a-z 0-9 . _ + -, with /"
+        )
     return root() / f"{name}.json"
 
 
@@ -191,7 +195,7 @@ def value(name: str, path: str) -> Any:
 def at(data: Any, path: str) -> Any:
     """What stands at a dotted path of nested dicts and lists, `mean` and `interval` included."""
     done: list[str] = []
-    for key in path.split("."):
+    for key in instance("path", path, str, "text, as final.test_loss.0.0").split("."):
         if isinstance(data, dict) and key in data:
             data = data[key]
         elif isinstance(data, list) and _indexes(key, data):
@@ -291,6 +295,8 @@ def check(record: Any, source: object = None) -> None:
         faults = list(_form_faults(record)) or list(_shapes(record))
     except RecursionError:
         faults = ["it is nested too deeply"]
+    except ValueError as error:  # an integer of thousands of digits, which no text shows
+        faults = [f"record: {error}"]
     if faults:
         name = record.get("name") if isinstance(record, dict) else None
         label = source or (name if isinstance(name, str) and _NAME.fullmatch(name) else "this")
@@ -433,6 +439,8 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
             `replace` is not set.
         OSError: the file cannot be written; what was there before is untouched.
     """
+    instance("record", record, Mapping, "a dict of the form of records.schema.json")
+    flag("replace", replace)
     try:
         text = _text(_content(record))
     except RecursionError:
@@ -701,7 +709,7 @@ _NUMBER = re.compile(
 def faults(text: str) -> list[str]:
     """The markers in prose that are ill-formed, lead nowhere, or follow another number."""
     found = []
-    for comment in _COMMENT.finditer(text):
+    for comment in _COMMENT.finditer(instance("text", text, str, "text")):
         before = text[max(0, comment.start() - 60) : comment.start()]
         if why := _fault(comment.group(), before):
             line = text.count("\n", 0, comment.start()) + 1

@@ -50,6 +50,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from ._checks import flag, instance, integer, number, sequence, shown
 from ._files import sweep_up, whole
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # says nothing about the job: never its result
@@ -77,6 +78,11 @@ class Job:
     call: str
     settings: dict[str, Any]
     cost: float = 1.0
+
+    def __post_init__(self) -> None:
+        instance("call", self.call, str, "text, package.module:function")
+        instance("settings", self.settings, dict, "a dict of keyword arguments")
+        number("cost", self.cost, "seconds, a number >= 0", 0, closed=True)
 
     @property
     def key(self) -> str:
@@ -158,8 +164,14 @@ def run(
             workers is left.
         KeyboardInterrupt: Ctrl-C ends the running jobs; what is finished is kept.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers is {workers}; at least 1 is needed")
+    jobs = sequence("jobs", jobs, Job, "a list of Job")
+    if workers is not None:
+        workers = integer("workers", workers)
+    flag("retry", retry), flag("progress", progress)
+    if not instance("folder", folder, (str, Path), "the path of a folder") or "\0" in str(folder):
+        raise ValueError(f"folder={shown(folder)}; allowed: the path of a folder")
+    if executor is not None:
+        instance("executor", executor, (str, Executor), "None, an Executor, or its address")
     folder = Path(folder).absolute()
     keys = [job.key for job in jobs]
     unique: dict[str, Job] = {}

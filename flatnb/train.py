@@ -8,6 +8,7 @@ with `method.backward(...)` where `loss.backward()` stood. Around it, `fit` eval
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from ._checks import function, instance, integer, number, sequence, shown
 from .checkpoint import Checkpoint, tensors
 from .methods import Method
 from .methods._model import distributed
@@ -156,7 +158,12 @@ def fit(
             with an ensemble, or a checkpoint that is damaged or of another run.
         FileNotFoundError, IsADirectoryError: a checkpoint where no file can lie.
     """
-    _check(model, data, epochs, every, dtype, clip, average_from)
+    _check_parts(model, data, method, optimizer, scheduler, callbacks, average)
+    epochs, every = integer("epochs", epochs, 0, 1 << 31), integer("every", every)
+    average_from, seed = integer("average_from", average_from), integer("seed", seed, 0, 1 << 63)
+    if not isinstance(checkpoint_seconds, float) or checkpoint_seconds != math.inf:
+        number("checkpoint_seconds", checkpoint_seconds, "a number >= 0", 0, closed=True)
+    _check(model, data, dtype, clip)
     core = unwrap(model)
     device = next(core.parameters()).device
     data = data.to(device)
@@ -351,8 +358,19 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
     Returns (..., n): one loss an example, as a method's closure must.
     """
+    _check_logits(logits, y)
     y = y.expand(logits.shape[:-1])
     return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+
+
+def _check_logits(logits: Any, y: Any) -> None:
+    instance("logits", logits, Tensor, "a tensor (..., n, classes)")
+    instance("y", y, Tensor, "a tensor of class indices, (n,) or (..., n)")
+    if logits.dim() < 2 or y.shape not in (logits.shape[:-1], logits.shape[-2:-1]):
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} with y of shape {tuple(y.shape)}; allowed: "
+            "logits (..., n, classes) with y (n,) or (..., n)"
+        )
 
 
 def calibration_error(logits: Tensor, y: Tensor, bins: int = _BINS) -> Tensor:
@@ -375,6 +393,8 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = _BINS) -> Tensor:
     Returns:
         (...), float64 (float32 on MPS).
     """
+    _check_logits(logits, y)
+    bins = integer("bins", bins, 1, 1 << 31)
     log_p = logits.log_softmax(-1)
     return _gaps(log_p, logits.argmax(-1) == y, bins).abs().sum(-1) / logits.shape[-2]
 
@@ -394,6 +414,7 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
     "loss" is the mean plain cross-entropy (nats), "accuracy" the fraction correct, "ece" the
     `calibration_error`. Shapes () or (members,). The model's mode is put back.
     """
+    _check_measured(model, split)
     losses, correct, gaps = [], [], []
     core = unwrap(model)
     was_training = core.training
@@ -420,6 +441,7 @@ def gradient_norm(model: nn.Module, split: Split) -> Tensor:
     Of the first min(n, 2048) examples, over the trainable parameters. `p.grad` is left as it is,
     and so is the mode.
     """
+    _check_measured(model, split)
     split = split[:_GRADIENT_EXAMPLES]
     core = unwrap(model)
     params = [p for p in core.parameters() if p.requires_grad]
@@ -434,6 +456,13 @@ def gradient_norm(model: nn.Module, split: Split) -> Tensor:
                 total += grad
     core.train(was_training)
     return l2_norm(sums, members_of(core))
+
+
+def _check_measured(model: Any, split: Any) -> None:
+    from .data import Split
+
+    _check_model(model)
+    instance("split", split, Split, "a flatnb.data.Split")
 
 
 def _parts(core: nn.Module, split: Split, share: int = 1) -> Iterator[Split]:
@@ -498,24 +527,42 @@ def _identity(run: Run, data: Data, parts: dict[str, Any], settings: dict[str, A
     }
 
 
+def _check_parts(
+    model: Any, data: Any, method: Any, optimizer: Any, scheduler: Any, callbacks: Any, average: Any
+) -> None:
+    from .data import Data
+
+    _check_model(model)
+    instance("data", data, Data, "a flatnb.data.Data")
+    instance("method", method, Method, "a method, such as flatnb.SAM(0.05)")
+    instance("optimizer", optimizer, torch.optim.Optimizer, "an optimizer of torch.optim")
+    if scheduler is not None:
+        allowed = "None, or a scheduler of torch.optim.lr_scheduler"
+        if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
+            raise TypeError(f"scheduler={shown(scheduler)}; allowed: {allowed}")
+    for callback in sequence("callbacks", callbacks, object, "functions (run, model)"):
+        function("callbacks", callback, "functions (run, model)")
+    if average is not None:
+        instance("average", average, AveragedModel, "None, or an AveragedModel of torch.optim")
+
+
+def _check_model(model: Any) -> None:
+    instance("model", model, nn.Module, "a torch.nn.Module")
+    if next(iter(model.parameters()), None) is None:
+        raise ValueError("model has no parameters; allowed: a network with at least one")
+
+
 def _check(
     model: nn.Module,
     data: Data,
-    epochs: int,
-    every: int,
     dtype: torch.dtype | None,
     clip: Real | None,
-    average_from: int,
 ) -> None:
-    for name, value, low in (
-        ("epochs", epochs, 0), ("every", every, 1), ("average_from", average_from, 1)
-    ):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"{name}={value!r}; allowed: an integer >= {low}")
     if clip is not None:
         clip = real("clip", clip, open_low=True)
-    if dtype not in (None, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype={dtype!r}; allowed: None, torch.bfloat16, torch.float16")
+    half = (torch.bfloat16, torch.float16)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in half):
+        raise ValueError(f"dtype={shown(dtype)}; allowed: None, torch.bfloat16, torch.float16")
     members = members_of(model)
     if dtype == torch.float16 and members is not None:
         raise ValueError(

@@ -130,7 +130,7 @@ def test_sensitivity_has_every_setting(record):
     assert found["rho"].tolist() == [0.1, 0.2, 0.05]
     assert found["mean"].tolist() == [1.5, 3.5, 5.0]
     assert found["n"].tolist() == [2, 2, 1]
-    with pytest.raises(KeyError, match="there are: test_loss"):
+    with pytest.raises(ValueError, match="there are: test_loss"):
         compare.sensitivity(["a/*"], "accuracy")
     with pytest.raises(ValueError, match="with the test loss"):
         compare.sensitivity(["a/*"], "loss_gap")

@@ -55,7 +55,7 @@ def test_a_split_with_members_is_indexed_along_its_examples() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "error", "match"),
     [
-        ([1.0], torch.zeros(1).long(), TypeError, "x is list"),
+        ([1.0], torch.zeros(1).long(), TypeError, r"x=\[1.0\]; allowed: a torch.Tensor"),
         (torch.zeros(2, 1).long(), torch.zeros(2).long(), TypeError, "x has dtype torch.int64"),
         (torch.zeros(2, 1), torch.zeros(2), TypeError, "y has dtype torch.float32"),
         (torch.zeros(3, 1), torch.zeros(2).long(), ValueError, r"\(3, 1\) with y of shape \(2,\)"),
@@ -299,7 +299,7 @@ def test_odd_sizes_are_served() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"name": "moons"}, "no plane task 'moons'; allowed: gaussian, sinusoid, spiral"),
+        ({"name": "moons"}, "name='moons'; allowed: gaussian, sinusoid, spiral"),
         ({"noise": 0.5}, r"noise=0\.5"),
         ({"noise": -0.1}, r"noise=-0\.1"),
         ({"noise": math.nan}, "noise=nan"),

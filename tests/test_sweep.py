@@ -254,7 +254,7 @@ def test_executors_are_named_in_errors(tmp_path: Path, threads: ThreadPoolExecut
         run(jobs, tmp_path, executor="local")
     with pytest.raises(ValueError, match="leave it out"):
         run(jobs, tmp_path, executor=threads, workers=2)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="workers=0; allowed: an integer >= 1"):
         run(jobs, tmp_path, workers=0)
 
 

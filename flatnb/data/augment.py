@@ -15,7 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._checks import function, instance, integer, shown
+
 __all__ = ["Compose", "Cutout", "RandomCrop", "RandomFlip"]
+
+_IMAGES = "a tensor of images (n, channels, height, width)"
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class RandomCrop:
     mode: Literal["reflect", "constant"] = "reflect"
 
     def __post_init__(self) -> None:
-        _check_pixels("pad", self.pad)
-        if self.mode not in ("reflect", "constant"):
-            raise ValueError(f"mode={self.mode!r}; allowed: 'reflect', 'constant'")
+        integer("pad", self.pad)
+        if not isinstance(self.mode, str) or self.mode not in ("reflect", "constant"):
+            raise ValueError(f"mode={shown(self.mode)}; allowed: 'reflect', 'constant'")
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = _shape(x)
@@ -84,7 +88,7 @@ class Cutout:
     size: int
 
     def __post_init__(self) -> None:
-        _check_pixels("size", self.size)
+        integer("size", self.size)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = _shape(x)
@@ -105,6 +109,8 @@ class Compose:
     """Several augmentations, one after the other: ``Compose(RandomCrop(4), RandomFlip())``."""
 
     def __init__(self, *steps: Callable[[Tensor, torch.Generator], Tensor]) -> None:
+        for step in steps:
+            function("steps", step, "functions (x, generator) -> x")
         self.steps = steps
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -122,13 +128,8 @@ class Compose:
         return f"Compose({', '.join(map(repr, self.steps))})"
 
 
-def _check_pixels(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}; allowed: pixels, an integer >= 1")
-
-
 def _shape(x: Tensor) -> tuple[int, int, int, int]:
-    if x.dim() != 4:
-        raise ValueError(f"images of shape {tuple(x.shape)}; allowed: (n, channels, height, width)")
+    if instance("x", x, Tensor, _IMAGES).dim() != 4:
+        raise ValueError(f"x has images of shape {tuple(x.shape)}; allowed: {_IMAGES}")
     n, channels, height, width = x.shape
     return n, channels, height, width

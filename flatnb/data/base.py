@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._checks import function, instance, integer, place, sequence, shown
+
 
 @dataclass(frozen=True)
 class Split:
@@ -33,8 +35,7 @@ class Split:
 
     def __post_init__(self) -> None:
         for name, value in (("x", self.x), ("y", self.y)):
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name} is {type(value).__name__}; allowed: a torch.Tensor")
+            instance(name, value, Tensor, "a torch.Tensor")
         if not self.x.is_floating_point():
             raise TypeError(f"x has dtype {self.x.dtype}; allowed: floating point. Use x.float()")
         if self.y.dtype != torch.int64:
@@ -59,12 +60,22 @@ class Split:
         With a member axis, the same positions are taken from every member.
         """
         if not isinstance(index, slice):
-            index = torch.as_tensor(index, device=self.y.device)
-            if index.dim() != 1:
-                raise TypeError("a split is indexed by a slice, a list or a 1-d tensor")
+            index = self._positions(index)
         if self.members is None:
             return Split(self.x[index], self.y[index])
         return Split(self.x[:, index], self.y[:, index])
+
+    def _positions(self, index: Tensor | Sequence[int]) -> Tensor:
+        allowed = "a slice, or a list or 1-d tensor of integers or booleans, not all False"
+        try:
+            positions = torch.as_tensor(index, device=self.y.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"index={shown(index)}; allowed: {allowed}") from error
+        if positions.dim() != 1 or positions.is_floating_point() or positions.is_complex():
+            raise TypeError(f"index={shown(index)}; allowed: {allowed}")
+        if not positions.numel() or (positions.dtype == torch.bool and not positions.any()):
+            raise ValueError(f"index={shown(index)} takes no example; allowed: {allowed}")
+        return positions
 
     @property
     def members(self) -> int | None:
@@ -73,6 +84,7 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on `device`; itself if it is there."""
+        device = place(device)
         x, y = self.x.to(device), self.y.to(device)
         return self if x is self.x and y is self.y else Split(x, y)
 
@@ -105,9 +117,14 @@ class Data:
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        size = self.batch_size
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"batch_size={size!r}; allowed: an integer >= 1")
+        size = integer("batch_size", self.batch_size)
+        instance("name", self.name, str, "text")
+        if not sequence("classes", self.classes, str, "names of the classes"):
+            raise ValueError(f"classes={self.classes!r}; allowed: the name of at least one class")
+        if self.augment is not None:
+            function("augment", self.augment, "None, or a function (x, generator) -> x")
+        for name in ("train", "val", "test"):
+            instance(name, getattr(self, name), Split, "a Split")
         if len(self.train) == 1 and size > 1:
             raise ValueError(
                 f"one training example with batch_size={size}: a batch of one is left out unless "
@@ -117,8 +134,6 @@ class Data:
             self._check_split(name, getattr(self, name))
 
     def _check_split(self, name: str, split: Split) -> None:
-        if not isinstance(split, Split):
-            raise TypeError(f"{name} is {type(split).__name__}; allowed: a Split")
         if split.members != self.members:
             raise ValueError(
                 f"{name} has a member axis of {split.members}, train of {self.members}; they must "
@@ -150,6 +165,7 @@ class Data:
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on `device`."""
+        device = place(device)
         train, val, test = self.train.to(device), self.val.to(device), self.test.to(device)
         return replace(self, train=train, val=val, test=test)
 
@@ -174,6 +190,8 @@ class Data:
 
         `index` is int64, (n,), on the data's device; all members share it.
         """
+        if not isinstance(getattr(generator, "device", None), torch.device):
+            raise TypeError(f"generator={shown(generator)}; allowed: torch.Generator()")
         if generator.device.type != "cpu":
             raise ValueError(f"the generator is on {generator.device}; allowed: torch.Generator()")
         return self._batches(generator)
@@ -209,9 +227,9 @@ def stack(parts: Sequence[Data]) -> Data:
         ValueError: nothing to stack, a part that has a member axis already, or parts that differ
             in sizes, classes, batch size or augmentation.
     """
-    parts = list(parts)
+    parts = sequence("parts", parts, Data, "a list of Data")
     if not parts:
-        raise ValueError("nothing to stack; give at least one Data")
+        raise ValueError("parts=[]: nothing to stack; give at least one Data")
     first = parts[0]
     if any(part.members is not None for part in parts):
         raise ValueError("a part has a member axis already; stack the plain data sets at once")

@@ -20,7 +20,10 @@ import math
 import numpy as np
 import torch
 
+from .._checks import integer, number, shown
 from .base import Data, Split
+
+_MOST = 1 << 31  # points
 
 
 def plane(
@@ -57,15 +60,15 @@ def plane(
     Raises:
         ValueError: an unknown name, a split of fewer than two points, or noise outside [0, 0.5).
     """
-    if name not in _POINTS:
-        raise ValueError(f"no plane task {name!r}; allowed: {', '.join(_POINTS)}")
-    for what, n in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test)):
-        if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-            raise ValueError(f"{what}={n!r}; allowed: an integer >= 2")
-    if not 0 <= noise < 0.5:
-        raise ValueError(f"noise={noise!r}; allowed: a share of flipped labels in [0, 0.5)")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed={seed!r}; allowed: an integer >= 0")
+    if not isinstance(name, str) or name not in _POINTS:
+        raise ValueError(f"name={shown(name)}; allowed: {', '.join(_POINTS)}")
+    n_train, n_val, n_test = (
+        integer(label, n, 2, _MOST)
+        for label, n in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test))
+    )
+    allowed = "a share of flipped labels in [0, 0.5)"
+    noise = number("noise", noise, allowed, 0, 0.5, closed=True)
+    seed, batch_size = integer("seed", seed, 0), integer("batch_size", batch_size)
     # Two streams, so that the points are the same whatever the noise.
     points, flips = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
     splits = []

@@ -38,6 +38,10 @@ import numpy as np
 import torch
 from torch import Tensor, bmm
 
+from .._checks import instance, integer, number, place, sequence, shown
+
+_LARGEST = 1 << 20  # of any size: what is larger has no place in any memory
+
 # Bytes of the measurement matrix that a thread takes at once: few enough to stay in its core's own
 # cache (1 MB and more on servers) between the residuals and the gradient. From the cache that cores
 # share, a step of NSO takes half as long again.
@@ -136,15 +140,14 @@ class Rule:
     init_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "init_scale"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value!r}; allowed: a number > 0")
-        if not 0 <= self.sigma < math.inf:
-            raise ValueError(f"sigma={self.sigma!r}; allowed: a number >= 0")
-        _integer("k", self.k, 1)
-        if self.sides not in (1, 2):
-            raise ValueError(f"sides={self.sides!r}; allowed: 1 (one-sided noise) or 2 (NSO)")
+        number("lr", self.lr, "a number > 0", 0)
+        number("init_scale", self.init_scale, "a number > 0", 0)
+        number("sigma", self.sigma, "a number >= 0", 0, closed=True)
+        integer("k", self.k)
+        if integer("sides", self.sides) > 2:
+            raise ValueError(
+                f"sides={shown(self.sides)}; allowed: 1 (one-sided noise) or 2 (NSO)"
+            )
 
     @property
     def passes(self) -> int:
@@ -197,11 +200,12 @@ def problem(
         ValueError: a size that is no integer >= 1, rank > d, or another dtype.
     """
     for name, value in (("d", d), ("rank", rank), ("m", 1 if m is None else m)):
-        _integer(name, value, 1)
+        integer(name, value, 1, _LARGEST)
+    device = place(device)
     if rank > d:
         raise ValueError(f"rank={rank} > d={d}; a {d} x {d} matrix has a rank of at most {d}")
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype={dtype}; allowed: torch.float32 or torch.float64")
+    if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype={shown(dtype)}; allowed: torch.float32 or torch.float64")
     generator = _generator(seed, _PROBLEM)
 
     rows = 5 * d * rank if m is None else m
@@ -244,6 +248,9 @@ def descend(
     Raises:
         ValueError: no rule, no or repeated seeds, or a count that is no integer in range.
     """
+    instance("problem", problem, Problem, "a Problem")
+    rules = sequence("rules", rules, Rule, "a list of Rule")
+    seeds = [integer("seeds", seed, 0) for seed in sequence("seeds", seeds, object, "integers")]
     if not rules or not seeds or len(set(seeds)) != len(seeds):
         raise ValueError(
             f"{len(rules)} rules and seeds={list(seeds)}; allowed: at least one of each, no seed "
@@ -251,8 +258,8 @@ def descend(
         )
     d = len(problem.target)
     width = d if width is None else width
-    for name, value in (("epochs", epochs), ("width", width), ("every", every)):
-        _integer(name, value, 1)
+    epochs, every = integer("epochs", epochs, 1, 1 << 31), integer("every", every)
+    width = integer("width", width, 1, _LARGEST)
     members = [(rule, place) for rule in rules for place in range(len(seeds))]
     starts = [_normal(_generator(seed, _START), d, width) for seed in seeds]
     u = torch.stack([rule.init_scale * starts[place] for rule, place in members])
@@ -307,13 +314,18 @@ def pack(x: Tensor) -> Tensor:
 
     The upper triangle, row by row, entries off the diagonal times sqrt(2).
     """
+    if instance("x", x, Tensor, "a tensor").dim() < 2 or x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed: (..., d, d)")
     upper, _, scale, _ = _layout(x.shape[-1], x.dtype, x.device)
     return x.flatten(-2)[..., upper] * scale
 
 
 def unpack(packed: Tensor) -> Tensor:
     """The inverse of `pack`: (..., d(d+1)/2) -> symmetric (..., d, d)."""
-    d = (math.isqrt(8 * packed.shape[-1] + 1) - 1) // 2
+    entries = instance("packed", packed, Tensor, "a tensor (..., d(d+1)/2)").shape[-1]
+    d = (math.isqrt(8 * entries + 1) - 1) // 2
+    if 2 * entries != d * (d + 1):
+        raise ValueError(f"packed has {entries} entries; allowed: d(d+1)/2 of them")
     _, place, _, scale = _layout(d, packed.dtype, packed.device)
     return packed[..., place] * scale
 
@@ -333,15 +345,10 @@ def _layout(
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
-    _integer("seed", seed, 0)
+    seed = integer("seed", seed, 0)
     state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _integer(name: str, value: object, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name}={value!r}; allowed: an integer >= {low}")

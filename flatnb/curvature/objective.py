@@ -147,10 +147,6 @@ class Objective:
                 total += flatten(torch.autograd.grad(loss, params, allow_unused=True), params)
         return value, total
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Everything held: parameters, fixed parameters, buffers."""
-        yield from (*self.params, *self._fixed.values(), *self._buffers.values())
-
     def move(self, data: Any) -> Any:
         return data.to(self.device) if isinstance(data, Tensor) else data
 
@@ -201,22 +197,6 @@ class Objective:
                 torch.set_float32_matmul_precision(precision)
 
     # -- checks --------------------------------------------------------------------------------
-
-    def check_separable(self) -> None:
-        """Refuse a loss that is no plain mean over examples, where a batch has to be cut."""
-        x, y = self.sample()
-        with torch.no_grad(), self.evaluating():
-            outputs = self.outputs(x, self.params)
-            whole = self.loss_fn(outputs, y).double()
-            cut = max(1, len(x) // 3)
-            parts = [(outputs[:cut], y[:cut]), (outputs[cut:], y[cut:])]
-            mean = sum(len(z) / len(x) * self.loss_fn(z, t).double() for z, t in parts if len(z))
-        if not torch.allclose(whole, torch.as_tensor(mean).double(), rtol=1e-4, atol=1e-7):
-            raise ValueError(
-                f"a batch has to be cut into pieces, but the loss of {len(x)} examples is "
-                f"{whole.item():.6g} while the mean over its pieces is {float(mean):.6g}: it is no "
-                "plain mean over examples. Give batches that fit the memory, or more memory_bytes."
-            )
 
     def sample(self) -> tuple[Tensor, Any]:
         """The first batch, or (eval mode) its first examples."""

@@ -28,45 +28,13 @@ def test_products_equal_the_dense_hessian(case: Case):
     assert close(op.dense(), case.hessian)
 
 
-def test_less_memory_changes_nothing_but_the_graph(case: Case):
-    whole = operator(case)
-    v = torch.randn(whole.size, dtype=torch.float64)
-    graph = 29 * whole.example_bytes  # the rest of graph_bytes are vectors
-    for share in (2, 9):
-        room = whole.graph_bytes - graph + graph // share
-        op = operator(case, memory_bytes=room)
-        assert op._kept is None and op.graph_bytes <= room
-        assert len(op._passing) >= 3
-        assert close(op @ v, case.hessian @ v)
-        assert close(op @ torch.stack([v, 2 * v], 1), case.hessian @ torch.stack([v, 2 * v], 1))
-
-
-def test_too_little_memory_says_so():
-    with pytest.raises(MemoryError, match=r"a product needs .* KiB at least, .* one example"):
-        operator(CASES["perceptron"], memory_bytes=100)
-    with pytest.raises(MemoryError, match=r"one batch \(train mode\)"):
-        operator(CASES["perceptron"], memory_bytes=100, train=True)
-
-
-def test_a_refusal_leaves_the_operator_as_it_was(case: Case):
-    op = operator(case)
-    with pytest.raises(MemoryError, match="a tower of vectors"):
-        op.require(op.memory_bytes, "a tower of vectors")
-    v = torch.randn(op.size, dtype=torch.float64)
-    assert close(op @ v, case.hessian @ v)
-
-
-def test_a_loss_that_is_no_mean_over_examples_is_not_cut():
-    case = CASES["perceptron"]
-
-    def spread(outputs, y):
-        return F.cross_entropy(outputs, y) + outputs.std()
-
-    op = HessianOperator(case.model, spread, case.batches)
-    with pytest.raises(ValueError, match="no plain mean"):
-        HessianOperator(
-            case.model, spread, case.batches, memory_bytes=op.graph_bytes - 20 * op.example_bytes
-        )
+def test_a_graph_that_is_not_kept_changes_nothing(case: Case):
+    for kind in (HessianOperator, GaussNewtonOperator):
+        kept = kind(case.model, case.loss, case.batches)
+        v = torch.randn(kept.size, 2, dtype=torch.float64)
+        passing = kind(case.model, case.loss, case.batches, keep_graph=False)
+        assert passing._kept == []
+        assert close(passing @ v, kept @ v)
 
 
 def test_gauss_newton_equals_the_sum_over_examples(case: Case):

@@ -20,7 +20,7 @@ from torch import Tensor
 _NAMES = """
     Abs AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D Add Alias Amax
     Amin AsStrided AvgPool2D AvgPool3D Cat Clamp ClampMax ClampMin Clone ConstantPadNd Copy
-    CopySlices Diagonal Embedding Expand Flip FractionalMaxPool2D Gather Hardshrink Hardsigmoid
+    Diagonal Embedding Expand Flip FractionalMaxPool2D Gather Hardshrink Hardsigmoid
     Hardtanh Identity Index IndexSelect LeakyRelu Max MaxPool2DWithIndices MaxPool3DWithIndices
     Maximum Mean Min Minimum MkldnnMaxPool2D Neg Permute PixelShuffle PixelUnshuffle ReflectionPad1D
     ReflectionPad2D ReflectionPad3D Relu Repeat ReplicationPad1D ReplicationPad2D ReplicationPad3D
@@ -73,7 +73,8 @@ def check_piecewise_linear(outputs: Tensor, params: Sequence[Tensor]) -> None:
 
 
 def _join(node: Any, sets: list[int]) -> int:
-    name = re.sub(r"Backward\d*$", "", node.name().rsplit("::", 1)[-1])
+    # With a number, which a function written in Python has not.
+    name = re.sub(r"Backward\d+$", "", node.name().rsplit("::", 1)[-1])
     union = 0
     for one in sets:
         union |= one
@@ -88,6 +89,8 @@ def _join(node: Any, sets: list[int]) -> int:
         raise ValueError(
             _REFUSED.format(f"both factors of {name} depend on the same parameter (tied weights?)")
         )
+    if name == "CopySlices":
+        name = "an operation in place on a part or a view of a tensor, which hides what it is,"
     raise ValueError(_REFUSED.format(f"{name} is not piecewise linear"))
 
 

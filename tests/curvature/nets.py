@@ -374,17 +374,18 @@ def regression(rng: random.Random) -> Loss:
 
 
 def random_case(seed: int) -> Case:
-    """The first net drawn under `seed` whose layers fit the data's size."""
+    """The first net drawn under `seed` whose layers fit the data's size, and whose loss moves."""
     with torch.random.fork_rng(devices=[]):
         for attempt in range(100):
             rng = random.Random(1000 * seed + attempt)
             torch.manual_seed(1000 * seed + attempt)
             case = _case(rng, seed)
+            truth = Truth(case)
             try:
-                value = Truth(case).loss(Truth(case).vector)
+                value = truth.loss(truth.vector.requires_grad_())
             except (RuntimeError, ValueError):
                 continue
-            if value.isfinite():
+            if value.requires_grad and value.isfinite():
                 return case
     raise AssertionError(f"no net under seed {seed}")
 

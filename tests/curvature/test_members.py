@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -68,6 +71,69 @@ def test_every_measure_is_that_of_the_member_alone(make, shared):
         }
         for name, value in alone.items():
             assert float(getattr(found, name)[i]) == pytest.approx(float(value), rel=1e-9)
+
+
+def random_net(seed: int) -> Callable[[], nn.Module]:
+    """Linear layers with all that an ensemble and a piecewise linear net allow between them."""
+    rng = random.Random(seed)
+    between = [
+        nn.ReLU, lambda: nn.ReLU(inplace=True), lambda: nn.LeakyReLU(0.1, inplace=True),
+        nn.Identity, lambda: nn.Dropout(0.3),
+    ]  # fmt: skip
+    layers: list[Callable[[], nn.Module]] = [rng.choice(between), rng.choice(between)][: seed % 3]
+    features = 2
+    for _ in range(rng.randint(0, 3)):
+        width, bias = rng.randint(1, 5), rng.random() < 0.7
+        layers.append(partial(nn.Linear, features, width, bias))
+        if rng.random() < 0.4:
+            layers.append(partial(nn.BatchNorm1d, width, affine=rng.random() < 0.7))
+        layers += rng.sample(between, rng.randint(1, 2))
+        features = width
+    layers.append(partial(nn.Linear, features, 3, rng.random() < 0.7))
+    return lambda: nn.Sequential(*[layer() for layer in layers])
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(40), pytest.param(range(40, 1040), marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_random_ensembles(seeds):
+    for seed in seeds:
+        model = ensemble(random_net(seed), members=2)
+        x, y = X[:2], Y[:2]
+        before = x.clone()
+        found = curvature.ensemble_flatness(model, x, y, tol=1e-8, rho=0.1, adaptive_rho=0.7)
+        assert torch.equal(x, before), model
+        assert [getattr(m, "inplace", False) for m in model.net] == [
+            getattr(m, "inplace", False) for m in model.member(0)
+        ]
+        for i in range(2):
+            net, data = model.member(i).eval(), (x[i].clone(), y[i])
+            for layer in net:
+                layer.inplace = False
+            hessian = dense(net, *data)
+            assert float(found.trace[i]) == pytest.approx(float(hessian.trace()), rel=1e-8), model
+            w = net[-1].weight.detach()
+            width = w.numel() + (0 if net[-1].bias is None else len(w))
+            last = hessian[-width:, -width:][: w.numel(), : w.numel()]
+            kappa = torch.einsum("st,ut,saua->", w, w, last.reshape(*w.shape, *w.shape))
+            assert float(found.relative_flatness[i]) == pytest.approx(float(kappa), rel=1e-8)
+            for name, rho, adaptive in (("sharpness", 0.1, 0), ("adaptive_sharpness", 0.7, 1)):
+                rise = rise_of(net, *data, rho, adaptive)
+                assert float(getattr(found, name)[i]) == pytest.approx(rise, rel=1e-7), model
+
+
+def rise_of(net: nn.Module, x: Tensor, y: Tensor, rho: float, adaptive: int) -> float:
+    """L(w + rho T^2 g / |T g|) - L(w), T = |w| or 1."""
+    names, params = zip(*net.named_parameters(), strict=True)
+    loss = F.cross_entropy(net(x.clone()), y)
+    grads = torch.autograd.grad(loss, params)
+    scales = [p.detach().abs() ** adaptive for p in params]
+    size = torch.stack([(t * g).norm() for t, g in zip(scales, grads, strict=True)]).norm()
+    moved = {
+        name: p.detach() + rho * t**2 * g / size
+        for name, p, t, g in zip(names, params, scales, grads, strict=True)
+    }
+    return float((F.cross_entropy(functional_call(net, moved, (x.clone(),)), y) - loss).detach())
 
 
 def test_the_residual_bounds_the_distance_to_an_eigenvalue_at_any_tolerance():

@@ -169,6 +169,82 @@ def test_bad_input_is_a_clear_error(make, message):
         make()
 
 
+class _Square(torch.autograd.Function):
+    """x * x, whose backward pass forgets that the slope depends on x for one of two entries."""
+
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x * y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, y = ctx.saved_tensors
+        return g * y, g * x.detach()
+
+
+class Product(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x):
+        return x + _Square.apply(self.left, self.right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_wrong_second_derivative_is_refused_by_the_name_of_its_layer(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), Product()).to(dtype)
+    batches = [(torch.randn(9, 5, dtype=dtype), torch.arange(9) % 3)]
+    with pytest.raises(ValueError, match="the second derivative of '2' is wrong"):
+        HessianOperator(model, F.cross_entropy, batches)
+    HessianOperator(model, F.cross_entropy, batches, params=["0.weight", "2.left"])
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm_has_the_hessian_of_its_formula(dim):
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(5, 4), dim=dim)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(9, 5).double(), torch.arange(9) % 3
+    op = HessianOperator(model, F.cross_entropy, [(x, y)])
+    step = 1e-5 * torch.eye(op.size, dtype=torch.float64)
+    w = op.objective.vector
+    rows = [(op.objective.gradient(w + e)[1] - op.objective.gradient(w - e)[1]) for e in step]
+    assert close(op @ torch.eye(op.size), torch.stack(rows) / 2e-5, 1e-7)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.4])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: F.cross_entropy(z, y, reduction="sum") / 7,
+        lambda z, y: F.mse_loss(z, F.one_hot(y, 3).to(z), reduction="sum"),
+    ],
+)
+def test_a_sum_is_refused_with_whatever_is_added(loss, constant):
+    case = CASES["perceptron"]
+    with pytest.raises(ValueError, match="it is a sum"):
+        HessianOperator(case.model, lambda z, y: loss(z, y) + constant, case.batches)
+
+
+def test_a_sum_over_a_perfect_fit_is_refused():
+    model = nn.Linear(2, 1).double()
+    x = torch.randn(8, 2).double()
+    with pytest.raises(ValueError, match="it is a sum"):
+        HessianOperator(model, nn.MSELoss(reduction="sum"), [(x, model(x).detach())])
+
+
+def test_a_first_layer_that_overwrites_its_input_leaves_the_data():
+    model = nn.Sequential(nn.SiLU(inplace=True), nn.Linear(5, 3)).double()
+    x, y = torch.randn(9, 5).double(), torch.arange(9) % 3
+    before = x.clone()
+    op = HessianOperator(model, F.cross_entropy, [(x, y)], keep_graph=False)
+    first, second = op @ torch.ones(op.size), op @ torch.ones(op.size)
+    assert torch.equal(x, before) and torch.equal(first, second)
+
+
 def test_a_late_infinite_example_is_seen():
     case = CASES["perceptron"]
     batches = [(x.clone(), y) for x, y in case.batches]

@@ -117,3 +117,30 @@ def test_bad_numbers(call):
     case = CASES["perceptron"]
     with pytest.raises(ValueError, match=r"positive|at least"):
         call(case.model, case.loss, case.batches)
+
+
+@pytest.mark.parametrize("measure", [worst_sharpness, average_sharpness])
+def test_a_loss_that_overflows_is_no_sharpness(measure):
+    model, data, _ = quadratic(0.5)
+    data = [(x.float(), y.float()) for x, y in data]
+    with pytest.raises(ValueError, match=r"(rho|sigma)=1e\+25: the loss at this distance"):
+        measure(model.float(), F.mse_loss, data, 1e25)
+
+
+def test_the_average_covers_as_often_as_it_says():
+    model, data, hessian = quadratic(0.5)
+    exact = 0.02 * float(hessian.trace())  # of a quadratic, at every width
+    found = [
+        average_sharpness(model, F.mse_loss, data, 0.2, pairs=20, seed=seed) for seed in range(100)
+    ]
+    assert all(one.degrees == 19 for one in found)
+    covered = sum(one.interval[0] <= exact <= one.interval[1] for one in found)
+    assert covered >= 86  # 95 expected, with a deviation of 2.2
+
+
+def test_the_worst_case_is_never_below_the_loss_itself():
+    """A step of SAM may overshoot and end lower; no step at all is in the ball."""
+    model, data, _ = quadratic(0.5)
+    bent = lambda z, y: (z - y).square().mean().clamp(max=1).mul(20).sin()  # noqa: E731
+    for rho in (0.5, 1.0, 3.0):
+        assert worst_sharpness(model, bent, data, rho, steps=2).value >= 0

@@ -8,12 +8,16 @@ import torch.nn.functional as F
 from cases import CASES, Case, real
 from torch import nn
 
+from flatnb._torchvision import load
 from flatnb.curvature import (
     GaussNewtonOperator,
     HessianOperator,
+    Trace,
     gauss_newton_trace,
     trace,
 )
+from flatnb.curvature.probes import estimate
+from flatnb.curvature.result import Progress
 
 PIECEWISE = {name: case for name, case in CASES.items() if case.piecewise_linear}
 OTHERS = {name: case for name, case in CASES.items() if not case.piecewise_linear}
@@ -95,6 +99,48 @@ def test_a_parameter_on_both_sides_of_a_product_is_refused():
     assert gauss_newton_trace(operator(allowed)).value == pytest.approx(exact, rel=1e-10)
 
 
+def test_an_operation_in_place_on_a_view_is_refused():
+    """The graph then shows only that something was written there."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            h = self.first(x)
+            F.silu(h[:, :2], inplace=True)
+            return self.last(h)
+
+    with pytest.raises(ValueError, match="in place on a part or a view"):
+        gauss_newton_trace(operator(Case(Net, real(4), 3)))
+
+
+class Threshold(torch.autograd.Function):
+    """A smooth function by the name of one that is piecewise linear."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * x.cos()
+
+
+def test_a_function_written_in_python_is_refused_whatever_its_name():
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return self[1](Threshold.apply(self[0](x)))
+
+    with pytest.raises(ValueError, match="ThresholdBackward is not piecewise linear"):
+        gauss_newton_trace(
+            operator(Case(lambda: Net(nn.Linear(4, 4), nn.Linear(4, 3)), real(4), 3))
+        )
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -131,3 +177,60 @@ def test_bad_targets_are_refused(call):
 def test_train_mode_has_no_trace_by_example():
     with pytest.raises(ValueError, match="not independent"):
         gauss_newton_trace(operator(CASES["perceptron"], train=True))
+
+
+@pytest.mark.parametrize("freedom", [1, 3, 30])
+def test_intervals_of_skewed_samples_cover(freedom):
+    """z' H z of equal eigenvalues is chi-squared; `freedom` of 1 is as skewed as a trace gets."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count):
+        normal = torch.randn(count, freedom, generator=generator, dtype=torch.float64)
+        return normal.square().sum(1)
+
+    for targets in ((None, 10.0), (None, 0.1), (0.1 * freedom, None)):
+        covered = 0
+        for _ in range(400):
+            found = estimate(draw, targets, 1000, "trace", Progress())
+            low, high = Trace(**found, products=0, seconds=0.0).interval
+            covered += low <= freedom <= high
+        assert covered >= 352, (targets, covered)  # 368 to 380 expected, deviation 5
+
+
+def test_a_small_matrix_has_an_exact_trace():
+    case = Case(lambda: nn.Linear(3, 2), real(3), 2)
+    found = trace(operator(case))
+    assert found.stderr == 0 and found.products == 8
+    assert found.value == pytest.approx(float(case.hessian.trace()), rel=1e-12)
+
+
+def test_a_trace_that_was_not_found_warns():
+    op = Dense(CASES["convolution and BatchNorm"])
+    with pytest.warns(UserWarning, match="trace stopped at 40 probes"):
+        assert trace(op, 1e-9, max_probes=40).products == 40
+
+
+def resnet() -> nn.Module:
+    return load().models.resnet18(num_classes=3)
+
+
+def test_in_place_activations_of_torchvisions_resnets():
+    """Every ReLU is in place, and so is each residual sum's; the fast way must see through it."""
+    torch.manual_seed(0)
+    model = resnet()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    for p in (*model.layer4.parameters(), *model.fc.parameters()):
+        p.requires_grad_(True)
+    model = model.double().eval()
+    x, y = torch.randn(2, 3, 32, 32).double(), torch.tensor([0, 2])
+    found = gauss_newton_trace(HessianOperator(model, F.cross_entropy, [(x, y)]))
+    params, exact = [p for p in model.parameters() if p.requires_grad], 0.0
+    for image in x:
+        z = model(image[None])[0]
+        p = z.detach().softmax(0)
+        root = torch.diag(p.sqrt()) - torch.outer(p, p.sqrt())
+        for u in root.mT:
+            grads = torch.autograd.grad(z @ u, params, retain_graph=True)
+            exact += sum(float(g.square().sum()) for g in grads) / 2
+    assert found.value == pytest.approx(exact, rel=1e-9)

@@ -145,20 +145,19 @@ def _name(model: nn.Module, parameter: Tensor) -> str:
     return next(name for name, p in model.named_parameters() if p is parameter)
 
 
-def leaves(losses: Tensor) -> list[Tensor]:
-    """The leaf tensors that `losses` are differentiated to, each once."""
-    found, seen, waiting = [], {losses.grad_fn}, [losses.grad_fn]
+def leaves(loss: Tensor) -> list[Tensor]:
+    """The leaf tensors that `loss`, the result of an operation, is differentiated to, each once."""
+    found: list[Tensor] = []
+    seen, waiting = {loss.grad_fn}, [loss.grad_fn]
     while waiting:
-        node = waiting.pop()
-        for before, _ in () if node is None else node.next_functions:
-            if before is None or before in seen:
-                continue
-            seen.add(before)
-            if isinstance(before, _ACCUMULATE):
-                found.append(before.variable)
-            else:
-                waiting.append(before)
+        for node, _ in waiting.pop().next_functions:  # type: ignore[union-attr]
+            if node is not None and node not in seen:
+                seen.add(node)
+                if type(node) is _ACCUMULATE:
+                    found.append(cast(Any, node).variable)
+                else:
+                    waiting.append(node)
     return found
 
 
-_ACCUMULATE: Any = type(torch.ones((), requires_grad=True).expand(1).grad_fn.next_functions[0][0])  # type: ignore[union-attr]
+_ACCUMULATE: Any = torch.ones(1, requires_grad=True).sum().grad_fn.next_functions[0][0].__class__  # type: ignore[union-attr]

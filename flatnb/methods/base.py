@@ -445,8 +445,9 @@ class Step:
         if self._sharded:  # its gradients have the shape of a shard, which p may not have now
             return
         self._aside = [p.grad for p in self._leaves]
-        for p in self._leaves:
-            p.grad = None
+        for p, g in zip(self._leaves, self._aside, strict=True):
+            if g is not None:
+                p.grad = None
 
     def _put_back(self) -> None:
         for p, g in zip(self._leaves, self._aside, strict=False):

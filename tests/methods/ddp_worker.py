@@ -112,8 +112,11 @@ def refused() -> dict[str, str]:
     return said
 
 
-def spread(method: Method, kind: str) -> Tensor:
-    """The weights after some steps, with parameters that are spread over the processes."""
+def spread(method: Method, kind: str) -> Tensor | None:
+    """The weights after some steps, with parameters that are spread over the processes.
+
+    None where this PyTorch cannot do that on a CPU.
+    """
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
     problem = inputs.exact()
@@ -125,6 +128,10 @@ def spread(method: Method, kind: str) -> Tensor:
     else:
         cpu = torch.device("cpu")
         model = FullyShardedDataParallel(problem.model, device_id=cpu, use_orig_params=True)
+    try:
+        model(problem.x).sum().backward()
+    except (RuntimeError, AttributeError):
+        return None
     optimizer = cases.optimizer(model)
     for batch in problem.batches(cases.STEPS):
         optimizer.zero_grad()

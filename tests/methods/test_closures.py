@@ -229,9 +229,7 @@ def step(make: Callable[[], Method], seed: int, simple: bool, *, clearing: bool)
     return case.grads(), values, case.state()
 
 
-# FAM's closed form is that of cross-entropy alone; its estimate needs derivatives of third order,
-# which not all layers have.
-FUZZED = {name: make for name, (make, _) in METHODS.items() if name != "FAM, estimate"}
+FUZZED = {name: make for name, (make, _) in METHODS.items()}
 
 
 @pytest.mark.parametrize("name", FUZZED)

@@ -93,6 +93,8 @@ def test_zero_grad_in_the_closure_changes_nothing(found, name, view) -> None:
 @pytest.mark.parametrize("kind", ["fully_shard", "FSDP"])
 @pytest.mark.parametrize("name", cases.SPREAD)
 def test_methods_of_one_pass_run_with_sharded_parameters(found, name, kind) -> None:
+    if found[0][f"{name}, {kind}"] is None:
+        pytest.skip("this PyTorch shards no parameters on a CPU")
     weights = replicas(cases.METHODS[name], inputs.exact, accumulate=2)[0]
     assert_close([f[f"{name}, {kind}"] for f in found], [weights] * cases.RANKS, 1e-9)
 

@@ -492,15 +492,24 @@ def _read(folder: Path, job: Job, key: str) -> dict[str, Any] | None:
         text = ""
     try:
         record = json.loads(text)
-        there = Job(record["job"]["call"], record["job"]["settings"]).key
-        whole = isinstance(record["seconds"], float) and ("value" in record) != ("error" in record)
-    except (ValueError, KeyError, TypeError) as error:
+        stated = Job(record["job"]["call"], record["job"]["settings"]).key
+        whole = _is_whole(record)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"is not a whole record ({type(error).__name__}: {error})"
     else:
-        if whole and there == key:
+        if whole and stated == key:
             return record
-        why = f"holds the job {there}" if whole else "is not a whole record"
+        why = f"holds the job {stated}" if whole else "is not a whole record"
     raise ValueError(f"{path} {why}; it is not overwritten: move it away to run {job}")
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Whether it has seconds, and either a value or an error in words."""
+    if not isinstance(record["seconds"], float):
+        return False
+    if "value" in record:
+        return "error" not in record and isinstance(record["value"], dict)
+    return all(isinstance(record["error"][part], str) for part in ("type", "message"))
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def runs() -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def tested() -> dict[str, pandas.DataFrame]:
+def paired_tables() -> dict[str, pandas.DataFrame]:
     return {"test_loss": compare.paired(runs(), "ERM", "test_loss")}
 
 
@@ -154,7 +154,7 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], dict[st
     "overall": (
         compare.overall, lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"}, {},
     ),
-    "tally": (compare.tally, lambda: {"tests": tested(), "level": 0.05}, {"level": "half"}),
+    "tally": (compare.tally, lambda: {"tests": paired_tables(), "level": 0.05}, {"level": "half"}),
     "holm": (compare.holm, lambda: {"p_values": [0.1, math.nan]}, {"p_values": "list"}),
     "ranks": (compare.ranks, lambda: {"runs": runs(), "metric": "test_loss"}, {}),
     "sensitivity": (

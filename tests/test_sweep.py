@@ -245,6 +245,41 @@ def test_a_disk_that_is_full_for_the_job_is_not_its_result(
     assert not list((tmp_path / "runs").iterdir())
 
 
+ODD = ("null", "true", "-1", "1", "[]", "{}", '""', '"x"', "[null]", '{"type": 1}', "NaN", "1e400",
+       "9" * 5000, "[" * 500 + "]" * 500, "[" * 10**5 + "]" * 10**5, r'"\ud800"', "",
+       "[")  # fmt: skip
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_changed_result_is_taken_whole_or_refused_and_left_alone(
+    failed: bool, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    settings = {"s": "{" if failed else "{}"}
+    job, folder = Job("json:loads", settings), tmp_path / "runs"
+    (before,) = run([job], folder, executor=threads, progress=False)
+    path = folder / f"{job.key}.json"
+    whole = json.loads(path.read_text())
+    parts = [(whole, key) for key in list(whole)] + [(whole["job"], k) for k in whole["job"]]
+    parts += [(whole["error"], key) for key in list(whole.get("error", ()))]
+    texts = [*ODD]
+    for part, key in parts:
+        kept, part[key] = part[key], "@@"
+        texts += [json.dumps(whole).replace('"@@"', odd) for odd in ODD]
+        del part[key]
+        texts.append(json.dumps(whole))
+        part[key] = kept
+    for text in texts:
+        path.write_text(text)
+        try:
+            (result,) = run([job], folder, executor=threads, progress=False)
+        except ValueError as error:
+            assert str(path) in str(error) and "not overwritten" in str(error)
+        else:
+            assert (result.value is None) == failed and (result.error is not None) == failed
+        assert path.read_text() == text
+    assert before.key == job.key
+
+
 # --- other executors ------------------------------------------------------------------------------
 
 

@@ -93,17 +93,19 @@ class Method:
 
         Raises:
             TypeError, ValueError: an argument is not what is allowed; the closure returns no
-                losses with a graph, or calls `backward()`; no parameter is trainable; the model
-                is one that the method would get wrong (`_model.check_model`).
+                losses with a graph, or calls `backward()`; no parameter is trainable, or one is
+                on the meta device. Of methods that move parameters or look into the net, also:
+                parameters that are complex, have post-accumulate-grad hooks, or are spread over
+                processes (FSDP, tensor parallel); DistributedDataParallel with a static graph.
+            RuntimeError: a part of the losses' graph was made before the closure was called.
 
         **The closure** only computes: no `backward()`, no `step()`. `zero_grad()` in it changes
         nothing. With ERM and `reduction="none"` the gradient is that of `loss.backward()` for the
-        mean of what is returned. Where PyTorch's own mean is another, write it out:
+        mean of what is returned. Where PyTorch's own mean is another, return
 
-            losses = F.cross_entropy(model(x), y, weight=w, reduction="none")
-            losses = losses * len(y) / w[y].sum()           # class weights
-            losses = losses[y != -100]                      # ignore_index
-            losses = sum(losses.values())                   # a dict of losses, each one number
+            losses * len(y) / w[y].sum()    of losses with class weights, weight=w
+            losses[y != -100]               of losses with ignored labels
+            sum(losses.values())            of a dict of losses, each one number
 
         (`torch.stack` of such a dict would be the losses of that many examples, and their mean
         the gradient.) A target or a penalty that needs a gradient is computed in the closure.
@@ -116,7 +118,9 @@ class Method:
         what it uses: there they would get the sum over passes; take `use_reentrant=False`.)
 
         **State.** Each pass starts from the same buffers, and they end as the first pass left
-        them; see `_state.Buffers`, also for a momentum encoder.
+        them. So do frozen parameters that the forward writes (a momentum encoder's). Buffers of
+        more than 2**20 entries, and frozen parameters, must be written in the first step with
+        the model, or after a change of mode, to be known.
 
         If the closure raises, parameters and `p.grad` are put back to where the step began;
         buffers and random streams stay as the first pass left them.

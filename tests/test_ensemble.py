@@ -120,7 +120,7 @@ def test_training_draws_nothing_from_the_global_stream():
 
 def test_same_generator_states_give_the_same_masks():
     ensemble = Ensemble(lambda: make_model(p=0.5), 3)
-    x, states = torch.ones(6, 2), [g.get_state() for g in ensemble.generators]
+    x, states = torch.randn(6, 2), [g.get_state() for g in ensemble.generators]
     first, second = ensemble(x), ensemble(x)
     for generator, state in zip(ensemble.generators, states, strict=True):
         generator.set_state(state)

@@ -326,6 +326,8 @@ class Step:
                 self._put_aside()
                 self._call(needs_graph=False)
                 self._put_back()
+            if not self._buffers.may_change:  # as this first pass with the model has shown
+                self._means, self._seen_w = [], False
 
     def add_gradient(self, grads: Sequence[Tensor | None], coefficient: Real) -> None:
         """Add weight * coefficient * `grads` to p.grad; `grads`, from `gradient`, are used up."""

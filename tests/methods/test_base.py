@@ -243,6 +243,18 @@ def test_batchnorm_costs_weight_noise_one_forward_without_gradient() -> None:
             assert grads == [False] * extra + [True] * method.passes
 
 
+def test_what_is_written_is_found_in_the_first_step() -> None:
+    """A frozen layer and a constant cost one forward, once, and change nothing returned."""
+    problem = inputs.plain()
+    problem.model.body[0].requires_grad_(False)
+    problem.model.register_buffer("constant", torch.ones(3))
+    calls, values = Calls(problem), []
+    for _ in range(2):
+        values.append(NSO(0.1).backward(problem.model, calls))
+    assert calls.count == 3 + 2
+    assert torch.equal(*values)
+
+
 def test_no_forward_for_statistics_in_eval_mode() -> None:
     problem = inputs.noisy()
     problem.model.eval()

@@ -234,6 +234,8 @@ def _turned(pixels, image):  # type: ignore[no-untyped-def]  # PIL is imported l
     """Turned or mirrored as the image's EXIF orientation says, 1 to 8."""
     from PIL import ExifTags, Image
 
+    if image.format == "TIFF":  # Pillow turns them itself, and older ones still say so
+        return pixels
     orientation = None
     with contextlib.suppress(Exception):  # broken EXIF data say nothing
         orientation = image.getexif().get(ExifTags.Base.Orientation)

@@ -41,7 +41,7 @@ def distributed(model: nn.Module) -> DistributedDataParallel | None:
 
 def ensemble(model: nn.Module) -> Any:
     """The `flatnb.Ensemble` inside the wrappers, or None."""
-    # A model can be one only if that module was loaded, which this one does not depend on.
+    # A model can be one only if that module was loaded; this one does not depend on it.
     home, core = sys.modules.get("flatnb.ensemble"), unwrap(model)
     return core if home is not None and isinstance(core, home.Ensemble) else None
 
@@ -64,7 +64,11 @@ def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:
 
 
 def check_model(
-    model: nn.Module, params: Sequence[Tensor], modules: Sequence[nn.Module], *, moves: bool
+    model: nn.Module,
+    params: Sequence[Tensor],
+    modules: Sequence[nn.Module],
+    *,
+    moves: bool,
 ) -> None:
     """Raise where a step on this model would be wrong.
 
@@ -73,7 +77,9 @@ def check_model(
             parameters, takes norms of them, or looks into the net.
     """
     if not params:
-        raise ValueError("the model has no parameter with requires_grad=True; nothing to train")
+        raise ValueError(
+            "the model has no parameter with requires_grad=True; nothing to train"
+        )
     for p in params:
         if p.is_meta:
             raise ValueError(
@@ -108,7 +114,9 @@ def sharded(module: nn.Module) -> bool:
 
 def _refuse_sharded(model: nn.Module, module: nn.Module) -> None:
     fsdp = sys.modules["torch.distributed.fsdp"]
-    kind = "fully_shard" if isinstance(module, fsdp.FSDPModule) else type(module).__name__
+    kind = (
+        "fully_shard" if isinstance(module, fsdp.FSDPModule) else type(module).__name__
+    )
     name = next(name for name, m in model.named_modules() if m is module)
     raise ValueError(
         f"{f'submodule {name!r}' if name else 'the model'} is sharded by {kind}: its parameters "
@@ -146,7 +154,7 @@ def _name(model: nn.Module, parameter: Tensor) -> str:
 
 
 def leaves(loss: Tensor) -> list[Tensor]:
-    """The leaf tensors that `loss`, the result of an operation, is differentiated to, each once."""
+    """The leaf tensors that `loss`, no leaf itself, is differentiated to, each once."""
     found: list[Tensor] = []
     seen, waiting = {loss.grad_fn}, [loss.grad_fn]
     while waiting:
@@ -160,4 +168,5 @@ def leaves(loss: Tensor) -> list[Tensor]:
     return found
 
 
-_ACCUMULATE: Any = torch.ones(1, requires_grad=True).sum().grad_fn.next_functions[0][0].__class__  # type: ignore[union-attr]
+_NODE: Any = torch.ones(1, requires_grad=True).sum().grad_fn
+_ACCUMULATE = type(_NODE.next_functions[0][0])

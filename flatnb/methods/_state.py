@@ -1,8 +1,8 @@
-"""What a forward pass changes besides gradients: random streams, and the buffers it writes.
+"""What a forward pass changes besides gradients: random streams, and buffers.
 
-Each pass of a step starts from the streams and the buffers that the first one started from, so all
-of them evaluate one function of the parameters; and the step ends with both as the first pass left
-them.
+Each pass of a step starts from the streams and the buffers that the first one started
+from, so all of them evaluate one function of the parameters; and the step ends with
+both as the first pass left them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 
 class Streams:
-    """The random streams a forward pass draws from, replayed so that all passes draw the same."""
+    """The random streams of a forward pass, replayed so that all passes draw the same."""
 
-    def __init__(self, params: Sequence[Tensor], generators: Sequence[torch.Generator]) -> None:
+    def __init__(
+        self, params: Sequence[Tensor], generators: Sequence[torch.Generator]
+    ) -> None:
         self._devices = list({p.device for p in params if not p.is_cpu})
         self._generators = generators
         self._start: list[Any] | None = None
@@ -29,7 +31,7 @@ class Streams:
         if self._start is None:
             self._start = self._get()
             return
-        if self._end is None:  # after the first pass: where the step will leave the streams
+        if self._end is None:  # after the first pass: where the step leaves them
             self._end = self._get()
         self._set(self._start)
 
@@ -40,7 +42,9 @@ class Streams:
 
     def _get(self) -> list[Any]:
         states = [torch.get_rng_state()]
-        states += [torch.get_device_module(d).get_rng_state(*_args(d)) for d in self._devices]
+        states += [
+            torch.get_device_module(d).get_rng_state(*_args(d)) for d in self._devices
+        ]
         return states + [g.get_state() for g in self._generators]
 
     def _set(self, states: list[Any]) -> None:
@@ -53,11 +57,9 @@ class Streams:
 
 
 def _args(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # one MPS device, named by its module
+    # There is one MPS device, named by its module.
+    return () if device.type == "mps" else (device,)
 
-
-# Written in training mode only, and by a kernel that leaves `_version` alone.
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 # Entries. What is larger is copied only if it has been seen to be written.
 _SMALL = 1 << 20
@@ -68,28 +70,32 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Entries. What is larger is copied only if it has been seen to be written.
 _SMALL = 1 << 20
 
-# A tensor of a model: the dict of buffers or parameters that holds it, its name there, and whether
-# a forward may read it before it writes it.
+# A tensor of a model: the dict of buffers or parameters that holds it, its name there,
+# and whether a forward may read it before it writes it.
 Slot = tuple[dict[str, Any], str, bool]
 Key = tuple[int, str]
 
 
 class Buffers:
-    """The buffers of a model, and those of its frozen parameters that its forward writes.
+    """The buffers of a model, and the frozen parameters that its forward writes.
 
-    Buffers of up to 2**20 entries are copied at each step. Larger ones, and frozen parameters
-    (those of a momentum encoder), are looked at in the first step with a model, and in the first
-    after a module has changed its mode: what is written there is copied in each step that follows.
-    Of a tensor above 2**20 entries, passes after the first find in that one step what the first
-    left. State that is no buffer (a Python number, say) is not seen.
+    Buffers of up to 2**20 entries are copied at each step. Larger ones, and frozen
+    parameters (those of a momentum encoder), are looked at in the first step with a
+    model, and in the first after a module has changed its mode: what is written there
+    is copied in each step that follows. Of a tensor above 2**20 entries, passes after
+    the first find in that one step what the first left. State that is no buffer (a
+    Python number, say) is not seen.
 
     Args:
         core: the net without wrappers.
         modules: all its modules.
-        once: the method takes one pass, so that only checkpointing writes a second time.
+        once: the method takes one pass, so that only checkpointing writes a second
+        time.
     """
 
-    def __init__(self, core: nn.Module, modules: Sequence[nn.Module], *, once: bool) -> None:
+    def __init__(
+        self, core: nn.Module, modules: Sequence[nn.Module], *, once: bool
+    ) -> None:
         self._core, self._once = core, once
         self._slots = _buffers(modules) + ([] if once else _frozen(modules))
         self._start: _Copies | None = None
@@ -98,8 +104,13 @@ class Buffers:
         self._mode: tuple[Any, ...] = ()
         self._written: set[Key] = set()
         if self._slots:
-            self._mode = (len(self._slots), *(m.training for m in modules if m._buffers))
-            mode, self._written = _WRITTEN.get(core, {}).get(once, (None, self._written))
+            self._mode = (
+                len(self._slots),
+                *(m.training for m in modules if m._buffers),
+            )
+            mode, self._written = _WRITTEN.get(core, {}).get(
+                once, (None, self._written)
+            )
         self._learning = bool(self._slots) and mode != self._mode
 
     @property
@@ -139,9 +150,11 @@ class Buffers:
         return (not frozen and _size(slot) <= _SMALL) or _key(slot) in self._written
 
 
-# What the forward of a model writes, for methods of one pass and for others: the mode its modules
-# had, and the tensors.
-_WRITTEN: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, set[Key]]]] = WeakKeyDictionary()
+# What the forward of a model writes, for methods of one pass and for others: the mode
+# its modules had, and the tensors.
+_WRITTEN: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, set[Key]]]] = (
+    WeakKeyDictionary()
+)
 
 
 class _Copies:
@@ -165,9 +178,12 @@ class _Copies:
                 continue
             if tensor.shape != copy.shape:
                 tensor.data = copy.clone()
-            # Others are let alone, for writing to them would spoil graphs that hold them.
+            # Others are let alone, for writing to them would spoil graphs that hold
+            # them.
             elif (
-                slot[1] in _STATISTICS or _key(slot) in written or _version(tensor) != version
+                slot[1] in _STATISTICS
+                or _key(slot) in written
+                or _version(tensor) != version
             ):
                 tensors.append(tensor)
                 copies.append(copy)
@@ -241,5 +257,9 @@ def _version(tensor: Tensor) -> int | None:
 
 def _sum(slot: Slot) -> Any:
     tensor = slot[0][slot[1]].detach()
-    wide = torch.float64 if tensor.is_floating_point() and tensor.device.type != "mps" else None
+    wide = (
+        torch.float64
+        if tensor.is_floating_point() and tensor.device.type != "mps"
+        else None
+    )
     return tensor.sum(dtype=wide).item()

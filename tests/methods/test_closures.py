@@ -1,10 +1,10 @@
-"""Closures as people write them, around nets of every kind: none of their habits changes a step.
+"""Closures as people write them, around nets of every kind: no habit changes a step.
 
-Random nets (norms, spectral and weight norm, buffers of one's own, tied and frozen weights) meet
-random habits (`zero_grad`, trainable tensors outside the model, two forwards, losses that are one
-number). The references are the same method with a closure that only computes, one plain forward
-pass for what it leaves in buffers and streams, and formulas over nets that are built anew for each
-pass.
+Random nets (norms, spectral and weight norm, buffers of one's own, tied and frozen
+weights) meet random habits (`zero_grad`, trainable tensors outside the model, two
+forwards, losses that are one number). The references are the same method with a closure
+that only computes, one plain forward pass for what it leaves in buffers and streams,
+and formulas over nets that are built anew for each pass.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class MovingMean(nn.Module):
         self.register_buffer("moving_var", torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.moving_mean, self.moving_var, training=self.training)
+        return F.batch_norm(
+            x, self.moving_mean, self.moving_var, training=self.training
+        )
 
 
 class Queue(nn.Module):
@@ -64,7 +66,7 @@ class Queue(nn.Module):
 
 
 class Counter(nn.Module):
-    """Scales by the number of calls, which it holds in a tensor that is a new one each time."""
+    """Scales by the number of calls, held in a tensor that is a new one each time."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -96,12 +98,17 @@ class Momentum(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.online, self.target = nn.Linear(features, features), nn.Linear(features, features)
+        self.online, self.target = (
+            nn.Linear(features, features),
+            nn.Linear(features, features),
+        )
         self.target.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            for slow, fast in zip(self.target.parameters(), self.online.parameters(), strict=True):
+            for slow, fast in zip(
+                self.target.parameters(), self.online.parameters(), strict=True
+            ):
                 slow.data.mul_(0.7).add_(fast.data, alpha=0.3)
         return self.online(x) * (1 + self.target(x).tanh())
 
@@ -143,7 +150,7 @@ LAYERS: list[Callable[[], nn.Module]] = [
 
 
 class Case:
-    """A net with a batch, built from a seed; the same one at every call of `Case(seed)`."""
+    """A net with a batch, built from a seed: the same at every call of `Case(seed)`."""
 
     def __init__(self, seed: int) -> None:
         draw = random.Random(seed)
@@ -152,7 +159,10 @@ class Case:
         for make in draw.choices(LAYERS, k=draw.randint(1, 4)):
             layers += [make(), nn.Tanh()]
         self.model = inputs.Net(nn.Sequential(*layers), FEATURES, 3).double()
-        self.aux, self.scale = nn.Linear(4, 1).double(), nn.Parameter(torch.ones(()).double())
+        self.aux, self.scale = (
+            nn.Linear(4, 1).double(),
+            nn.Parameter(torch.ones(()).double()),
+        )
         self.x, self.y = torch.randn(8, 4).double(), torch.arange(8) % 3
         self.draw = draw
         self.added = draw.random() < 0.5  # tensors outside the model add to the loss
@@ -178,7 +188,9 @@ class Case:
         x = self.x + 0.1 * torch.rand_like(self.x) if self.noisy else self.x
         losses = F.cross_entropy(self.model(x), self.y, reduction="none")
         if self.twice:
-            losses = losses + F.cross_entropy(self.model(0.5 * x), self.y, reduction="none")
+            losses = losses + F.cross_entropy(
+                self.model(0.5 * x), self.y, reduction="none"
+            )
         if self.added:
             losses = losses + self.aux(x).squeeze(1).square()
         if self.scaled:
@@ -186,7 +198,11 @@ class Case:
         return losses.mean() if self.single else losses
 
     def state(self) -> list[Tensor]:
-        tensors = [*self.model.buffers(), *self.model.parameters(), torch.get_rng_state()]
+        tensors = [
+            *self.model.buffers(),
+            *self.model.parameters(),
+            torch.get_rng_state(),
+        ]
         return [t.detach().clone() for t in tensors]
 
     def grads(self) -> list[Tensor | None]:
@@ -202,7 +218,9 @@ def habits(case: Case, optimizer: torch.optim.Optimizer) -> list[Callable[[], No
     ]
 
 
-def step(make: Callable[[], Method], seed: int, simple: bool, *, clearing: bool) -> tuple:
+def step(
+    make: Callable[[], Method], seed: int, simple: bool, *, clearing: bool
+) -> tuple:
     """Gradients, what is returned, and the state afterwards, of two steps."""
     case = Case(seed).simple() if simple else Case(seed)
     optimizer = torch.optim.SGD(case.model.parameters(), 0.1)
@@ -225,7 +243,9 @@ def step(make: Callable[[], Method], seed: int, simple: bool, *, clearing: bool)
     method, values = make(), []
     for n in range(2):
         torch.manual_seed(n)
-        values.append(method.backward(case.model, closure, weight=weight, scaler=scaler))
+        values.append(
+            method.backward(case.model, closure, weight=weight, scaler=scaler)
+        )
     return case.grads(), values, case.state()
 
 
@@ -243,7 +263,9 @@ def test_zero_grad_in_the_closure_changes_nothing(name: str, seeds: range) -> No
 
 
 @pytest.mark.parametrize("name", FUZZED)
-def test_buffers_and_streams_end_as_after_one_forward_at_w(name: str, seeds: range) -> None:
+def test_buffers_and_streams_end_as_after_one_forward_at_w(
+    name: str, seeds: range
+) -> None:
     for seed in seeds:
         case, twin = Case(seed), Case(seed)
         if "FAM" in name:
@@ -290,7 +312,9 @@ def trainable(case: Case) -> list[Tensor]:
 
 def uphill(seed: int, rho: float, normalised: bool) -> list[Tensor]:
     g = slope(seed)[: len(trainable(Case(seed)))]
-    norm = torch.stack([t.square().sum() for t in g]).sum().sqrt() if normalised else 1.0
+    norm = (
+        torch.stack([t.square().sum() for t in g]).sum().sqrt() if normalised else 1.0
+    )
     return [rho * t / norm for t in g]
 
 
@@ -328,14 +352,14 @@ FORMULAS: dict[str, tuple[Callable[[], Method], Callable[[int], list[Tensor]]]] 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_every_pass_starts_from_the_same_state(name: str) -> None:
-    """And what lies outside the model gets the method's gradient, too: no sum over passes."""
+    """And what lies outside the model gets the method's gradient: no sum over passes."""
     make, formula = FORMULAS[name]
     for seed in range(12):
         case = Case(seed)
         torch.manual_seed(1)
         make().backward(case.model, case)
-        # The formula's first forward sets these from the batch; each net of its own sets them
-        # after it was moved.
+        # The formula's first forward sets these from the batch; each net of its own
+        # sets them after it was moved.
         if any(isinstance(layer, ActNorm) for layer in case.model.modules()):
             continue
         found = [p.grad for p in [*trainable(case), *case.outside]]

@@ -40,7 +40,9 @@ MOVING = [SAM(0.1), NSO(0.1), GNP(0.1, 0.5), compose(SoftAD(0.1), SAM(0.1))]
 ONE_PASS = [ERM(), Flooding(0.1), IFlood(0.1), SoftAD(0.1)]
 
 
-def refused(method: Method, problem: Problem, closure: Callable, error: type, words: str) -> None:
+def refused(
+    method: Method, problem: Problem, closure: Callable, error: type, words: str
+) -> None:
     """Raised, and nothing changed."""
     before = [p.detach().clone() for p in problem.params]
     grads = problem.grads
@@ -60,13 +62,31 @@ def optimizer(problem: Problem) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda m, p: m.backward(p.model, p().mean()), "closure is Tensor; allowed: a function"),
-        (lambda m, p: m.backward(p.model, optimizer(p)), "closure is SGD; allowed: a function"),
-        (lambda m, p: m.backward(optimizer(p), p), "model is SGD.*an optimizer stays in the loop"),
+        (
+            lambda m, p: m.backward(p.model, p().mean()),
+            "closure is Tensor; allowed: a function",
+        ),
+        (
+            lambda m, p: m.backward(p.model, optimizer(p)),
+            "closure is SGD; allowed: a function",
+        ),
+        (
+            lambda m, p: m.backward(optimizer(p), p),
+            "model is SGD.*an optimizer stays in the loop",
+        ),
         (lambda m, p: m.backward([p.model], p), r"model is list.*nn\.ModuleList"),
-        (lambda m, p: m.backward(p.model, p, weight="a"), "weight='a' is str; allowed: a finite"),
-        (lambda m, p: m.backward(p.model, p, weight=float("nan")), "weight=nan; allowed: a finite"),
-        (lambda m, p: m.backward(p.model, p, scaler=True), "scaler=True; allowed: None or a torch"),
+        (
+            lambda m, p: m.backward(p.model, p, weight="a"),
+            "weight='a' is str; allowed: a finite",
+        ),
+        (
+            lambda m, p: m.backward(p.model, p, weight=float("nan")),
+            "weight=nan; allowed: a finite",
+        ),
+        (
+            lambda m, p: m.backward(p.model, p, scaler=True),
+            "scaler=True; allowed: None or a torch",
+        ),
     ],
 )
 def test_arguments(call: Callable, words: str) -> None:
@@ -128,7 +148,9 @@ def test_another_model_is_noticed_where_gradients_are_zero(method: Method) -> No
 # -- losses that are one number -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [m for n, (m, _) in METHODS.items() if n != "AdaFlood"])
+@pytest.mark.parametrize(
+    "make", [m for n, (m, _) in METHODS.items() if n != "AdaFlood"]
+)
 def test_a_loss_of_one_number_is_a_batch_of_one(make: Callable[[], Method]) -> None:
     method = make()
     if isinstance(method, FAM) or "FAM" in repr(method):
@@ -148,7 +170,8 @@ def test_the_gradient_of_one_number_is_that_of_its_backward() -> None:
     losses = {"boxes": reference().mean(), "classes": reference().square().sum()}
     sum(losses.values()).backward()
     ERM().backward(
-        problem.model, lambda: sum({"a": problem().mean(), "b": problem().square().sum()}.values())
+        problem.model,
+        lambda: sum({"a": problem().mean(), "b": problem().square().sum()}.values()),
     )
     assert_close(problem.grads, reference.grads, 1e-12)
 
@@ -157,7 +180,10 @@ def test_members_each_give_one_number() -> None:
     model = Ensemble(lambda: nn.Sequential(nn.Linear(4, 3)), 2).double()
     x = torch.randn(6, 4).double()
     grads = []
-    for losses in (lambda: model(x).square().mean((1, 2)), lambda: model(x).square().mean(2)):
+    for losses in (
+        lambda: model(x).square().mean((1, 2)),
+        lambda: model(x).square().mean(2),
+    ):
         model.zero_grad()
         value = SAM(0.1).backward(model, losses)
         assert value.shape == (2,)
@@ -186,7 +212,11 @@ class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.generators = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
-        self._orig_mod, self.module, self.net = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self._orig_mod, self.module, self.net = (
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+        )
         self.members, self.seeds, self.find_unused_parameters = 3, None, True
         self.no_sync = self.static_graph = self.require_backward_grad_sync = True
         self.parts, self.core, self.calls, self.passes = (), None, 7, 5
@@ -206,7 +236,9 @@ def test_a_net_may_call_its_parts_as_it_likes(make: Callable[[], Method]) -> Non
         problem = Problem(build(), torch.randn(12, 4), torch.arange(12) % 3)
         method = make()
         if getattr(method, "layer", None):
-            method.layer = next(n for n, _ in problem.model.named_modules() if "head" in n)
+            method.layer = next(
+                n for n, _ in problem.model.named_modules() if "head" in n
+            )
         method.backward(problem.model, problem)
         grads.append(problem.grads)
     assert_close(*grads, 1e-6)
@@ -217,15 +249,21 @@ def test_a_model_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = nn.Linear(4, 3)
     for method in (ERM(), SAM(0.1)):
-        with pytest.raises(ValueError, match=r"'weight' is on the meta device.*to_empty"):
-            method.backward(model, lambda: model(torch.ones(2, 4, device="meta")).sum(1))
+        with pytest.raises(
+            ValueError, match=r"'weight' is on the meta device.*to_empty"
+        ):
+            method.backward(
+                model, lambda: model(torch.ones(2, 4, device="meta")).sum(1)
+            )
 
 
 def test_complex_parameters() -> None:
     model = nn.Linear(4, 3, dtype=torch.complex64)
     x = torch.randn(5, 4, dtype=torch.complex64)
     for method in MOVING:
-        with pytest.raises(ValueError, match=r"'weight' is torch\.complex64.*view_as_complex"):
+        with pytest.raises(
+            ValueError, match=r"'weight' is torch\.complex64.*view_as_complex"
+        ):
             method.backward(model, lambda: model(x).abs().sum(1))
     assert ERM().backward(model, lambda: model(x).abs().sum(1)) > 0
 
@@ -241,7 +279,9 @@ def test_optimizers_that_step_in_the_backward() -> None:
 
         p.register_post_accumulate_grad_hook(step_now)
     for method in MOVING:
-        words = r"'body\.0\.weight' has a post-accumulate-grad hook.*after method\.backward"
+        words = (
+            r"'body\.0\.weight' has a post-accumulate-grad hook.*after method\.backward"
+        )
         refused(method, problem, problem, ValueError, words)
     ERM().backward(problem.model, problem)
     step = torch.optim.SGD(reference.params, 0.1)
@@ -277,7 +317,9 @@ def test_attention_before_the_layer_of_fam() -> None:
         torch.manual_seed(0)
     x = torch.randn(8, 5, 8)
     net = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), 1, enable_nested_tensor=False
+        nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
+        1,
+        enable_nested_tensor=False,
     )
     FAM(0.1, "layers.0.linear1").backward(net, lambda: net(x).square().mean((1, 2)))
     assert all(p.grad is not None for p in net.parameters())
@@ -294,7 +336,9 @@ def test_attention_before_the_layer_of_fam() -> None:
 def test_outside_is_a_part_of_the_model_that_is_not_perturbed(make: Callable) -> None:
     problem, second = inputs.exact(), inputs.exact()
     scale = nn.Parameter(torch.ones(()).double())
-    both = nn.ModuleDict({"net": second.model, "rest": nn.ParameterList([copy.deepcopy(scale)])})
+    both = nn.ModuleDict(
+        {"net": second.model, "rest": nn.ParameterList([copy.deepcopy(scale)])}
+    )
 
     make(None).backward(problem.model, lambda: problem() * scale.exp() + scale.square())
     inside = both["rest"][0]
@@ -315,13 +359,17 @@ def test_constants_are_not_written() -> None:
     assert x.grad is not None
 
 
-def test_a_large_queue_and_a_large_momentum_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_queue_and_a_large_momentum_encoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Copied from the second step on, though larger than what is copied unseen."""
     from test_closures import Momentum, Queue
 
     monkeypatch.setattr(flatnb.methods._state, "_SMALL", 8)
     torch.manual_seed(1)
-    model = inputs.Net(nn.Sequential(nn.Linear(4, 6), Queue(6), nn.Tanh(), Momentum(6)), 6, 3)
+    model = inputs.Net(
+        nn.Sequential(nn.Linear(4, 6), Queue(6), nn.Tanh(), Momentum(6)), 6, 3
+    )
     problem = Problem(model.double(), torch.randn(12, 4).double(), torch.arange(12) % 3)
     twin = copy.deepcopy(problem)
     for method in (SAM(0.1), SAM(0.1), NSO(0.1)):
@@ -334,7 +382,10 @@ def test_a_large_queue_and_a_large_momentum_encoder(monkeypatch: pytest.MonkeyPa
 def test_sparse_gradients_stay_sparse_under_gnp() -> None:
     sparse, dense = inputs.words(sparse=True), inputs.words(sparse=False)
     embedding = sparse.model.embedding.weight
-    steps = torch.optim.SparseAdam([embedding], 0.01), torch.optim.SGD(sparse.params[1:], 0.1)
+    steps = (
+        torch.optim.SparseAdam([embedding], 0.01),
+        torch.optim.SGD(sparse.params[1:], 0.1),
+    )
     for _ in range(2):
         for problem in (sparse, dense):
             GNP(0.1, 0.8).backward(problem.model, problem, weight=0.5)
@@ -349,9 +400,15 @@ def test_members_are_clipped_in_their_own_precision() -> None:
     model(torch.randn(6, 4).double()).square().sum().mul(50).backward()
     model.clip_grad_norm_(0.7)
     for i in range(2):
-        norm = torch.stack([p.grad[i].square().sum() for p in model.parameters()]).sum().sqrt()
+        norm = (
+            torch.stack([p.grad[i].square().sum() for p in model.parameters()])
+            .sum()
+            .sqrt()
+        )
         assert abs(float(norm) - 0.7) < 1e-6 * 0.7 + 1e-12
-        assert abs(float(norm) / 0.7 - 1) < 5e-8  # short of it by the 1e-6 beside the norm alone
+        assert (
+            abs(float(norm) / 0.7 - 1) < 5e-8
+        )  # short of it by the 1e-6 beside the norm alone
 
 
 # -- interrupts -----------------------------------------------------------------------------------
@@ -360,7 +417,7 @@ SOURCES = str(Path(flatnb.methods.__file__).parent)
 
 
 def interrupted(call: Callable[[], object], at: int) -> bool:
-    """Whether `call` met the KeyboardInterrupt at the `at`-th line of flatnb.methods it ran."""
+    """Whether `call` met the interrupt at the `at`-th line of flatnb.methods it ran."""
     lines = 0
 
     def trace(frame, event, arg):
@@ -407,7 +464,9 @@ def interrupt_everywhere(name: str, filled: int, first: int, stride: int) -> Non
         method = make()
         came = interrupted(lambda m=method, p=problem: m.backward(p.model, p), at)
         assert identical(problem.params, weights), f"line {at}"
-        assert identical(problem.grads, grads) or identical(problem.grads, complete.grads), at
+        assert identical(problem.grads, grads) or identical(
+            problem.grads, complete.grads
+        ), at
         at += stride
     assert at > 100
 

@@ -381,11 +381,13 @@ def random_case(seed: int) -> Case:
             torch.manual_seed(1000 * seed + attempt)
             case = _case(rng, seed)
             truth = Truth(case)
+            w = truth.vector.requires_grad_()
             try:
-                value = truth.loss(truth.vector.requires_grad_())
+                value = truth.loss(w)
             except (RuntimeError, ValueError):
                 continue
-            if value.requires_grad and value.isfinite():
+            (slope,) = torch.autograd.grad(value, w, allow_unused=True)
+            if slope is not None and value.isfinite():
                 return case
     raise AssertionError(f"no net under seed {seed}")
 

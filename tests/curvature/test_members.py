@@ -129,6 +129,8 @@ def rise_of(net: nn.Module, x: Tensor, y: Tensor, rho: float, adaptive: int) -> 
     grads = torch.autograd.grad(loss, params)
     scales = [p.detach().abs() ** adaptive for p in params]
     size = torch.stack([(t * g).norm() for t, g in zip(scales, grads, strict=True)]).norm()
+    if size == 0:
+        return 0.0
     moved = {
         name: p.detach() + rho * t**2 * g / size
         for name, p, t, g in zip(names, params, scales, grads, strict=True)

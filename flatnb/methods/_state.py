@@ -61,9 +61,6 @@ def _args(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)
 
 
-# Entries. What is larger is copied only if it has been seen to be written.
-_SMALL = 1 << 20
-
 # Written in training mode only, and by a kernel that leaves `_version` alone.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

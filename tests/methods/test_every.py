@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import inputs
 import oracle
 import pytest
@@ -11,7 +9,6 @@ import torch
 from properties import Calls, identical
 
 from flatnb.methods import ERM, FAM, NSO, SAM, Every, Flooding, Linear, Method, SoftAD, compose
-from flatnb.methods import every as module
 
 
 def made(method: Method, count: int) -> list[oracle.Params]:
@@ -92,7 +89,3 @@ def test_bad_arguments_are_refused() -> None:
         with pytest.raises(error, match=r"k=.*allowed: an integer >= 1"):
             Every(SAM(), k)
     assert repr(Every(SAM(0.1), 5)) == "Every(method=SAM(rho=0.1), k=5)"
-
-
-def test_the_example_runs() -> None:
-    assert doctest.testmod(module).failed == 0

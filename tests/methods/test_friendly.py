@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-
 import inputs
 import oracle
 import pytest
@@ -12,7 +10,7 @@ from properties import identical
 from torch import nn
 
 from flatnb.ensemble import Ensemble
-from flatnb.methods import ERM, SAM, FriendlySAM, Method, SoftAD, compose, friendly
+from flatnb.methods import ERM, SAM, FriendlySAM, Method, SoftAD, compose
 from flatnb.train import cross_entropy
 
 
@@ -142,7 +140,3 @@ def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[E
 def test_a_decay_above_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lam=1.1; allowed: a finite number >= 0 and <= 1"):
         FriendlySAM(lam=1.1)
-
-
-def test_the_example_runs() -> None:
-    assert doctest.testmod(friendly).failed == 0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
-
 import inputs
 import oracle
 import pytest
 import torch
 
-from flatnb.methods import GSAM, SAM, SoftAD, compose, gsam
+from flatnb.methods import GSAM, SAM, SoftAD, compose
 
 
 def inner(a: oracle.Params, b: oracle.Params) -> torch.Tensor:
@@ -89,7 +87,3 @@ def test_joins_a_loss_transform() -> None:
 def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
         GSAM(**{name: value})
-
-
-def test_the_example_runs() -> None:
-    assert doctest.testmod(gsam).failed == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import io
 
 import inputs
@@ -14,7 +13,7 @@ from properties import identical
 from torch import nn
 
 from flatnb.ensemble import Ensemble
-from flatnb.methods import ERM, SAM, LookSAM, Method, SoftAD, compose, looksam
+from flatnb.methods import ERM, SAM, LookSAM, Method, SoftAD, compose
 from flatnb.train import cross_entropy
 
 
@@ -221,7 +220,3 @@ def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[E
 def test_bad_periods_are_refused(value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"k=.*allowed: an integer >= 1"):
         LookSAM(k=value)
-
-
-def test_the_example_runs() -> None:
-    assert doctest.testmod(looksam).failed == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,6 @@ from torch import nn
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ASAM, ERM, GNP, NSO, RSAM, SAM, USAM, Method, WeightNoise, compose
-from flatnb.methods import perturb as perturb_module
 from flatnb.methods.noise import Stream, normal
 from flatnb.methods.perturb import all_but_norms_and_biases, only_norms
 from flatnb.train import cross_entropy
@@ -271,7 +269,3 @@ def test_a_choice_of_nothing_is_refused() -> None:
     problem = inputs.exact()
     with pytest.raises(ValueError, match=r"perturb=only_norms selects none of the 6 trainable"):
         SAM(perturb=only_norms).backward(problem.model, problem)
-
-
-def test_the_example_runs() -> None:
-    assert doctest.testmod(perturb_module).failed == 0

@@ -20,6 +20,7 @@ from flatnb.curvature.members import EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
 from flatnb.curvature.probes import Trace, trace
+from flatnb.curvature.result import Estimate
 from flatnb.curvature.sharpness import (
     Sharpness,
     average_sharpness,
@@ -30,6 +31,7 @@ from flatnb.curvature.sharpness import (
 __all__ = [
     "Eigenpairs",
     "EnsembleFlatness",
+    "Estimate",
     "GaussNewtonOperator",
     "HessianOperator",
     "Objective",

@@ -13,13 +13,15 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatnb import _wrappers
 
 LossFunction = Callable[[Any, Any], Tensor]
 Batches = Iterable[tuple[Tensor, Any]]
@@ -326,13 +328,8 @@ def _eager() -> AbstractContextManager[Any]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    while True:
-        if hasattr(model, "_orig_mod"):  # torch.compile
-            model = cast(nn.Module, model._orig_mod)
-        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        else:
-            return model
+    """The net inside compiled and data-parallel wrappers."""
+    return _wrappers.unwrap(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
 def _select(named: dict[str, nn.Parameter], params: Selection | None) -> dict[str, nn.Parameter]:

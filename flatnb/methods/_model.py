@@ -14,22 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The net inside DistributedDataParallel and `torch.compile` wrappers."""
-    while True:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
-        elif compiled(model):
-            model = cast(nn.Module, model._orig_mod)
-        else:
-            return model
-
-
-def compiled(model: nn.Module) -> bool:
-    """Whether the model is what `torch.compile` returns."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
+from .._wrappers import compiled, unwrap
 
 
 def distributed(model: nn.Module) -> DistributedDataParallel | None:

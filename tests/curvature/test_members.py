@@ -10,10 +10,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from matrices import SPECTRA
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from flatnb import Ensemble, curvature, models
+from flatnb.curvature.members import _largest
+from flatnb.curvature.result import Progress
 
 X = torch.randn(3, 12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 Y = torch.randint(0, 3, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -280,3 +283,30 @@ def test_a_layer_used_twice_is_refused():
 
     with pytest.raises(ValueError, match="used twice"):
         curvature.ensemble_flatness(ensemble(make), X, Y)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_top_eigenvalue_lies_within_its_residual_of_one(seed):
+    """Members with random spectra, as explicit matrices, in both precisions."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    size, dtype = int(2 * 200 ** draw.random()), draw.choice([torch.float32, torch.float64])
+    members = [symmetric(draw.choice(SPECTRA)(size, draw)) for _ in range(6)]
+    matrices = torch.stack(members).to(dtype)
+
+    def multiply(vectors):
+        return (torch.einsum("mij,mj->mi", matrices, vectors[0]),)
+
+    params, fine = [torch.zeros(6, size, dtype=dtype)], torch.ones(6, dtype=torch.bool)
+    with Progress() as say:
+        values, residuals, _ = _largest(multiply, params, fine, 1e-3, 100, seed, say)
+    exact = torch.linalg.eigvalsh(matrices.double())
+    rounding = 100 * torch.finfo(dtype).eps * exact.abs().amax(1)
+    distance = (exact - values[:, None]).abs().amin(1)
+    assert (distance <= 1.01 * residuals + rounding).all()
+    assert (values <= exact[:, -1] + rounding).all()
+
+
+def symmetric(values: torch.Tensor) -> torch.Tensor:
+    basis = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64))[0]
+    return (basis * values) @ basis.mT

@@ -251,3 +251,16 @@ def test_a_late_infinite_example_is_seen():
     batches[-1][0][-1] = float("inf")
     with pytest.raises(ValueError, match="the loss is nan"):
         HessianOperator(case.model, case.loss, batches)
+
+
+def test_names_of_wrappers_are_free_for_a_net_of_its_own():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._orig_mod, self.module = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(self._orig_mod(x))
+
+    data = [(torch.randn(4, 2), torch.randint(0, 2, (4,)))]
+    assert HessianOperator(Net(), F.cross_entropy, data).size == 12

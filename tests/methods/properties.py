@@ -376,13 +376,13 @@ def assert_autocast_agrees(make: Maker) -> None:
     """bf16 agrees with float32 to its precision, wherever the autocast region begins."""
     for build in (inputs.plain, inputs.noisy):
         errors = []
-        for batch in build().batches(3):
+        for batch in build().batches(5):
             reference, rounded = gradient(make, batch), _in_bfloat16(make, batch)
             pairs = [(g, h) for g, h in zip(rounded, reference, strict=True) if h is not None]
             size = max(float(h.abs().max()) for _, h in pairs)
             errors.append(max(float((g - h).abs().max()) for g, h in pairs) / size)
-        # The median: in one batch of twenty, a ReLU that is near zero switches.
-        assert sorted(errors)[1] < 0.1
+        # The least: in up to a fifth of all batches a ReLU that is near zero switches.
+        assert min(errors) < 0.03
 
         inner = _in_bfloat16(make, build())
         problem = build()

@@ -199,7 +199,8 @@ def test_mistakes_before_a_sweep_are_one_line(
 ) -> None:
     experiments.append(Experiment("a", 1))
     assert out(capsys, "make", "b", status=2) == "flatnb: nothing is named b; the closest are a"
-    assert out(capsys, "make", "a", "--workers", "0", status=2).startswith("flatnb: workers is 0")
+    line = out(capsys, "make", "a", "--workers", "0", status=2)
+    assert line.startswith("flatnb: workers=0; allowed")
     assert records.names() == []
 
 

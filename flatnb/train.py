@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from ._checks import function, instance, integer, number, sequence, shown
+from ._nets import in_mode
 from .checkpoint import Checkpoint, tensors
 from .methods import Method
 from .methods._model import distributed
@@ -412,22 +413,20 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
     """Metrics in eval mode, in one pass, in the parameters' precision whatever they train in.
 
     "loss" is the mean plain cross-entropy (nats), "accuracy" the fraction correct, "ece" the
-    `calibration_error`. Shapes () or (members,). The model's mode is put back.
+    `calibration_error`. Shapes () or (members,). Each module's mode is put back.
     """
     _check_measured(model, split)
     losses, correct, gaps = [], [], []
     core = unwrap(model)
-    was_training = core.training
-    core.eval()
-    for part in _parts(core, split):
-        logits = core(part.x)
-        right = logits.argmax(-1) == part.y
-        log_p = logits.log_softmax(-1)
-        y = part.y.expand(right.shape).unsqueeze(-1)
-        losses.append(-log_p.gather(-1, y).squeeze(-1).sum(-1))
-        correct.append(right.sum(-1))
-        gaps.append(_gaps(log_p, right, _BINS))
-    core.train(was_training)
+    with in_mode(core, training=False):
+        for part in _parts(core, split):
+            logits = core(part.x)
+            right = logits.argmax(-1) == part.y
+            log_p = logits.log_softmax(-1)
+            y = part.y.expand(right.shape).unsqueeze(-1)
+            losses.append(-log_p.gather(-1, y).squeeze(-1).sum(-1))
+            correct.append(right.sum(-1))
+            gaps.append(_gaps(log_p, right, _BINS))
     return {
         "loss": torch.stack(losses).sum(0) / len(split),
         "accuracy": torch.stack(correct).sum(0) / len(split),
@@ -446,15 +445,13 @@ def gradient_norm(model: nn.Module, split: Split) -> Tensor:
     core = unwrap(model)
     params = [p for p in core.parameters() if p.requires_grad]
     sums = [torch.zeros_like(p) for p in params]
-    was_training = core.training
-    core.eval()
-    for part in _parts(core, split, share=4):
-        loss = cross_entropy(core(part.x), part.y).sum() / len(split)
-        grads = torch.autograd.grad(loss, params, allow_unused=True)
-        for total, grad in zip(sums, grads, strict=True):
-            if grad is not None:
-                total += grad
-    core.train(was_training)
+    with in_mode(core, training=False):
+        for part in _parts(core, split, share=4):
+            loss = cross_entropy(core(part.x), part.y).sum() / len(split)
+            grads = torch.autograd.grad(loss, params, allow_unused=True)
+            for total, grad in zip(sums, grads, strict=True):
+                if grad is not None:
+                    total += grad
     return l2_norm(sums, members_of(core))
 
 

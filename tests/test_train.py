@@ -649,3 +649,16 @@ def test_float16_with_an_ensemble_is_refused():
     model = ensemble()
     with pytest.raises(ValueError, match=r"use torch\.bfloat16"):
         flatnb.fit(model, plane(), flatnb.ERM(), sgd(model), epochs=1, seed=0, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("measure", [train.evaluate, train.gradient_norm])
+def test_measuring_puts_back_the_mode_of_each_part_whatever_happens(measure):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+    model[1].eval()  # a frozen BatchNorm in a net that trains
+    before = [module.training for module in model.modules()]
+    split = data.Split(torch.randn(8, 2), torch.zeros(8, dtype=torch.long))
+    measure(model, split)
+    assert [module.training for module in model.modules()] == before
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        measure(model, data.Split(split.x, split.y + 9))
+    assert [module.training for module in model.modules()] == before

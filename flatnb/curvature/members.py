@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flatnb._nets import in_mode
 from flatnb.curvature.piecewise import check_piecewise_linear
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 from flatnb.ensemble import BatchNorm, Ensemble, Linear
@@ -157,16 +158,13 @@ def ensemble_flatness(
 @contextmanager
 def _evaluating(model: Ensemble) -> Iterator[None]:
     """Eval mode, and activations that overwrite neither a layer's output nor the data."""
-    modes = [(module, module.training) for module in model.modules()]
     in_place = [module for module in model.modules() if getattr(module, "inplace", False)]
-    model.eval()
     for module in in_place:
         setattr(module, "inplace", False)  # noqa: B010
     try:
-        yield
+        with in_mode(model, training=False):
+            yield
     finally:
-        for module, mode in modes:
-            module.training = mode
         for module in in_place:
             setattr(module, "inplace", True)  # noqa: B010
 

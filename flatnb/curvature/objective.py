@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatnb import _wrappers
+from flatnb import _nets
 
 LossFunction = Callable[[Any, Any], Tensor]
 Batches = Iterable[tuple[Tensor, Any]]
@@ -159,7 +159,6 @@ class Objective:
         Attention goes through the math backend and compiled functions run eagerly, because fused
         kernels have no double backward. Everything is as it was afterwards.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
         # Weight and spectral norm, as hooks, leave the weight they computed on the module.
         computed = [
             (vars(module), name, value)
@@ -168,12 +167,10 @@ class Objective:
             if isinstance(value, Tensor)
         ]
         try:
-            self.model.train(self.train)
-            with self.arithmetic(), sdpa_kernel(SDPBackend.MATH), _eager():
+            mode = _nets.in_mode(self.model, self.train)
+            with mode, self.arithmetic(), sdpa_kernel(SDPBackend.MATH), _eager():
                 yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             for attributes, name, value in computed:
                 attributes[name] = value
 
@@ -329,7 +326,7 @@ def _eager() -> AbstractContextManager[Any]:
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The net inside compiled and data-parallel wrappers."""
-    return _wrappers.unwrap(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    return _nets.unwrap(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
 def _select(named: dict[str, nn.Parameter], params: Selection | None) -> dict[str, nn.Parameter]:

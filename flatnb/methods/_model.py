@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._wrappers import compiled, unwrap
+from .._nets import compiled, unwrap
 
 
 def distributed(model: nn.Module) -> DistributedDataParallel | None:

@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._wrappers import unwrap
+from .._nets import unwrap
 from ._model import check_model, contents, distributed, ensemble, leaves, sharded
 from ._state import Buffers, Streams
 

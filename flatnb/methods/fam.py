@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
-from .._wrappers import compiled, unwrap
+from .._nets import compiled, unwrap
 from ._model import ensemble
 from .base import Closure, Hyperparameter, Method, Value, per_member
 from .noise import Stream, rademacher

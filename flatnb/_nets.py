@@ -1,8 +1,13 @@
-"""Wrappers around a net, known by their class: a net may call a part of its own `_orig_mod`."""
+"""What is done to any net: taking its wrappers off, and setting its mode for a while.
+
+Wrappers are known by their class, since a net may call a part of its own `_orig_mod`.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from torch import nn
@@ -26,3 +31,15 @@ def unwrap(
             model = cast(nn.Module, model._orig_mod)
         else:
             return model
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode; afterwards each part is in the mode that it was in before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -89,10 +89,11 @@ def top_eigenvalues(
         tol: Largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64, which
             leaves well separated eigenvalues with errors of rounding.
         block: Start vectors, multiplied together, and copies of an eigenvalue seen. None takes
-            k + smallest + 1 where `size` is at most 10,000, so that nothing is missed, and 1
-            beyond, the fewest products (2 take about a third more).
+            k + smallest where `size` is at most 10,000, so that nothing is missed, and 1 beyond,
+            the fewest products (2 take about a third more). Up to 10,000 dimensions there is one
+            start vector more, against what a single one misses.
         max_basis: Vectors of `size` held in memory, restarting when they are used up; None takes
-            4 (k + smallest) + 8 block + 60.
+            4 (k + smallest) + 8 for each start vector + 60.
         max_products: Give up, with a warning and `converged=False`, after so many.
         seed: Of the start vectors.
         progress: Called with a line of text after every block; None writes to a terminal only.
@@ -100,25 +101,26 @@ def top_eigenvalues(
     Raises:
         ValueError: k, smallest, block, max_basis or tol out of range; products that overflow.
     """
-    wanted = _check(operator.size, k, smallest, block, max_basis)
+    wanted, small = k + smallest, operator.size <= _SMALL
+    _check(operator.size, k, smallest, block)
     if block is None:
-        block = min(operator.size, wanted + 1) if operator.size <= _SMALL else 1
-    if max_basis is None:
-        max_basis = 4 * wanted + 8 * block + 60
+        block = wanted if small else 1
+    starts = min(operator.size, block + 1) if small else block
+    max_basis = _basis(operator.size, wanted, starts, max_basis)
     if tol is None:
         tol = 1e-8 if operator.dtype == torch.float64 else 1e-4
     if not tol > 0:
         raise ValueError(f"tol={tol}; allowed: a number > 0, or None")
     began, before = time.perf_counter(), operator.products
     generator = torch.Generator().manual_seed(seed)
-    lanczos = Lanczos(operator, min(operator.size, max_basis))
-    for _ in range(block):
+    lanczos = Lanczos(operator, max_basis)
+    for _ in range(starts):
         lanczos.add_random(generator)
     with Progress(progress) as say:
         while True:
-            _advance(lanczos, block, k, smallest, generator)
+            _advance(lanczos, starts, k, smallest, generator)
             exhausted = operator.products - before >= max_products
-            if lanczos.multiplied >= wanted and (exhausted or _due(lanczos, block)):
+            if lanczos.multiplied >= wanted and (exhausted or _due(lanczos, starts)):
                 pairs = _wanted(lanczos.ritz(), k, smallest)
                 limit = pairs.limit(tol, operator.dtype)
                 say(f"Lanczos: {operator.products - before} products, {_worst(pairs, limit)}")
@@ -233,8 +235,7 @@ def _worst(pairs: _Pairs, limit: Tensor, residuals: Tensor | None = None) -> str
     )
 
 
-def _check(size: int, k: int, smallest: int, block: int | None, max_basis: int | None) -> int:
-    """k + smallest, if all these are integers in range."""
+def _check(size: int, k: int, smallest: int, block: int | None) -> None:
     numbers = [("k", k, 1), ("smallest", smallest, 0)]
     numbers += [] if block is None else [("block", block, 1)]
     for name, value, least in numbers:
@@ -245,9 +246,15 @@ def _check(size: int, k: int, smallest: int, block: int | None, max_basis: int |
         raise ValueError(f"{asked}: the matrix has only {size} eigenvalues")
     if block is not None and block > size:
         raise ValueError(f"block={block} is larger than the dimension {size}")
-    least = min(size, k + smallest + 8 * (block or 1) + 16)
-    if max_basis is not None and not (isinstance(max_basis, int) and max_basis >= least):
+
+
+def _basis(size: int, wanted: int, starts: int, most: int | None) -> int:
+    """Vectors to hold: what is wanted, and what a restart needs besides."""
+    least = wanted + 8 * starts + 16
+    if most is None:
+        return min(size, least + 3 * wanted + 44)
+    if isinstance(most, bool) or not isinstance(most, int) or most < min(size, least):
         raise ValueError(
-            f"max_basis={max_basis!r}; allowed: an integer of at least {least}, or None"
+            f"max_basis={most!r}; allowed: an integer of at least {min(size, least)}, or None"
         )
-    return k + smallest
+    return min(size, most)

@@ -127,7 +127,7 @@ class Drawn:
         if self.block is not None:
             self.block = min(n, self.block)
         self.start = draw.randrange(10**6)
-        tight = min(n, wanted + 8 * (self.block or wanted + 1) + 16)
+        tight = min(n, wanted + 8 * ((self.block or wanted) + 1) + 16)
         self.max_basis = draw.choice([None, tight])
 
     def __repr__(self) -> str:

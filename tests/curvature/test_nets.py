@@ -26,9 +26,12 @@ from flatnb.curvature import (
     line,
     relative_flatness_by_layer,
     sam_sharpness,
+    spectral_density,
+    top_eigenvalues,
     trace,
     worst_sharpness,
 )
+from flatnb.curvature.vectors import rademacher
 
 # Every kind of layer, loss and batch is in two of these, see the last test.
 FEW = (4, 7, 19, 21, 25, 31, 33, 37, 54, 58, 67, 71, 79, 115, 118, 128, 129, 154, 167, 180, 200,
@@ -136,6 +139,27 @@ def test_gauss_newton_traces(seed):
         assert_near(found.value, gauss_newton.trace())
     except ValueError as error:
         assert refusals[1] in str(error) and case.loss is spread
+
+
+@over_nets
+def test_eigenvalues(seed):
+    case, _, hessian, _ = known(seed)
+    exact, size = torch.linalg.eigvalsh(hessian).flip(0), len(hessian)
+    k, smallest = min(3, size), min(2, size - min(3, size))
+    found = top_eigenvalues(HessianOperator(*arguments(case)), k, smallest=smallest)
+    assert found.converged
+    assert_near(found.values, torch.cat([exact[:k], exact[size - smallest :]]))
+
+
+@over_nets
+def test_spectral_density(seed):
+    case, _, hessian, _ = known(seed)
+    density = spectral_density(HessianOperator(*arguments(case)), steps=3, probes=2, seed=seed)
+    signs, like = torch.Generator().manual_seed(seed), torch.zeros(0, dtype=torch.float64)
+    z = torch.cat([rademacher(1, len(hessian), signs, like) for _ in range(2)])
+    for degree in range(1, 2 * min(3, len(hessian))):
+        moment = (z * (z @ torch.linalg.matrix_power(hessian, degree))).sum(1).mean()
+        assert_near(density.moment(degree)[0], moment / len(hessian), 1e-7)
 
 
 @over_nets

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import MARK, places
 from small_book import book, code
 
 from flatnb import cli, notebook
@@ -19,14 +20,6 @@ RAW = (
     "[" * 90 + "]" * 90, "[" * 500 + "]" * 500, '{"a":' * 500 + "1" + "}" * 500,
     "[" * 10**5 + "]" * 10**5, f'"{"x" * 10**5}"', "", "1,", "[", "'x'",
 )  # fmt: skip
-MARK = "@@here@@"
-
-
-def places(node: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) below a node."""
-    keys = list(node) if isinstance(node, dict) else range(len(node))
-    below = [p for key in keys if isinstance(node[key], dict | list) for p in places(node[key])]
-    return [(node, key) for key in keys] + below
 
 
 def mutated(content: dict[str, Any], draw: random.Random) -> str:

@@ -9,6 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hostile import MARK, places
 from test_records import NAME, example
 
 from flatnb import cli, records
@@ -23,14 +24,6 @@ RAW = (
     "[" * 400 + "]" * 400, "[" * 9000 + "]" * 9000, '{"a":' * 300 + "1" + "}" * 300,
     '{"a":' * 10**5 + "1" + "}" * 10**5, '{"a": 1, "a": 2}', "", "1,", "[", "'x'",
 )  # fmt: skip
-MARK = "@@here@@"
-
-
-def places(node: Any) -> list[tuple[Any, Any]]:
-    """Every (container, key) below a node."""
-    keys = list(node) if isinstance(node, dict) else range(len(node))
-    below = [p for key in keys if isinstance(node[key], dict | list) for p in places(node[key])]
-    return [(node, key) for key in keys] + below
 
 
 def mutated(record: dict[str, Any], draw: random.Random) -> str:

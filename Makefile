@@ -44,6 +44,7 @@ test-dispatch: $(READY)  ## numerical tests under each instruction set of this p
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 book: $(READY)  ## run the notebooks at PROFILE, build the pages

@@ -1,4 +1,5 @@
-"""Benchmarks, one after another: python -m benchmarks, or python -m benchmarks images sensing.
+"""Benchmarks, one after another: python -m benchmarks, or python -m benchmarks images
+sensing.
 
 Run them on a machine that does nothing else; each prints ratios taken in one run.
 """
@@ -8,7 +9,9 @@ import subprocess
 import sys
 
 NAMES = ("methods", "ensemble", "curvature", "images", "sensing")
-parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All, or those named.")
+parser = argparse.ArgumentParser(
+    prog="python -m benchmarks", description="All, or those named."
+)
 parser.add_argument("name", nargs="*", help=", ".join(NAMES))
 chosen = parser.parse_args().name or NAMES
 if unknown := sorted(set(chosen) - set(NAMES)):

@@ -1,15 +1,16 @@
 """Top-5 Hessian eigenvalues beside published packages, and what a product costs.
 
-    python -m benchmarks.curvature [--threads 2] [--nets perceptron] [--against PyHessian …]
-    python -m benchmarks.curvature --curves
+    python -m benchmarks.curvature [--threads 2] [--nets perceptron] [--against
+    PyHessian …] python -m benchmarks.curvature --curves
 
-Each contender runs at the loosest setting of its ladder whose relative error is at most 1e-5 for
-every seed, or at the tightest there was time for, with the error it reached; building the operator
-is included. Looking for the setting ends after --seconds a contender, so that a net takes minutes.
-The contenders take turns, so that whatever else the machine does hits all alike, and ratios are
-medians over the rounds of the same round's times, on the clock and in CPU seconds of all threads,
-which suffer less from other programs; a contender too slow for that is timed in its search.
-`--curves` prints what the top-5 cost against samples and parameters instead. Packages that are not
+Each contender runs at the loosest setting of its ladder whose relative error is at most
+1e-5 for every seed, or at the tightest there was time for, with the error it reached;
+building the operator is included. Looking for the setting ends after --seconds a
+contender, so that a net takes minutes. The contenders take turns, so that whatever else
+the machine does hits all alike, and ratios are medians over the rounds of the same
+round's times, on the clock and in CPU seconds of all threads, which suffer less from
+other programs; a contender too slow for that is timed in its search. `--curves` prints
+what the top-5 cost against samples and parameters instead. Packages that are not
 installed are named as such: `pip install --no-deps pyhessian hessian-eigenthings
 curvlinops-for-pytorch` (pre-releases allowed).
 """
@@ -65,15 +66,27 @@ def images(count: int) -> Data:
 
 
 def perceptron() -> nn.Module:
-    layers = [nn.Linear(3072, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)]
+    layers = [
+        nn.Linear(3072, 128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.ReLU(),
+        nn.Linear(128, 10),
+    ]
     return nn.Sequential(nn.Flatten(), *layers)
 
 
 def convolutional() -> nn.Module:
     layers: list[nn.Module] = []
     for channels, filters in ((3, 16), (16, 32), (32, 64)):
-        layers += [nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10))
+        layers += [
+            nn.Conv2d(channels, filters, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10)
+    )
 
 
 def trained(make: Callable[[], nn.Module], data: Data, epochs: int = 3) -> nn.Module:
@@ -88,7 +101,8 @@ def trained(make: Callable[[], nn.Module], data: Data, epochs: int = 3) -> nn.Mo
     return model.eval()
 
 
-# -- contenders --------------------------------------------------------------------------------
+# -- contenders
+# --------------------------------------------------------------------------------
 
 
 def ours(model: nn.Module, data: Data) -> list[Setting]:
@@ -128,9 +142,13 @@ def power_iteration(model: nn.Module, data: Data) -> list[Setting]:
                 for _ in range(MOST):
                     v = project(v, vectors)
                     hv = torch.autograd.grad(grads, params, v, retain_graph=True)
-                    value = sum((a * b).sum() for a, b in zip(hv, v, strict=True)).item()
+                    value = sum(
+                        (a * b).sum() for a, b in zip(hv, v, strict=True)
+                    ).item()
                     v, products = normalised(list(hv)), products + 1
-                    if last is not None and abs(value - last) < tol * (abs(last) + 1e-6):
+                    if last is not None and abs(value - last) < tol * (
+                        abs(last) + 1e-6
+                    ):
                         break
                     last = value
                 values.append(value)
@@ -178,7 +196,9 @@ def eigenthings(model: nn.Module, data: Data) -> list[Setting]:
 
 
 def curvlinops(basis: int | None) -> Callable[[nn.Module, Data], list[Setting]]:
-    """Through SciPy's eigsh, with its own size of the basis (20 for five) or another."""
+    """Through SciPy's eigsh, with its own size of the basis (20 for five) or
+    another.
+    """
 
     def settings(model: nn.Module, data: Data) -> list[Setting]:
         package = importlib.import_module("curvlinops")
@@ -187,13 +207,19 @@ def curvlinops(basis: int | None) -> Callable[[nn.Module, Data], list[Setting]]:
         def at(tol: float) -> Run:
             def run(seed: int) -> tuple[np.ndarray, int]:
                 operator = package.HessianLinearOperator(
-                    model, nn.CrossEntropyLoss(), params, [data], check_deterministic=False
+                    model,
+                    nn.CrossEntropyLoss(),
+                    params,
+                    [data],
+                    check_deterministic=False,
                 ).to_scipy(dtype=np.float32)
                 return by_eigsh(operator, tol, basis, seed)
 
             return run
 
-        return [Setting(f"tol {tol:.0e}", at(tol)) for tol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)]
+        return [
+            Setting(f"tol {tol:.0e}", at(tol)) for tol in (1e-1, 1e-2, 1e-3, 1e-4, 1e-6)
+        ]
 
     return settings
 
@@ -202,9 +228,19 @@ def by_eigsh(
     operator: LinearOperator, tol: float, basis: int | None, seed: int
 ) -> tuple[np.ndarray, int]:
     counted = Counted(operator)
-    start = np.random.default_rng(seed).standard_normal(operator.shape[0]).astype(operator.dtype)
+    start = (
+        np.random.default_rng(seed)
+        .standard_normal(operator.shape[0])
+        .astype(operator.dtype)
+    )
     values = eigsh(
-        counted, TOP, which="LA", tol=tol, ncv=basis, v0=start, return_eigenvectors=False
+        counted,
+        TOP,
+        which="LA",
+        tol=tol,
+        ncv=basis,
+        v0=start,
+        return_eigenvectors=False,
     )
     return np.sort(values)[::-1], counted.products
 
@@ -221,14 +257,17 @@ class Counted(LinearOperator):
 
 OTHERS: dict[str, Callable[[nn.Module, Data], list[Setting]]] = {
     "hessian-eigenthings": eigenthings,  # its Lanczos
-    "curvlinops+eigsh": curvlinops(None),  # with eigsh's own ncv, 20 for five eigenvalues
+    "curvlinops+eigsh": curvlinops(
+        None
+    ),  # with eigsh's own ncv, 20 for five eigenvalues
     "curvlinops+eigsh-ncv-12": curvlinops(12),
     "power-iteration": power_iteration,
     "PyHessian": pyhessian,
 }
 
 
-# -- measurements ------------------------------------------------------------------------------
+# -- measurements
+# ------------------------------------------------------------------------------
 
 
 def reference(model: nn.Module, data: Data) -> np.ndarray:
@@ -236,8 +275,9 @@ def reference(model: nn.Module, data: Data) -> np.ndarray:
 
     Eigenvalues are good to about the square of its tolerance.
     """
-    operator = HessianOperator(copy.deepcopy(model).double(), F.cross_entropy,
-                               [(data[0].double(), data[1])])  # fmt: skip
+    operator = HessianOperator(
+        copy.deepcopy(model).double(), F.cross_entropy, [(data[0].double(), data[1])]
+    )
 
     def product(v: np.ndarray) -> np.ndarray:
         return (operator @ torch.from_numpy(v.reshape(-1).copy())).numpy()
@@ -280,7 +320,9 @@ def loosest(settings: list[Setting], exact: np.ndarray, seconds: float) -> Timed
 
     while low < high and not late():
         middle = (low + high) // 2
-        low, high = (low, middle) if tried(middle).error <= WANTED else (middle + 1, high)
+        low, high = (
+            (low, middle) if tried(middle).error <= WANTED else (middle + 1, high)
+        )
     if late():  # the loosest good one so far, else the tightest
         good = [place for place, timed in done.items() if timed.error <= WANTED]
         return done[min(good) if good else max(done)]
@@ -294,21 +336,31 @@ def loosest(settings: list[Setting], exact: np.ndarray, seconds: float) -> Timed
 
 
 def compare(
-    name: str, model: nn.Module, data: Data, against: list[str], rounds: int, seconds: float
+    name: str,
+    model: nn.Module,
+    data: Data,
+    against: list[str],
+    rounds: int,
+    seconds: float,
 ) -> None:
     size = sum(p.numel() for p in model.parameters())
     exact = reference(model, data)
     print(f"\n## {name}, {size:,} parameters, {len(data[0]):,} samples")
     print("reference: " + " ".join(f"{value:.8g}" for value in exact), flush=True)
     chosen: dict[str, Timed] = {}
-    for label, make in [("flatnb", ours), *((label, OTHERS[label]) for label in against)]:
+    for label, make in [
+        ("flatnb", ours),
+        *((label, OTHERS[label]) for label in against),
+    ]:
         try:
             chosen[label] = loosest(make(model, data), exact, seconds)
         except ImportError as error:
             print(f"{label:24} not installed ({error})")
         except Exception as error:  # somebody else's package: say so and go on
             print(f"{label:24} does not run: {type(error).__name__}: {str(error)[:60]}")
-    slow = {label for label, one in chosen.items() if max(one.seconds) * rounds > seconds}
+    slow = {
+        label for label, one in chosen.items() if max(one.seconds) * rounds > seconds
+    }
     for label in chosen.keys() - slow:
         chosen[label].seconds.clear()
         chosen[label].cpu.clear()
@@ -316,14 +368,18 @@ def compare(
         for label in chosen:
             if label not in slow:
                 chosen[label].run(SEEDS[turn % len(SEEDS)], exact)
-    print(f"{'method':24} {'setting':14} {'runs':>4} {'s':>8} {'products':>8} {'error':>9} "
-          f"{'x flatnb':>9} {'in CPU s':>9}")  # fmt: skip
+    print(
+        f"{'method':24} {'setting':14} {'runs':>4} {'s':>8} {'products':>8} {'error':>9} "
+        f"{'x flatnb':>9} {'in CPU s':>9}"
+    )
     base = chosen["flatnb"]
     for label, one in chosen.items():
-        print(f"{label:24} {one.setting.label:14} {len(one.seconds):4} "
-              f"{statistics.median(one.seconds):8.3f} {one.products or '-':>8} {one.error:9.1e} "
-              f"{ratio(one.seconds, base.seconds):9.2f} {ratio(one.cpu, base.cpu):9.2f}",
-              flush=True)  # fmt: skip
+        print(
+            f"{label:24} {one.setting.label:14} {len(one.seconds):4} "
+            f"{statistics.median(one.seconds):8.3f} {one.products or '-':>8} {one.error:9.1e} "
+            f"{ratio(one.seconds, base.seconds):9.2f} {ratio(one.cpu, base.cpu):9.2f}",
+            flush=True,
+        )
 
 
 def ratio(one: list[float], other: list[float]) -> float:
@@ -333,14 +389,18 @@ def ratio(one: list[float], other: list[float]) -> float:
     return statistics.median(one) / statistics.median(other)
 
 
-def products(name: str, model: nn.Module, data: Data, rounds: int, seconds: float) -> None:
+def products(
+    name: str, model: nn.Module, data: Data, rounds: int, seconds: float
+) -> None:
     """One gradient, and one product of each kind."""
     hessian = HessianOperator(model, F.cross_entropy, [data])
     newton = GaussNewtonOperator(model, F.cross_entropy, [data])
     passing = HessianOperator(model, F.cross_entropy, [data], keep_graph=False)
     params, v = list(model.parameters()), torch.randn(hessian.size)
     steps: dict[str, Callable[[], object]] = {
-        "gradient": lambda: torch.autograd.grad(F.cross_entropy(model(data[0]), data[1]), params),
+        "gradient": lambda: torch.autograd.grad(
+            F.cross_entropy(model(data[0]), data[1]), params
+        ),
         "Hessian product, graph kept": lambda: hessian @ v,
         "Hessian product, graph made in passing": lambda: passing @ v,
         "Gauss-Newton product, graph kept": lambda: newton @ v,
@@ -356,18 +416,27 @@ def products(name: str, model: nn.Module, data: Data, rounds: int, seconds: floa
             times[label].append(time.perf_counter() - start)
     print(f"\n### {name}: cost of a product")
     for label, found in times.items():
-        share = statistics.median(a / b for a, b in zip(found, times["gradient"], strict=True))
-        print(f"{label:44} {1e3 * statistics.median(found):9.1f} ms  x{share:.2f} gradient")
+        share = statistics.median(
+            a / b for a, b in zip(found, times["gradient"], strict=True)
+        )
+        print(
+            f"{label:44} {1e3 * statistics.median(found):9.1f} ms  x{share:.2f} gradient"
+        )
 
 
 def curves() -> None:
     """Top-5 to a relative residual of 1e-3 against samples and parameters."""
     print(f"\n## cost of the top {TOP} to a relative residual of {RESIDUAL:.0e}")
-    print(f"{'net':24} {'parameters':>12} {'samples':>8} {'build s':>8} "
-          f"{'Lanczos s':>9} {'products':>8} {'error':>8}")  # fmt: skip
+    print(
+        f"{'net':24} {'parameters':>12} {'samples':>8} {'build s':>8} "
+        f"{'Lanczos s':>9} {'products':>8} {'error':>8}"
+    )
     nets: list[tuple[str, Callable[[], nn.Module], int]] = []
     for samples in (250, 1000, 4000):
-        nets += [("perceptron", perceptron, samples), ("convolutional", convolutional, samples)]
+        nets += [
+            ("perceptron", perceptron, samples),
+            ("convolutional", convolutional, samples),
+        ]
     for width in (16, 32, 64):
         label = f"ResNet-18, width {width}"
         nets.append((label, lambda w=width: models.resnet18(classes=10, width=w), 64))
@@ -380,9 +449,11 @@ def curves() -> None:
         built = time.perf_counter() - start
         found = top_eigenvalues(operator, TOP, tol=RESIDUAL, max_products=60)
         error = float((found.residuals / found.values.abs()).max())
-        print(f"{label:24} {operator.size:12,} {samples:8,} "
-              f"{built:8.2f} {found.seconds:9.2f} {found.products:8} {error:8.1e}",
-              flush=True)  # fmt: skip
+        print(
+            f"{label:24} {operator.size:12,} {samples:8,} "
+            f"{built:8.2f} {found.seconds:9.2f} {found.products:8} {error:8.1e}",
+            flush=True,
+        )
 
 
 NETS: dict[str, Callable[[], nn.Module]] = {
@@ -396,14 +467,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=60, help="for the search of a setting")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="for the search of a setting"
+    )
     parser.add_argument("--nets", nargs="*", default=[*NETS], choices=[*NETS])
     parser.add_argument("--against", nargs="*", default=[*OTHERS], choices=[*OTHERS])
-    parser.add_argument("--curves", action="store_true", help="cost against samples, parameters")
+    parser.add_argument(
+        "--curves", action="store_true", help="cost against samples, parameters"
+    )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
-    print(f"torch {torch.__version__}, {args.threads} threads, CPU; top-{TOP} to {WANTED:.0e}")
+    print(
+        f"torch {torch.__version__}, {args.threads} threads, CPU; top-{TOP} to {WANTED:.0e}"
+    )
     if args.curves:
         curves()
         return

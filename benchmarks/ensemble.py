@@ -1,16 +1,21 @@
-"""An ensemble beside the same nets trained one after another: the perceptrons of the plane task.
+"""An ensemble beside the same nets trained one after another: the perceptrons of the
+plane task.
 
     python -m benchmarks.ensemble [--threads 2] [--rounds 9] [--cases 50x600 500x22]
 
-A case is WIDTHxMEMBERS: perceptrons with four hidden layers, BatchNorm and ReLU, 100 examples in
-two batches of 50, trained by SGD with momentum and by Adam. In each round every variant trains, in
-turn and in this one process, so that whatever else the machine does hits them alike: the ensemble
-one epoch of all its members, and a net on its own as many epochs as fit a similar time. One net
-after another costs the same each, so its time for all members is a product, not a run; it is given
-with all threads and with one, for small nets are faster with one. The ratio is to the faster of the
-two in each round; medians and interquartile ranges are printed. `cpu` is processor time, over all
-threads, which other work on the machine disturbs less. A grid of 500 wide nets
-is trained in ensembles of about 22, as `flatnb.ensemble.groups` cuts it.
+A case is WIDTHxMEMBERS: perceptrons with four hidden layers, BatchNorm and ReLU, 100
+    examples in
+two batches of 50, trained by SGD with momentum and by Adam. In each round every variant
+trains, in
+turn and in this one process, so that whatever else the machine does hits them alike:
+    the ensemble
+one epoch of all its members, and a net on its own as many epochs as fit a similar time.
+One net after another costs the same each, so its time for all members is a product, not
+a run; it is given with all threads and with one, for small nets are faster with one.
+The ratio is to the faster of the two in each round; medians and interquartile ranges
+are printed. `cpu` is processor time, over all threads, which other work on the machine
+disturbs less. A grid of 500 wide nets is trained in ensembles of about 22, as
+`flatnb.ensemble.groups` cuts it.
 """
 
 from __future__ import annotations
@@ -36,7 +41,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def epochs(net: nn.Module, make_optimizer: Callable[..., torch.optim.Optimizer]) -> Callable:
+def epochs(
+    net: nn.Module, make_optimizer: Callable[..., torch.optim.Optimizer]
+) -> Callable:
     """A function that trains `net` so many epochs on two normal clouds."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(EXAMPLES) % 2
@@ -68,12 +75,15 @@ def timed(run: Callable[[int], None], count: int, threads: int) -> tuple[float, 
     return (time.perf_counter() - wall) / count, (time.process_time() - cpu) / count
 
 
-def compare(width: int, members: int, optimizer: str, threads: int, rounds: int) -> None:
+def compare(
+    width: int, members: int, optimizer: str, threads: int, rounds: int
+) -> None:
     make = partial(mlp, 2, width, 4, 2)
     one = epochs(make(), OPTIMIZERS[optimizer])
     all_ = epochs(Ensemble(make, members, seeds=[0] * members), OPTIMIZERS[optimizer])
     variants = {
-        f"one after another, threads={t}": (one, 10, t, members) for t in sorted({1, threads})
+        f"one after another, threads={t}": (one, 10, t, members)
+        for t in sorted({1, threads})
     }
     variants[f"ensemble, threads={threads}"] = (all_, 1, threads, 1)
     wall: dict[str, list[float]] = {name: [] for name in variants}
@@ -84,8 +94,12 @@ def compare(width: int, members: int, optimizer: str, threads: int, rounds: int)
             wall[name].append(seconds[0] * factor)
             cpu[name].append(seconds[1] * factor)
     parameters = sum(p.numel() for p in make().parameters())
-    print(f"\n{members} perceptrons {width} wide ({parameters:,} parameters each), {optimizer}")
-    print(f"{'an epoch of all members':36s} {'wall s':>8s} {'cpu s':>8s} {'times faster':>13s} IQR")
+    print(
+        f"\n{members} perceptrons {width} wide ({parameters:,} parameters each), {optimizer}"
+    )
+    print(
+        f"{'an epoch of all members':36s} {'wall s':>8s} {'cpu s':>8s} {'times faster':>13s} IQR"
+    )
     alone = [min(times) for times in zip(*list(wall.values())[:-1], strict=True)]
     for name, seconds in wall.items():
         gains = [a / s for a, s in zip(alone, seconds, strict=True)]
@@ -101,8 +115,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--cases", nargs="+", default=["50x600", "500x22"], metavar="WIDTHxMEMBERS")
-    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
+    parser.add_argument(
+        "--cases", nargs="+", default=["50x600", "500x22"], metavar="WIDTHxMEMBERS"
+    )
+    parser.add_argument(
+        "--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS
+    )
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {args.threads} threads, {args.rounds} rounds")
     for case in args.cases:

@@ -1,14 +1,16 @@
 """The cost of one training step by each method, as a ratio to a plain SGD step.
 
-    python -m benchmarks.methods [--threads 2] [--repeats 15] [--nets resnet18 mlp30] [--profile]
+    python -m benchmarks.methods [--threads 2] [--repeats 15] [--nets resnet18 mlp30]
+    [--profile]
 
-All variants of one net run interleaved in one process, so that whatever else the machine does hits
-them alike; medians and interquartile ranges of the per-round ratios are printed. Published packages
-take part where they are installed (`pip install --no-deps pytorch_optimizer`).
+All variants of one net run interleaved in one process, so that whatever else the
+machine does hits them alike; medians and interquartile ranges of the per-round ratios
+are printed. Published packages take part where they are installed
+(`pip install --no-deps pytorch_optimizer`).
 
-`--profile` says where a step's time goes: the closure's forward passes, the backward passes, norms,
-noise, moving and restoring parameters, the optimizer, and the rest (the walk over the modules, the
-random streams, the hyperparameters' arithmetic).
+`--profile` says where a step's time goes: the closure's forward passes, the backward
+passes, norms, noise, moving and restoring parameters, the optimizer, and the rest (the
+walk over the modules, the random streams, the hyperparameters' arithmetic).
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ def nets() -> dict[str, tuple[Callable[[], nn.Module], Tensor]]:
     return {
         "resnet18": (lambda: models.resnet18(classes=10), image),
         "resnet18-narrow": (lambda: models.resnet18(classes=10, width=16), image),
-        "mlp30": (lambda: models.mlp(256, 256, 30, 10, batchnorm=False), torch.randn(BATCH, 256)),
+        "mlp30": (
+            lambda: models.mlp(256, 256, 30, 10, batchnorm=False),
+            torch.randn(BATCH, 256),
+        ),
     }
 
 
@@ -79,7 +84,13 @@ def ours(method: flatnb.Method, make: Callable[[], nn.Module], x: Tensor, y: Ten
     return step
 
 
-def plain(passes: int, make: Callable[[], nn.Module], x: Tensor, y: Tensor, update: bool = True):
+def plain(
+    passes: int,
+    make: Callable[[], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    update: bool = True,
+):
     model = make()
     optimizer = sgd(model)
 
@@ -93,7 +104,9 @@ def plain(passes: int, make: Callable[[], nn.Module], x: Tensor, y: Tensor, upda
     return step
 
 
-def packages(make: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, Callable[[], None]]:
+def packages(
+    make: Callable[[], nn.Module], x: Tensor, y: Tensor
+) -> dict[str, Callable[[], None]]:
     """SAM-family optimizers of installed packages, by their own two-step interface."""
     try:
         import pytorch_optimizer as po
@@ -103,7 +116,12 @@ def packages(make: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, C
     def two_step(**kwargs):
         model = make()
         optimizer = po.SAM(
-            model.parameters(), torch.optim.SGD, lr=1e-4, momentum=0.9, rho=0.05, **kwargs
+            model.parameters(),
+            torch.optim.SGD,
+            lr=1e-4,
+            momentum=0.9,
+            rho=0.05,
+            **kwargs,
         )
 
         def step() -> None:
@@ -122,7 +140,9 @@ def packages(make: Callable[[], nn.Module], x: Tensor, y: Tensor) -> dict[str, C
     }
 
 
-def measure(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def measure(
+    steps: dict[str, Callable[[], None]], repeats: int
+) -> dict[str, list[float]]:
     for step in steps.values():
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -139,15 +159,24 @@ PARTS = {
     "backward": [(Tensor, "backward")],
     "norms": [(base.Step, "norm"), (base.Step, "norms"), (base.Step, "dot")],
     "noise": [(Stream, "draw")],
-    "moves": [(base.Step, "move"), (base.Step, "mirror"), (base.Step, "close"),
-              (base.Step, "add_gradient")],
+    "moves": [
+        (base.Step, "move"),
+        (base.Step, "mirror"),
+        (base.Step, "close"),
+        (base.Step, "add_gradient"),
+    ],
     "penalty": [(flatnb.FAM, "penalty")],
     "optimizer": [(torch.optim.SGD, "step")],
-}  # fmt: skip
+}
 
 
-def profile(method: flatnb.Method, make: Callable[[], nn.Module], x: Tensor, y: Tensor,
-            repeats: int) -> dict[str, float]:  # fmt: skip
+def profile(
+    method: flatnb.Method,
+    make: Callable[[], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    repeats: int,
+) -> dict[str, float]:
     """Median milliseconds of each part of a step by `method`."""
     spent: dict[str, list[float]] = {name: [] for name in ["forward", *PARTS]}
 
@@ -187,7 +216,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--nets", nargs="+", default=list(nets()), choices=list(nets()))
-    parser.add_argument("--profile", action="store_true", help="where a step's time goes")
+    parser.add_argument(
+        "--profile", action="store_true", help="where a step's time goes"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for net in args.nets:
@@ -212,7 +243,10 @@ def main() -> None:
             f"\n{net}: {count:,} parameters, batch {BATCH}, {args.threads} threads, "
             f"{args.repeats} interleaved rounds, torch {torch.__version__}"
         )
-        print(f"{'step':40s} {'median ms':>10s} {'ratio to SGD':>13s} {'IQR':>13s}", flush=True)
+        print(
+            f"{'step':40s} {'median ms':>10s} {'ratio to SGD':>13s} {'IQR':>13s}",
+            flush=True,
+        )
         seconds = measure(steps, args.repeats)
         for name, times in seconds.items():
             ratios = [t / s for t, s in zip(times, seconds["SGD"], strict=True)]

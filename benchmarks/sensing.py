@@ -2,14 +2,16 @@
 
     python -m benchmarks.sensing [--threads 2] [--rounds 15] [--seeds 5]
 
-The plain form holds the m x d^2 measurement matrix in float64 and multiplies it once for the
-residuals and once for the gradient, for each side of the noise apart; it has no metrics. `descend`
-takes the same steps, NSO alone and then gradient descent, one-sided noise and NSO for several seeds
-at once; its time includes noise and updates, not metrics. In each round both run in turn in this
-one process, with a pause before each: threads that wait for work hold their core for a while, and
-without it each library is timed beside the other's. The ratio is of each round, medians and
-interquartile ranges are printed. NumPy takes its threads from the environment (OMP_NUM_THREADS),
-all cores unless told.
+The plain form holds the m x d^2 measurement matrix in float64 and multiplies it once
+for the residuals and once for the gradient, for each side of the noise apart; it has no
+metrics. `descend` takes the same steps, NSO alone and then gradient descent, one-sided
+noise and NSO for several seeds at once; its time includes noise and updates, not
+metrics. In each round both run in turn in this
+one process, with a pause before each: threads that wait for work hold their core for a
+    while, and
+without it each library is timed beside the other's. The ratio is of each round, medians
+and interquartile ranges are printed. NumPy takes its threads from the environment
+(OMP_NUM_THREADS), all cores unless told.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ def descend_seconds(problem: sensing.Problem, rules: list[Rule], seeds: int) -> 
     """Seconds a step of all rules and seeds; metrics, at both ends, are taken off."""
     time.sleep(PAUSE)
     begin = time.perf_counter()
-    done = sensing.descend(problem, rules, epochs=STEPS, seeds=range(seeds), every=STEPS)
+    done = sensing.descend(
+        problem, rules, epochs=STEPS, seeds=range(seeds), every=STEPS
+    )
     middle = time.perf_counter()
     for _ in done.epochs:
         problem.metrics(done.u)
@@ -89,13 +93,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     problem = sensing.problem()
     plain = Plain(problem)
-    print(f"d=100, rank=5, m=2500, threads={args.threads}; median (quartiles) of {args.rounds}")
+    print(
+        f"d=100, rank=5, m=2500, threads={args.threads}; median (quartiles) of {args.rounds}"
+    )
     for title, rules, seeds in (
         ("NSO, 1 seed", RULES[2:], 1),
         (f"all three, {args.seeds} seeds", RULES, args.seeds),
     ):
         times = [
-            (seeds * plain_seconds(plain, rules), descend_seconds(problem, rules, seeds))
+            (
+                seeds * plain_seconds(plain, rules),
+                descend_seconds(problem, rules, seeds),
+            )
             for _ in range(args.rounds + 1)
         ][1:]  # the first wakes threads and fills caches
         print(f"{title}: milliseconds a step")

@@ -1,14 +1,14 @@
 """flatnb: training methods that look for flat minima, and the measures of flatness.
 
-A method turns a batch of per-example losses into a gradient; `method.backward` stands where
-`loss.backward()` stood. The rest measures what that did to the loss surface.
+A method turns a batch of per-example losses into a gradient; `method.backward` stands
+where `loss.backward()` stood. The rest measures what that did to the loss surface.
 """
 
 from importlib import import_module
 from types import ModuleType
 
-from .ensemble import Ensemble
-from .methods import (
+from flatnb.ensemble import Ensemble
+from flatnb.methods import (
     ASAM,
     BSAM,
     ERM,
@@ -33,7 +33,7 @@ from .methods import (
     WeightNoise,
     compose,
 )
-from .train import Run, fit
+from flatnb.train import Run, fit
 
 __version__ = "0.1.0"
 __all__ = [

@@ -32,12 +32,20 @@ def integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int
     fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if fits and low <= value and (high is None or value < high):
         return int(value)
-    allowed = f"an integer >= {low}" if high is None else f"an integer in [{low}, {high})"
+    allowed = (
+        f"an integer >= {low}" if high is None else f"an integer in [{low}, {high})"
+    )
     raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")
 
 
 def number(
-    name: str, value: Any, allowed: str, low: float, high: float = math.inf, *, closed: bool = False
+    name: str,
+    value: Any,
+    allowed: str,
+    low: float,
+    high: float = math.inf,
+    *,
+    closed: bool = False,
 ) -> float:
     """A number in (low, high), or [low, high) if `closed`; `allowed` says it in words.
 
@@ -52,7 +60,9 @@ def number(
     raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")
 
 
-def instance(name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed: str) -> T:
+def instance(
+    name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed: str
+) -> T:
     """An instance of `kind`; `allowed` says it in words.
 
     Raises:
@@ -83,7 +93,9 @@ def function(name: str, value: Any, allowed: str) -> Any:
     return value
 
 
-def sequence(name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed: str) -> list[T]:
+def sequence(
+    name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed: str
+) -> list[T]:
     """A list, tuple or other iterable of `kind`, as a list; a text is none.
 
     Raises:
@@ -109,4 +121,6 @@ def place(value: Any, name: str = "device") -> torch.device:
     if isinstance(value, str | torch.device):
         with contextlib.suppress(RuntimeError):
             return torch.device(value)
-    raise ValueError(f"{name}={shown(value)}; allowed: a device such as 'cpu' or 'cuda:0'")
+    raise ValueError(
+        f"{name}={shown(value)}; allowed: a device such as 'cpu' or 'cuda:0'"
+    )

@@ -13,10 +13,10 @@ from typing import IO, Any
 def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write to, which becomes `path` once it is on the disk.
 
-    It is written under a fresh hidden name in the same folder, so no link that lies there
-    is followed and no other writer is met; then it is synced and renamed. No reader and no
-    crash meets half a file. After an error `path` is as it was, and the new file is gone;
-    what a killed writer leaves is removed by `sweep_up`.
+    It is written under a fresh hidden name in the same folder, so no link that lies
+    there is followed and no other writer is met; then it is synced and renamed. No
+    reader and no crash meets half a file. After an error `path` is as it was, and the
+    new file is gone; what a killed writer leaves is removed by `sweep_up`.
 
     Args:
         path: the file to make, or to replace.
@@ -28,7 +28,9 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     with contextlib.ExitStack() as stack:
         try:  # "x" makes the file, or fails: it opens nothing that is there
-            file = part.open(mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8")
+            file = part.open(
+                mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8"
+            )
         except (FileNotFoundError, NotADirectoryError) as error:
             why = f"there is no folder {path.parent}; make it, or give another path"
             raise type(error)(error.errno, why, str(path)) from None

@@ -1,7 +1,8 @@
-"""Checkpoints of a training: one file, written aside and renamed, of tensors, numbers and text.
+"""Checkpoints of a training: one file, written aside and renamed, of tensors, numbers
+and text.
 
-Loading runs no code from the file (`weights_only`), compares its checksums and its form, and
-refuses the file of another run.
+Loading runs no code from the file (`weights_only`), compares its checksums and its
+form, and refuses the file of another run.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._checks import shown
-from ._files import sweep_up, whole
+from flatnb._checks import shown
+from flatnb._files import sweep_up, whole
 
 _FORMAT = "flatnb training checkpoint 2"
 
@@ -30,7 +31,8 @@ class Checkpoint:
 
     Args:
         path: the file, there or not, in a folder that exists. None: nothing is loaded.
-        identity: what determines the run, compared as text. Tensors are told apart by a digest.
+        identity: what determines the run, compared as text. Tensors are told apart by a
+            digest.
         parts: what has a `state_dict` and a `load_state_dict`.
         order: the generator of the batches.
         device: where the model is; its random stream is kept too.
@@ -48,14 +50,18 @@ class Checkpoint:
         device: torch.device,
     ) -> None:
         self._path = None if path is None else _place(path)
-        self._identity = {} if path is None else {k: _text(v) for k, v in identity.items()}
+        self._identity = (
+            {} if path is None else {k: _text(v) for k, v in identity.items()}
+        )
         self._parts, self._order, self._device = parts, order, device
 
     def load(self) -> dict[str, Any] | None:
-        """Put all parts and random streams back; what `save` was given, or None without a file.
+        """Put all parts and random streams back; what `save` was given, or None without
+        a file.
 
         Raises:
-            ValueError: a damaged file, no checkpoint, or one of another run. Nothing was changed.
+            ValueError: a damaged file, no checkpoint, or one of another run. Nothing
+                was changed.
         """
         if self._path is None or not self._path.exists():
             return None
@@ -117,7 +123,9 @@ def _place(path: str | os.PathLike[str]) -> Path:
     """The path of a file, in a folder that is there."""
     text = str(path) if isinstance(path, str | os.PathLike) else ""
     if not text or "\0" in text:
-        raise TypeError(f"checkpoint={shown(path)}; allowed: the path of a file, or None")
+        raise TypeError(
+            f"checkpoint={shown(path)}; allowed: the path of a file, or None"
+        )
     place = Path(path)
     if place.is_dir():
         raise IsADirectoryError(f"checkpoint={text!r} is a folder; give a file in it")
@@ -159,7 +167,9 @@ def _damaged(path: Path, error: Exception) -> ValueError:
 
 def _form(value: Any) -> str:
     """A digest of all but the entries of tensors, which the file's checksums cover."""
-    return hashlib.sha256(repr(_outline(value)).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        repr(_outline(value)).encode("utf-8", "surrogatepass")
+    ).hexdigest()
 
 
 def _outline(value: Any) -> Any:
@@ -177,7 +187,9 @@ def _text(value: Any) -> str:
         return _digest(value)
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_text, value))})"
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))  # addresses differ between processes
+    return re.sub(
+        r" at 0x[0-9a-f]+", "", str(value)
+    )  # addresses differ between processes
 
 
 def _digest(t: Tensor, entries: int = 1 << 20) -> str:

@@ -1,16 +1,20 @@
 r"""Many small nets trained as one.
 
-An :class:`Ensemble` of M members holds every parameter once, with a leading member axis, and
-computes all members in batched operations: a grid of settings times all seeds is one training.
+An :class:`Ensemble` of M members holds every parameter once, with a leading member
+axis, and
+computes all members in batched operations: a grid of settings times all seeds is one
+    training.
 Members share nothing. With per-example losses :math:`\ell_{mi}`, the gradient of
 
 .. math:: \sum_{m=1}^{M} \frac1n \sum_{i=1}^{n} \ell_{mi}(w_m)
 
-is, member by member, the gradient of each net trained alone, and an optimizer that treats the
-entries of a tensor apart (SGD with momentum, Adam, AdamW, ...) steps each member as if alone.
+is, member by member, the gradient of each net trained alone, and an optimizer that
+treats the entries of a tensor apart (SGD with momentum, Adam, AdamW, ...) steps each
+member as if alone.
 
-Between layers a tensor has the shape (members, n, features) and lies in memory features first, as
-(members, features, n): a layer is one batched product, and each mean that a BatchNorm takes runs
+Between layers a tensor has the shape (members, n, features) and lies in memory features
+first, as (members, features, n): a layer is one batched product, and each mean that a
+    BatchNorm takes runs
 over neighbours in memory.
 """
 
@@ -24,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Without parameters, statistics or noise, and entry by entry: these serve all members unchanged.
+# Without parameters, statistics or noise, and entry by entry: these serve all members
+# unchanged.
 ELEMENTWISE = (
     nn.ELU,
     nn.GELU,
@@ -37,8 +42,9 @@ ELEMENTWISE = (
     nn.Tanh,
 )
 
-# Entries of the widest tensor between two layers while evaluating; rows beyond it wait their turn.
-# A CPU wants them in its cache. A GPU reads all weights once a group of rows, and wants few groups.
+# Entries of the widest tensor between two layers while evaluating; rows beyond it wait
+# their turn. A CPU wants them in its cache. A GPU reads all weights once a group of
+# rows, and wants few groups.
 _EVALUATED_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 # Parameters of an ensemble on a CPU, see `groups`.
@@ -48,38 +54,46 @@ _TRAINED_AT_ONCE = 1 << 24
 class Ensemble(nn.Module):
     r"""Members of one architecture, trained side by side as one module.
 
-    Member i starts with the parameters and buffers that ``make_model()`` gives right after
-    ``torch.manual_seed(seeds[i])``. The global random stream is left as it was found.
+    Member i starts with the parameters and buffers that ``make_model()`` gives right
+    after ``torch.manual_seed(seeds[i])``. The global random stream is left as it was
+    found.
 
-    **Input.** (n, ...), shared by all members, or (members, n, ...). A net that starts with
-    Linear (or BatchNorm1d) expects two dimensions a member, so (n, features) is shared and
-    (members, n, features) is not. A net that starts with Flatten takes examples of any shape; there
-    the number of features decides: (n, ...) if each x[i] has as many entries as the first Linear
+    **Input.** (n, ...), shared by all members, or (members, n, ...). A net that starts
+    with Linear (or BatchNorm1d) expects two dimensions a member, so (n, features) is
+    shared and (members, n, features) is not. A net that starts with Flatten takes
+    examples of any shape; there
+    the number of features decides: (n, ...) if each x[i] has as many entries as the
+        first Linear
     has inputs, else (members, n, ...). Where both fit, as
-    in (members, 1, 28, 28), an example is taken to be (features,) or (channels, height, width).
+    in (members, 1, 28, 28), an example is taken to be (features,) or (channels, height,
+    width).
 
     **Output.** (members, n, classes).
 
-    **Dropout.** Member i draws its masks from a `torch.Generator` of its own, in the order and the
-    shapes in which the plain net would draw them, from where ``make_model()`` left the random
-    stream under its seed. Two ways therefore train a member alone with the same masks:
-    ``Ensemble(make_model, 1, seeds=[seeds[i]])``; and, on a CPU, ``torch.manual_seed(seeds[i])``,
-    ``net = make_model()`` and a training of the plain net in which nothing but its forward passes
-    in training mode draws from the global stream. The generators live on the CPU, so the masks are
-    the same on every device.
+    **Dropout.** Member i draws its masks from a `torch.Generator` of its own, in the
+    order and the shapes in which the plain net would draw them, from where
+    ``make_model()`` left the random stream under its seed. Two ways therefore train a
+    member alone with the same masks: ``Ensemble(make_model, 1, seeds=[seeds[i]])``;
+        and, on a CPU, ``torch.manual_seed(seeds[i])``,
+    ``net = make_model()`` and a training of the plain net in which nothing but its
+    forward passes in training mode draws from the global stream. The generators live on
+    the CPU, so the masks are the same on every device.
 
-    **Evaluation.** In evaluation mode and without gradients, the examples pass in groups, so that
-    memory is bounded whatever n is, and each BatchNorm is merged into the Linear before it. With a
-    forward hook on a layer nothing is merged, and the hook sees one group at a time.
+    **Evaluation.** In evaluation mode and without gradients, the examples pass in
+    groups, so that memory is bounded whatever n is, and each BatchNorm is merged into
+    the Linear before it. With a forward hook on a layer nothing is merged, and the hook
+    sees one group at a time.
 
-    **Memory and speed.** Parameters, gradients and optimizer state are `members` times those of one
-    net. On a CPU small nets gain tenfold; wide ones gain little, and lose when there are so many
-    that every step streams through main memory: train a large grid as several ensembles, cut by
+    **Memory and speed.** Parameters, gradients and optimizer state are `members` times
+    those of one net. On a CPU small nets gain tenfold; wide ones gain little, and lose
+    when there are so many
+    that every step streams through main memory: train a large grid as several
+        ensembles, cut by
     `groups`. `benchmarks/ensemble.py` measures both.
 
     Args:
-        make_model: makes the plain net on the CPU: an `nn.Sequential`, possibly nested, of Linear,
-            BatchNorm1d, Dropout, Flatten, and elementwise activations.
+        make_model: makes the plain net on the CPU: an `nn.Sequential`, possibly nested,
+            of Linear, BatchNorm1d, Dropout, Flatten, and elementwise activations.
         members: how many.
         seeds: one a member, repeats allowed; 0, 1, ..., members - 1 if not given.
 
@@ -87,13 +101,13 @@ class Ensemble(nn.Module):
         members: how many.
         seeds: one a member.
         net: the batched layers, under the names they have in the plain net.
-        generators: one a member, from which dropout masks are drawn; empty without dropout. Their
-            states are part of `state_dict()`.
+        generators: one a member, from which dropout masks are drawn; empty without
+            dropout. Their states are part of `state_dict()`.
 
     Raises:
         TypeError: a layer that is not supported.
-        ValueError: members < 1, a wrong number of seeds, nets that differ in shape between calls,
-            tied parameters, or a net without Linear.
+        ValueError: members < 1, a wrong number of seeds, nets that differ in shape
+            between calls, tied parameters, or a net without Linear.
     """
 
     def __init__(
@@ -108,14 +122,17 @@ class Ensemble(nn.Module):
         self.members = members
         self.seeds = list(range(members)) if seeds is None else [int(s) for s in seeds]
         if len(self.seeds) != members:
-            raise ValueError(f"{len(self.seeds)} seeds for {members} members; give one a member")
+            raise ValueError(
+                f"{len(self.seeds)} seeds for {members} members; give one a member"
+            )
         # A grid of settings repeats its seeds: each is initialised once.
         made = {seed: _make(make_model, seed) for seed in dict.fromkeys(self.seeds)}
         _check_alike([net for net, _ in made.values()])
         self.generators: list[torch.Generator] = []
         nets = [made[seed][0] for seed in self.seeds]
         self.net = _batched(nets, "", self.generators, {})
-        # In a tuple, so that it is no submodule: it only gives `member` the right classes.
+        # In a tuple, so that it is no submodule: it only gives `member` the right
+        # classes.
         self._plain = (nets[0],)
         self._features, self._flattens = _input(self.net)
         if len(list(self.net.parameters())) != len(list(nets[0].parameters())):
@@ -135,8 +152,11 @@ class Ensemble(nn.Module):
         widest = max([p.shape[1] for p in self.net.parameters()] + [self._features])
         entries = _EVALUATED_AT_ONCE.get(x.device.type, _EVALUATED_AT_ONCE["cpu"])
         rows = max(1, entries // (self.members * widest))
-        # Who hooks a layer expects it to run; else merged layers save a pass over the activations.
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.net.modules())
+        # Who hooks a layer expects it to run; else merged layers save a pass over the
+        # activations.
+        hooked = any(
+            m._forward_hooks or m._forward_pre_hooks for m in self.net.modules()
+        )
         net = self.net if hooked else nn.Sequential(*_merged(self.net))
         return torch.cat([net(group) for group in x.split(rows, dim=1)], dim=1)
 
@@ -147,7 +167,9 @@ class Ensemble(nn.Module):
         """
         if not -self.members <= i < self.members:
             raise IndexError(f"member {i} of an ensemble of {self.members}")
-        net = copy.deepcopy(self._plain[0]).to(next(self.net.parameters()))  # device and dtype
+        net = copy.deepcopy(self._plain[0]).to(
+            next(self.net.parameters())
+        )  # device and dtype
         net.load_state_dict({k: v[i] for k, v in self.net.state_dict().items()})
         for p, q in zip(net.parameters(), self.net.parameters(), strict=True):
             p.requires_grad_(q.requires_grad)
@@ -156,10 +178,11 @@ class Ensemble(nn.Module):
         return net
 
     def clip_grad_norm_(self, max_norm: float | Tensor) -> Tensor:
-        """Clip each member's gradient to a norm of `max_norm`, as `nn.utils.clip_grad_norm_` does.
+        """Clip each member's gradient to a norm of `max_norm`, as
+        `nn.utils.clip_grad_norm_` does.
 
-        Each member's gradient is multiplied by min(1, max_norm / (norm + 1e-6)), in place. A
-        non-finite norm makes that member's gradient NaN, and no other's.
+        Each member's gradient is multiplied by min(1, max_norm / (norm + 1e-6)), in
+        place. A non-finite norm makes that member's gradient NaN, and no other's.
 
         Args:
             max_norm: one for all, or one a member, (members,).
@@ -171,7 +194,10 @@ class Ensemble(nn.Module):
         if not grads:
             return torch.zeros(self.members, dtype=torch.float64)
         norms = torch.stack(
-            [torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64) for g in grads]
+            [
+                torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=torch.float64)
+                for g in grads
+            ]
         ).norm(dim=0)
         limit = torch.as_tensor(max_norm, dtype=norms.dtype, device=norms.device)
         factor = (limit / (norms + 1e-6)).clamp(max=1.0)
@@ -192,7 +218,9 @@ class Ensemble(nn.Module):
                 f"{len(self.generators)} (one a member if the net has dropout, else none)"
             )
         for generator, one in zip(self.generators, state, strict=True):
-            generator.set_state(one.cpu().clone())  # of a view, torch reads out of bounds
+            generator.set_state(
+                one.cpu().clone()
+            )  # of a view, torch reads out of bounds
 
     def extra_repr(self) -> str:
         return f"members={self.members}"
@@ -202,7 +230,9 @@ class Ensemble(nn.Module):
         size, free = self._features, self._flattens
 
         def fits(example: torch.Size) -> bool:
-            return example.numel() == size and (len(example) == 1 or (free and len(example) > 1))
+            return example.numel() == size and (
+                len(example) == 1 or (free and len(example) > 1)
+            )
 
         own = len(x) == self.members and fits(x.shape[2:])
         if fits(x.shape[1:]) and not (own and x.dim() in (3, 5)):
@@ -216,29 +246,35 @@ class Ensemble(nn.Module):
         )
 
 
-def groups(model: nn.Module, members: int, at_once: int = _TRAINED_AT_ONCE) -> list[range]:
+def groups(
+    model: nn.Module, members: int, at_once: int = _TRAINED_AT_ONCE
+) -> list[range]:
     """Cut 0, ..., members - 1 into the ensembles to train one after another.
 
-    As few groups as keep each at `at_once` parameters, of sizes that differ by at most one. The
-    default, 2**24 parameters (64 MB in float32), is for a CPU: beyond that wide nets are slower
-    than one after another, for fresh gradients pass through main memory at each step;
-    `benchmarks/ensemble.py` measures it. On a GPU memory is the limit.
+    As few groups as keep each at `at_once` parameters, of sizes that differ by at most
+    one. The default, 2**24 parameters (64 MB in float32), is for a CPU: beyond that
+    wide nets are slower than one after another, for fresh gradients pass through main
+    memory at each step; `benchmarks/ensemble.py` measures it. On a GPU memory is the
+    limit.
 
     Args:
         model: the plain net of one member.
         members: how many in all.
-        at_once: parameters of an ensemble, at most; a net that has more is a group alone.
+        at_once: parameters of an ensemble, at most; a net that has more is a group
+            alone.
     """
     each = sum(p.numel() for p in model.parameters())
     count = -(-members // max(1, at_once // each))
-    return [range(members * k // count, members * (k + 1) // count) for k in range(count)]
+    return [
+        range(members * k // count, members * (k + 1) // count) for k in range(count)
+    ]
 
 
 class Linear(nn.Linear):
     r"""A Linear a member: :math:`y_m = x_m W_m^\top + b_m`.
 
-    It is an `nn.Linear` to whoever looks for one; `weight` is (members, out_features, in_features)
-    and `bias` (members, out_features). Input (members, n, in_features).
+    It is an `nn.Linear` to whoever looks for one; `weight` is (members, out_features,
+    in_features) and `bias` (members, out_features). Input (members, n, in_features).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -265,7 +301,9 @@ class Linear(nn.Linear):
         assert norm.running_mean is not None and norm.running_var is not None
         scale = torch.rsqrt(norm.running_var + norm.eps)
         scale = scale if norm.weight is None else scale * norm.weight
-        centre = norm.running_mean if self.bias is None else norm.running_mean - self.bias
+        centre = (
+            norm.running_mean if self.bias is None else norm.running_mean - self.bias
+        )
         shift = -centre * scale if norm.bias is None else norm.bias - centre * scale
         return Linear(self.weight * scale.unsqueeze(2), shift)
 
@@ -273,27 +311,34 @@ class Linear(nn.Linear):
 class BatchNorm(nn.BatchNorm1d):
     """A BatchNorm1d a member: statistics per member and feature.
 
-    It is an `nn.BatchNorm1d` to whoever looks for one; `weight`, `bias`, `running_mean` and
-    `running_var` are (members, features) and `num_batches_tracked` is (members,). Input
-    (members, n, features).
+    It is an `nn.BatchNorm1d` to whoever looks for one; `weight`, `bias`, `running_mean`
+    and `running_var` are (members, features) and `num_batches_tracked` is (members,).
+    Input (members, n, features).
     """
 
     def __init__(self, layers: Sequence[nn.BatchNorm1d]) -> None:
         nn.Module.__init__(self)
         first = layers[0]
-        self.num_features, self.eps, self.momentum = first.num_features, first.eps, first.momentum
+        self.num_features, self.eps, self.momentum = (
+            first.num_features,
+            first.eps,
+            first.momentum,
+        )
         self.affine, self.track_running_stats = first.affine, first.track_running_stats
         for name in ("weight", "bias"):
             value = _stack([getattr(layer, name) for layer in layers])
             self.register_parameter(name, None if value is None else _parameter(value))
         for name in ("running_mean", "running_var", "num_batches_tracked"):
-            self.register_buffer(name, _stack([getattr(layer, name) for layer in layers]))
+            self.register_buffer(
+                name, _stack([getattr(layer, name) for layer in layers])
+            )
 
     def forward(self, x: Tensor) -> Tensor:
-        # As (1, members * features, n) this is one BatchNorm1d of one long example. Measured with
-        # 600 members of 50 features and batches of 50, forward and backward took a third of the
-        # time that the same kernel takes on (n, members * features), and of the composite of
-        # elementwise operations; F.layer_norm over n and a Function of our own lie between.
+        # As (1, members * features, n) this is one BatchNorm1d of one long example.
+        # Measured with 600 members of 50 features and batches of 50, forward and
+        # backward took a third of the time that the same kernel takes on (n, members *
+        # features), and of the composite of elementwise operations; F.layer_norm over n
+        # and a Function of our own lie between.
         x = x.transpose(1, 2)
         members, features, n = x.shape
         if self.training and n < 2:
@@ -304,7 +349,9 @@ class BatchNorm(nn.BatchNorm1d):
         share = self.momentum or 0.0
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the plain average; all members have seen as many batches
+            if (
+                self.momentum is None
+            ):  # the plain average; all members have seen as many batches
                 share = 1.0 / float(self.num_batches_tracked[0])
         y = F.batch_norm(
             x.reshape(1, members * features, n),
@@ -352,8 +399,12 @@ def _make(make_model: Callable[[], nn.Module], seed: int) -> tuple[nn.Module, Te
         net = make_model()
         state = torch.get_rng_state()
     if not isinstance(net, nn.Module):
-        raise TypeError(f"make_model returned {type(net).__name__}; it must return an nn.Module")
-    devices = {str(t.device) for t in net.state_dict().values() if isinstance(t, Tensor)}
+        raise TypeError(
+            f"make_model returned {type(net).__name__}; it must return an nn.Module"
+        )
+    devices = {
+        str(t.device) for t in net.state_dict().values() if isinstance(t, Tensor)
+    }
     if devices - {"cpu"}:
         raise ValueError(
             f"make_model made its net on {', '.join(sorted(devices))}; make it on the CPU, whose "
@@ -433,7 +484,9 @@ def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
     given = [t for t in tensors if t is not None]
     if not given:
         return None
-    return torch.stack([t.detach() for t in given]).requires_grad_(given[0].requires_grad)
+    return torch.stack([t.detach() for t in given]).requires_grad_(
+        given[0].requires_grad
+    )
 
 
 def _parameter(t: Tensor) -> nn.Parameter:
@@ -460,9 +513,17 @@ def _input(net: nn.Module) -> tuple[int, bool]:
     for layer in net.modules():
         flattens |= isinstance(layer, nn.Flatten) and features is None
         if features is None and isinstance(layer, BatchNorm | Linear):
-            features = layer.num_features if isinstance(layer, BatchNorm) else layer.in_features
-    if features is None or not any(isinstance(layer, Linear) for layer in net.modules()):
-        raise ValueError("make_model gave a net without Linear; Ensemble needs at least one")
+            features = (
+                layer.num_features
+                if isinstance(layer, BatchNorm)
+                else layer.in_features
+            )
+    if features is None or not any(
+        isinstance(layer, Linear) for layer in net.modules()
+    ):
+        raise ValueError(
+            "make_model gave a net without Linear; Ensemble needs at least one"
+        )
     return features, flattens
 
 

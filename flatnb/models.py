@@ -1,4 +1,5 @@
-"""The nets of the papers, with torch's own initialisation or, for fine-tuning, ImageNet's weights.
+"""The nets of the papers, with torch's own initialisation or, for fine-tuning,
+ImageNet's weights.
 
 All give logits of shape (n, classes). Nets of the same arguments, made after the same
 ``torch.manual_seed``, start with the same parameters.
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._torchvision import load as load_torchvision
+from flatnb._torchvision import load as load_torchvision
 
 __all__ = ["mlp", "pretrained", "resnet18", "resnet34", "small_cnn"]
 
@@ -26,12 +27,13 @@ def mlp(
     batchnorm: bool = True,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """A multilayer perceptron: `hidden` times Linear, BatchNorm, ReLU (and dropout), then Linear.
+    """A multilayer perceptron: `hidden` times Linear, BatchNorm, ReLU (and dropout),
+    then Linear.
 
-    With batchnorm the hidden Linear layers have no bias, which BatchNorm would subtract again. The
-    flooding papers (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS 2024) use width 500
-    and four hidden layers in the plane (the output layer is the fifth they count), the latter also
-    width 1000 and one hidden layer on FashionMNIST.
+    With batchnorm the hidden Linear layers have no bias, which BatchNorm would subtract
+    again. The flooding papers (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS
+    2024) use width 500 and four hidden layers in the plane (the output layer is the
+    fifth they count), the latter also width 1000 and one hidden layer on FashionMNIST.
 
     Args:
         inputs: entries of an example, of any shape: (n, ...) is flattened.
@@ -63,8 +65,9 @@ def mlp(
 def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
     """A small convolutional net for images of any size from 8 x 8.
 
-    Three blocks of 3 x 3 convolution, BatchNorm and ReLU, `width`, 2 `width` and 4 `width` channels
-    wide, the first two followed by 2 x 2 max-pooling; then the mean over the image, and Linear.
+    Three blocks of 3 x 3 convolution, BatchNorm and ReLU, `width`, 2 `width` and 4
+    `width` channels wide, the first two followed by 2 x 2 max-pooling; then the mean
+    over the image, and Linear.
 
     Args:
         channels: of the images.
@@ -90,15 +93,18 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
 def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Module:
     """ResNet-18 for images of about 32 x 32: two basic blocks in each of four stages.
 
-    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016, with the stem
-    that is usual for small images: one 3 x 3 convolution of stride 1, and no max-pooling. (The
-    SoftAD paper keeps the stem for 224 x 224, which shrinks 32 x 32 fourfold before any block.)
-    Shortcuts that change shape are 1 x 1 convolutions with BatchNorm.
+    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016,
+        with the stem
+    that is usual for small images: one 3 x 3 convolution of stride 1, and no
+        max-pooling. (The
+    SoftAD paper keeps the stem for 224 x 224, which shrinks 32 x 32 fourfold before any
+    block.) Shortcuts that change shape are 1 x 1 convolutions with BatchNorm.
 
     Args:
         classes: number of logits.
         channels: of the images.
-        width: channels of the first stage; each further stage doubles it. 64 is the paper's.
+        width: channels of the first stage; each further stage doubles it. 64 is the
+            paper's.
 
     Raises:
         ValueError: an argument below 1.
@@ -115,14 +121,18 @@ def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Module:
 
 
 def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
-    """torchvision's ResNet with its ImageNet weights and a new last layer, for fine-tuning.
+    """torchvision's ResNet with its ImageNet weights and a new last layer, for
+    fine-tuning.
 
-    Three children: images brought to what the net was trained on (three channels, size x size
-    pixels, bilinear), its body, Linear. Channels are to be standardised, as `flatnb.data.images`
-    does. The weights, torchvision's IMAGENET1K_V1, are read from torch's hub folder ($TORCH_HOME,
-    else ~/.cache/torch), and downloaded to it once if they are not there.
+    Three children: images brought to what the net was trained on (three channels, size
+        x size
+    pixels, bilinear), its body, Linear. Channels are to be standardised, as
+    `flatnb.data.images` does. The weights, torchvision's IMAGENET1K_V1, are read from
+    torch's hub folder ($TORCH_HOME, else ~/.cache/torch), and downloaded to it once if
+    they are not there.
 
-    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016. Zhang, Li and
+    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016.
+        Zhang, Li and
     Ju fine-tune "resnet34" at 224 pixels with NSO.
 
     Args:
@@ -163,10 +173,14 @@ class _ImageNetSize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(-1, 3, -1, -1)
         size = (self.size, self.size)
-        return F.interpolate(x, size, mode="bilinear", align_corners=False, antialias=True)
+        return F.interpolate(
+            x, size, mode="bilinear", align_corners=False, antialias=True
+        )
 
 
-def _resnet(stages: tuple[int, ...], classes: int, channels: int, width: int) -> nn.Sequential:
+def _resnet(
+    stages: tuple[int, ...], classes: int, channels: int, width: int
+) -> nn.Sequential:
     _check(channels=channels, classes=classes, width=width)
     blocks: list[nn.Module] = []
     wide = width
@@ -192,7 +206,8 @@ class _BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(outputs),
             )
 
     def forward(self, x: Tensor) -> Tensor:

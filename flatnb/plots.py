@@ -1,10 +1,12 @@
 """One style for every figure of the book.
 
-Colours darken the Okabe-Ito set until each has a contrast of 3 to 1 with white; a method keeps its
-colour, line and marker on every page. Methods of one family share the colour and differ in line
-and marker, so a figure also reads in black and white. Bands are 95 % t-intervals over repetitions:
+Colours darken the Okabe-Ito set until each has a contrast of 3 to 1 with white; a
+method keeps its colour, line and marker on every page. Methods of one family share the
+colour and differ in line and marker, so a figure also reads in black and white. Bands
+are 95 % t-intervals over repetitions:
 
-    mean ± t(0.975, n - 1) · s / sqrt(n),   s the standard deviation (n - 1 degrees of freedom).
+    mean ± t(0.975, n - 1) · s / sqrt(n),   s the standard deviation (n - 1 degrees of
+    freedom).
 """
 
 from __future__ import annotations
@@ -37,10 +39,17 @@ class Line(NamedTuple):
     marker: str
 
 
-# One colour a family: plain, flood, soft, sharpness-aware, gradient norm, noise, relative flatness.
+# One colour a family: plain, flood, soft, sharpness-aware, gradient norm, noise,
+# relative flatness.
 BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = (
-    "#000000", "#B94700", "#00805F", "#005AA8", "#C8689F", "#B98D00", "#459BD9",
-)  # fmt: skip
+    "#000000",
+    "#B94700",
+    "#00805F",
+    "#005AA8",
+    "#C8689F",
+    "#B98D00",
+    "#459BD9",
+)
 _SHORT_DASH = (0, (2, 1))
 _LONG_DASH = (0, (7, 2))
 _WIDE_DOTS = (0, (1, 3))
@@ -71,10 +80,13 @@ STYLE = MappingProxyType(
 )
 OTHER = Line("#6B6B6B", _SHORT_DASH, ".")
 
-# The two classes of the plane: light enough to lie behind points, apart for colour-blind eyes.
+# The two classes of the plane: light enough to lie behind points, apart for
+# colour-blind eyes.
 _CLASSES = (GOLD, BLUE)
 _CLASS_MARKERS = ("o", "^")
-_SURFACE = LinearSegmentedColormap.from_list("classes", ["#F3DFA9", "#FFFFFF", "#B5D3EF"])
+_SURFACE = LinearSegmentedColormap.from_list(
+    "classes", ["#F3DFA9", "#FFFFFF", "#B5D3EF"]
+)
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
 
@@ -82,8 +94,10 @@ _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
 def use_style() -> None:
     """Set matplotlib's defaults for the book; call it once, before the first figure.
 
-    Figures are narrow (5.2 in) with 11 pt text, so that a phone's 360 pixels still show them at
-    reading size, and keep an opaque white ground: black text stays legible on a dark page.
+    Figures are narrow (5.2 in) with 11 pt text, so that a phone's 360 pixels still show
+    them at
+    reading size, and keep an opaque white ground: black text stays legible on a dark
+        page.
     """
     white = {f"{part}.facecolor": "white" for part in ("figure", "axes", "savefig")}
     sns.set_theme(
@@ -130,8 +144,8 @@ def line(method: object) -> dict[str, Any]:
     """Colour and line style of a method, as keyword arguments of `Axes.plot`.
 
     Args:
-        method: a method, or its label. Unknown ones are grey and dashed: pass `color=` to tell
-            several of them apart.
+        method: a method, or its label. Unknown ones are grey and dashed: pass `color=`
+            to tell several of them apart.
     """
     style = STYLE.get(name(method), OTHER)
     return {"color": style.color, "linestyle": style.linestyle}
@@ -151,12 +165,13 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
     """Mean and half-width of the 95 % t-interval over the first axis.
 
     Args:
-        values: shape (n, …): n independent repetitions (seeds, members) of some quantity.
+        values: shape (n, …): n independent repetitions (seeds, members) of some
+            quantity.
 
     Returns:
-        Mean and half-width t(0.975, n - 1) s / sqrt(n), each of shape (…). The half-width is NaN
-        for n = 1: one repetition says nothing about spread. NaN in, NaN out: a run that diverged
-        is not left out of a mean in silence.
+        Mean and half-width t(0.975, n - 1) s / sqrt(n), each of shape (…). The
+        half-width is NaN for n = 1: one repetition says nothing about spread. NaN in,
+        NaN out: a run that diverged is not left out of a mean in silence.
 
     Raises:
         ValueError: no repetition at all.
@@ -189,22 +204,34 @@ def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
     mean, half = interval(values)
     (drawn,) = ax.plot(x, mean, **style)
     ax.fill_between(
-        np.asarray(x), mean - half, mean + half, color=drawn.get_color(), alpha=0.18, linewidth=0
+        np.asarray(x),
+        mean - half,
+        mean + half,
+        color=drawn.get_color(),
+        alpha=0.18,
+        linewidth=0,
     )
     return drawn
 
 
 def curves(
-    ax: Axes, frame: pd.DataFrame, y: str, *, x: str = "epoch", by: str = "method", **style: Any
+    ax: Axes,
+    frame: pd.DataFrame,
+    y: str,
+    *,
+    x: str = "epoch",
+    by: str = "method",
+    **style: Any,
 ) -> list[Line2D]:
     """Draw one mean curve a method, each with a band of its 95 % t-interval.
 
-    The rows that share a method and an x are its repetitions: seeds, or members of an ensemble.
+    The rows that share a method and an x are its repetitions: seeds, or members of an
+        ensemble.
 
     Args:
         ax: where to draw; its labels are set to x and y where they are empty.
-        frame: long table with columns x, y and `by`, such as `Run.frame()` or several of them
-            concatenated; without the column `by` it is one unnamed curve.
+        frame: long table with columns x, y and `by`, such as `Run.frame()` or several
+            of them concatenated; without the column `by` it is one unnamed curve.
         y: the column to draw.
         x: the column to draw it over.
         by: the column whose values tell the curves apart and name them in the legend.
@@ -214,12 +241,14 @@ def curves(
         The lines of the means, in the order in which the methods appear in the table.
 
     Raises:
-        ValueError: a column is missing, or a curve has another number of repetitions at some x
-            (the band would change its meaning along the curve).
+        ValueError: a column is missing, or a curve has another number of repetitions at
+            some x (the band would change its meaning along the curve).
     """
     missing = [column for column in (x, y) if column not in frame]
     if missing:
-        raise ValueError(f"no column {missing} in the table; it has {list(frame.columns)}")
+        raise ValueError(
+            f"no column {missing} in the table; it has {list(frame.columns)}"
+        )
     lines = []
     groups = frame.groupby(by, sort=False) if by in frame else [("", frame)]
     for label, rows in groups:
@@ -248,13 +277,14 @@ def decision_boundary(
 ) -> None:
     """Draw what a two-class model says over the plane, and the points it was given.
 
-    The ground shows the probability of class 1 (softmax, mean over members); the thick line is
-    where that is one half, thin lines are the boundaries of the single members.
+    The ground shows the probability of class 1 (softmax, mean over members); the thick
+    line is where that is one half, thin lines are the boundaries of the single members.
 
     Args:
         ax: where to draw.
-        predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2). Put the model
-            into eval mode before: a BatchNorm in training mode would use the grid's statistics.
+        predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2). Put
+            the model into eval mode before: a BatchNorm in training mode would use the
+                grid's statistics.
         x: points to show, (n, 2).
         y: their classes 0 or 1, (n,).
         classes: names for the legend.
@@ -263,7 +293,9 @@ def decision_boundary(
         ValueError: the points are not (n, 2), or the logits not (..., m, 2).
     """
     if x.ndim != 2 or x.shape[1] != 2:
-        raise ValueError(f"decision_boundary draws points of shape (n, 2), not {tuple(x.shape)}")
+        raise ValueError(
+            f"decision_boundary draws points of shape (n, 2), not {tuple(x.shape)}"
+        )
     low, high = x.amin(0).tolist(), x.amax(0).tolist()
     axes = [
         torch.linspace(a - 0.08 * (b - a), b + 0.08 * (b - a), 200, device=x.device)
@@ -284,15 +316,29 @@ def decision_boundary(
     ax.contourf(*ground, mean, levels=np.linspace(0, 1, 11), cmap=_SURFACE, zorder=0)
     if len(chance) > 1:
         for member in chance:
-            ax.contour(*ground, member, levels=[0.5], colors="#555555", linewidths=0.5, alpha=0.6)
+            ax.contour(
+                *ground,
+                member,
+                levels=[0.5],
+                colors="#555555",
+                linewidths=0.5,
+                alpha=0.6,
+            )
     ax.contour(*ground, mean, levels=[0.5], colors=BLACK, linewidths=2.0)
     shown, group = x.cpu(), y.cpu()
     for label in (0, 1):
         x1, x2 = shown[group == label].T
         ax.scatter(
-            x1, x2, s=16, marker=_CLASS_MARKERS[label], c=_CLASSES[label],
-            edgecolors="white", linewidths=0.5, label=classes[label], zorder=3,
-        )  # fmt: skip
+            x1,
+            x2,
+            s=16,
+            marker=_CLASS_MARKERS[label],
+            c=_CLASSES[label],
+            edgecolors="white",
+            linewidths=0.5,
+            label=classes[label],
+            zorder=3,
+        )
     ax.grid(False)
     ax.set_xlabel("$x_1$")
     ax.set_ylabel("$x_2$")
@@ -301,17 +347,20 @@ def decision_boundary(
 def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = 0.05) -> None:
     """Draw paired differences to a baseline as a map of methods by tasks.
 
-    Blue is better than the baseline, red is worse; the colour is full from the 90th percentile of
-    the differences' sizes on. An upward triangle is a method that a test told to be better, a
+    Blue is better than the baseline, red is worse; the colour is full from the 90th
+    percentile of the differences' sizes on. An upward triangle is a method that a test
+    told to be better, a
     downward one worse: Holm's adjusted p below the level.
 
     Args:
         ax: where to draw.
-        table: of `flatnb.compare.paired`.
+        table: of `flatnb.results.compare.paired`.
         metric: that of the table; of an accuracy more is better, of all else less.
         level: of the family-wise error.
     """
-    gain = table.assign(gain=table["difference"] * (1 if metric.endswith("accuracy") else -1))
+    gain = table.assign(
+        gain=table["difference"] * (1 if metric.endswith("accuracy") else -1)
+    )
     order = {by: list(dict.fromkeys(table[by])) for by in ("method", "task")}
     wide = gain.pivot(index="method", columns="task", values="gain")
     wide = wide.loc[order["method"], order["task"]]
@@ -319,21 +368,28 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = 0.05) ->
     ax.imshow(wide, cmap=_GAIN, vmin=-full, vmax=full, aspect="auto")
     for row in gain[gain["p_holm"] < level].itertuples():
         place = order["task"].index(row.task), order["method"].index(row.method)
-        ax.plot(*place, marker="^" if row.gain > 0 else "v", color="black", markersize=5)
+        ax.plot(
+            *place, marker="^" if row.gain > 0 else "v", color="black", markersize=5
+        )
     ax.set_xticks(range(len(order["task"])), order["task"], rotation=45, ha="right")
     ax.set_yticks(range(len(order["method"])), order["method"])
     ax.grid(False)
 
 
-def sensitivity(ax: Axes, table: pd.DataFrame, x: str, *, y: str = "difference") -> None:
-    """Draw how one method depends on one hyperparameter: a thin line a task, their mean thick.
+def sensitivity(
+    ax: Axes, table: pd.DataFrame, x: str, *, y: str = "difference"
+) -> None:
+    """Draw how one method depends on one hyperparameter: a thin line a task, their mean
+    thick.
 
-    The band of the mean is its 95 % t-interval over tasks. A grey ground covers the middle 80 % of
-    what was chosen. The axis is logarithmic unless the values are evenly spaced.
+    The band of the mean is its 95 % t-interval over tasks. A grey ground covers the
+    middle 80 % of what was chosen. The axis is logarithmic unless the values are evenly
+    spaced.
 
     Args:
         ax: where to draw.
-        table: the method's rows of `flatnb.compare.grid`; the same settings on every task.
+        table: the method's rows of `flatnb.results.compare.grid`; the same settings on
+            every task.
         x: the column of the hyperparameter.
         y: the column to draw.
     """
@@ -358,7 +414,7 @@ def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> 
     """Draw `sensitivity` for each method, three panels a row, on one vertical axis.
 
     Args:
-        table: of `flatnb.compare.grid`.
+        table: of `flatnb.results.compare.grid`.
         names: the hyperparameter of each method that is to be drawn.
         label: of the vertical axis.
 
@@ -366,7 +422,9 @@ def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> 
         The first panel; what is set of its vertical axis holds for all.
     """
     rows = -(-len(names) // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(6, 0.6 + 2.1 * rows), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        rows, 3, figsize=(6, 0.6 + 2.1 * rows), sharey=True, squeeze=False
+    )
     for ax, (method, x) in zip(axes.flat, names.items(), strict=False):
         sensitivity(ax, table[table["method"] == method], x)
         ax.set_title(method)

@@ -1,8 +1,9 @@
-"""The training loop: `fit` a model to data by a method, and the losses and metrics around it.
+"""The training loop: `fit` a model to data by a method, and the losses and metrics
+around it.
 
-Everything a method needs of the loop is in `train_epoch`; it is the loop of any PyTorch program
-with `method.backward(...)` where `loss.backward()` stood. Around it, `fit` evaluates
-(`evaluate`, `gradient_norm`), averages weights, and keeps a checkpoint.
+Everything a method needs of the loop is in `train_epoch`; it is the loop of any PyTorch
+program with `method.backward(...)` where `loss.backward()` stood. Around it, `fit`
+evaluates (`evaluate`, `gradient_norm`), averages weights, and keeps a checkpoint.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from ._checks import function, instance, integer, number, sequence, shown
-from ._nets import in_mode
-from .checkpoint import Checkpoint, tensors
-from .methods import Method
-from .methods._model import distributed
-from .methods._model import members as members_of
-from .methods.base import Real, _wide, dense, l2_norm, present, real, unwrap
+from flatnb._checks import function, instance, integer, number, sequence, shown
+from flatnb._nets import in_mode
+from flatnb.checkpoint import Checkpoint, tensors
+from flatnb.methods import Method
+from flatnb.methods._model import distributed
+from flatnb.methods._model import members as members_of
+from flatnb.methods.base import Real, _wide, dense, l2_norm, present, real, unwrap
 
 if TYPE_CHECKING:
     import pandas
 
-    from .data import Data, Split
+    from flatnb.data import Data, Split
 
-# What bounds the memory of an evaluation: examples times members, and entries of the inputs, at
-# once. Where activations are kept for a backward pass, a quarter of both.
+# What bounds the memory of an evaluation: examples times members, and entries of the
+# inputs, at once. Where activations are kept for a backward pass, a quarter of both.
 _ROWS = {"cpu": 1 << 16, "cuda": 1 << 19}
 _ENTRIES = 1 << 21
 
@@ -52,12 +53,13 @@ class Run:
     Attributes:
         method: the method as it is written, e.g. "SAM(rho=0.05)".
         seed: the seed of batch order, augmentation and dropout.
-        history: one dict an evaluated epoch, epoch 0 (before training) included: epoch, seconds
-            (training only, since the start), passes (forward-backward passes so far), {train, val,
-            test}_{loss, accuracy, ece} (of `evaluate`), norm (l2, all parameters), grad_norm (of
-            `gradient_norm`); with an average, from where it begins, the last three of it, too, as
-            average_{train, val, test}_{loss, accuracy, ece}, average_norm and average_grad_norm.
-            For an ensemble each metric is a list with one entry a member.
+        history: one dict an evaluated epoch, epoch 0 (before training) included: epoch,
+            seconds (training only, since the start), passes (forward-backward passes so
+            far), {train, val, test}_{loss, accuracy, ece} (of `evaluate`), norm (l2,
+            all parameters), grad_norm (of `gradient_norm`); with an average, from where
+            it begins, the last three of it, too, as average_{train, val, test}_{loss,
+            accuracy, ece}, average_norm and average_grad_norm. For an ensemble each
+            metric is a list with one entry a member.
         stopped: why training ended early (a gradient that is not finite), or None.
     """
 
@@ -100,91 +102,127 @@ def fit(
 ) -> Run:
     """Train `model` on `data.train`, and evaluate it on all splits.
 
-    Same seed, machine and thread count give the same run bit for bit on a CPU. The global random
-    stream is seeded (dropout draws from it); batch order and augmentation have their own. On a GPU
-    the draws are the same from run to run, but sums need not be: cuDNN may choose another
-    convolution, and atomic additions (backward of indexing, pooling, upsampling) come in any order.
-    `torch.use_deterministic_algorithms(True)` with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the
-    environment repeats bits there too, slower, and raises where it cannot.
+    Same seed, machine and thread count give the same run bit for bit on a CPU. The
+    global random stream is seeded (dropout draws from it); batch order and augmentation
+    have their own. On a GPU
+    the draws are the same from run to run, but sums need not be: cuDNN may choose
+        another
+    convolution, and atomic additions (backward of indexing, pooling, upsampling) come
+    in any order. `torch.use_deterministic_algorithms(True)` with
+    CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment repeats bits there too, slower,
+    and raises where it cannot.
 
-    **Not finite.** A plain model stops before the first step whose gradient's norm is not finite,
-    with epoch, step and value in `run.stopped`, so its parameters are the last finite ones (the
-    running statistics have seen that step's batch). To look at the norm makes no GPU wait: there
-    all steps of an epoch are looked at after it, and the model goes back, running statistics too,
-    to where that epoch began. With float16 the scaler skips such steps; the run stops at the end of
-    an epoch that skipped all its steps while the scale was below 1. In an ensemble a member is lost
-    alone and the others train on, until no member has a finite loss.
+    **Not finite.** A plain model stops before the first step whose gradient's norm is
+    not finite, with epoch, step and value in `run.stopped`, so its parameters are the
+    last finite ones (the running statistics have seen that step's batch). To look at
+    the norm makes no GPU wait: there all steps of an epoch are looked at after it, and
+        the model goes back, running statistics too,
+    to where that epoch began. With float16 the scaler skips such steps; the run stops
+    at the end of an epoch that skipped all its steps while the scale was below 1. In an
+    ensemble a member is lost alone and the others train on, until no member has a
+    finite loss.
 
-    **Several processes** (DistributedDataParallel, started by torchrun): all draw the same batches,
-    `data.batch_size` examples together, and each trains on its share; what is left of a batch that
-    does not divide is left out. Dropout draws from `seed` plus the rank. Each evaluates everything;
-    the run to keep is that of rank 0, which alone writes the checkpoint. All resume from it, on a
-    file system they share, with new dropout draws on the others.
+    **Several processes** (DistributedDataParallel, started by torchrun): all draw the
+        same batches,
+    `data.batch_size` examples together, and each trains on its share; what is left of a
+    batch that does not divide is left out. Dropout draws from `seed` plus the rank.
+    Each evaluates everything; the run to keep is that of rank 0, which alone writes the
+    checkpoint. All resume from it, on a file system they share, with new dropout draws
+    on the others.
 
-    **A compiled model** is trained compiled and evaluated as the net inside: other batch sizes and
-    modes would each be compiled anew. A last short batch is: choose a batch size that divides.
+    **A compiled model** is trained compiled and evaluated as the net inside: other
+        batch sizes and
+    modes would each be compiled anew. A last short batch is: choose a batch size that
+        divides.
 
     Args:
-        model: a classifier, or an `Ensemble` of them; it is trained where its parameters are. On a
-            GPU, one with 2-d convolutions is laid out channels-last.
+        model: a classifier, or an `Ensemble` of them; it is trained where its
+            parameters are. On a GPU, one with 2-d convolutions is laid out
+            channels-last.
         data: moved to the model's device if it is not there.
-        method: how losses become a gradient. One with `select` is told the examples of each batch.
-        optimizer: already built on the model's parameters. Choose fused=True with float16 on a GPU
-            where there is one: other optimizers wait for the device at each step.
+        method: how losses become a gradient. One with `select` is told the examples of
+            each batch.
+        optimizer: already built on the model's parameters. Choose fused=True with
+            float16 on a GPU where there is one: other optimizers wait for the device at
+                each step.
         epochs: passes over the training set.
         seed: of batch order, augmentation and dropout. Initialisation is the caller's.
         scheduler: a learning-rate scheduler, stepped once an epoch.
         callbacks: each called as callback(run, model) after each evaluation.
         every: evaluate after every so many epochs, and after the last.
-        dtype: torch.bfloat16 or torch.float16 (with a GradScaler) to train under autocast.
-            Evaluation stays in the parameters' precision, so that metrics measure the model, and
-            losses near zero are not rounded.
-        clip: the largest gradient norm of a step, > 0; for an ensemble, of each member, or a tensor
-            with one value a member.
-        average: of the weights, evaluated beside the model; its BatchNorm statistics are first
-            renewed by a pass over the training data. With an averaging function
-            (`get_ema_multi_avg_fn(0.999)`: EMA) updated each step, without (SWA) each epoch.
+        dtype: torch.bfloat16 or torch.float16 (with a GradScaler) to train under
+            autocast. Evaluation stays in the parameters' precision, so that metrics
+            measure the model, and losses near zero are not rounded.
+        clip: the largest gradient norm of a step, > 0; for an ensemble, of each member,
+            or a tensor with one value a member.
+        average: of the weights, evaluated beside the model; its BatchNorm statistics
+            are first renewed by a pass over the training data. With an averaging
+            function (`get_ema_multi_avg_fn(0.999)`: EMA) updated each step, without
+            (SWA) each epoch.
         average_from: the first epoch that enters the average.
-        checkpoint: a file to resume from if it is there, and to write: at the end of an epoch, when
-            `checkpoint_seconds` have passed since it was last written, and at the end. Callbacks
-            are not called again for the epochs before. On a CPU the resumed run equals the
-            unbroken one bit for bit.
+        checkpoint: a file to resume from if it is there, and to write: at the end of an
+            epoch, when `checkpoint_seconds` have passed since it was last written, and
+            at the end. Callbacks are not called again for the epochs before. On a CPU
+            the resumed run equals the unbroken one bit for bit.
         checkpoint_seconds: at least so long between two writes; 0 for every epoch.
 
     Returns:
         The run.
 
     Raises:
-        ValueError: an argument out of range, an ensemble of another size than its data, float16
-            with an ensemble, or a checkpoint that is damaged or of another run.
+        ValueError: an argument out of range, an ensemble of another size than its data,
+            float16 with an ensemble, or a checkpoint that is damaged or of another run.
         FileNotFoundError, IsADirectoryError: a checkpoint where no file can lie.
     """
     _check_parts(model, data, method, optimizer, scheduler, callbacks, average)
     epochs, every = integer("epochs", epochs, 0, 1 << 31), integer("every", every)
-    average_from, seed = integer("average_from", average_from), integer("seed", seed, 0, 1 << 63)
+    average_from, seed = (
+        integer("average_from", average_from),
+        integer("seed", seed, 0, 1 << 63),
+    )
     if not isinstance(checkpoint_seconds, float) or checkpoint_seconds != math.inf:
-        number("checkpoint_seconds", checkpoint_seconds, "a number >= 0", 0, closed=True)
+        number(
+            "checkpoint_seconds", checkpoint_seconds, "a number >= 0", 0, closed=True
+        )
     _check(model, data, dtype, clip)
     core = unwrap(model)
     device = next(core.parameters()).device
     data = data.to(device)
-    if device.type == "cuda" and any(isinstance(layer, nn.Conv2d) for layer in core.modules()):
+    if device.type == "cuda" and any(
+        isinstance(layer, nn.Conv2d) for layer in core.modules()
+    ):
         for net in (core, average or core):
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rank, processes = _place(model)
     torch.manual_seed(seed + rank)
     order = torch.Generator().manual_seed(seed)
     scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
-    each_step = average is not None and (average.avg_fn or average.multi_avg_fn) is not None
+    each_step = (
+        average is not None and (average.avg_fn or average.multi_avg_fn) is not None
+    )
     run, epoch, seconds = Run(repr(method), seed), 0, 0.0
     record = partial(_record, run, model, data, method, average, callbacks)
 
-    parts = dict(model=core, optimizer=optimizer, method=method, scheduler=scheduler,
-                 scaler=scaler, average=average)  # fmt: skip
+    parts = dict(
+        model=core,
+        optimizer=optimizer,
+        method=method,
+        scheduler=scheduler,
+        scaler=scaler,
+        average=average,
+    )
     parts = {name: part for name, part in parts.items() if part is not None}
-    settings = dict(epochs=epochs, every=every, dtype=dtype, clip=clip, average_from=average_from,
-                    processes=processes)  # fmt: skip
-    kept = Checkpoint(checkpoint, _identity(run, data, parts, settings), parts, order, device)
+    settings = dict(
+        epochs=epochs,
+        every=every,
+        dtype=dtype,
+        clip=clip,
+        average_from=average_from,
+        processes=processes,
+    )
+    kept = Checkpoint(
+        checkpoint, _identity(run, data, parts, settings), parts, order, device
+    )
     progress, written = kept.load(), time.monotonic()
     if progress is None:
         record(epoch, seconds)
@@ -200,10 +238,18 @@ def fit(
         before = _before(core, average, scaler)
         averaging = average if epoch >= average_from else None
         losses, norms = train_epoch(
-            model, _shares(data.index_batches(order), rank, processes), method, optimizer,
-            dtype=dtype, scaler=scaler, clip=clip, average=averaging if each_step else None,
-        )  # fmt: skip
-        run.stopped = _not_finite(epoch, losses, norms, scaler)  # waits: the time is honest
+            model,
+            _shares(data.index_batches(order), rank, processes),
+            method,
+            optimizer,
+            dtype=dtype,
+            scaler=scaler,
+            clip=clip,
+            average=averaging if each_step else None,
+        )
+        run.stopped = _not_finite(
+            epoch, losses, norms, scaler
+        )  # waits: the time is honest
         if run.stopped is not None:
             for net, state in before:
                 net.load_state_dict(state)
@@ -217,8 +263,14 @@ def fit(
             record(epoch, seconds)
         due = last or time.monotonic() - written >= checkpoint_seconds
         if checkpoint is not None and rank == 0 and due:
-            kept.save({"epoch": epoch, "seconds": seconds, "history": run.history,
-                       "stopped": run.stopped})  # fmt: skip
+            kept.save(
+                {
+                    "epoch": epoch,
+                    "seconds": seconds,
+                    "history": run.history,
+                    "stopped": run.stopped,
+                }
+            )
             written = time.monotonic()
     return run
 
@@ -234,15 +286,16 @@ def train_epoch(
     clip: Real | None = None,
     average: AveragedModel | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One pass over `batches` of (indices of the examples, x, y); arguments as in `fit`.
+    """One pass over `batches` of (indices of the examples, x, y); arguments as in
+    `fit`.
 
-    On a CPU it ends before the step of a plain model whose gradient is not finite; `average` is
-    updated each step.
+    On a CPU it ends before the step of a plain model whose gradient is not finite;
+    `average` is updated each step.
 
     Returns:
-        Of each step the mean training loss, (steps,) or (steps, members), and the gradient's norm
-        before clipping, of the same shape; NaN for an ensemble that is not clipped, which needs
-        none.
+        Of each step the mean training loss, (steps,) or (steps, members), and the
+        gradient's norm before clipping, of the same shape; NaN for an ensemble that is
+        not clipped, which needs none.
     """
     model.train()
     core = unwrap(model)
@@ -253,7 +306,9 @@ def train_epoch(
         for part in told:
             part.select(index)
         optimizer.zero_grad()
-        loss = method.backward(model, partial(_losses, model, x, y, dtype), scaler=scaler)
+        loss = method.backward(
+            model, partial(_losses, model, x, y, dtype), scaler=scaler
+        )
         if scaler is not None:
             scaler.unscale_(optimizer)
         norm = _clip(core, clip, loss)
@@ -295,7 +350,9 @@ def _shares(
             yield index[own], x.index_select(axis, own), y.index_select(axis, own)
 
 
-def _losses(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _losses(
+    model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | None
+) -> Tensor:
     with nullcontext() if dtype is None else torch.autocast(x.device.type, dtype):
         return cross_entropy(model(x), y)
 
@@ -308,7 +365,11 @@ def _joined(method: Method) -> Sequence[Any]:
 def _clip(core: Any, clip: Real | None, loss: Tensor) -> Tensor:
     """Clip the gradient, each member's apart; returns its norm before."""
     if loss.dim():
-        return torch.full_like(loss, torch.nan) if clip is None else core.clip_grad_norm_(clip)
+        return (
+            torch.full_like(loss, torch.nan)
+            if clip is None
+            else core.clip_grad_norm_(clip)
+        )
     if clip is not None:
         return nn.utils.clip_grad_norm_(core.parameters(), float(clip))
     return nn.utils.get_total_norm(present([dense(p.grad) for p in core.parameters()]))
@@ -351,17 +412,21 @@ def _not_finite(epoch: int, losses: Tensor, norms: Tensor, scaler: Any) -> str |
     )
 
 
-# -- losses and metrics ---------------------------------------------------------------------------
+# -- losses and metrics
+# ---------------------------------------------------------------------------
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Per-example softmax cross-entropy in nats: logits (..., n, classes), y (n,) or (..., n).
+    """Per-example softmax cross-entropy in nats: logits (..., n, classes), y (n,) or
+    (..., n).
 
     Returns (..., n): one loss an example, as a method's closure must.
     """
     _check_logits(logits, y)
     y = y.expand(logits.shape[:-1])
-    return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+    return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(
+        y.shape
+    )
 
 
 def _check_logits(logits: Any, y: Any) -> None:
@@ -380,11 +445,12 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = _BINS) -> Tensor:
     .. math:: \sum_b \frac{|I_b|}{n} |\mathrm{acc}(I_b) - \mathrm{conf}(I_b)|
 
     where :math:`I_b` holds the examples whose largest softmax probability lies in
-    ((b-1)/bins, b/bins], conf is the mean of that probability, acc the fraction whose most probable
-    class is right. Its value depends on the bins, and is biased upwards where they hold few
-    examples.
+    ((b-1)/bins, b/bins], conf is the mean of that probability, acc the fraction whose
+    most probable class is right. Its value depends on the bins, and is biased upwards
+    where they hold few examples.
 
-    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, equation (3).
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
+        equation (3).
 
     Args:
         logits: (..., n, classes).
@@ -410,10 +476,12 @@ def _gaps(log_p: Tensor, correct: Tensor, bins: int) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
-    """Metrics in eval mode, in one pass, in the parameters' precision whatever they train in.
+    """Metrics in eval mode, in one pass, in the parameters' precision whatever they
+    train in.
 
-    "loss" is the mean plain cross-entropy (nats), "accuracy" the fraction correct, "ece" the
-    `calibration_error`. Shapes () or (members,). Each module's mode is put back.
+    "loss" is the mean plain cross-entropy (nats), "accuracy" the fraction correct,
+    "ece" the `calibration_error`. Shapes () or (members,). Each module's mode is put
+    back.
     """
     _check_measured(model, split)
     losses, correct, gaps = [], [], []
@@ -437,8 +505,8 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
 def gradient_norm(model: nn.Module, split: Split) -> Tensor:
     """The l2 norm of the plain mean loss's gradient, () or (members,), in eval mode.
 
-    Of the first min(n, 2048) examples, over the trainable parameters. `p.grad` is left as it is,
-    and so is the mode.
+    Of the first min(n, 2048) examples, over the trainable parameters. `p.grad` is left
+    as it is, and so is the mode.
     """
     _check_measured(model, split)
     split = split[:_GRADIENT_EXAMPLES]
@@ -456,7 +524,7 @@ def gradient_norm(model: nn.Module, split: Split) -> Tensor:
 
 
 def _check_measured(model: Any, split: Any) -> None:
-    from .data import Split
+    from flatnb.data import Split
 
     _check_model(model)
     instance("split", split, Split, "a flatnb.data.Split")
@@ -508,10 +576,14 @@ def _renew_statistics(average: AveragedModel, data: Data, seed: int) -> None:
         update_bn(data.batches(torch.Generator().manual_seed(seed)), average.module)
 
 
-def _identity(run: Run, data: Data, parts: dict[str, Any], settings: dict[str, Any]) -> dict:
+def _identity(
+    run: Run, data: Data, parts: dict[str, Any], settings: dict[str, Any]
+) -> dict:
     """What tells a run from another, for its checkpoint."""
     method, optimizer = parts["method"], parts["optimizer"]
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    groups = [
+        {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
+    ]
     return {
         "method": (run.method, *tensors(_joined(method))),
         "seed": run.seed,
@@ -525,28 +597,45 @@ def _identity(run: Run, data: Data, parts: dict[str, Any], settings: dict[str, A
 
 
 def _check_parts(
-    model: Any, data: Any, method: Any, optimizer: Any, scheduler: Any, callbacks: Any, average: Any
+    model: Any,
+    data: Any,
+    method: Any,
+    optimizer: Any,
+    scheduler: Any,
+    callbacks: Any,
+    average: Any,
 ) -> None:
-    from .data import Data
+    from flatnb.data import Data
 
     _check_model(model)
     instance("data", data, Data, "a flatnb.data.Data")
     instance("method", method, Method, "a method, such as flatnb.SAM(0.05)")
-    instance("optimizer", optimizer, torch.optim.Optimizer, "an optimizer of torch.optim")
+    instance(
+        "optimizer", optimizer, torch.optim.Optimizer, "an optimizer of torch.optim"
+    )
     if scheduler is not None:
         allowed = "None, or a scheduler of torch.optim.lr_scheduler"
-        if isinstance(scheduler, type) or not callable(getattr(scheduler, "step", None)):
+        if isinstance(scheduler, type) or not callable(
+            getattr(scheduler, "step", None)
+        ):
             raise TypeError(f"scheduler={shown(scheduler)}; allowed: {allowed}")
     for callback in sequence("callbacks", callbacks, object, "functions (run, model)"):
         function("callbacks", callback, "functions (run, model)")
     if average is not None:
-        instance("average", average, AveragedModel, "None, or an AveragedModel of torch.optim")
+        instance(
+            "average",
+            average,
+            AveragedModel,
+            "None, or an AveragedModel of torch.optim",
+        )
 
 
 def _check_model(model: Any) -> None:
     instance("model", model, nn.Module, "a torch.nn.Module")
     if next(iter(model.parameters()), None) is None:
-        raise ValueError("model has no parameters; allowed: a network with at least one")
+        raise ValueError(
+            "model has no parameters; allowed: a network with at least one"
+        )
 
 
 def _check(
@@ -559,7 +648,9 @@ def _check(
         clip = real("clip", clip, open_low=True)
     half = (torch.bfloat16, torch.float16)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype in half):
-        raise ValueError(f"dtype={shown(dtype)}; allowed: None, torch.bfloat16, torch.float16")
+        raise ValueError(
+            f"dtype={shown(dtype)}; allowed: None, torch.bfloat16, torch.float16"
+        )
     members = members_of(model)
     if dtype == torch.float16 and members is not None:
         raise ValueError(

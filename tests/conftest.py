@@ -1,4 +1,6 @@
-"""What every test shares: no window, one thread, a fixed seed, and which tests wait to be asked."""
+"""What every test shares: no window, one thread, a fixed seed, and which tests wait to
+be asked.
+"""
 
 import os
 from pathlib import Path
@@ -13,10 +15,14 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--run-all", action="store_true", help="run the tests marked slow too")
+    parser.addoption(
+        "--run-all", action="store_true", help="run the tests marked slow too"
+    )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
     waits = []
     if not config.getoption("--run-all"):
         waits.append(("slow", "slow: run by make test-all"))

@@ -10,5 +10,10 @@ MARK = "@@here@@"  # in place of a value; replaced by raw text
 def places(node: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) below a node."""
     keys = list(node) if isinstance(node, dict) else range(len(node))
-    below = [p for key in keys if isinstance(node[key], dict | list) for p in places(node[key])]
+    below = [
+        p
+        for key in keys
+        if isinstance(node[key], dict | list)
+        for p in places(node[key])
+    ]
     return [(node, key) for key in keys] + below

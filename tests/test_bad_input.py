@@ -1,8 +1,9 @@
-"""Odd values for each public parameter: an error that names the parameter, or a listed exception.
+"""Odd values for each public parameter: an error that names the parameter, or a listed
+exception.
 
-Each case is called once as it should be, then with one parameter at a time replaced by each of
-`ODD`. Allowed are ValueError, TypeError and FileNotFoundError whose text names the parameter; what
-is taken instead must be listed, with the values.
+Each case is called once as it should be, then with one parameter at a time replaced by
+each of `ODD`. Allowed are ValueError, TypeError and FileNotFoundError whose text names
+the parameter; what is taken instead must be listed, with the values.
 """
 
 import functools
@@ -18,16 +19,33 @@ from test_records import NAME, example
 from torch import nn
 
 import flatnb
-from flatnb import compare, models, records, sweep, train
+from flatnb import models, train
 from flatnb.data import Data, Split, images, plane, sensing, stack
 from flatnb.data.augment import Compose, Cutout, RandomCrop, RandomFlip
+from flatnb.results import compare, records, sweep
 
 ODD: dict[str, Any] = {
-    "None": None, "text": "a", "no_text": "", "minus": -1, "half": 0.5, "nan": math.nan,
-    "True": True, "inf": 1e400, "list": [], "dict": {}, "listed": [None], "texts": ["a"],
-    "huge": 10**30, "longest": 10**5000, "object": object(), "bytes": b"a", "class": int,
-    "tensor": torch.zeros(2, 3), "complex": 1j, "nul": "a\0b",
-}  # fmt: skip
+    "None": None,
+    "text": "a",
+    "no_text": "",
+    "minus": -1,
+    "half": 0.5,
+    "nan": math.nan,
+    "True": True,
+    "inf": 1e400,
+    "list": [],
+    "dict": {},
+    "listed": [None],
+    "texts": ["a"],
+    "huge": 10**30,
+    "longest": 10**5000,
+    "object": object(),
+    "bytes": b"a",
+    "class": int,
+    "tensor": torch.zeros(2, 3),
+    "complex": 1j,
+    "nul": "a\0b",
+}
 
 
 def net() -> nn.Module:
@@ -42,19 +60,38 @@ def points() -> Data:
 def training() -> dict[str, Any]:
     model = net()
     return {
-        "model": model, "data": points(), "method": flatnb.ERM(), "seed": 0, "epochs": 1,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1), "scheduler": None,
-        "callbacks": (), "every": 1, "dtype": None, "clip": None, "average": None,
-        "average_from": 1, "checkpoint": None, "checkpoint_seconds": 60.0,
-    }  # fmt: skip
+        "model": model,
+        "data": points(),
+        "method": flatnb.ERM(),
+        "seed": 0,
+        "epochs": 1,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "scheduler": None,
+        "callbacks": (),
+        "every": 1,
+        "dtype": None,
+        "clip": None,
+        "average": None,
+        "average_from": 1,
+        "checkpoint": None,
+        "checkpoint_seconds": 60.0,
+    }
 
 
 def runs() -> pandas.DataFrame:
     rows = [
-        {"task": "t", "method": method, "seed": seed, "test_loss": seed + len(method),
-         "train_loss": 0.5 * seed, "test_accuracy": 0.5, "trace": 1.0 + seed**2}
-        for method in ("ERM", "SAM2") for seed in range(6)
-    ]  # fmt: skip
+        {
+            "task": "t",
+            "method": method,
+            "seed": seed,
+            "test_loss": seed + len(method),
+            "train_loss": 0.5 * seed,
+            "test_accuracy": 0.5,
+            "trace": 1.0 + seed**2,
+        }
+        for method in ("ERM", "SAM2")
+        for seed in range(6)
+    ]
     return pandas.DataFrame(rows)
 
 
@@ -62,144 +99,284 @@ def paired_tables() -> dict[str, pandas.DataFrame]:
     return {"test_loss": compare.paired(runs(), "ERM", "test_loss")}
 
 
-# function, arguments that it takes, and by parameter the odd ones that it may take, too.
-CASES: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], dict[str, str]]] = {
+# function, arguments that it takes, and by parameter the odd ones that it may take,
+# too.
+CASES: dict[
+    str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], dict[str, str]]
+] = {
     "fit": (
-        flatnb.fit, training,
-        {"checkpoint": "None text", "scheduler": "None", "dtype": "None", "clip": "None half huge",
-         "average": "None", "callbacks": "list", "checkpoint_seconds": "half inf huge longest",
-         "every": "huge longest", "average_from": "huge longest"},
+        flatnb.fit,
+        training,
+        {
+            "checkpoint": "None text",
+            "scheduler": "None",
+            "dtype": "None",
+            "clip": "None half huge",
+            "average": "None",
+            "callbacks": "list",
+            "checkpoint_seconds": "half inf huge longest",
+            "every": "huge longest",
+            "average_from": "huge longest",
+        },
     ),
     "evaluate": (train.evaluate, lambda: {"model": net(), "split": points().test}, {}),
-    "gradient_norm": (train.gradient_norm, lambda: {"model": net(), "split": points().test}, {}),
+    "gradient_norm": (
+        train.gradient_norm,
+        lambda: {"model": net(), "split": points().test},
+        {},
+    ),
     "cross_entropy": (
         train.cross_entropy,
-        lambda: {"logits": torch.zeros(4, 2), "y": torch.zeros(4, dtype=torch.long)}, {},
+        lambda: {"logits": torch.zeros(4, 2), "y": torch.zeros(4, dtype=torch.long)},
+        {},
     ),
     "calibration_error": (
         train.calibration_error,
-        lambda: {"logits": torch.zeros(4, 2), "y": torch.zeros(4, dtype=torch.long), "bins": 5}, {},
+        lambda: {
+            "logits": torch.zeros(4, 2),
+            "y": torch.zeros(4, dtype=torch.long),
+            "bins": 5,
+        },
+        {},
     ),
     "plane": (
         plane,
-        lambda: {"name": "spiral", "n_train": 4, "n_val": 4, "n_test": 4, "noise": 0.1, "seed": 0,
-                 "batch_size": 2},
+        lambda: {
+            "name": "spiral",
+            "n_train": 4,
+            "n_val": 4,
+            "n_test": 4,
+            "noise": 0.1,
+            "seed": 0,
+            "batch_size": 2,
+        },
         {"seed": "huge longest", "batch_size": "huge longest"},
     ),
     "images": (
         images,
-        lambda: {"name": "digits", "folder": None, "root": None, "val_fraction": 0.2, "seed": 0,
-                 "batch_size": 64, "augment": None, "size": None},
-        {"folder": "None", "root": "None text no_text", "augment": "None class", "size": "None",
-         "val_fraction": "half", "batch_size": "huge longest"},
+        lambda: {
+            "name": "digits",
+            "folder": None,
+            "root": None,
+            "val_fraction": 0.2,
+            "seed": 0,
+            "batch_size": 64,
+            "augment": None,
+            "size": None,
+        },
+        {
+            "folder": "None",
+            "root": "None text no_text",
+            "augment": "None class",
+            "size": "None",
+            "val_fraction": "half",
+            "batch_size": "huge longest",
+        },
     ),
     "Split": (
-        Split, lambda: {"x": torch.zeros(2, 3), "y": torch.zeros(2, dtype=torch.long)},
+        Split,
+        lambda: {"x": torch.zeros(2, 3), "y": torch.zeros(2, dtype=torch.long)},
         {"x": "tensor"},
     ),
     "Data": (
         Data,
-        lambda: {"name": "a", **{p: getattr(points(), p) for p in ("train", "val", "test")},
-                 "classes": ("a", "b"), "batch_size": 2, "augment": None},
-        {"name": "text no_text nul", "augment": "None class", "batch_size": "huge longest"},
+        lambda: {
+            "name": "a",
+            **{p: getattr(points(), p) for p in ("train", "val", "test")},
+            "classes": ("a", "b"),
+            "batch_size": 2,
+            "augment": None,
+        },
+        {
+            "name": "text no_text nul",
+            "augment": "None class",
+            "batch_size": "huge longest",
+        },
     ),
     "Split.to": (points().test.to, lambda: {"device": "cpu"}, {}),
     "Data.to": (points().to, lambda: {"device": "cpu"}, {}),
     "Split[index]": (lambda index: points().test[index], lambda: {"index": [0, 1]}, {}),
     "Data.batches": (
         lambda generator: list(points().batches(generator)),
-        lambda: {"generator": torch.Generator()}, {},
+        lambda: {"generator": torch.Generator()},
+        {},
     ),
     "stack": (stack, lambda: {"parts": [points(), points()]}, {}),
-    "RandomCrop": (RandomCrop, lambda: {"pad": 1, "mode": "reflect"}, {"pad": "huge longest"}),
+    "RandomCrop": (
+        RandomCrop,
+        lambda: {"pad": 1, "mode": "reflect"},
+        {"pad": "huge longest"},
+    ),
     "Cutout": (Cutout, lambda: {"size": 1}, {"size": "huge longest"}),
     "crop": (
-        RandomCrop(1), lambda: {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator()},
+        RandomCrop(1),
+        lambda: {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator()},
         {"generator": "None"},
     ),
     "flip": (
-        RandomFlip(), lambda: {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator()},
+        RandomFlip(),
+        lambda: {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator()},
         {"generator": "None"},
     ),
-    "Compose": (lambda steps: Compose(steps), lambda: {"steps": RandomFlip()}, {"steps": "class"}),
+    "Compose": (
+        lambda steps: Compose(steps),
+        lambda: {"steps": RandomFlip()},
+        {"steps": "class"},
+    ),
     "problem": (
         sensing.problem,
-        lambda: {"d": 4, "rank": 1, "m": 5, "seed": 0, "dtype": torch.float32, "device": "cpu"},
+        lambda: {
+            "d": 4,
+            "rank": 1,
+            "m": 5,
+            "seed": 0,
+            "dtype": torch.float32,
+            "device": "cpu",
+        },
         {"m": "None", "seed": "huge longest"},
     ),
     "Rule": (
-        sensing.Rule, lambda: {"lr": 0.1, "sigma": 0.1, "k": 1, "sides": 2, "init_scale": 1.0},
-        {"lr": "half huge", "sigma": "half huge", "init_scale": "half huge", "k": "huge longest"},
+        sensing.Rule,
+        lambda: {"lr": 0.1, "sigma": 0.1, "k": 1, "sides": 2, "init_scale": 1.0},
+        {
+            "lr": "half huge",
+            "sigma": "half huge",
+            "init_scale": "half huge",
+            "k": "huge longest",
+        },
     ),
     "descend": (
         sensing.descend,
-        lambda: {"problem": sensing.problem(3, 1, 4), "rules": [sensing.Rule()], "epochs": 1,
-                 "seeds": [0], "width": 2, "every": 1},
+        lambda: {
+            "problem": sensing.problem(3, 1, 4),
+            "rules": [sensing.Rule()],
+            "epochs": 1,
+            "seeds": [0],
+            "width": 2,
+            "every": 1,
+        },
         {"width": "None", "every": "huge longest"},
     ),
     "pack": (sensing.pack, lambda: {"x": torch.eye(3)}, {}),
-    "unpack": (sensing.unpack, lambda: {"packed": torch.zeros(6)}, {"packed": "tensor"}),
+    "unpack": (
+        sensing.unpack,
+        lambda: {"packed": torch.zeros(6)},
+        {"packed": "tensor"},
+    ),
     "select": (
-        compare.select, lambda: {"patterns": [NAME], "default": False, "otherwise": False},
+        compare.select,
+        lambda: {"patterns": [NAME], "default": False, "otherwise": False},
         {"patterns": "list", "default": "True", "otherwise": "True"},
     ),
     "common": (compare.common, lambda: {"runs": runs()}, {}),
     "same_seeds": (compare.same_seeds, lambda: {"runs": runs()}, {}),
     "table": (
-        compare.table, lambda: {"runs": runs(), "metrics": ["test_loss"]}, {},
+        compare.table,
+        lambda: {"runs": runs(), "metrics": ["test_loss"]},
+        {},
     ),
     "paired": (
-        compare.paired, lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"}, {},
+        compare.paired,
+        lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
+        {},
     ),
     "overall": (
-        compare.overall, lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"}, {},
+        compare.overall,
+        lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
+        {},
     ),
-    "tally": (compare.tally, lambda: {"tests": paired_tables(), "level": 0.05}, {"level": "half"}),
+    "tally": (
+        compare.tally,
+        lambda: {"tests": paired_tables(), "level": 0.05},
+        {"level": "half"},
+    ),
     "holm": (compare.holm, lambda: {"p_values": [0.1, math.nan]}, {"p_values": "list"}),
     "ranks": (compare.ranks, lambda: {"runs": runs(), "metric": "test_loss"}, {}),
     "sensitivity": (
-        compare.sensitivity, lambda: {"patterns": [NAME], "metric": "test_loss"},
+        compare.sensitivity,
+        lambda: {"patterns": [NAME], "metric": "test_loss"},
         {"patterns": "list"},
     ),
     "grid": (
-        compare.grid, lambda: {"patterns": [NAME], "baseline": "SAM", "metric": "test_loss"},
+        compare.grid,
+        lambda: {"patterns": [NAME], "baseline": "SAM", "metric": "test_loss"},
         {"patterns": "list"},
     ),
     "rank_correlation": (
-        compare.rank_correlation, lambda: {"nets": runs(), "measures": ["trace"], "by": "task"},
+        compare.rank_correlation,
+        lambda: {"nets": runs(), "measures": ["trace"], "by": "task"},
         {"measures": "list"},
     ),
     "flatness": (
         compare.flatness,
-        lambda: {"patterns": [NAME], "measures": ["trace"], "targets": ["test_loss"],
-                 "within": ["task"], "given": None, "where": None},
-        {"given": "None", "where": "None no_text", "measures": "list", "targets": "list",
-         "within": "list"},
+        lambda: {
+            "patterns": [NAME],
+            "measures": ["trace"],
+            "targets": ["test_loss"],
+            "within": ["task"],
+            "given": None,
+            "where": None,
+        },
+        {
+            "given": "None",
+            "where": "None no_text",
+            "measures": "list",
+            "targets": "list",
+            "within": "list",
+        },
     ),
-    "Job": (sweep.Job, lambda: {"call": "json:loads", "settings": {"s": "1"}, "cost": 1.0},
-            {"call": "text no_text nul", "settings": "dict", "cost": "half huge"}),
+    "Job": (
+        sweep.Job,
+        lambda: {"call": "json:loads", "settings": {"s": "1"}, "cost": 1.0},
+        {"call": "text no_text nul", "settings": "dict", "cost": "half huge"},
+    ),
     "run": (
         sweep.run,
-        lambda: {"jobs": [], "folder": "runs", "executor": None, "workers": None, "retry": False,
-                 "progress": False},
-        {"jobs": "list", "executor": "None text no_text nul", "workers": "None huge longest",
-         "retry": "True", "progress": "True", "folder": "text"},
+        lambda: {
+            "jobs": [],
+            "folder": "runs",
+            "executor": None,
+            "workers": None,
+            "retry": False,
+            "progress": False,
+        },
+        {
+            "jobs": "list",
+            "executor": "None text no_text nul",
+            "workers": "None huge longest",
+            "retry": "True",
+            "progress": "True",
+            "folder": "text",
+        },
     ),
     "match": (
-        lambda patterns: records.match(patterns, ["a"]), lambda: {"patterns": ["a"]},
+        lambda patterns: records.match(patterns, ["a"]),
+        lambda: {"patterns": ["a"]},
         {"patterns": "list texts"},
     ),
     "load": (records.load, lambda: {"name": NAME}, {}),
     "value": (records.value, lambda: {"name": NAME, "path": "passes"}, {}),
-    "save": (records.save, lambda: {"record": example(), "replace": True}, {"replace": "True"}),
+    "save": (
+        records.save,
+        lambda: {"record": example(), "replace": True},
+        {"replace": "True"},
+    ),
     "check": (records.check, lambda: {"record": example()}, {}),
     "faults": (records.faults, lambda: {"text": ""}, {"text": "text no_text nul"}),
-}  # fmt: skip
+}
 
 
 # Where the error speaks of the value by another word than the parameter's name.
-WORDS = {"patterns": "nothing is named", "metrics": "metric", "measures": "measure", "by": "column",
-         "targets": "metric", "given": "metric", "path": "no '", "name": "no record"}  # fmt: skip
+WORDS = {
+    "patterns": "nothing is named",
+    "metrics": "metric",
+    "measures": "measure",
+    "by": "column",
+    "targets": "metric",
+    "given": "metric",
+    "path": "no '",
+    "name": "no record",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -222,11 +399,17 @@ def test_odd_values_are_refused_by_name(case: str) -> None:
             try:
                 function(**{**good(), parameter: value})
             except (ValueError, TypeError, FileNotFoundError) as error:
-                named = parameter in str(error) or WORDS.get(parameter, parameter) in str(error)
+                named = parameter in str(error) or WORDS.get(
+                    parameter, parameter
+                ) in str(error)
                 if not named or len(str(error)) > 3000:
-                    wrong.append(f"{parameter}, {kind}: {type(error).__name__}: {error}"[:300])
+                    wrong.append(
+                        f"{parameter}, {kind}: {type(error).__name__}: {error}"[:300]
+                    )
             except Exception as error:
-                wrong.append(f"{parameter}, {kind}: {type(error).__name__}: {error}"[:300])
+                wrong.append(
+                    f"{parameter}, {kind}: {type(error).__name__}: {error}"[:300]
+                )
             else:
                 if kind not in accepted.get(parameter, "").split():
                     wrong.append(f"{parameter}, {kind}: taken")

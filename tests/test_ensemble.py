@@ -18,7 +18,9 @@ MEMBERS, CLASSES = 4, 3
 SEEDS = [11, 5, 11, 7]
 
 
-def make_model(*, momentum: float | None = 0.1, p: float = 0.0, affine: bool = True) -> nn.Module:
+def make_model(
+    *, momentum: float | None = 0.1, p: float = 0.0, affine: bool = True
+) -> nn.Module:
     def block(inputs: int, width: int) -> nn.Sequential:
         return nn.Sequential(
             nn.Linear(inputs, width, bias=False),
@@ -31,7 +33,9 @@ def make_model(*, momentum: float | None = 0.1, p: float = 0.0, affine: bool = T
     return nn.Sequential(block(2, 9), block(9, 8), *head)
 
 
-def batches(steps: int, members: int | None = None, n: int = 12) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    steps: int, members: int | None = None, n: int = 12
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of n, every third of 7, as at the end of an epoch."""
     generator = torch.Generator().manual_seed(99)
     lead = () if members is None else (members,)
@@ -43,7 +47,9 @@ def batches(steps: int, members: int | None = None, n: int = 12) -> Iterator[tup
 
 def losses(logits: Tensor, y: Tensor) -> Tensor:
     y = y.expand(logits.shape[:-1])
-    return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+    return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(
+        y.shape
+    )
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Iterator) -> None:
@@ -53,21 +59,27 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Iterator) ->
         optimizer.step()
 
 
-def assert_member_equals(ensemble: Ensemble, i: int, net: nn.Module, tol: float = 1e-9) -> None:
+def assert_member_equals(
+    ensemble: Ensemble, i: int, net: nn.Module, tol: float = 1e-9
+) -> None:
     found = ensemble.member(i).state_dict()
     for name, value in net.state_dict().items():
         torch.testing.assert_close(found[name], value, rtol=tol, atol=tol, msg=name)
 
 
 OPTIMIZERS: dict[str, Callable] = {
-    "sgd": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "sgd": lambda p: torch.optim.SGD(
+        p, 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3
+    ),
     "adam": lambda p: torch.optim.Adam(p, 0.01, weight_decay=1e-3),
     "adamw": lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1, amsgrad=True),
 }
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["shared batch", "own batches"])
-@pytest.mark.parametrize("options", [{}, {"p": 0.3}, {"momentum": None, "affine": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"p": 0.3}, {"momentum": None, "affine": False}], ids=str
+)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_member_equals_the_plain_net_trained_alone(optimizer, options, own):
     def make() -> nn.Module:
@@ -96,7 +108,9 @@ def test_member_equals_an_ensemble_of_itself():
     alone = Ensemble(lambda: make_model(p=0.5).double(), 1, SEEDS[1:2])
     train(alone, OPTIMIZERS["sgd"](alone.parameters()), batches(20))
     assert_member_equals(together, 1, alone.member(0))
-    assert torch.equal(together.generators[1].get_state(), alone.generators[0].get_state())
+    assert torch.equal(
+        together.generators[1].get_state(), alone.generators[0].get_state()
+    )
 
 
 def test_starts_as_made_under_the_seed_and_leaves_the_global_stream():
@@ -126,7 +140,10 @@ def test_same_generator_states_give_the_same_masks():
         generator.set_state(state)
     torch.testing.assert_close(ensemble(x), first)
     assert (first - second).abs().max() > 1e-3
-    assert Ensemble(make_model, 2).generators != [] and Ensemble(linear, 2).generators == []
+    assert (
+        Ensemble(make_model, 2).generators != []
+        and Ensemble(linear, 2).generators == []
+    )
 
 
 def linear() -> nn.Module:
@@ -169,7 +186,9 @@ def test_input_shared_or_one_batch_a_member():
     x = torch.randn(3, 2)  # as many examples as members: still shared
     assert ensemble(x).shape == (3, 3, CLASSES)
     torch.testing.assert_close(ensemble(x.expand(3, 3, 2).contiguous()), ensemble(x))
-    with pytest.raises(ValueError, match=r"\(4, 5, 2\).*allowed: \(n, 2\).*\(3, n, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"\(4, 5, 2\).*allowed: \(n, 2\).*\(3, n, 2\)"
+    ):
         ensemble(torch.randn(4, 5, 2))
 
 
@@ -194,7 +213,9 @@ def test_flatten_after_linear_changes_nothing():
     torch.testing.assert_close(ensemble(x)[1], ensemble.member(1)(x))
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": None}, {"affine": False}], ids=str
+)
 def test_second_derivatives(options):
     ensemble = Ensemble(lambda: make_model(**options).double(), 2)
     x, y = next(batches(1))
@@ -220,7 +241,9 @@ def test_gradcheck_through_batch_statistics():
 
 def test_batchnorm_without_running_statistics():
     def make() -> nn.Module:
-        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4, track_running_stats=False)).double()
+        return nn.Sequential(
+            nn.Linear(2, 4), nn.BatchNorm1d(4, track_running_stats=False)
+        ).double()
 
     ensemble = Ensemble(make, 2).eval()
     x = torch.randn(6, 2, dtype=torch.float64)
@@ -245,7 +268,9 @@ def test_running_statistics_can_be_reset_as_update_bn_does():
 @pytest.mark.parametrize("bias", [False, True])
 def test_evaluation_in_merged_groups_equals_one_pass(monkeypatch, options, bias):
     def make() -> nn.Module:
-        first = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Linear(2, 2, bias=bias))
+        first = nn.Sequential(
+            nn.BatchNorm1d(2), nn.Linear(2, 2), nn.Linear(2, 2, bias=bias)
+        )
         return nn.Sequential(first, *make_model(**options)).double()
 
     ensemble = Ensemble(make, 3)
@@ -289,7 +314,9 @@ def test_member_is_a_plain_copy_with_modes_and_flags():
     ensemble.net[1][0].weight.requires_grad_(False)
     net = ensemble.member(-1)
     assert [type(m) for m in net.modules()] == [type(m) for m in make_model().modules()]
-    assert [m.training for m in net.modules()] == [m.training for m in ensemble.net.modules()]
+    assert [m.training for m in net.modules()] == [
+        m.training for m in ensemble.net.modules()
+    ]
     assert [p.requires_grad for p in net.parameters()] == [
         p.requires_grad for p in ensemble.parameters()
     ]
@@ -345,7 +372,10 @@ def test_clip_grad_norm_is_each_members_own(each):
             assert norms[i].item() == pytest.approx(norm.item(), rel=1e-5)
         for p, q in zip(net.parameters(), ensemble.parameters(), strict=True):
             torch.testing.assert_close(q.grad[i], p.grad, equal_nan=True)
-    assert ensemble.zero_grad() is None and ensemble.clip_grad_norm_(1.0).tolist() == [0] * MEMBERS
+    assert (
+        ensemble.zero_grad() is None
+        and ensemble.clip_grad_norm_(1.0).tolist() == [0] * MEMBERS
+    )
 
 
 def test_resume_with_dropout_is_bit_identical():
@@ -413,7 +443,9 @@ class Residual(nn.Sequential):
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_an_unsupported_layer_is_named(layer, name):
-    with pytest.raises(TypeError, match=rf"layer 1.0 is {name}(.|\n)*supports Sequential, Linear"):
+    with pytest.raises(
+        TypeError, match=rf"layer 1.0 is {name}(.|\n)*supports Sequential, Linear"
+    ):
         Ensemble(lambda: nn.Sequential(nn.Linear(2, 2), nn.Sequential(layer)), 2)
 
 

@@ -61,7 +61,8 @@ def test_small_cnn_by_default_is_32_64_128_wide() -> None:
     [(models.resnet18, 18, 11_173_962), (models.resnet34, 34, 21_282_122)],
 )
 def test_resnets_have_the_published_depth_and_size(make, layers, parameters) -> None:
-    # Layers with weights on the main path; parameters as counted for the 32 x 32 form of each.
+    # Layers with weights on the main path; parameters as counted for the 32 x 32 form
+    # of each.
     net = make(10)
     on_path = [
         name
@@ -77,13 +78,17 @@ def test_resnets_shrink_the_image_eightfold(make) -> None:
     net = make(5, channels=1, width=4).eval()
     sizes = []
     pool = next(m for m in net if isinstance(m, nn.AdaptiveAvgPool2d))
-    pool.register_forward_hook(lambda module, args, out: sizes.append(tuple(args[0].shape)))
+    pool.register_forward_hook(
+        lambda module, args, out: sizes.append(tuple(args[0].shape))
+    )
     assert net(torch.randn(2, 1, 32, 32)).shape == (2, 5)
     assert sizes == [(2, 32, 4, 4)]
 
 
 def test_a_residual_block_whose_body_is_zero_passes_its_input() -> None:
-    block = next(m for m in models.resnet18(2, width=4) if isinstance(m, models._BasicBlock)).eval()
+    block = next(
+        m for m in models.resnet18(2, width=4) if isinstance(m, models._BasicBlock)
+    ).eval()
     nn.init.zeros_(block.body[-1].weight)
     x = torch.rand(2, 4, 8, 8)
     assert torch.equal(block(x), x)
@@ -93,7 +98,11 @@ def test_the_seed_decides_the_parameters() -> None:
     nets = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        nets.append(torch.cat([p.detach().flatten() for p in models.mlp(2, 3, 1, 2).parameters()]))
+        nets.append(
+            torch.cat(
+                [p.detach().flatten() for p in models.mlp(2, 3, 1, 2).parameters()]
+            )
+        )
     assert torch.equal(nets[0], nets[1])
     assert not torch.equal(nets[0], nets[2])
 
@@ -120,19 +129,25 @@ def test_arguments_out_of_range_are_named(make, match: str) -> None:
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A hub folder with a file of ResNet-18's weights: torchvision's own start, not ImageNet's."""
+    """A hub folder with a file of ResNet-18's weights: torchvision's own start, not
+    ImageNet's.
+    """
     home = tmp_path_factory.mktemp("torch")
     checkpoints = home / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     torch.manual_seed(1)
-    torch.save(load_torchvision().models.resnet18().state_dict(), checkpoints / RESNET18)
+    torch.save(
+        load_torchvision().models.resnet18().state_dict(), checkpoints / RESNET18
+    )
     return str(home)
 
 
 RESNET18 = "resnet18-f37072fd.pth"  # as torchvision's address ends
 
 
-def test_pretrained_is_torchvisions_net_but_for_its_last_layer(hub, monkeypatch) -> None:
+def test_pretrained_is_torchvisions_net_but_for_its_last_layer(
+    hub, monkeypatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", hub)
     net = models.pretrained("resnet18", 3, size=48).eval()
     torch.manual_seed(1)
@@ -146,25 +161,33 @@ def test_pretrained_is_torchvisions_net_but_for_its_last_layer(hub, monkeypatch)
 def test_pretrained_takes_grey_images_of_any_size(hub, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", hub)
     net = models.pretrained("resnet18", 3, size=32).eval()
-    x = torch.randn(2, 1, 1, 1).expand(2, 1, 8, 8)  # of one colour each, which resizing keeps
+    x = torch.randn(2, 1, 1, 1).expand(
+        2, 1, 8, 8
+    )  # of one colour each, which resizing keeps
     torch.testing.assert_close(net(x), net(x[..., :1, :1].expand(2, 3, 32, 32)))
 
 
 def test_pretrained_refuses_unknown_nets_and_says_what_to_do_without_weights(
     tmp_path, monkeypatch
 ) -> None:
-    with pytest.raises(ValueError, match=r"net='vgg11'; allowed: resnet18, resnet34, resnet50"):
+    with pytest.raises(
+        ValueError, match=r"net='vgg11'; allowed: resnet18, resnet34, resnet50"
+    ):
         models.pretrained("vgg11", 3)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.urlopen", Mock(side_effect=OSError("no\nroute")))
-    with pytest.raises(FileNotFoundError, match=r"resnet18 are not in .*no route.*Connect to"):
+    with pytest.raises(
+        FileNotFoundError, match=r"resnet18 are not in .*no route.*Connect to"
+    ):
         models.pretrained("resnet18", 3)
     (tmp_path / "hub" / "checkpoints" / RESNET18).write_bytes(b"half a fi")
     with pytest.raises(FileNotFoundError, match=r"not whole.*delete"):
         models.pretrained("resnet18", 3)
 
 
-def test_pretrained_weights_are_read_without_running_code(tmp_path, monkeypatch) -> None:
+def test_pretrained_weights_are_read_without_running_code(
+    tmp_path, monkeypatch
+) -> None:
     place = tmp_path / "hub" / "checkpoints" / RESNET18
     place.parent.mkdir(parents=True)
     torch.save({"fc.weight": Touch(tmp_path / "ran")}, place)

@@ -16,7 +16,8 @@ from scipy import stats
 
 from flatnb import methods, plots
 
-# Colour blindness of full severity as a map of linear RGB (Machado, Oliveira, Fernandes 2009).
+# Colour blindness of full severity as a map of linear RGB (Machado, Oliveira, Fernandes
+# 2009).
 SIGHT = {
     "full": np.eye(3),
     "protan": np.array(
@@ -97,7 +98,10 @@ def test_every_method_has_a_style():
     for name in methods.__all__:
         kind = getattr(methods, name)
         if isinstance(kind, type) and issubclass(kind, methods.Method):
-            joined = name in ("Method", "Every")  # drawn under the names of what they hold
+            joined = name in (
+                "Method",
+                "Every",
+            )  # drawn under the names of what they hold
             assert joined != (name in plots.STYLE), name
 
 
@@ -119,8 +123,9 @@ def test_interval_is_the_t_interval():
     mean, half = plots.interval(values)
     for column in range(3):
         low, high = stats.ttest_1samp(values[:, column], 0).confidence_interval(0.95)
-        np.testing.assert_allclose([mean[column] - half[column], mean[column] + half[column]],
-                                   [low, high])  # fmt: skip
+        np.testing.assert_allclose(
+            [mean[column] - half[column], mean[column] + half[column]], [low, high]
+        )
 
 
 def test_interval_of_one_value_has_no_width():
@@ -145,7 +150,10 @@ def frame(methods=("ERM", "SAM(rho=0.1)"), repeats=4, epochs=3) -> pd.DataFrame:
     rng = np.random.default_rng(1)
     keys = itertools.product(methods, range(repeats), range(epochs))
     return pd.DataFrame(
-        [{"method": m, "seed": s, "epoch": e, "test_loss": rng.normal()} for m, s, e in keys]
+        [
+            {"method": m, "seed": s, "epoch": e, "test_loss": rng.normal()}
+            for m, s, e in keys
+        ]
     )
 
 
@@ -156,7 +164,9 @@ def test_curves_draw_the_mean_of_each_method(ax):
     assert len(ax.collections) == 2  # a band each
     for line in lines:
         rows = table[table.method == line.get_label()]
-        np.testing.assert_allclose(line.get_ydata(), rows.groupby("epoch").test_loss.mean())
+        np.testing.assert_allclose(
+            line.get_ydata(), rows.groupby("epoch").test_loss.mean()
+        )
         np.testing.assert_array_equal(line.get_xdata(), [0, 1, 2])
         assert line.get_color() == plots.color(line.get_label())
     assert ax.get_xlabel() == "epoch"
@@ -202,14 +212,20 @@ def test_decision_boundary_lies_where_the_classes_tie(ax):
     plots.decision_boundary(ax, lambda p: half_plane(p)[0], x, torch.tensor([0, 1]))
     boundary = ax.collections[1].get_paths()[0].vertices
     np.testing.assert_allclose(boundary[:, 0], 0, atol=1e-5)
-    assert boundary[:, 1].min() < -1 and boundary[:, 1].max() > 1  # over all the picture
+    assert (
+        boundary[:, 1].min() < -1 and boundary[:, 1].max() > 1
+    )  # over all the picture
 
 
 def test_decision_boundary_shows_each_member(ax):
     x = torch.tensor([[-2.0, -1.0], [2.0, 1.0]])
-    plots.decision_boundary(ax, half_plane, x, torch.tensor([0, 1]), classes=("left", "right"))
+    plots.decision_boundary(
+        ax, half_plane, x, torch.tensor([0, 1]), classes=("left", "right")
+    )
     places = [c.get_paths()[0].vertices[:, 0].mean() for c in ax.collections[1:4]]
-    np.testing.assert_allclose(places, [0, 1, 0.5], atol=1e-2)  # the members, then their mean
+    np.testing.assert_allclose(
+        places, [0, 1, 0.5], atol=1e-2
+    )  # the members, then their mean
     assert [t.get_text() for t in ax.legend().get_texts()] == ["left", "right"]
 
 
@@ -232,15 +248,21 @@ def test_style_keeps_an_opaque_ground_and_readable_text():
 
 
 def test_gains_are_blue_where_better_and_marked_where_told() -> None:
-    table = pd.DataFrame({
-        "task": ["t", "u", "t", "u"], "method": ["SAM", "SAM", "NSO", "NSO"],
-        "difference": [-0.1, 0.1, -0.1, 0.0], "p_holm": [0.01, 0.01, 0.06, np.nan],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "task": ["t", "u", "t", "u"],
+            "method": ["SAM", "SAM", "NSO", "NSO"],
+            "difference": [-0.1, 0.1, -0.1, 0.0],
+            "p_holm": [0.01, 0.01, 0.06, np.nan],
+        }
+    )
     _, ax = plt.subplots()
     plots.gains(ax, table, "test_loss")
     shown = ax.images[0]
     assert shown.get_array().tolist() == [[0.1, -0.1], [0.1, 0.0]]
-    assert shown.cmap(shown.norm(0.1))[:3] == pytest.approx(to_rgb(plots.BLUE), abs=0.01)
+    assert shown.cmap(shown.norm(0.1))[:3] == pytest.approx(
+        to_rgb(plots.BLUE), abs=0.01
+    )
     marks = {(*map(int, line.get_xydata()[0]),): line.get_marker() for line in ax.lines}
     assert marks == {(0, 0): "^", (1, 0): "v"}
     plots.gains(ax, table, "test_accuracy")  # of which more is better
@@ -250,7 +272,13 @@ def test_gains_are_blue_where_better_and_marked_where_told() -> None:
 
 def test_sensitivity_shows_tasks_mean_and_what_was_chosen() -> None:
     rows = [
-        {"task": task, "method": "SAM", "rho": rho, "difference": rho * slope, "chosen": share}
+        {
+            "task": task,
+            "method": "SAM",
+            "rho": rho,
+            "difference": rho * slope,
+            "chosen": share,
+        }
         for task, slope in (("t", 1.0), ("u", 3.0))
         for rho, share in ((1.0, 0.0), (2.0, 0.5), (3.0, 0.5), (4.0, 0.0))
     ]
@@ -273,7 +301,9 @@ def test_sensitivities_give_each_method_a_panel() -> None:
         for method, x in (("SAM", "rho"), ("NSO", "sigma"))
         for value in (1.0, 2.0)
     ]
-    first = plots.sensitivities(pd.DataFrame(rows), {"SAM": "rho", "NSO": "sigma"}, "accuracy")
+    first = plots.sensitivities(
+        pd.DataFrame(rows), {"SAM": "rho", "NSO": "sigma"}, "accuracy"
+    )
     seen = [ax for ax in first.figure.axes if ax.get_visible()]
     assert [ax.get_title() for ax in seen] == ["SAM", "NSO"]
     assert [ax.get_xlabel() for ax in seen] == ["rho", "sigma"]

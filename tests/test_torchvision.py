@@ -16,7 +16,9 @@ MISMATCH = RuntimeError("operator torchvision::nms does not exist")
 
 @pytest.fixture
 def imports(monkeypatch: pytest.MonkeyPatch):
-    """Stand-ins for the import, which gives `outcomes` one by one, and for what defines schemas."""
+    """Stand-ins for the import, which gives `outcomes` one by one, and for what
+    defines schemas.
+    """
     outcomes: list[Exception | ModuleType] = []
     defined: list[str] = []
 
@@ -30,7 +32,9 @@ def imports(monkeypatch: pytest.MonkeyPatch):
     for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(importlib, "import_module", import_module)
-    monkeypatch.setattr(torch.library, "define", lambda name, schema: defined.append(name))
+    monkeypatch.setattr(
+        torch.library, "define", lambda name, schema: defined.append(name)
+    )
     return outcomes, defined
 
 
@@ -41,7 +45,9 @@ def test_a_torchvision_that_matches_is_left_alone(imports) -> None:
     assert defined == []
 
 
-def test_missing_operators_are_declared_and_the_import_repeated(imports, monkeypatch) -> None:
+def test_missing_operators_are_declared_and_the_import_repeated(
+    imports, monkeypatch
+) -> None:
     outcomes, defined = imports
     module = ModuleType("torchvision")
     outcomes.extend([MISMATCH, module])
@@ -63,7 +69,9 @@ def test_another_failure_is_not_touched(imports) -> None:
 
 def test_a_second_failure_is_not_swallowed(imports) -> None:
     outcomes, _ = imports
-    outcomes.extend([MISMATCH, RuntimeError("operator torchvision::new_one does not exist")])
+    outcomes.extend(
+        [MISMATCH, RuntimeError("operator torchvision::new_one does not exist")]
+    )
     with pytest.raises(RuntimeError, match="new_one"):
         _torchvision.load()
 
@@ -91,6 +99,10 @@ else:
     assert kept == [1]
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", program],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,6 @@
-"""The loop against a hand-written one, its bookkeeping, and ensembles against separate training."""
+"""The loop against a hand-written one, its bookkeeping, and ensembles against separate
+training.
+"""
 
 import copy
 import io
@@ -15,7 +17,9 @@ from flatnb import data, models, train
 
 
 def plane(seed=0, **kw):
-    return data.plane("gaussian", n_train=41, n_val=20, n_test=60, noise=0.1, seed=seed, **kw)
+    return data.plane(
+        "gaussian", n_train=41, n_val=20, n_test=60, noise=0.1, seed=seed, **kw
+    )
 
 
 def net(seed=0):
@@ -47,7 +51,9 @@ def test_same_seed_same_run_and_another_seed_another():
         torch.manual_seed(0)
         for p in model.parameters():
             nn.init.normal_(p)
-        run = flatnb.fit(model, plane(), flatnb.SAM(0.1), sgd(model), epochs=2, seed=seed)
+        run = flatnb.fit(
+            model, plane(), flatnb.SAM(0.1), sgd(model), epochs=2, seed=seed
+        )
         return [{k: v for k, v in e.items() if k != "seconds"} for e in run.history]
 
     assert history(1) == history(1)
@@ -62,7 +68,9 @@ def test_history_is_what_evaluate_says():
     assert [e["epoch"] for e in run.history] == [0, 2, 4, 5]
     assert run.history[0]["test_loss"] == before["loss"].item()
     assert run.history[-1]["test_accuracy"] == after["accuracy"].item()
-    assert run.history[-1]["passes"] == 5 * 3 * 2  # epochs, steps of at most 15 in 41, SAM's passes
+    assert (
+        run.history[-1]["passes"] == 5 * 3 * 2
+    )  # epochs, steps of at most 15 in 41, SAM's passes
     flat = torch.cat([p.detach().double().flatten() for p in model.parameters()])
     assert run.history[-1]["norm"] == pytest.approx(flat.norm().item())
     assert run.stopped is None and run.method == "SAM(rho=0.1)"
@@ -88,7 +96,9 @@ def test_cross_entropy_is_per_example_with_and_without_members():
 
 def test_a_diverging_run_stops_and_says_so():
     model = net()
-    run = flatnb.fit(model, plane(), flatnb.ERM(), sgd(model, lr=1e30), epochs=50, seed=0)
+    run = flatnb.fit(
+        model, plane(), flatnb.ERM(), sgd(model, lr=1e30), epochs=50, seed=0
+    )
     assert "epoch" in run.stopped
     assert run.history[-1]["epoch"] < 50
 
@@ -106,9 +116,14 @@ def test_callbacks_see_every_evaluation():
     seen = []
     model = net()
     flatnb.fit(
-        model, plane(), flatnb.ERM(), sgd(model), epochs=2, seed=0,
+        model,
+        plane(),
+        flatnb.ERM(),
+        sgd(model),
+        epochs=2,
+        seed=0,
         callbacks=[lambda run, m: seen.append((run.history[-1]["epoch"], m is model))],
-    )  # fmt: skip
+    )
     assert seen == [(0, True), (1, True), (2, True)]
 
 
@@ -125,18 +140,28 @@ def test_an_ensemble_trains_its_members_as_if_alone(one, all_):
     seeds, values = [3, 4, 5], [0.1, 0.4, 0.8]
     ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3, seeds=seeds)
     stacked = data.stack([plane(seed) for seed in seeds])
-    together = flatnb.fit(ensemble, stacked, all_, sgd(ensemble), epochs=4, seed=9).frame()
+    together = flatnb.fit(
+        ensemble, stacked, all_, sgd(ensemble), epochs=4, seed=9
+    ).frame()
     for i, (seed, value) in enumerate(zip(seeds, values, strict=True)):
         model = net(seed)
-        alone = flatnb.fit(model, plane(seed), one(value), sgd(model), epochs=4, seed=9).frame()
+        alone = flatnb.fit(
+            model, plane(seed), one(value), sgd(model), epochs=4, seed=9
+        ).frame()
         own = together[together.member == i]
         for column in ("train_loss", "test_loss", "norm"):
-            assert own[column].to_numpy() == pytest.approx(alone[column].to_numpy(), rel=1e-3)
+            assert own[column].to_numpy() == pytest.approx(
+                alone[column].to_numpy(), rel=1e-3
+            )
 
 
 @pytest.mark.parametrize(
     "bad, message",
-    [(dict(epochs=-1), "epochs=-1"), (dict(epochs=1.5), "1.5"), (dict(epochs=1, every=0), "every")],
+    [
+        (dict(epochs=-1), "epochs=-1"),
+        (dict(epochs=1.5), "1.5"),
+        (dict(epochs=1, every=0), "every"),
+    ],
 )
 def test_bad_counts_are_refused(bad, message):
     model = net()
@@ -148,7 +173,12 @@ def test_members_of_data_and_model_must_agree():
     model = net()
     with pytest.raises(ValueError, match="is no Ensemble"):
         flatnb.fit(
-            model, data.stack([plane(0), plane(1)]), flatnb.ERM(), sgd(model), epochs=1, seed=0
+            model,
+            data.stack([plane(0), plane(1)]),
+            flatnb.ERM(),
+            sgd(model),
+            epochs=1,
+            seed=0,
         )
 
 
@@ -167,7 +197,7 @@ def identical(a, b):
     return a == b
 
 
-# -- metrics --------------------------------------------------------------------------------------
+# -- metrics
 
 
 def binned(logits, y, bins):
@@ -179,16 +209,23 @@ def binned(logits, y, bins):
         inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
         if inside.any():
             accuracy = (label == y)[inside].double().mean()
-            error += inside.double().mean() * (accuracy - confidence[inside].mean()).abs()
+            error += (
+                inside.double().mean() * (accuracy - confidence[inside].mean()).abs()
+            )
     return float(error)
 
 
 @pytest.mark.parametrize("bins", [1, 15, 40])
 def test_calibration_error_is_the_formula(bins):
-    logits, y = 2 * torch.randn(3, 500, 4, dtype=torch.float64), torch.randint(4, (500,))
+    logits, y = (
+        2 * torch.randn(3, 500, 4, dtype=torch.float64),
+        torch.randint(4, (500,)),
+    )
     measured = train.calibration_error(logits, y, bins)
     for m in range(3):
-        assert measured[m].item() == pytest.approx(binned(logits[m], y, bins), abs=1e-12)
+        assert measured[m].item() == pytest.approx(
+            binned(logits[m], y, bins), abs=1e-12
+        )
         alone = train.calibration_error(logits[m], y, bins)
         torch.testing.assert_close(alone, measured[m], rtol=1e-12, atol=1e-12)
 
@@ -196,7 +233,9 @@ def test_calibration_error_is_the_formula(bins):
 def test_calibration_error_of_known_cases():
     y = torch.tensor([0, 0, 0, 1])
     three_quarters = torch.tensor([0.75, 0.25]).log().expand(4, 2)
-    assert train.calibration_error(three_quarters, y).item() == pytest.approx(0, abs=1e-6)
+    assert train.calibration_error(three_quarters, y).item() == pytest.approx(
+        0, abs=1e-6
+    )
     sure = torch.tensor([0.0, -200.0]).expand(4, 2)
     assert train.calibration_error(sure, y).item() == pytest.approx(0.25)
     assert train.calibration_error(-sure, y).item() == pytest.approx(0.75)
@@ -216,14 +255,19 @@ def test_evaluate_gives_the_three_metrics_of_the_whole_split(monkeypatch):
     }
     assert measured.keys() == expected.keys()
     for name, value in expected.items():
-        assert measured[name].tolist() == pytest.approx(value.tolist(), rel=1e-5, abs=1e-7)
+        assert measured[name].tolist() == pytest.approx(
+            value.tolist(), rel=1e-5, abs=1e-7
+        )
 
 
 @pytest.mark.parametrize("rows", [1 << 16, 60])
 def test_gradient_norm_is_of_the_plain_loss_in_eval_mode(monkeypatch, rows):
     monkeypatch.setitem(train._ROWS, "cpu", rows)
     monkeypatch.setattr(train, "_GRADIENT_EXAMPLES", 31)
-    ensemble, d = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.5), 3), plane()
+    ensemble, d = (
+        flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.5), 3),
+        plane(),
+    )
     for p in ensemble.parameters():
         p.grad = torch.ones_like(p)
     norms = train.gradient_norm(ensemble, d.train)
@@ -231,13 +275,15 @@ def test_gradient_norm_is_of_the_plain_loss_in_eval_mode(monkeypatch, rows):
     for m in range(3):
         alone = ensemble.member(m).eval()
         F.cross_entropy(alone(d.train.x[:31]), d.train.y[:31]).backward()
-        expected = torch.cat([p.grad.flatten() for p in alone.parameters()]).double().norm()
+        expected = (
+            torch.cat([p.grad.flatten() for p in alone.parameters()]).double().norm()
+        )
         assert norms[m].item() == pytest.approx(expected.item(), rel=1e-5)
         own = train.gradient_norm(ensemble.member(m), d.train)
         assert norms[m].item() == pytest.approx(own.item(), rel=1e-5)
 
 
-# -- precision, clipping, compiling ---------------------------------------------------------------
+# -- precision, clipping, compiling
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -245,7 +291,9 @@ def test_training_is_under_autocast_and_evaluation_is_not(dtype):
     model, d = net(), plane(batch_size=10)
     seen = set()
     model[-1].register_forward_hook(lambda m, _, out: seen.add((m.training, out.dtype)))
-    run = flatnb.fit(model, d, flatnb.SAM(0.05), sgd(model), epochs=20, seed=0, dtype=dtype)
+    run = flatnb.fit(
+        model, d, flatnb.SAM(0.05), sgd(model), epochs=20, seed=0, dtype=dtype
+    )
     assert seen == {(True, dtype), (False, torch.float32)}
     assert run.stopped is None
     assert run.history[-1]["train_loss"] < 0.8 * run.history[0]["train_loss"]
@@ -270,7 +318,13 @@ def test_each_member_is_clipped_alone():
     values = [0.05, 0.2]
     ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 2, seeds=[3, 4])
     together = flatnb.fit(
-        ensemble, plane(), flatnb.ERM(), sgd(ensemble), epochs=3, seed=9, clip=torch.tensor(values)
+        ensemble,
+        plane(),
+        flatnb.ERM(),
+        sgd(ensemble),
+        epochs=3,
+        seed=9,
+        clip=torch.tensor(values),
     ).history[-1]
     for i, value in enumerate(values):
         model = net(3 + i)
@@ -287,7 +341,9 @@ def test_a_compiled_model_is_compiled_for_training_only():
     graphs = []
 
     def backend(graph, inputs):
-        graphs.append([tuple(i.shape) for i in inputs if i.dim() == 2 and i.shape[-1] == 2])
+        graphs.append(
+            [tuple(i.shape) for i in inputs if i.dim() == 2 and i.shape[-1] == 2]
+        )
         return graph
 
     torch._dynamo.reset()  # it remembers the shapes that other tests gave the same net
@@ -297,10 +353,12 @@ def test_a_compiled_model_is_compiled_for_training_only():
     expected = flatnb.fit(plain, d, flatnb.SAM(0.05), sgd(plain), epochs=3, seed=0)
     torch._dynamo.reset()
     assert len(graphs) == 1 and (20, 2) in graphs[0]
-    assert run.history[-1]["test_loss"] == pytest.approx(expected.history[-1]["test_loss"])
+    assert run.history[-1]["test_loss"] == pytest.approx(
+        expected.history[-1]["test_loss"]
+    )
 
 
-# -- methods that must know the examples ----------------------------------------------------------
+# -- methods that must know the examples
 
 
 @pytest.mark.parametrize("joined", [False, True])
@@ -322,7 +380,7 @@ def test_adaflood_is_told_the_examples_of_each_batch(joined):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
 
 
-# -- what is not finite ---------------------------------------------------------------------------
+# -- what is not finite
 
 
 def spoilt(example=17, value=torch.inf):
@@ -345,19 +403,26 @@ def test_a_plain_model_stops_before_the_step_that_would_lose_it():
         F.cross_entropy(reference(x), y).backward()
         optimizer.step()
         steps += 1
-    assert f"nan in epoch 1, step {steps + 1}, where the training loss was nan" in run.stopped
+    assert (
+        f"nan in epoch 1, step {steps + 1}, where the training loss was nan"
+        in run.stopped
+    )
     assert [e["epoch"] for e in run.history] == [0, 1]
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.isfinite(p).all() and torch.allclose(p, q, rtol=1e-5, atol=1e-6)
 
 
-def test_where_steps_are_looked_at_after_the_epoch_the_model_goes_back_to_its_start(monkeypatch):
+def test_where_steps_are_looked_at_after_the_epoch_the_model_goes_back_to_its_start(
+    monkeypatch,
+):
     """What a GPU does, on a CPU."""
     monkeypatch.setattr(train, "_waits", lambda device: True)
     model, d = net(), spoilt()
     before = copy.deepcopy(model.state_dict())
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    run = flatnb.fit(model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7, average=average)
+    run = flatnb.fit(
+        model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7, average=average
+    )
     assert "nan in epoch 1, step" in run.stopped
     assert identical(model.state_dict(), before)
     assert average.n_averaged == 0 and "average_test_loss" not in run.history[-1]
@@ -367,7 +432,9 @@ def test_one_lost_member_leaves_the_others_exact():
     def trained(third):
         ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3)
         stacked = data.stack([plane(0, batch_size=10), plane(1, batch_size=10), third])
-        run = flatnb.fit(ensemble, stacked, flatnb.SAM(0.05), sgd(ensemble), epochs=3, seed=0)
+        run = flatnb.fit(
+            ensemble, stacked, flatnb.SAM(0.05), sgd(ensemble), epochs=3, seed=0
+        )
         return ensemble, run
 
     good, _ = trained(plane(2, batch_size=10))
@@ -388,13 +455,22 @@ def test_a_scaler_that_skips_everything_stops_the_run():
     model, d = net(), spoilt(slice(None))
     before = [p.detach().clone() for p in model.parameters()]
     run = flatnb.fit(
-        model, d, flatnb.ERM(), sgd(model), epochs=50, seed=0, dtype=torch.float16, every=50
+        model,
+        d,
+        flatnb.ERM(),
+        sgd(model),
+        epochs=50,
+        seed=0,
+        dtype=torch.float16,
+        every=50,
     )
-    assert "no step of epoch 5 had a finite gradient at the scale 0.0625" in run.stopped  # 4 each
+    assert (
+        "no step of epoch 5 had a finite gradient at the scale 0.0625" in run.stopped
+    )  # 4 each
     assert identical(list(model.parameters()), before)
 
 
-# -- averages -------------------------------------------------------------------------------------
+# -- averages
 
 
 def test_averages_are_evaluated_beside_a_training_they_do_not_change():
@@ -411,22 +487,47 @@ def test_averages_are_evaluated_beside_a_training_they_do_not_change():
             parameters.append([p.detach().clone() for p in model.parameters()])
 
         run = flatnb.fit(
-            model, d, flatnb.ERM(), sgd(model), epochs=4, seed=1, average=average,
-            callbacks=[keep], **kw,
-        )  # fmt: skip
+            model,
+            d,
+            flatnb.ERM(),
+            sgd(model),
+            epochs=4,
+            seed=1,
+            average=average,
+            callbacks=[keep],
+            **kw,
+        )
         return run, average, parameters
 
     plain, _, each_epoch = trained()
     swa, average, _ = trained(AveragedModel, average_from=3)
-    ema, moving, _ = trained(lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.5)))
+    ema, moving, _ = trained(
+        lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    )
 
     for run in (swa, ema):
-        for entry, expected in zip(without_seconds(run), without_seconds(plain), strict=True):
+        for entry, expected in zip(
+            without_seconds(run), without_seconds(plain), strict=True
+        ):
             assert {k: entry[k] for k in expected} == expected
-    assert ["average_test_loss" in e for e in swa.history] == [False, False, False, True, True]
-    assert ["average_test_loss" in e for e in ema.history] == [False, True, True, True, True]
+    assert ["average_test_loss" in e for e in swa.history] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert ["average_test_loss" in e for e in ema.history] == [
+        False,
+        True,
+        True,
+        True,
+        True,
+    ]
     assert average.n_averaged == 2 and moving.n_averaged == 4 * d.steps
-    for p, third, fourth in zip(average.parameters(), each_epoch[3], each_epoch[4], strict=True):
+    for p, third, fourth in zip(
+        average.parameters(), each_epoch[3], each_epoch[4], strict=True
+    ):
         assert torch.allclose(p, (third + fourth) / 2, atol=1e-6)
 
     again = copy.deepcopy(average.module)
@@ -434,8 +535,12 @@ def test_averages_are_evaluated_beside_a_training_they_do_not_change():
     update_bn([(d.train.x, d.train.y)], again)
     for name, value in average.module.named_buffers():
         if name.startswith("1.running"):  # of the first layer, before any dropout
-            tolerance = 0.2 if name.endswith("var") else 1e-2  # of batches, of the whole
-            assert torch.allclose(value, again.get_buffer(name), rtol=tolerance, atol=1e-2)
+            tolerance = (
+                0.2 if name.endswith("var") else 1e-2
+            )  # of batches, of the whole
+            assert torch.allclose(
+                value, again.get_buffer(name), rtol=tolerance, atol=1e-2
+            )
     measured = train.evaluate(average.module, d.test)["loss"].item()
     assert swa.history[-1]["average_test_loss"] == measured
 
@@ -444,14 +549,20 @@ def test_an_ensemble_is_averaged_per_member():
     ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3)
     average = AveragedModel(ensemble)
     frame = flatnb.fit(
-        ensemble, plane(), flatnb.ERM(), sgd(ensemble), epochs=3, seed=0, average=average
+        ensemble,
+        plane(),
+        flatnb.ERM(),
+        sgd(ensemble),
+        epochs=3,
+        seed=0,
+        average=average,
     ).frame()
     last = frame[frame.epoch == 3]
     assert len(last) == 3 and last.average_test_loss.notna().all()
     assert frame[frame.epoch == 0].average_test_loss.isna().all()
 
 
-# -- checkpoints ----------------------------------------------------------------------------------
+# -- checkpoints
 
 
 def dropped_out(seed=0):
@@ -463,16 +574,27 @@ def ensemble(seed=0):
     return flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.3), 3)
 
 
-def start(make_model=dropped_out, make_method=lambda: flatnb.SAM(0.05), ema=False, **kw):
+def start(
+    make_model=dropped_out, make_method=lambda: flatnb.SAM(0.05), ema=False, **kw
+):
     """Fresh objects, as another process would make them."""
     model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if ema else None
+    average = (
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if ema else None
+    )
     return dict(
-        model=model, data=jittered(), method=make_method(),
-        optimizer=optimizer, average=average, epochs=6, seed=3, checkpoint_seconds=0,
-        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4]), **kw,
-    )  # fmt: skip
+        model=model,
+        data=jittered(),
+        method=make_method(),
+        optimizer=optimizer,
+        average=average,
+        epochs=6,
+        seed=3,
+        checkpoint_seconds=0,
+        scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4]),
+        **kw,
+    )
 
 
 def jitter(x, generator):
@@ -523,7 +645,9 @@ def test_a_resumed_run_equals_the_unbroken_one(case, tmp_path):
     torch.rand(7)
     resumed, epochs = start(**case), []
     run = flatnb.fit(
-        **resumed, checkpoint=path, callbacks=[lambda r, m: epochs.append(r.history[-1]["epoch"])]
+        **resumed,
+        checkpoint=path,
+        callbacks=[lambda r, m: epochs.append(r.history[-1]["epoch"])],
     )
     assert epochs[0] == 4 and epochs[-1] == 6  # 3 was the last epoch that was saved
     assert without_seconds(run) == without_seconds(expected)
@@ -531,7 +655,9 @@ def test_a_resumed_run_equals_the_unbroken_one(case, tmp_path):
 
     finished = start(**case)
     again = flatnb.fit(**finished, checkpoint=path)
-    assert again.history == run.history and identical(state_of(finished), state_of(unbroken))
+    assert again.history == run.history and identical(
+        state_of(finished), state_of(unbroken)
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
 
 
@@ -540,16 +666,29 @@ def test_a_stopped_run_stays_stopped(tmp_path):
     for _ in range(2):
         model = net()
         runs.append(
-            flatnb.fit(model, spoilt(), flatnb.ERM(), sgd(model), epochs=5, seed=7,
-                       checkpoint=tmp_path / "run.pt")
-        )  # fmt: skip
-    assert runs[0].stopped is not None and repr(runs[0]) == repr(runs[1])  # NaN among them
+            flatnb.fit(
+                model,
+                spoilt(),
+                flatnb.ERM(),
+                sgd(model),
+                epochs=5,
+                seed=7,
+                checkpoint=tmp_path / "run.pt",
+            )
+        )
+    assert runs[0].stopped is not None and repr(runs[0]) == repr(
+        runs[1]
+    )  # NaN among them
 
 
 def test_a_checkpoint_is_written_only_so_often(tmp_path):
     written, path = [], tmp_path / "run.pt"
     arguments = {**start(), "checkpoint_seconds": 1000}
-    flatnb.fit(**arguments, checkpoint=path, callbacks=[lambda r, m: written.append(path.exists())])
+    flatnb.fit(
+        **arguments,
+        checkpoint=path,
+        callbacks=[lambda r, m: written.append(path.exists())],
+    )
     assert not any(written) and path.exists()
 
 
@@ -559,12 +698,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     others = {
         "seed is 3 there and 4 here": dict(seed=4),
         "epochs is 6 there and 7 here": dict(epochs=7),
-        r"method is \(SAM\(rho=0.05\)\) there and \(SAM\(rho=0.1\)\)": dict(method=flatnb.SAM(0.1)),
+        r"method is \(SAM\(rho=0.05\)\) there and \(SAM\(rho=0.1\)\)": dict(
+            method=flatnb.SAM(0.1)
+        ),
         "clip is None there": dict(clip=1.0),
         "data is": dict(data=jittered(1)),
-        "model is": (lambda m: dict(model=m, optimizer=torch.optim.Adam(m.parameters(), lr=0.01)))(
-            flatnb.Ensemble(lambda: models.mlp(2, 9, 2, 2, dropout=0.3), 3)
-        ),
+        "model is": (
+            lambda m: dict(model=m, optimizer=torch.optim.Adam(m.parameters(), lr=0.01))
+        )(flatnb.Ensemble(lambda: models.mlp(2, 9, 2, 2, dropout=0.3), 3)),
         "optimizer is": (lambda m: dict(model=m, optimizer=sgd(m)))(ensemble()),
     }
     for message, change in others.items():
@@ -604,9 +745,14 @@ def test_a_damaged_file_is_refused_and_no_code_of_it_runs(tmp_path):
     torch.save({"weights": torch.ones(3)}, other)
     first_record = whole.index(b"PK", 10) - 50
     damaged = (
-        b"", b"text", whole[:-100], whole[: len(whole) // 2], flipped(first_record),
-        code.getvalue(), other.getvalue(),
-    )  # fmt: skip
+        b"",
+        b"text",
+        whole[:-100],
+        whole[: len(whole) // 2],
+        flipped(first_record),
+        code.getvalue(),
+        other.getvalue(),
+    )
     for content in damaged:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"run\.pt is damaged, or no checkpoint"):
@@ -648,7 +794,15 @@ def test_bad_settings_are_refused(bad, message):
 def test_float16_with_an_ensemble_is_refused():
     model = ensemble()
     with pytest.raises(ValueError, match=r"use torch\.bfloat16"):
-        flatnb.fit(model, plane(), flatnb.ERM(), sgd(model), epochs=1, seed=0, dtype=torch.float16)
+        flatnb.fit(
+            model,
+            plane(),
+            flatnb.ERM(),
+            sgd(model),
+            epochs=1,
+            seed=0,
+            dtype=torch.float16,
+        )
 
 
 @pytest.mark.parametrize("measure", [train.evaluate, train.gradient_norm])

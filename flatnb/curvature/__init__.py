@@ -1,13 +1,8 @@
 """How flat is this minimum? Curvature of the loss surface, with error and cost of every number."""
 
-from flatnb.curvature.density import SpectralDensity, spectral_density
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
-from flatnb.curvature.flatness import (
-    RelativeFlatness,
-    relative_flatness,
-    relative_flatness_by_layer,
-)
-from flatnb.curvature.gauss_newton import gauss_newton_trace
+from flatnb.curvature.ensemble import EnsembleFlatness, ensemble_flatness
+from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
 from flatnb.curvature.landscape import (
     Slice,
     between,
@@ -16,10 +11,13 @@ from flatnb.curvature.landscape import (
     plane,
     random_direction,
 )
-from flatnb.curvature.members import EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
-from flatnb.curvature.probes import Trace, trace
+from flatnb.curvature.relative_flatness import (
+    RelativeFlatness,
+    relative_flatness,
+    relative_flatness_by_layer,
+)
 from flatnb.curvature.result import Estimate
 from flatnb.curvature.sharpness import (
     Sharpness,
@@ -27,6 +25,8 @@ from flatnb.curvature.sharpness import (
     sam_sharpness,
     worst_sharpness,
 )
+from flatnb.curvature.spectral_density import SpectralDensity, spectral_density
+from flatnb.curvature.trace import Trace, trace
 
 __all__ = [
     "Eigenpairs",

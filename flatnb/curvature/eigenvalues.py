@@ -14,7 +14,9 @@ from flatnb.curvature.lanczos import Lanczos, Operator, Ritz
 from flatnb.curvature.result import Progress, ProgressCallback, Result
 from flatnb.curvature.vectors import combine, gram, norm
 
-_SMALL = 10_000  # up to this dimension products are cheap: multiplicities are looked for
+_SMALL = (
+    10_000  # up to this dimension products are cheap: multiplicities are looked for
+)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -24,11 +26,11 @@ class Eigenpairs(Result):
     Attributes:
         values: (n,) in float64.
         vectors: (size, n), orthonormal columns in the operator's precision.
-        residuals: (n,) norms |H v - theta v|: an eigenvalue lies at least this near to each
-            value. A well separated eigenvalue is much nearer, by about residual^2 / gap, with gap
-            the distance to the next one (Parlett 1998, section 11.7).
-        converged: Whether all residuals are within the tolerance and the vectors orthonormal,
-            both checked at the end by products of their own.
+        residuals: (n,) norms |H v - theta v|: an eigenvalue lies at least this near to
+            each value. A well separated eigenvalue is much nearer, by about residual^2
+            / gap, with gap the distance to the next one (Parlett 1998, section 11.7).
+        converged: Whether all residuals are within the tolerance and the vectors
+            orthonormal, both checked at the end by products of their own.
     """
 
     values: Tensor
@@ -41,8 +43,14 @@ class Eigenpairs(Result):
         more = ", …" if len(self.values) > 6 else ""
         state = "" if self.converged else ", NOT CONVERGED"
         block = self.settings["block"]
-        note = f", copies beyond {block} not looked for" if block < len(self.values) else ""
-        return f"[{shown}{more}], largest residual {self.residuals.max():.1e}{note}{state}"
+        note = (
+            f", copies beyond {block} not looked for"
+            if block < len(self.values)
+            else ""
+        )
+        return (
+            f"[{shown}{more}], largest residual {self.residuals.max():.1e}{note}{state}"
+        )
 
 
 def top_eigenvalues(
@@ -59,19 +67,26 @@ def top_eigenvalues(
 ) -> Eigenpairs:
     """The k largest eigenvalues (algebraically), and the `smallest` lowest ones.
 
-    Stops when the residual |H v - theta v| of each wanted pair is at most `tol` |theta|, or at
-    the rounding of the products, 50 eps |H|. At the end one more product, with a random
-    combination of all vectors (below 10,000 dimensions one with each), checks the residuals, and
-    inner products check that the vectors are orthonormal.
+    Stops when the residual |H v - theta v| of each wanted pair is at most `tol`
+    |theta|, or at the rounding of the products, 50 eps |H|. At the end one more
+    product, with a random combination of all vectors (below 10,000 dimensions one with
+    each), checks the residuals, and inner products check that the vectors are
+    orthonormal.
 
-    Cost: a few products per eigenvalue (15 to 20 for the top five of a trained net at tol 1e-3)
+    Cost: a few products per eigenvalue (15 to 20 for the top five of a trained net at
+        tol 1e-3)
     and `max_basis` vectors of memory.
 
-    Multiple eigenvalues: one start vector shows one copy of each, a `block` of r shows r copies.
-    Eigenvalues that lie closer together than the residuals count as copies. Symmetries of the net
-    make copies: the outputs of a linear regression, three or more units with equal weights. A
-    single start vector also misses an eigenvalue that it happens to be orthogonal to, as far as
-    the residuals tell: the chance is about tol times the value over its distance to the next.
+    Multiple eigenvalues: one start vector shows one copy of each, a `block` of r shows
+        r copies.
+    Eigenvalues that lie closer together than the residuals count as copies. Symmetries
+    of the net
+    make copies: the outputs of a linear regression, three or more units with equal
+        weights. A
+    single start vector also misses an eigenvalue that it happens to be orthogonal to,
+    as far as
+    the residuals tell: the chance is about tol times the value over its distance to the
+        next.
 
         >>> import torch
         >>> from flatnb.curvature import HessianOperator, top_eigenvalues
@@ -86,20 +101,23 @@ def top_eigenvalues(
             `rows(vectors)`: a `HessianOperator`.
         k: How many of the largest.
         smallest: How many of the lowest, listed after them.
-        tol: Largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64, which
-            leaves well separated eigenvalues with errors of rounding.
-        block: Start vectors, multiplied together, and copies of an eigenvalue seen. None takes
-            k + smallest where `size` is at most 10,000, so that nothing is missed, and 1 beyond,
-            the fewest products (2 take about a third more). Up to 10,000 dimensions there is one
-            start vector more, against what a single one misses.
-        max_basis: Vectors of `size` held in memory, restarting when they are used up; None takes
-            4 (k + smallest) + 8 for each start vector + 60.
+        tol: Largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64,
+            which leaves well separated eigenvalues with errors of rounding.
+        block: Start vectors, multiplied together, and copies of an eigenvalue seen.
+            None takes k + smallest where `size` is at most 10,000, so that nothing is
+            missed, and 1 beyond, the fewest products (2 take about a third more). Up to
+            10,000 dimensions there is one start vector more, against what a single one
+            misses.
+        max_basis: Vectors of `size` held in memory, restarting when they are used up;
+            None takes 4 (k + smallest) + 8 for each start vector + 60.
         max_products: Give up, with a warning and `converged=False`, after so many.
         seed: Of the start vectors.
-        progress: Called with a line of text after every block; None writes to a terminal only.
+        progress: Called with a line of text after every block; None writes to a
+            terminal only.
 
     Raises:
-        ValueError: k, smallest, block, max_basis or tol out of range; products that overflow.
+        ValueError: k, smallest, block, max_basis or tol out of range; products that
+            overflow.
     """
     wanted, small = k + smallest, operator.size <= _SMALL
     _check(operator.size, k, smallest, block)
@@ -123,7 +141,9 @@ def top_eigenvalues(
             if lanczos.multiplied >= wanted and (exhausted or _due(lanczos, starts)):
                 pairs = _wanted(lanczos.ritz(), k, smallest)
                 limit = pairs.limit(tol, operator.dtype)
-                say(f"Lanczos: {operator.products - before} products, {_worst(pairs, limit)}")
+                say(
+                    f"Lanczos: {operator.products - before} products, {_worst(pairs, limit)}"
+                )
                 if exhausted or bool((pairs.residuals <= limit).all()):
                     break
     vectors = lanczos.vectors(pairs.coordinates)
@@ -175,7 +195,9 @@ def _wanted(ritz: Ritz, k: int, smallest: int) -> _Pairs:
     last = len(ritz.values) - 1
     order = [*range(last, last - k, -1), *range(smallest - 1, -1, -1)]
     scale = float(ritz.values.abs().max())
-    return _Pairs(ritz.values[order], ritz.coordinates[:, order], ritz.residuals[order], scale)
+    return _Pairs(
+        ritz.values[order], ritz.coordinates[:, order], ritz.residuals[order], scale
+    )
 
 
 def _advance(
@@ -197,7 +219,10 @@ def _advance(
 def _due(lanczos: Lanczos, block: int) -> bool:
     """Whether the small eigenproblem is cheap next to the products since the last one."""
     every = max(1, lanczos.multiplied // 40)
-    return lanczos.multiplied // block % every == 0 or lanczos.multiplied == lanczos.operator.size
+    return (
+        lanczos.multiplied // block % every == 0
+        or lanczos.multiplied == lanczos.operator.size
+    )
 
 
 def _checked(
@@ -205,7 +230,8 @@ def _checked(
 ) -> Tensor:
     """The residuals, replaced by those that products show where these are larger.
 
-    A product with a sum of all vectors with random signs shows all residuals in one: their
+    A product with a sum of all vectors with random signs shows all residuals in one:
+        their
     squares add up, on average over the signs.
     """
     count = len(pairs.values)
@@ -240,7 +266,9 @@ def _check(size: int, k: int, smallest: int, block: int | None) -> None:
     numbers += [] if block is None else [("block", block, 1)]
     for name, value, least in numbers:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}; allowed: an integer of at least {least}")
+            raise ValueError(
+                f"{name}={value!r}; allowed: an integer of at least {least}"
+            )
     if k + smallest > size:
         asked = f"k={k}" + (f" and smallest={smallest}" if smallest else "")
         raise ValueError(f"{asked}: the matrix has only {size} eigenvalues")

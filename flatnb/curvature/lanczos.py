@@ -4,16 +4,19 @@ Of m orthonormal rows Q, the first p have been multiplied. To rounding,
 
     H Q_p' = Q' T,        Q (m, size),  Q_p its first p rows,  T (m, p)
 
-so that an eigenpair (theta, s) of the first p rows of T gives the Ritz pair theta, v = Q_p' s,
-with the residual |H v - theta v| = |(the last m - p rows of T) s|: no product is spent on it, and
-an eigenvalue of H lies within it of theta (Parlett 1998, "The symmetric eigenvalue problem",
-section 4.5). With r start vectors this is band Lanczos (Ruhe 1979); r copies of a multiple
-eigenvalue are seen.
+so that an eigenpair (theta, s) of the first p rows of T gives the Ritz pair theta, v =
+Q_p' s, with the residual |H v - theta v| = |(the last m - p rows of T) s|: no product
+is spent on it, and an eigenvalue of H lies within it of theta (Parlett 1998, "The
+symmetric eigenvalue problem", section 4.5). With r start vectors this is band Lanczos
+(Ruhe 1979); r copies of a multiple eigenvalue are seen.
 
-Each product is orthogonalised against the whole basis, and again while that shortens it. One sweep
-is not enough: it leaves an error of the order of the rounding times the length before over the
-length after, and what orthogonality is lost grows from step to step like the Lanczos polynomials.
-Repeated, it ends at rounding ("twice is enough", Parlett 1998, section 6.9).
+Each product is orthogonalised against the whole basis, and again while that shortens
+it. One sweep
+is not enough: it leaves an error of the order of the rounding times the length before
+    over the
+length after, and what orthogonality is lost grows from step to step like the Lanczos
+polynomials. Repeated, it ends at rounding ("twice is enough", Parlett 1998, section
+6.9).
 """
 
 from __future__ import annotations
@@ -65,10 +68,11 @@ class Lanczos:
         self.size = self.multiplied = 0
 
     def add(self, vector: Tensor) -> tuple[Tensor, float]:
-        """Append the direction of `vector` that is new to the basis; `vector` is used up.
+        """Append the direction of `vector` that is new to the basis; `vector` is used
+        up.
 
-        Returns the coefficients (size,) along the basis before, and the length of the new part:
-        0 if nothing but rounding was left, so that nothing was appended.
+        Returns the coefficients (size,) along the basis before, and the length of the
+        new part: 0 if nothing but rounding was left, so that nothing was appended.
         """
         row, filled = vector[None], self.basis[: self.size]
         coefficients = torch.zeros(self.size, dtype=torch.float64)
@@ -117,7 +121,8 @@ class Lanczos:
     def restart(self, ritz: Ritz, kept: list[int]) -> None:
         """Shrink the basis to the Ritz vectors `kept` and those not yet multiplied.
 
-        Thick restart (Wu and Simon 2000): the relation at the head of this file goes on to hold.
+        Thick restart (Wu and Simon 2000): the relation at the head of this file goes on
+            to hold.
         """
         p, m, coordinates = self.multiplied, self.size, ritz.coordinates[:, kept]
         coupling = self.projected[p:m, :p] @ coordinates

@@ -1,10 +1,12 @@
-"""Slices through the loss surface: along one direction, over a plane, and between two minima.
+"""Slices through the loss surface: along one direction, over a plane, and between two
+minima.
 
-A random direction says nothing across nets whose weights differ in scale. Filter normalisation
-gives every filter (a row of a weight, all that feeds one unit) of the direction the norm of the
-same filter of the net, d_j <- d_j |w_j| / |d_j|, and takes biases and normalisation parameters out
-(Li et al. 2018). Directions are vectors of an `Objective`: random ones from here, eigenvectors
-from `top_eigenvalues(operator, k).vectors` with `operator.objective`.
+A random direction says nothing across nets whose weights differ in scale. Filter
+normalisation gives every filter (a row of a weight, all that feeds one unit) of the
+direction the norm of the same filter of the net, d_j <- d_j |w_j| / |d_j|, and takes
+biases and normalisation parameters out (Li et al. 2018). Directions are vectors of an
+`Objective`: random ones from here, eigenvectors from
+    `top_eigenvalues(operator, k).vectors` with `operator.objective`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from flatnb.curvature.result import Progress, ProgressCallback, Result
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Slice(Result):
-    """Losses on a line or a plane. `products` counts evaluations of the loss over all data.
+    """Losses on a line or a plane. `products` counts evaluations of the loss over all
+    data.
 
     Attributes:
         axes: Distances along each direction, (points,) each.
@@ -48,7 +51,9 @@ class Slice(Result):
         return float((self.losses - chord).max())
 
 
-def random_direction(objective: Objective, *, seed: int = 0, normalised: bool = True) -> Tensor:
+def random_direction(
+    objective: Objective, *, seed: int = 0, normalised: bool = True
+) -> Tensor:
     """A Gaussian direction (size,), filter-normalised unless asked otherwise."""
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn(objective.size, generator=generator, dtype=objective.dtype)
@@ -57,7 +62,8 @@ def random_direction(objective: Objective, *, seed: int = 0, normalised: bool = 
 
 
 def filter_normalised(objective: Objective, direction: Tensor) -> Tensor:
-    """d_j |w_j| / |d_j| for each filter j; 0 for parameters of fewer than two dimensions.
+    """d_j |w_j| / |d_j| for each filter j; 0 for parameters of fewer than two
+    dimensions.
 
     Raises:
         ValueError: A direction of another size.
@@ -117,11 +123,13 @@ def between(
     params: Selection | None = None,
     progress: ProgressCallback | None = None,
 ) -> Slice:
-    """L((1 - t) w_0 + t w_1) for t from 0 to 1: `.barrier` is zero between connected minima.
+    """L((1 - t) w_0 + t w_1) for t from 0 to 1: `.barrier` is zero between connected
+    minima.
 
-    Buffers such as running statistics are interpolated too; between minima far apart those of a
-    BatchNorm fit no net in the middle, which then shows as a barrier. `params` restricts the move
-    to some parameters, the others and the buffers staying those of `start`.
+    Buffers such as running statistics are interpolated too; between minima far apart
+    those of a BatchNorm fit no net in the middle, which then shows as a barrier.
+    `params` restricts the move to some parameters, the others and the buffers staying
+    those of `start`.
 
     Raises:
         ValueError: Models with different parameters or buffers; fewer than two points.
@@ -170,7 +178,9 @@ def _slice(
             say(f"landscape: {len(losses)} of {len(steps)} points")
     return Slice(
         axes=axes,
-        losses=torch.tensor(losses, dtype=torch.float64).reshape([len(axis) for axis in axes]),
+        losses=torch.tensor(losses, dtype=torch.float64).reshape(
+            [len(axis) for axis in axes]
+        ),
         products=len(steps),
         seconds=time.perf_counter() - began,
     )

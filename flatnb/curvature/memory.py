@@ -13,7 +13,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 def available_bytes(device: torch.device) -> int:
     """Free memory of `device`: of the GPU, else of the host and of the container's limit."""
     if device.type == "cuda":
-        # What torch keeps of freed tensors is not free to the driver, but is to the next tensor.
+        # What torch keeps of freed tensors is not free to the driver, but is to the
+        # next tensor.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     found = [_host_bytes()]

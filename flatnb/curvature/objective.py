@@ -2,9 +2,9 @@
 
     L(w) = sum_b (n_b / N) loss_fn(model(x_b; w), y_b),    N = sum_b n_b
 
-Everything in `flatnb.curvature` measures this function. It holds a copy of the parameters and
-buffers and evaluates the model functionally on them, so that the model itself is never written
-to and training on does not change what is measured.
+Everything in `flatnb.curvature` measures this function. It holds a copy of the
+parameters and buffers and evaluates the model functionally on them, so that the model
+itself is never written to and training on does not change what is measured.
 """
 
 from __future__ import annotations
@@ -43,15 +43,17 @@ class Objective:
     Args:
         model: Called as `model(x)`. Compiled and data-parallel wrappers are taken off.
         loss_fn: `loss_fn(outputs, targets)`, the **mean** loss of a batch, a scalar.
-        batches: `(x, y)` pairs, weighted by their sizes `len(x)`; a list or a `DataLoader`.
-        params: Which parameters w consists of: their names, or a predicate on name and tensor;
-            None takes all that require a gradient. The others stay fixed.
-        train: Evaluate in train mode (BatchNorm by batch statistics); the default is eval mode.
+        batches: `(x, y)` pairs, weighted by their sizes `len(x)`; a list or a
+            `DataLoader`.
+        params: Which parameters w consists of: their names, or a predicate on name and
+            tensor; None takes all that require a gradient. The others stay fixed.
+        train: Evaluate in train mode (BatchNorm by batch statistics); the default is
+            eval mode.
 
     Raises:
-        ValueError: Empty data, a loss that is no finite scalar mean, data and model of different
-            precision, parameters without gradient, unknown names, a model that gives different
-            answers to the same question (dropout in train mode).
+        ValueError: Empty data, a loss that is no finite scalar mean, data and model of
+            different precision, parameters without gradient, unknown names, a model
+            that gives different answers to the same question (dropout in train mode).
     """
 
     def __init__(
@@ -69,9 +71,13 @@ class Objective:
         named = dict(self.model.named_parameters())
         chosen = _select(named, params)
         self.names = tuple(chosen)
-        self.params = tuple(p.detach().clone().requires_grad_() for p in chosen.values())
+        self.params = tuple(
+            p.detach().clone().requires_grad_() for p in chosen.values()
+        )
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
-        self._fixed = {n: p.detach().clone() for n, p in named.items() if n not in chosen}
+        self._fixed = {
+            n: p.detach().clone() for n, p in named.items() if n not in chosen
+        }
         self._buffers = {n: b.detach().clone() for n, b in self.model.named_buffers()}
         self._sizes = [p.numel() for p in self.params]
         self.size = sum(self._sizes)
@@ -80,7 +86,8 @@ class Objective:
         self.examples = sum(len(chunk.x) for chunk in self.chunks)
         self._try_out()
 
-    # -- vectors -------------------------------------------------------------------------------
+    # -- vectors
+    # -------------------------------------------------------------------------------
 
     @property
     def vector(self) -> Tensor:
@@ -97,16 +104,23 @@ class Objective:
         """(…, size) -> one tensor (…, *shape) a parameter, views."""
         lead = vector.shape[:-1]
         pieces = vector.split(self._sizes, dim=-1)
-        return tuple(v.reshape((*lead, *p.shape)) for v, p in zip(pieces, self.params, strict=True))
+        return tuple(
+            v.reshape((*lead, *p.shape))
+            for v, p in zip(pieces, self.params, strict=True)
+        )
 
     def as_dict(self, vector: Tensor) -> dict[str, Tensor]:
         """A vector (size,) by parameter name."""
         return dict(zip(self.names, self.split(vector), strict=True))
 
-    # -- values --------------------------------------------------------------------------------
+    # -- values
+    # --------------------------------------------------------------------------------
 
     def outputs(
-        self, x: Tensor, params: Sequence[Tensor], buffers: dict[str, Tensor] | None = None
+        self,
+        x: Tensor,
+        params: Sequence[Tensor],
+        buffers: dict[str, Tensor] | None = None,
     ) -> Any:
         """Model outputs at `params`; to be called inside `evaluating()`."""
         state = dict(zip(self.names, params, strict=True))
@@ -114,26 +128,35 @@ class Objective:
         buffers = self._buffers if buffers is None else buffers
         copies = {name: value.clone() for name, value in buffers.items()}
         # A copy of the data, too: the model's first operation may be one in place.
-        return functional_call(self.model, {**self._fixed, **copies, **state}, (x.clone(),))
+        return functional_call(
+            self.model, {**self._fixed, **copies, **state}, (x.clone(),)
+        )
 
     def chunk_loss(self, chunk: Chunk, params: Sequence[Tensor]) -> Tensor:
         """weight * loss of one chunk, with its graph; to be called inside `evaluating()`."""
         x, y = self.move(chunk.x), self.move(chunk.y)
         return chunk.weight * self.loss_fn(self.outputs(x, params), y)
 
-    def loss(self, vector: Tensor | None = None, buffers: dict[str, Tensor] | None = None) -> float:
+    def loss(
+        self, vector: Tensor | None = None, buffers: dict[str, Tensor] | None = None
+    ) -> float:
         """L(w), summed over the batches in float64."""
         params, total = self.params if vector is None else self.split(vector), 0.0
         with torch.no_grad(), self.evaluating():
             for chunk in self.chunks:
                 outputs = self.outputs(self.move(chunk.x), params, buffers)
-                total += chunk.weight * self.loss_fn(outputs, self.move(chunk.y)).double().item()
+                total += (
+                    chunk.weight
+                    * self.loss_fn(outputs, self.move(chunk.y)).double().item()
+                )
         return total
 
     def mixed_buffers(self, other: Objective, t: float) -> dict[str, Tensor]:
         """(1 - t) buffers + t those of `other`, where they are real numbers."""
         return {
-            name: torch.lerp(mine, other._buffers[name], t) if mine.is_floating_point() else mine
+            name: torch.lerp(mine, other._buffers[name], t)
+            if mine.is_floating_point()
+            else mine
             for name, mine in self._buffers.items()
         }
 
@@ -146,7 +169,9 @@ class Objective:
             for chunk in self.chunks:
                 loss = self.chunk_loss(chunk, params)
                 value += loss.double().item()
-                total += flatten(torch.autograd.grad(loss, params, allow_unused=True), params)
+                total += flatten(
+                    torch.autograd.grad(loss, params, allow_unused=True), params
+                )
         return value, total
 
     def move(self, data: Any) -> Any:
@@ -154,12 +179,15 @@ class Objective:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Model in the wanted mode, exact arithmetic, kernels that can be differentiated twice.
+        """Model in the wanted mode, exact arithmetic, kernels that can be
+        differentiated twice.
 
-        Attention goes through the math backend and compiled functions run eagerly, because fused
-        kernels have no double backward. Everything is as it was afterwards.
+        Attention goes through the math backend and compiled functions run eagerly,
+        because fused kernels have no double backward. Everything is as it was
+        afterwards.
         """
-        # Weight and spectral norm, as hooks, leave the weight they computed on the module.
+        # Weight and spectral norm, as hooks, leave the weight they computed on the
+        # module.
         computed = [
             (vars(module), name, value)
             for module in self.model.modules()
@@ -181,12 +209,18 @@ class Objective:
             if self.device.type != "cuda":
                 yield
                 return
-            precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
-            recurrent = any(isinstance(module, nn.RNNBase) for module in self.model.modules())
+            precision, cudnn = (
+                torch.get_float32_matmul_precision(),
+                torch.backends.cudnn,
+            )
+            recurrent = any(
+                isinstance(module, nn.RNNBase) for module in self.model.modules()
+            )
             torch.set_float32_matmul_precision("highest")
             try:
                 with cudnn.flags(
-                    enabled=cudnn.enabled and not recurrent,  # its RNNs have no double backward
+                    enabled=cudnn.enabled
+                    and not recurrent,  # its RNNs have no double backward
                     benchmark=cudnn.benchmark,
                     deterministic=cudnn.deterministic,
                     allow_tf32=False,
@@ -195,7 +229,8 @@ class Objective:
             finally:
                 torch.set_float32_matmul_precision(precision)
 
-    # -- checks --------------------------------------------------------------------------------
+    # -- checks
+    # --------------------------------------------------------------------------------
 
     def sample(self) -> tuple[Tensor, Any]:
         """The first batch, or (eval mode) its first examples."""
@@ -220,7 +255,9 @@ class Objective:
 
     def _check_batch(self, index: int, x: Any, y: Any) -> None:
         if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0:
-            raise ValueError(f"x of batches[{index}] must be a tensor of at least one example")
+            raise ValueError(
+                f"x of batches[{index}] must be a tensor of at least one example"
+            )
         if x.is_floating_point() and x.dtype != self.dtype:
             raise ValueError(
                 f"the model is {self.dtype} but x of batches[{index}] is {x.dtype}: convert one "
@@ -253,7 +290,8 @@ class Objective:
             second = self._flat_gradient(self.loss_fn(self.outputs(x, self.params), y))
         change = torch.linalg.vector_norm(first - second, dtype=torch.float64)
         scale = torch.linalg.vector_norm(first, dtype=torch.float64)
-        # Sums in another order (GPU) move the gradient by rounding only; dropout by percents.
+        # Sums in another order (GPU) move the gradient by rounding only; dropout by
+        # percents.
         rounding = math.sqrt(self.size) * 1e-7 if self.device.type == "cuda" else 0.0
         if change > max(1e-2 * float(scale), rounding):
             raise ValueError(
@@ -270,9 +308,9 @@ class Objective:
             return
         with torch.no_grad():
             # Off a perfect fit, whose loss of 0 would say nothing.
-            outputs = outputs + 0.5 * torch.sin(torch.arange(outputs.numel())).to(outputs).reshape(
-                outputs.shape
-            )
+            outputs = outputs + 0.5 * torch.sin(torch.arange(outputs.numel())).to(
+                outputs
+            ).reshape(outputs.shape)
             copies = [(torch.cat([outputs] * k), torch.cat([y] * k)) for k in (1, 2, 4)]
             losses = [self.loss_fn(*pair).double().item() for pair in copies]
         growth, more = losses[1] - losses[0], losses[2] - losses[1]
@@ -329,7 +367,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     return _nets.unwrap(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
-def _select(named: dict[str, nn.Parameter], params: Selection | None) -> dict[str, nn.Parameter]:
+def _select(
+    named: dict[str, nn.Parameter], params: Selection | None
+) -> dict[str, nn.Parameter]:
     if params is None:
         chosen = {name: p for name, p in named.items() if p.requires_grad}
     elif callable(params):
@@ -338,10 +378,14 @@ def _select(named: dict[str, nn.Parameter], params: Selection | None) -> dict[st
         wanted = [params] if isinstance(params, str) else list(params)
         unknown = [name for name in wanted if name not in named]
         if unknown:
-            raise ValueError(f"no parameter {unknown[0]!r}; the model has: {', '.join(named)}")
+            raise ValueError(
+                f"no parameter {unknown[0]!r}; the model has: {', '.join(named)}"
+            )
         chosen = {name: named[name] for name in named if name in wanted}
     if not chosen:
-        raise ValueError("no parameters chosen: none that requires a gradient fits the selection")
+        raise ValueError(
+            "no parameters chosen: none that requires a gradient fits the selection"
+        )
     for name, p in chosen.items():
         if not p.requires_grad:
             raise ValueError(
@@ -351,11 +395,15 @@ def _select(named: dict[str, nn.Parameter], params: Selection | None) -> dict[st
 
 
 def is_softmax_cross_entropy(loss_fn: LossFunction, outputs: Any, y: Any) -> bool:
-    """Whether the loss is the mean softmax cross-entropy of logits (n, C) at labels (n,).
+    """Whether the loss is the mean softmax cross-entropy of logits (n, C) at labels
+    (n,).
 
-    Its Hessian in the logits is then (1/n) (diag(p) - p p') an example, whatever the label.
+    Its Hessian in the logits is then (1/n) (diag(p) - p p') an example, whatever the
+    label.
     """
-    if type(loss_fn) is nn.CrossEntropyLoss:  # not a subclass: that may be any other loss
+    if (
+        type(loss_fn) is nn.CrossEntropyLoss
+    ):  # not a subclass: that may be any other loss
         plain = loss_fn.weight is None and loss_fn.reduction == "mean"
         ignored = loss_fn.ignore_index
     else:

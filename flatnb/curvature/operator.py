@@ -1,12 +1,14 @@
-"""Hessian and Gauss-Newton matrices of the mean loss as operators: products, never a matrix.
+"""Hessian and Gauss-Newton matrices of the mean loss as operators: products, never a
+matrix.
 
 With L(w) the mean loss over the data (see `flatnb.curvature.objective`),
 
     H v = d/dw (grad L(w) . v)          HessianOperator        (Pearlmutter 1994)
     G v = sum_b (n_b/N) J_b' (H_l (J_b v))    GaussNewtonOperator    (Schraudolph 2002)
 
-where J is the Jacobian of the outputs and H_l the Hessian of the loss with respect to them. Both
-are exact. The graph of the gradient is built once and kept, and a product is one more backward
+where J is the Jacobian of the outputs and H_l the Hessian of the loss with respect to
+them. Both are exact. The graph of the gradient is built once and kept, and a product is
+one more backward
 pass through it: 1 to 2 times the cost of a gradient.
 """
 
@@ -31,7 +33,8 @@ from flatnb.curvature.second_order import SecondOrder
 
 # From one tensor per parameter to the product, likewise.
 _Linear = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
-# Of <u, H v> - <v, H u> beside |H v|; rounding stays far below, wrong derivatives lie far above.
+# Of <u, H v> - <v, H u> beside |H v|; rounding stays far below, wrong derivatives lie
+# far above.
 _ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
 
 
@@ -42,17 +45,18 @@ class HessianOperator:
 
     Args:
         model: Called as `model(x)`; read once, never written to.
-        loss_fn: `loss_fn(outputs, targets)`, the mean loss of a batch, such as `F.cross_entropy`.
+        loss_fn: `loss_fn(outputs, targets)`, the mean loss of a batch, such as
+            `F.cross_entropy`.
         batches: `(x, y)` pairs, weighted by their sizes.
-        params: Names of the parameters to differentiate by, or a predicate on name and tensor;
-            None takes all that require a gradient.
+        params: Names of the parameters to differentiate by, or a predicate on name and
+            tensor; None takes all that require a gradient.
         train: Measure in train mode instead of eval mode.
-        keep_graph: False evaluates the batches anew at each product, one after another. This takes
-            about twice the time and the memory of a single batch's graph.
+        keep_graph: False evaluates the batches anew at each product, one after another.
+            This takes about twice the time and the memory of a single batch's graph.
 
     Raises:
-        ValueError: See `Objective`; a layer whose second derivative is wrong, which shows in a
-            matrix that is not symmetric.
+        ValueError: See `Objective`; a layer whose second derivative is wrong, which
+            shows in a matrix that is not symmetric.
 
     Attributes:
         products: Products made so far, each vector counted.
@@ -65,7 +69,9 @@ class HessianOperator:
     torch.Size([8])
     """
 
-    _curved = True  # the gradient is differentiated through the net's activations and weights
+    _curved = (
+        True  # the gradient is differentiated through the net's activations and weights
+    )
 
     def __init__(
         self,
@@ -94,13 +100,16 @@ class HessianOperator:
             f"{self.objective.examples} examples, {self.dtype}, {self.device})"
         )
 
-    # -- products ------------------------------------------------------------------------------
+    # -- products
+    # ------------------------------------------------------------------------------
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """The product with a vector (size,) or with the columns of (size, k)."""
         if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.size:
             shape = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
-            raise ValueError(f"expected a tensor ({self.size},) or ({self.size}, k), got {shape}")
+            raise ValueError(
+                f"expected a tensor ({self.size},) or ({self.size}, k), got {shape}"
+            )
         if v.ndim == 1:
             return self._product(v.to(self.device, self.dtype))
         # On a CPU stacking columns takes a third of the time of a transposed copy.
@@ -138,11 +147,16 @@ class HessianOperator:
     def _flat(self, tensors: Sequence[Tensor | None]) -> Tensor:
         return flatten(tensors, self.objective.params)
 
-    # -- graphs --------------------------------------------------------------------------------
+    # -- graphs
+    # --------------------------------------------------------------------------------
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
-        with torch.enable_grad(), self.objective.evaluating(), SecondOrder(self._curved):
+        with (
+            torch.enable_grad(),
+            self.objective.evaluating(),
+            SecondOrder(self._curved),
+        ):
             yield
 
     def _linearise(self, chunk: Chunk) -> _Linear:
@@ -151,7 +165,8 @@ class HessianOperator:
         loss = self.objective.chunk_loss(chunk, params)
         check_loss(loss)
         grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
-        # A gradient that does not depend on any parameter contributes nothing to the Hessian.
+        # A gradient that does not depend on any parameter contributes nothing to the
+        # Hessian.
         live = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
         outputs = [grads[i] for i in live]
 
@@ -165,7 +180,8 @@ class HessianOperator:
 
         return apply
 
-    # -- the check -----------------------------------------------------------------------------
+    # -- the check
+    # -----------------------------------------------------------------------------
 
     def _check_symmetric(self) -> None:
         """Refuse second derivatives that are wrong: <u, H v> = <v, H u>, on a few examples."""
@@ -195,7 +211,9 @@ class HessianOperator:
         generator, mask = torch.Generator().manual_seed(0), torch.zeros(self.size)
         for name, piece in self.as_dict(mask).items():
             piece.fill_(float(name in names))
-        u, v = (torch.randn(2, self.size, generator=generator) * mask).to(self.device, self.dtype)
+        u, v = (torch.randn(2, self.size, generator=generator) * mask).to(
+            self.device, self.dtype
+        )
         with self.objective.arithmetic():
             products = [self._flat(multiply(self.objective.split(w))) for w in (u, v)]
         hu, hv = (product.double() * mask.to(self.device) for product in products)
@@ -207,8 +225,9 @@ class HessianOperator:
 class GaussNewtonOperator(HessianOperator):
     """The generalised Gauss-Newton matrix G = mean J' H_l J, as `HessianOperator`.
 
-    For a loss convex in the outputs, G is positive semidefinite, and for softmax cross-entropy it
-    is the Fisher matrix. `loss_fn` must act on a single tensor of outputs.
+    For a loss convex in the outputs, G is positive semidefinite, and for softmax
+    cross-entropy it is the Fisher matrix. `loss_fn` must act on a single tensor of
+    outputs.
     """
 
     _curved = False  # J v is linear in v, and that is all of it that is differentiated
@@ -225,9 +244,12 @@ class GaussNewtonOperator(HessianOperator):
         loss = chunk.weight * objective.loss_fn(leaf, y)
         check_loss(loss)
         (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
-        # J v is the derivative of J' u with respect to u, so two backward passes make it.
+        # J v is the derivative of J' u with respect to u, so two backward passes make
+        # it.
         dummy = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(outputs, params, dummy, create_graph=True, allow_unused=True)
+        pulled = torch.autograd.grad(
+            outputs, params, dummy, create_graph=True, allow_unused=True
+        )
         live = [i for i, g in enumerate(pulled) if g is not None]
         linear_in_dummy = [pulled[i] for i in live]
 
@@ -235,7 +257,9 @@ class GaussNewtonOperator(HessianOperator):
             if not live or not slope.requires_grad:
                 return [None] * len(params)
             vectors = [v[i] for i in live]
-            (pushed,) = torch.autograd.grad(linear_in_dummy, dummy, vectors, retain_graph=True)
+            (pushed,) = torch.autograd.grad(
+                linear_in_dummy, dummy, vectors, retain_graph=True
+            )
             (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
             return torch.autograd.grad(
                 outputs, params, curved, retain_graph=True, allow_unused=True

@@ -1,11 +1,12 @@
 """Squared norms of the gradients of single examples, |J_i' u_i|^2.
 
-The gradient of a linear layer's weight for one example is delta a', with a its input and delta the
-gradient at its output, so that its squared norm is |a|^2 |delta|^2 and the gradient itself is
-never formed (Goodfellow 2015); convolutions are linear layers on patches. This takes one backward
-pass for all examples, but holds only where each layer is used once and its first axis is that of
-the examples. `torch.func.vmap` serves other layers, one backward pass an example all nets. So
-`per_example` tries them in this order, on a few examples, against the last.
+The gradient of a linear layer's weight for one example is delta a', with a its input
+and delta the gradient at its output, so that its squared norm is |a|^2 |delta|^2 and
+the gradient itself is never formed (Goodfellow 2015); convolutions are linear layers on
+patches. This takes one backward pass for all examples, but holds only where each layer
+is used once and its first axis is that of the examples. `torch.func.vmap` serves other
+layers, one backward pass an example all nets. So `per_example` tries them in this
+order, on a few examples, against the last.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from torch.func import grad, vmap
 
 from flatnb.curvature.objective import Objective
 
-_BYTES = 2**26  # patches and per-example gradients are made in pieces of about this much
+_BYTES = (
+    2**26
+)  # patches and per-example gradients are made in pieces of about this much
 _TRIED = 4  # examples
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -35,7 +38,9 @@ class PerExample:
         self.outputs = objective.outputs(x, objective.params)
         if not isinstance(self.outputs, Tensor):
             kind = type(self.outputs).__name__
-            raise ValueError(f"the model returned {kind}; allowed here: one tensor of outputs")
+            raise ValueError(
+                f"the model returned {kind}; allowed here: one tensor of outputs"
+            )
 
     @staticmethod
     def rows(outputs: Tensor) -> Tensor:
@@ -49,8 +54,14 @@ class PerExample:
 
     def _squared_gradient(self, output: Tensor) -> Tensor:
         params = self._objective.params
-        grads = torch.autograd.grad(output, params, retain_graph=True, allow_unused=True)
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads if g is not None]
+        grads = torch.autograd.grad(
+            output, params, retain_graph=True, allow_unused=True
+        )
+        norms = [
+            torch.linalg.vector_norm(g, dtype=torch.float64)
+            for g in grads
+            if g is not None
+        ]
         return torch.stack(norms).square().sum()
 
 
@@ -62,10 +73,14 @@ class _Vmapped(PerExample):
 
         def alone(x: Tensor, direction: Tensor) -> Tensor:
             def pulled(params: tuple[Tensor, ...]) -> Tensor:
-                return (self.rows(objective.outputs(x[None], params))[0] * direction).sum()
+                return (
+                    self.rows(objective.outputs(x[None], params))[0] * direction
+                ).sum()
 
             grads = grad(pulled)(objective.params)
-            return torch.stack([g.square().sum(dtype=torch.float64) for g in grads]).sum()
+            return torch.stack(
+                [g.square().sum(dtype=torch.float64) for g in grads]
+            ).sum()
 
         width = max(1, _BYTES // (objective.size * objective.params[0].element_size()))
         return vmap(alone, chunk_size=width)(self._x, u).detach()
@@ -83,7 +98,9 @@ class _ByLayer(PerExample):
     def norms(self, u: Tensor) -> Tensor:
         u = u.reshape(self.outputs.shape)
         edges = [edge for _, _, edge, _ in self._uses]
-        deltas = torch.autograd.grad(self.outputs, edges, u, retain_graph=True, allow_unused=True)
+        deltas = torch.autograd.grad(
+            self.outputs, edges, u, retain_graph=True, allow_unused=True
+        )
         total = torch.zeros(len(self._x), dtype=torch.float64, device=self._x.device)
         with torch.no_grad():
             for (module, a, _, kinds), delta in zip(self._uses, deltas, strict=True):
@@ -96,7 +113,9 @@ class _ByLayer(PerExample):
         def watch(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             a = args[0].detach()
             if isinstance(module, _NORMS):  # the buffers are swapped in only now
-                a = F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)
+                a = F.batch_norm(
+                    a, module.running_mean, module.running_var, eps=module.eps
+                )
             self._uses.append((module, a, get_gradient_edge(output), owned[module]))
 
         handles = [module.register_forward_hook(watch) for module in owned]
@@ -113,7 +132,9 @@ def per_example(objective: Objective) -> type[PerExample]:
     x = objective.move(most.x[:_TRIED])
     plain = PerExample(objective, x)
     shape = plain.rows(plain.outputs).shape
-    u = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=objective.dtype)
+    u = torch.randn(
+        shape, generator=torch.Generator().manual_seed(0), dtype=objective.dtype
+    )
     u = u.to(objective.device)
     expected = plain.norms(u)
     eps = torch.finfo(objective.dtype).eps
@@ -150,11 +171,15 @@ def _known(module: nn.Module) -> bool:
     return type(module) is nn.Linear
 
 
-def _layer(module: nn.Module, a: Tensor, delta: Tensor, kinds: frozenset[str]) -> Tensor:
+def _layer(
+    module: nn.Module, a: Tensor, delta: Tensor, kinds: frozenset[str]
+) -> Tensor:
     """Squared norm of the gradient of one layer's chosen parameters, an example each."""
     total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     if isinstance(module, nn.Linear):
-        delta = delta.reshape(len(delta), -1, delta.shape[-1]).mT  # (n, outputs, positions)
+        delta = delta.reshape(
+            len(delta), -1, delta.shape[-1]
+        ).mT  # (n, outputs, positions)
     else:
         delta = delta.flatten(2) if delta.ndim > 2 else delta[..., None]
     if "bias" in kinds:
@@ -177,7 +202,9 @@ def _patches(module: nn.Module, a: Tensor, delta: Tensor) -> Tensor:
     for some, slopes in zip(a.split(width), delta.split(width), strict=True):
         if isinstance(module, nn.Conv2d):
             padding = cast(tuple[int, ...], module.padding)
-            columns = F.unfold(some, module.kernel_size, module.dilation, padding, module.stride)
+            columns = F.unfold(
+                some, module.kernel_size, module.dilation, padding, module.stride
+            )
         else:
             columns = some.reshape(len(some), -1, some.shape[-1]).mT
         found.append(_squares((slopes @ columns.mT).flatten(1)))

@@ -1,11 +1,14 @@
 """Are the outputs of a net piecewise linear in every single entry of its parameters?
 
-Then the diagonal of the Hessian of every output vanishes wherever it exists, and the Hessian of the
-loss and the Gauss-Newton matrix have the same diagonal. It is so when the autograd graph consists
-of piecewise linear operations and of products none of whose two factors share a parameter: each
-output is then, piece by piece, a polynomial of degree one in each entry. Tied or recurrent weights
-(a parameter on both sides), attention and LayerNorm (softmax, a norm) and BatchNorm in train mode
-break it; the graph shows all of these, however the forward pass was written.
+Then the diagonal of the Hessian of every output vanishes wherever it exists, and the
+Hessian of the loss and the Gauss-Newton matrix have the same diagonal. It is so when
+the autograd graph consists
+of piecewise linear operations and of products none of whose two factors share a
+    parameter: each
+output is then, piece by piece, a polynomial of degree one in each entry. Tied or
+recurrent weights (a parameter on both sides), attention and LayerNorm (softmax, a norm)
+and BatchNorm in train mode break it; the graph shows all of these, however the forward
+pass was written.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from typing import Any
 
 from torch import Tensor
 
-# Linear, or linear on each of finitely many pieces, in all their differentiable inputs together.
+# Linear, or linear on each of finitely many pieces, in all their differentiable inputs
+# together.
 _NAMES = """
     Abs AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D Add Alias Amax
     Amin AsStrided AvgPool2D AvgPool3D Cat Clamp ClampMax ClampMin Clone ConstantPadNd Copy
@@ -30,7 +34,8 @@ _NAMES = """
     UpsampleTrilinear3D View Where Im2Col Col2Im
 """
 _LINEAR = frozenset(_NAMES.split())
-# Product of the inputs at these two places (plus the others); each piecewise linear by itself.
+# Product of the inputs at these two places (plus the others); each piecewise linear by
+# itself.
 _PRODUCTS = {
     "Addmm": (1, 2),
     "Baddbmm": (1, 2),
@@ -51,7 +56,8 @@ _PRODUCTS = {
 
 
 def check_piecewise_linear(outputs: Tensor, params: Sequence[Tensor]) -> None:
-    """Raise ValueError, naming the operation, unless the graph of `outputs` is of the kind above.
+    """Raise ValueError, naming the operation, unless the graph of `outputs` is of the
+    kind above.
 
     It is sufficient, not necessary: a net refused may still have equal traces.
     """
@@ -61,7 +67,9 @@ def check_piecewise_linear(outputs: Tensor, params: Sequence[Tensor]) -> None:
     while stack:
         node = stack[-1]
         inputs = [source for source, _ in node.next_functions]
-        waiting = [source for source in inputs if source is not None and source not in seen]
+        waiting = [
+            source for source in inputs if source is not None and source not in seen
+        ]
         if waiting:
             stack.extend(waiting)
             continue
@@ -69,7 +77,9 @@ def check_piecewise_linear(outputs: Tensor, params: Sequence[Tensor]) -> None:
         if node not in seen:
             variable = getattr(node, "variable", None)
             sets = [0 if source is None else seen[source] for source in inputs]
-            seen[node] = bits.get(id(variable), 0) if variable is not None else _join(node, sets)
+            seen[node] = (
+                bits.get(id(variable), 0) if variable is not None else _join(node, sets)
+            )
 
 
 def _join(node: Any, sets: list[int]) -> int:
@@ -84,10 +94,14 @@ def _join(node: Any, sets: list[int]) -> int:
         return union
     if name in _PRODUCTS and not getattr(node, "_saved_training", False):
         left, right = _PRODUCTS[name]
-        if len(sets) <= right or not sets[left] & sets[right]:  # one input: times a constant
+        if (
+            len(sets) <= right or not sets[left] & sets[right]
+        ):  # one input: times a constant
             return union
         raise ValueError(
-            _REFUSED.format(f"both factors of {name} depend on the same parameter (tied weights?)")
+            _REFUSED.format(
+                f"both factors of {name} depend on the same parameter (tied weights?)"
+            )
         )
     if name == "CopySlices":
         name = "an operation in place on a part or a view of a tensor, which hides what it is,"

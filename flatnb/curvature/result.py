@@ -21,8 +21,8 @@ class Result:
     """A measured quantity with its cost.
 
     Attributes:
-        products: Curvature-vector products used; a result that is not made of products says in
-            its own docstring what is counted instead.
+        products: Curvature-vector products used; a result that is not made of products
+            says in its own docstring what is counted instead.
         seconds: Wall-clock time.
         settings: What the value depends on besides model and data.
     """
@@ -36,7 +36,9 @@ class Result:
         raise AttributeError(f"{type(self).__name__} has no summary")
 
     def __repr__(self) -> str:
-        settings = "".join(f", {name}={value!r}" for name, value in self.settings.items())
+        settings = "".join(
+            f", {name}={value!r}" for name, value in self.settings.items()
+        )
         cost = f"{self.products} products, {self.seconds:.3g} s"
         return f"{type(self).__name__}({self.summary()} | {cost}{settings})"
 
@@ -47,12 +49,15 @@ class Estimate(Result):
 
     Attributes:
         value: The number, or the mean of a sample.
-        stderr: Standard error of the mean, from the sample's own spread; 0 where `value` is exact.
-        degrees: Degrees of freedom of `stderr`: the size of the sample less one; 0 where exact.
+        stderr: Standard error of the mean, from the sample's own spread; 0 where
+            `value` is exact.
+        degrees: Degrees of freedom of `stderr`: the size of the sample less one; 0
+            where exact.
         skewness: Third standardised moment of the sample; 0 where exact.
-        interval: 95 % interval by Student's t, corrected for skewness (Hall 1992, "On the removal
-            of skewness by transformation"): squares of normal variables, the most skewed sample
-            that a trace gives, are covered in 92 to 95 % of all cases, others in 94 to 96 %.
+        interval: 95 % interval by Student's t, corrected for skewness (Hall 1992, "On
+            the removal of skewness by transformation"): squares of normal variables,
+            the most skewed sample that a trace gives, are covered in 92 to 95 % of all
+            cases, others in 94 to 96 %.
     """
 
     value: float
@@ -87,7 +92,9 @@ def moments(sample: Tensor) -> dict[str, Any]:
     """Mean of a sample (n,), n >= 2, its standard error and skewness, as fields of `Estimate`."""
     mean, spread = sample.mean(), sample.std()
     centred = sample - mean
-    skewness = centred.pow(3).mean() / centred.square().mean() ** 1.5 if spread > 0 else 0.0
+    skewness = (
+        centred.pow(3).mean() / centred.square().mean() ** 1.5 if spread > 0 else 0.0
+    )
     return {
         "value": float(mean),
         "stderr": float(spread) / math.sqrt(len(sample)),
@@ -97,7 +104,8 @@ def moments(sample: Tensor) -> dict[str, Any]:
 
 
 class Progress:
-    """Says how long work is getting on: to a callback, else to a terminal, else to nobody.
+    """Says how long work is getting on: to a callback, else to a terminal, else to
+    nobody.
 
     On a terminal the line is rewritten in place, first after two seconds.
     """

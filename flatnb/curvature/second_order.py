@@ -1,12 +1,13 @@
 """Convolution and weight norm, for second derivatives that are fast and right.
 
-A convolution is linear in its input and in its weight, so each derivative of its gradient is again
-a convolution, or one of the two gradients of one, for which there are fast kernels. PyTorch
-computes the derivative in the weight as a convolution of transposed tensors, with whole images for
-kernels, and that in the input even where nobody needs it, as for a net's first layer.
+A convolution is linear in its input and in its weight, so each derivative of its
+gradient is again a convolution, or one of the two gradients of one, for which there are
+fast kernels. PyTorch computes the derivative in the weight as a convolution of
+transposed tensors, with whole images for kernels, and that in the input even where
+nobody needs it, as for a net's first layer.
 
-Weight norm, w = g v / |v|, is composed here of plain operations: the second derivative of PyTorch's
-fused kernel (seen in 2.13) makes a Hessian that is not symmetric.
+Weight norm, w = g v / |v|, is composed here of plain operations: the second derivative
+of PyTorch's fused kernel (seen in 2.13) makes a Hessian that is not symmetric.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class _Geometry(NamedTuple):
     groups: int
 
     def arguments(self) -> tuple[Any, ...]:
-        unused = (0,) * len(self.stride)  # the output padding of a transposed convolution
+        unused = (0,) * len(
+            self.stride
+        )  # the output padding of a transposed convolution
         return self.stride, self.padding, self.dilation, False, unused, self.groups
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -45,7 +48,12 @@ class _Geometry(NamedTuple):
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, how: _Geometry, curved: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        how: _Geometry,
+        curved: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.how, ctx.curved = how, curved
@@ -55,7 +63,9 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
-        if not torch.is_grad_enabled():  # the last derivative, perhaps of many vectors at once
+        if (
+            not torch.is_grad_enabled()
+        ):  # the last derivative, perhaps of many vectors at once
             return *ctx.how.gradient(g, x, weight, wanted), None, None
         if not ctx.curved:
             x, weight = x.detach(), weight.detach()
@@ -66,7 +76,9 @@ class _ConvolutionGradient(torch.autograd.Function):
     """With G the gradient of <g, x * w>: <v, G> is linear in each of g, x and w."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, how: _Geometry, wanted: Any) -> Any:
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, how: _Geometry, wanted: Any
+    ) -> Any:
         ctx.save_for_backward(g, x, weight)
         ctx.how = how
         ctx.set_materialize_grads(False)
@@ -74,7 +86,9 @@ class _ConvolutionGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Any:
+    def backward(
+        ctx: Any, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None
+    ) -> Any:
         g, x, weight = ctx.saved_tensors
         for_g, for_x, for_w = ctx.needs_input_grad[:3]
         dg = dx = dw = None
@@ -96,12 +110,13 @@ class _ConvolutionGradient(torch.autograd.Function):
 
 
 class SecondOrder(TorchFunctionMode):
-    """Inside this context `F.conv1d` to `conv3d` and weight norm are the functions above.
+    """Inside this context `F.conv1d` to `conv3d` and weight norm are the functions
+    above.
 
     Values are as without it, up to rounding.
 
-    curved: False if their gradients will be differentiated by what they are multiplied with only,
-        as in a product with a Jacobian.
+    curved: False if their gradients will be differentiated by what they are multiplied
+        with only, as in a product with a Jacobian.
     """
 
     def __init__(self, curved: bool = True) -> None:
@@ -137,6 +152,8 @@ def _convolution(
     dims = weight.dim() - 2
     if isinstance(padding, str) or input.dim() != weight.dim():  # "same", or no batch
         return None
-    sizes = [(n,) if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation)]
+    sizes = [
+        (n,) if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation)
+    ]
     wide = [n * dims if len(n) == 1 else n for n in sizes]
     return input, weight, bias, _Geometry(wide[0], wide[1], wide[2], groups)

@@ -3,10 +3,14 @@
     at worst      max_{|eps / T| <= rho} L(w + eps) - L(w)
     on average    E L(w + sigma T xi) - L(w),    xi ~ N(0, I)
 
-with T = 1, or T = |w| entry by entry in the adaptive versions (Kwon et al. 2021). What each is
-invariant to: none but the adaptive ones survives a rescaling of weights that leaves the net's
-function unchanged, such as W_1 -> c W_1, W_2 -> W_2 / c between ReLUs (Dinh et al. 2017). The
-adaptive ones do, for every rescaling of single entries: eps / T is unchanged by it. All are
+with T = 1, or T = |w| entry by entry in the adaptive versions (Kwon et al. 2021). What
+each is
+invariant to: none but the adaptive ones survives a rescaling of weights that leaves the
+    net's
+function unchanged, such as W_1 -> c W_1, W_2 -> W_2 / c between ReLUs (Dinh et al.
+2017). The
+adaptive ones do, for every rescaling of single entries: eps / T is unchanged by it. All
+    are
 invariant to a change of signs and to a permutation of units.
 """
 
@@ -26,12 +30,13 @@ from flatnb.curvature.vectors import norm
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Sharpness(Estimate):
-    """A rise of the loss. `products` counts evaluations over all data: losses and gradients.
+    """A rise of the loss. `products` counts evaluations over all data: losses and
+    gradients.
 
     Attributes:
         value: L(perturbed) - L(w); for an average, its mean.
-        stderr: Standard error of an average over its pairs; 0 for a maximum, which is a lower
-            bound.
+        stderr: Standard error of an average over its pairs; 0 for a maximum, which is a
+            lower bound.
         loss: L(w).
     """
 
@@ -51,16 +56,20 @@ def sam_sharpness(
     adaptive: bool = False,
     params: Selection | None = None,
 ) -> Sharpness:
-    """L(w + eps) - L(w) after the single step of SAM, eps = rho T^2 g / |T g| (Foret et al. 2021).
+    """L(w + eps) - L(w) after the single step of SAM, eps = rho T^2 g / |T g| (Foret et
+    al. 2021).
 
-    T = 1, or |w| if `adaptive`. To first order rho |T g|, and it vanishes where the gradient does:
+    T = 1, or |w| if `adaptive`. To first order rho |T g|, and it vanishes where the
+    gradient does:
     then `worst_sharpness` looks further. Cost: a gradient and a loss.
 
     Raises:
-        ValueError: rho not positive, a loss at this distance that is not finite; what `Objective`
-            raises.
+        ValueError: rho not positive, a loss at this distance that is not finite; what
+            `Objective` raises.
     """
-    return worst_sharpness(model, loss_fn, batches, rho, steps=1, adaptive=adaptive, params=params)
+    return worst_sharpness(
+        model, loss_fn, batches, rho, steps=1, adaptive=adaptive, params=params
+    )
 
 
 def worst_sharpness(
@@ -75,16 +84,18 @@ def worst_sharpness(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Sharpness:
-    """max L(w + eps) - L(w) over |eps / T| <= rho, by projected gradient ascent from SAM's step.
+    """max L(w + eps) - L(w) over |eps / T| <= rho, by projected gradient ascent from
+    SAM's step.
 
-    Steps go along the normalised gradient in the coordinates eps / T, with lengths falling from
+    Steps go along the normalised gradient in the coordinates eps / T, with lengths
+    falling from
     rho, and back into the ball. The highest loss seen is returned: a lower bound of the
-    maximum, never below `sam_sharpness` nor, if steps > 1, below 0. Where the gradient is zero the
-    first step is random (if steps > 1). Cost: steps gradients, two losses.
+    maximum, never below `sam_sharpness` nor, if steps > 1, below 0. Where the gradient
+    is zero the first step is random (if steps > 1). Cost: steps gradients, two losses.
 
     Raises:
-        ValueError: rho or steps not positive, a loss at this distance that is not finite; what
-            `Objective` raises.
+        ValueError: rho or steps not positive, a loss at this distance that is not
+            finite; what `Objective` raises.
     """
     _positive("rho", rho)
     if steps < 1:
@@ -129,14 +140,16 @@ def average_sharpness(
     seed: int = 0,
     progress: ProgressCallback | None = None,
 ) -> Sharpness:
-    """E L(w + sigma T xi) - L(w): noise stability, (sigma^2 / 2) tr(T H T) + O(sigma^4).
+    """E L(w + sigma T xi) - L(w): noise stability, (sigma^2 / 2) tr(T H T) +
+    O(sigma^4).
 
-    Noise comes in pairs of opposite sign: unbiased, and the slope at w cancels, which would
+    Noise comes in pairs of opposite sign: unbiased, and the slope at w cancels, which
+        would
     otherwise drown the curvature (Zhang, Li and Ju 2024). Cost: 2 pairs + 1 losses.
 
     Raises:
-        ValueError: sigma not positive, fewer than two pairs, a loss at this distance that is not
-            finite; what `Objective` raises.
+        ValueError: sigma not positive, fewer than two pairs, a loss at this distance
+            that is not finite; what `Objective` raises.
     """
     _positive("sigma", sigma)
     if pairs < 2:
@@ -177,7 +190,9 @@ def _higher(a: float, b: float) -> float:
 
 def _finite(name: str, value: float, loss: float) -> None:
     if not math.isfinite(loss):
-        raise ValueError(f"{name}={value}: the loss at this distance is {loss}; take a shorter one")
+        raise ValueError(
+            f"{name}={value}: the loss at this distance is {loss}; take a shorter one"
+        )
 
 
 def _unit(vector: Tensor) -> Tensor | None:
@@ -193,4 +208,6 @@ def _into_ball(vector: Tensor, radius: float) -> Tensor:
 
 def _noise(like: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(
+        like.device
+    )

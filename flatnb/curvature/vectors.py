@@ -1,7 +1,9 @@
 """Arithmetic of whole-model vectors, one per row, in the operator's precision.
 
-Norms and inner products that enter a result are taken in float64: in float32 a dot product over
-millions of entries loses several digits (a norm over 11 million entries was off by 4e-4).
+Norms and inner products that enter a result are taken in float64: in float32 a dot
+    product over
+millions of entries loses several digits (a norm over 11 million entries was off by
+4e-4).
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
 
 
 def project_out(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Subtract from `vectors` (r, size), in place, their parts along the rows of `basis`.
+    """Subtract from `vectors` (r, size), in place, their parts along the rows of
+    `basis`.
 
-    One sweep of classical Gram-Schmidt. Returns the coefficients (len(basis), r) in float64.
+    One sweep of classical Gram-Schmidt. Returns the coefficients (len(basis), r) in
+    float64.
     """
-    pieces = zip(basis.split(_COLUMNS, dim=1), vectors.split(_COLUMNS, dim=1), strict=True)
+    pieces = zip(
+        basis.split(_COLUMNS, dim=1), vectors.split(_COLUMNS, dim=1), strict=True
+    )
     overlaps = torch.stack([q @ w.mT for q, w in pieces]).sum(0, dtype=torch.float64)
     vectors.addmm_(overlaps.to(basis.dtype).mT, basis, alpha=-1)
     return overlaps.cpu()
@@ -50,7 +56,9 @@ def rotate(coefficients: Tensor, rows: Tensor) -> None:
         part[: len(turn)] = turn @ part
 
 
-def rademacher(count: int, size: int, generator: torch.Generator, like: Tensor) -> Tensor:
+def rademacher(
+    count: int, size: int, generator: torch.Generator, like: Tensor
+) -> Tensor:
     """Independent signs (count, size), drawn on the CPU so that every device sees the same."""
     signs = torch.randint(0, 2, (count, size), generator=generator, dtype=torch.int8)
     return signs.to(like.device).to(like.dtype).mul_(2).sub_(1)

@@ -1,8 +1,9 @@
 """Augmentation of whole batches of images: random crop, horizontal flip, cutout.
 
-Each is called as ``augment(x, generator)`` with x (n, channels, height, width) and a generator on
-the CPU, and gives a new tensor of that shape on the device of x. All images of a batch are treated
-at once, each by draws of its own; the draws do not depend on the device.
+Each is called as ``augment(x, generator)`` with x (n, channels, height, width) and a
+generator on the CPU, and gives a new tensor of that shape on the device of x. All
+images of a batch are treated at once, each by draws of its own; the draws do not depend
+on the device.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import function, instance, integer, shown
+from flatnb._checks import function, instance, integer, shown
 
 __all__ = ["Compose", "Cutout", "RandomCrop", "RandomFlip"]
 
@@ -24,15 +25,16 @@ _IMAGES = "a tensor of images (n, channels, height, width)"
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Pad each side by `pad` pixels and crop back to the size before, at a random place.
+    """Pad each side by `pad` pixels and crop back to the size before, at a random
+    place.
 
     All (2 pad + 1)^2 places are equally likely. The distribution is that of
     ``torchvision.transforms.RandomCrop(size, padding=pad, padding_mode=mode)``.
 
     Args:
         pad: pixels, >= 1, and for "reflect" less than height and width.
-        mode: "reflect" (without repeating the border) or "constant" (zeros: the mean, where images
-            are normalised).
+        mode: "reflect" (without repeating the border) or "constant" (zeros: the mean,
+            where images are normalised).
 
     Raises:
         ValueError: an option outside these, or images too small for it.
@@ -53,9 +55,13 @@ class RandomCrop:
                 f"pad={self.pad} with images of {height} x {width}; allowed with mode='reflect': "
                 "less than both sides"
             )
-        top, left = torch.randint(2 * self.pad + 1, (2, n), generator=generator).to(x.device)
+        top, left = torch.randint(2 * self.pad + 1, (2, n), generator=generator).to(
+            x.device
+        )
         padded = F.pad(x, (self.pad,) * 4, mode=self.mode)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: (n, c, top, left, h, w)
+        windows = padded.unfold(2, height, 1).unfold(
+            3, width, 1
+        )  # a view: (n, c, top, left, h, w)
         return windows[torch.arange(n, device=x.device), :, top, left]
 
 
@@ -65,7 +71,9 @@ class RandomFlip:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         flip = torch.randint(2, (_shape(x)[0],), generator=generator, dtype=torch.bool)
-        which = flip.nonzero().flatten().to(x.device)  # found on the CPU: no GPU has to wait
+        which = (
+            flip.nonzero().flatten().to(x.device)
+        )  # found on the CPU: no GPU has to wait
         return x.index_copy(0, which, x.index_select(0, which).flip(3))
 
 
@@ -73,13 +81,15 @@ class RandomFlip:
 class Cutout:
     """Set a square of each image to zero (the mean, where images are normalised).
 
-    The square's centre is equally likely on every pixel; what lies outside the image is cut off.
-    Source: T. DeVries and G. W. Taylor, "Improved regularization of convolutional neural networks
+    The square's centre is equally likely on every pixel; what lies outside the image is
+    cut off.
+    Source: T. DeVries and G. W. Taylor, "Improved regularization of convolutional
+        neural networks
     with Cutout", 2017.
 
     Args:
-        size: the square's side in pixels, >= 1. A square of even side reaches one pixel further
-            up and left of its centre than down and right.
+        size: the square's side in pixels, >= 1. A square of even side reaches one pixel
+            further up and left of its centre than down and right.
 
     Raises:
         ValueError: a size below 1.
@@ -93,7 +103,9 @@ class Cutout:
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = _shape(x)
         rows, columns = (
-            self._covered(torch.randint(side, (n, 1), generator=generator), side).to(x.device)
+            self._covered(torch.randint(side, (n, 1), generator=generator), side).to(
+                x.device
+            )
             for side in (height, width)
         )
         return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], 0.0, x)

@@ -1,8 +1,10 @@
 """Splits, data sets and batches.
 
-A :class:`Split` is a tensor of examples with its labels; a :class:`Data` is three of them
-(training, validation, test) with what a training loop needs to draw batches. Batches are taken by
-one `index_select` each and augmented as batches: nothing is done example by example in Python.
+A :class:`Split` is a tensor of examples with its labels; a :class:`Data` is three of
+them (training, validation, test) with what a training loop needs to draw batches.
+Batches are taken by
+one `index_select` each and augmented as batches: nothing is done example by example in
+    Python.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import function, instance, integer, place, sequence, shown
+from flatnb._checks import function, instance, integer, place, sequence, shown
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,14 @@ class Split:
     """Examples and their labels.
 
     Attributes:
-        x: floating point, (n, ...); or (members, n, ...), a set of its own for each member.
+        x: floating point, (n, ...); or (members, n, ...), a set of its own for each
+            member.
         y: class indices, int64, (n,); or (members, n).
 
     Raises:
         TypeError: x is not a floating-point tensor, or y not an int64 tensor.
-        ValueError: no examples, or shapes or devices of x and y that do not fit together.
+        ValueError: no examples, or shapes or devices of x and y that do not fit
+            together.
     """
 
     x: Tensor
@@ -37,25 +41,34 @@ class Split:
         for name, value in (("x", self.x), ("y", self.y)):
             instance(name, value, Tensor, "a torch.Tensor")
         if not self.x.is_floating_point():
-            raise TypeError(f"x has dtype {self.x.dtype}; allowed: floating point. Use x.float()")
+            raise TypeError(
+                f"x has dtype {self.x.dtype}; allowed: floating point. Use x.float()"
+            )
         if self.y.dtype != torch.int64:
-            raise TypeError(f"y has dtype {self.y.dtype}; allowed: torch.int64. Use y.long()")
+            raise TypeError(
+                f"y has dtype {self.y.dtype}; allowed: torch.int64. Use y.long()"
+            )
         if self.y.dim() not in (1, 2) or self.x.shape[: self.y.dim()] != self.y.shape:
             raise ValueError(
                 f"x of shape {tuple(self.x.shape)} with y of shape {tuple(self.y.shape)}; allowed: "
                 "x (n, ...) with y (n,), or x (members, n, ...) with y (members, n)"
             )
         if self.y.numel() == 0:
-            raise ValueError(f"y has shape {tuple(self.y.shape)}: a split needs an example")
+            raise ValueError(
+                f"y has shape {tuple(self.y.shape)}: a split needs an example"
+            )
         if self.x.device != self.y.device:
-            raise ValueError(f"x is on {self.x.device} and y on {self.y.device}; move one of them")
+            raise ValueError(
+                f"x is on {self.x.device} and y on {self.y.device}; move one of them"
+            )
 
     def __len__(self) -> int:
         """Number of examples, for each member."""
         return self.y.shape[-1]
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Split:
-        """The examples of a slice, a list of indices, or a tensor of indices or booleans.
+        """The examples of a slice, a list of indices, or a tensor of indices or
+        booleans.
 
         With a member axis, the same positions are taken from every member.
         """
@@ -66,15 +79,25 @@ class Split:
         return Split(self.x[:, index], self.y[:, index])
 
     def _positions(self, index: Tensor | Sequence[int]) -> Tensor:
-        allowed = "a slice, or a list or 1-d tensor of integers or booleans, not all False"
+        allowed = (
+            "a slice, or a list or 1-d tensor of integers or booleans, not all False"
+        )
         try:
             positions = torch.as_tensor(index, device=self.y.device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"index={shown(index)}; allowed: {allowed}") from error
-        if positions.dim() != 1 or positions.is_floating_point() or positions.is_complex():
+        if (
+            positions.dim() != 1
+            or positions.is_floating_point()
+            or positions.is_complex()
+        ):
             raise TypeError(f"index={shown(index)}; allowed: {allowed}")
-        if not positions.numel() or (positions.dtype == torch.bool and not positions.any()):
-            raise ValueError(f"index={shown(index)} takes no example; allowed: {allowed}")
+        if not positions.numel() or (
+            positions.dtype == torch.bool and not positions.any()
+        ):
+            raise ValueError(
+                f"index={shown(index)} takes no example; allowed: {allowed}"
+            )
         return positions
 
     @property
@@ -100,12 +123,14 @@ class Data:
         test: what is reported.
         classes: the names of classes 0, 1, ...
         batch_size: examples in a batch, for each member.
-        augment: called as augment(x, generator) on each training batch x (n, ...), with a CPU
-            generator whatever the device of x; see `flatnb.data.augment`. None: no augmentation.
+        augment: called as augment(x, generator) on each training batch x (n, ...), with
+            a CPU generator whatever the device of x; see `flatnb.data.augment`. None:
+            no augmentation.
 
     Raises:
-        TypeError, ValueError: splits that do not fit together, labels outside the classes, or a
-            batch size below 1, or above 1 for a training set of one example.
+        TypeError, ValueError: splits that do not fit together, labels outside the
+            classes, or a batch size below 1, or above 1 for a training set of one
+            example.
     """
 
     name: str
@@ -120,7 +145,9 @@ class Data:
         size = integer("batch_size", self.batch_size)
         instance("name", self.name, str, "text")
         if not sequence("classes", self.classes, str, "names of the classes"):
-            raise ValueError(f"classes={self.classes!r}; allowed: the name of at least one class")
+            raise ValueError(
+                f"classes={self.classes!r}; allowed: the name of at least one class"
+            )
         if self.augment is not None:
             function("augment", self.augment, "None, or a function (x, generator) -> x")
         for name in ("train", "val", "test"):
@@ -166,16 +193,22 @@ class Data:
     def to(self, device: torch.device | str) -> Data:
         """The same data on `device`."""
         device = place(device)
-        train, val, test = self.train.to(device), self.val.to(device), self.test.to(device)
+        train, val, test = (
+            self.train.to(device),
+            self.val.to(device),
+            self.test.to(device),
+        )
         return replace(self, train=train, val=val, test=test)
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of (x, y), shuffled by `generator` and augmented.
 
-        The last batch may be short. If a single example is left over it is not used in this
-        epoch, unless batch_size is 1: BatchNorm cannot train on one. With a member axis, all
-        members see the same permutation and the same draws of the augmentation, so each is trained
-        as it would be on its own part of the data with the same generator.
+        The last batch may be short. If a single example is left over it is not used in
+        this
+        epoch, unless batch_size is 1: BatchNorm cannot train on one. With a member
+            axis, all
+        members see the same permutation and the same draws of the augmentation, so each
+        is trained as it would be on its own part of the data with the same generator.
 
         Args:
             generator: on the CPU, so that an epoch is the same on every device.
@@ -185,7 +218,9 @@ class Data:
         """
         return ((x, y) for _, x, y in self.index_batches(generator))
 
-    def index_batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def index_batches(
+        self, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """As `batches`, each with the indices of its training examples: (index, x, y).
 
         `index` is int64, (n,), on the data's device; all members share it.
@@ -193,10 +228,14 @@ class Data:
         if not isinstance(getattr(generator, "device", None), torch.device):
             raise TypeError(f"generator={shown(generator)}; allowed: torch.Generator()")
         if generator.device.type != "cpu":
-            raise ValueError(f"the generator is on {generator.device}; allowed: torch.Generator()")
+            raise ValueError(
+                f"the generator is on {generator.device}; allowed: torch.Generator()"
+            )
         return self._batches(generator)
 
-    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _batches(
+        self, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         x, y = self.train.x, self.train.y
         axis = y.dim() - 1
         order = torch.randperm(len(self.train), generator=generator).to(y.device)
@@ -220,19 +259,21 @@ class Data:
 def stack(parts: Sequence[Data]) -> Data:
     """Data sets of equal sizes as one with a leading member axis, for an `Ensemble`.
 
-    All members share one permutation in training, as they would if each was trained alone with the
-    same generator. Names that differ are joined by commas.
+    All members share one permutation in training, as they would if each was trained
+    alone with the same generator. Names that differ are joined by commas.
 
     Raises:
-        ValueError: nothing to stack, a part that has a member axis already, or parts that differ
-            in sizes, classes, batch size or augmentation.
+        ValueError: nothing to stack, a part that has a member axis already, or parts
+            that differ in sizes, classes, batch size or augmentation.
     """
     parts = sequence("parts", parts, Data, "a list of Data")
     if not parts:
         raise ValueError("parts=[]: nothing to stack; give at least one Data")
     first = parts[0]
     if any(part.members is not None for part in parts):
-        raise ValueError("a part has a member axis already; stack the plain data sets at once")
+        raise ValueError(
+            "a part has a member axis already; stack the plain data sets at once"
+        )
     for what, get in _ALIKE.items():
         for i, part in enumerate(parts):
             if get(part) != get(first):

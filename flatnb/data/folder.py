@@ -1,7 +1,9 @@
-"""Image folders: ``train/<class>/*`` and ``test/<class>/*``, read into tensors of bytes.
+"""Image folders: ``train/<class>/*`` and ``test/<class>/*``, read into tensors of
+bytes.
 
-Images are decoded by a pool of threads and kept as one file of tensors, so that a folder is decoded
-once. The file is keyed by every image's path, size and time of change.
+Images are decoded by a pool of threads and kept as one file of tensors, so that a
+folder is decoded once. The file is keyed by every image's path, size and time of
+change.
 """
 
 from __future__ import annotations
@@ -21,9 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._files import whole
+from flatnb._files import whole
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
 _ARCHIVES = (".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".tgz", ".txz", ".zip")
 _DECODER = "2: turned by EXIF; the square cropped, then resized"  # to be changed with the decoder
 _CHUNK = 256  # images a task of the pool: enough that handing out tasks costs nothing
@@ -46,24 +59,26 @@ class _File(NamedTuple):
 
 
 def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
-    """All images of a folder, from the cache if it has them, else decoded and kept there.
+    """All images of a folder, from the cache if it has them, else decoded and kept
+    there.
 
-    Classes are the folders in ``train``, in alphabetical order; files with other suffixes than
-    `SUFFIXES` are passed over. Pixels are grey (one channel) if every image is, else RGB;
-    transparency is dropped. An image is turned or mirrored as its EXIF orientation says. A cache
-    folder that cannot be written is no error.
+    Classes are the folders in ``train``, in alphabetical order; files with other
+    suffixes than `SUFFIXES` are passed over. Pixels are grey (one channel) if every
+    image is, else RGB; transparency is dropped. An image is turned or mirrored as its
+    EXIF orientation says. A cache folder that cannot be written is no error.
 
     Args:
         folder: holds ``train`` and ``test``.
-        size: crop the middle square of each image and resize it to so many pixels a side
-            (bilinear, antialiased). None: images are taken as they are and must be of one size.
+        size: crop the middle square of each image and resize it to so many pixels a
+            side (bilinear, antialiased). None: images are taken as they are and must be
+            of one size.
         cache: the tensors are kept in its folder ``folders``.
 
     Raises:
         FileNotFoundError: no such folder, or none of ``train`` or ``test`` in it.
-        ValueError: an archive, fewer than two classes, other classes in test than in train, a class
-            without images, a link that leads nowhere, an image that cannot be read, or different
-            sizes.
+        ValueError: an archive, fewer than two classes, other classes in test than in
+            train, a class without images, a link that leads nowhere, an image that
+            cannot be read, or different sizes.
 
     Warns:
         UserWarning: once, of images so large that Pillow warns of each.
@@ -85,7 +100,9 @@ def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
 
 def _list(folder: Path) -> tuple[list[_File], list[_File], tuple[str, ...]]:
     if folder.is_file() and folder.name.lower().endswith(_ARCHIVES):
-        raise ValueError(f"{folder} is an archive; unpack it, and give the folder it unpacks to")
+        raise ValueError(
+            f"{folder} is an archive; unpack it, and give the folder it unpacks to"
+        )
     for part in (folder, folder / "train", folder / "test"):
         if not part.is_dir():
             raise FileNotFoundError(
@@ -128,7 +145,9 @@ def _reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); mend or remove it") from None
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); mend or remove it"
+        ) from None
 
 
 def _files(folder: Path, label: int) -> list[_File]:
@@ -141,7 +160,9 @@ def _files(folder: Path, label: int) -> list[_File]:
                 stamp = f"{entry.path}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}"
                 found.append(_File(entry.path, label, stamp))
     if not found:
-        raise ValueError(f"no images in {folder}; allowed: files ending in {' '.join(SUFFIXES)}")
+        raise ValueError(
+            f"no images in {folder}; allowed: files ending in {' '.join(SUFFIXES)}"
+        )
     return sorted(found)
 
 
@@ -220,7 +241,9 @@ def _decode(path: str, size: int | None) -> np.ndarray:
             image.load()
             pixels = image if image.mode == kind else image.convert(kind)
             pixels = _turned(pixels, image)
-    except Exception as error:  # each format's reader fails in its own way on a broken file
+    except (
+        Exception
+    ) as error:  # each format's reader fails in its own way on a broken file
         raise ValueError(
             f"{path} cannot be read as an image ({error}); mend or remove it"
         ) from error
@@ -240,8 +263,15 @@ def _turned(pixels, image):  # type: ignore[no-untyped-def]  # PIL is imported l
     with contextlib.suppress(Exception):  # broken EXIF data say nothing
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     t = Image.Transpose
-    turns = {2: t.FLIP_LEFT_RIGHT, 3: t.ROTATE_180, 4: t.FLIP_TOP_BOTTOM, 5: t.TRANSPOSE,
-             6: t.ROTATE_270, 7: t.TRANSVERSE, 8: t.ROTATE_90}  # fmt: skip
+    turns = {
+        2: t.FLIP_LEFT_RIGHT,
+        3: t.ROTATE_180,
+        4: t.FLIP_TOP_BOTTOM,
+        5: t.TRANSPOSE,
+        6: t.ROTATE_270,
+        7: t.TRANSVERSE,
+        8: t.ROTATE_90,
+    }
     return pixels.transpose(turns[orientation]) if orientation in turns else pixels
 
 
@@ -260,7 +290,9 @@ def _load(place: Path, key: str) -> Pixels | None:
     try:
         kept = torch.load(place, weights_only=True)
         return Pixels(*kept["pixels"]) if kept["key"] == key else None
-    except Exception:  # absent, cut short or of another version: then the images are decoded
+    except (
+        Exception
+    ):  # absent, cut short or of another version: then the images are decoded
         return None
 
 

@@ -1,8 +1,9 @@
-"""Image data sets: the digit scans of scikit-learn, torchvision's sets, and folders of images.
+"""Image data sets: the digit scans of scikit-learn, torchvision's sets, and folders of
+images.
 
-Pixels are normalised per channel, :math:`(p - m_c) / s_c`, with mean and standard deviation over
-the training part (validation images are not part of it). Images are float32 (n, channels, height,
-width).
+Pixels are normalised per channel, :math:`(p - m_c) / s_c`, with mean and standard
+deviation over the training part (validation images are not part of it). Images are
+float32 (n, channels, height, width).
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._checks import instance, integer, number, shown
-from .._torchvision import load as load_torchvision
-from .base import Data, Split
-from .folder import Pixels, read_folder
+from flatnb._checks import instance, integer, number, shown
+from flatnb._torchvision import load as load_torchvision
+from flatnb.data.base import Data, Split
+from flatnb.data.folder import Pixels, read_folder
 
 BUILT_IN = ("digits", "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "SVHN")
 _LARGEST = 1 << 14  # pixels of a side
@@ -43,33 +44,42 @@ def images(
 ) -> Data:
     """An image classification task.
 
-    "digits" are 1,797 scans of 8 x 8 pixels that come with scikit-learn (a fixed, stratified 20 %
-    of them are the test set, whatever the seed). "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100" and
-    "SVHN" are read by torchvision from `root`, and downloaded to it if they are not there (with
-    progress and checksums). Any other name takes a `folder` with ``train/<class>/*`` and
-    ``test/<class>/*``; it is decoded once and then read from one file, in `root` if that is given,
-    else in the user's cache folder.
+    "digits" are 1,797 scans of 8 x 8 pixels that come with scikit-learn (a fixed,
+    stratified 20 % of them are the test set, whatever the seed). "MNIST",
+    "FashionMNIST", "CIFAR10", "CIFAR100" and "SVHN" are read by torchvision from
+    `root`, and downloaded to it if they are not there (with progress and checksums).
+    Any other name takes a `folder` with ``train/<class>/*`` and ``test/<class>/*``; it
+    is decoded once and then read from one file, in `root` if that is given, else in the
+    user's cache folder.
 
     Args:
-        name: as tables and records show it. Built-in names may be spelled in any case and with
-            hyphens; a folder needs a name that is no spelling of one of them.
+        name: as tables and records show it. Built-in names may be spelled in any case
+            and with hyphens; a folder needs a name that is no spelling of one of them.
         folder: a folder of images.
-        root: where data sets lie. If not given, the environment variable FLATNB_DATA; if that is
-            not set, the user's cache folder ($XDG_CACHE_HOME/flatnb, else ~/.cache/flatnb).
-        val_fraction: share of the training set that becomes the validation set, in (0, 1), the same
-            of each class up to rounding.
+        root: where data sets lie. If not given, the environment variable FLATNB_DATA;
+            if that is not set, the user's cache folder ($XDG_CACHE_HOME/flatnb, else
+            ~/.cache/flatnb).
+        val_fraction: share of the training set that becomes the validation set, in (0,
+            1), the same of each class up to rounding.
         seed: of the validation split.
         batch_size: of training batches.
         augment: see `flatnb.data.Data` and `flatnb.data.augment`.
-        size: for folders: crop the middle square and resize it to so many pixels a side.
+        size: for folders: crop the middle square and resize it to so many pixels a
+            side.
 
     Raises:
-        ValueError, TypeError: an unknown name, a folder under a built-in name, an option out of
-            range, a folder of images that cannot be used, or a class of one training image.
-        FileNotFoundError: a folder that is not there, or a data set that is neither there nor can
-            be downloaded.
+        ValueError, TypeError: an unknown name, a folder under a built-in name, an
+            option out of range, a folder of images that cannot be used, or a class of
+            one training image.
+        FileNotFoundError: a folder that is not there, or a data set that is neither
+            there nor can be downloaded.
     """
-    instance("name", name, str, f"text: {', '.join(BUILT_IN)}, or one of your own with folder=")
+    instance(
+        "name",
+        name,
+        str,
+        f"text: {', '.join(BUILT_IN)}, or one of your own with folder=",
+    )
     val_fraction = number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
     seed = integer("seed", seed, 0, 2**32)
     batch_size = integer("batch_size", batch_size)
@@ -82,10 +92,13 @@ def images(
                 f"size={size} is for image folders; the built-in sets keep their size"
             )
     if augment is not None and not callable(augment):
-        raise TypeError(f"augment={shown(augment)}; allowed: a function (x, generator) -> x")
+        raise TypeError(
+            f"augment={shown(augment)}; allowed: a function (x, generator) -> x"
+        )
     if folder is not None:
         _check_own(name)
-        # FLATNB_DATA may be shared by many: what is derived from it goes to the user's own cache.
+        # FLATNB_DATA may be shared by many: what is derived from it goes to the user's
+        # own cache.
         cache = _user_cache() if root is None else Path(root).expanduser()
         pixels = read_folder(Path(folder).expanduser(), size, cache)
     else:
@@ -143,7 +156,9 @@ def _user_cache() -> Path:
 
 
 def _root(root: str | Path | None) -> Path:
-    chosen = root if root is not None else os.environ.get("FLATNB_DATA") or _user_cache()
+    chosen = (
+        root if root is not None else os.environ.get("FLATNB_DATA") or _user_cache()
+    )
     return Path(chosen).expanduser()
 
 
@@ -159,12 +174,16 @@ def _digits() -> Pixels:
 
 def _from_torchvision(name: str, root: Path) -> Pixels:
     load_torchvision()  # its own errors are no sign of missing files
-    with contextlib.suppress(Exception):  # absent, or broken in any way: the remedy is the same
+    with contextlib.suppress(
+        Exception
+    ):  # absent, or broken in any way: the remedy is the same
         return _read(name, root)
     try:
         _download(name, root)
         return _read(name, root)
-    except Exception as error:  # no network, wrong checksum, full disk, read-only folder
+    except (
+        Exception
+    ) as error:  # no network, wrong checksum, full disk, read-only folder
         raise FileNotFoundError(
             f"{name} is not in {root}, or not whole, and could not be downloaded "
             f"({_one_line(error)}). Connect to the network, or set FLATNB_DATA (or root=) to a "
@@ -177,9 +196,14 @@ def _one_line(error: Exception) -> str:
 
 
 def _read(name: str, root: Path) -> Pixels:
-    train, test = (_torchvision_split(name, root, part, download=False) for part in (True, False))
+    train, test = (
+        _torchvision_split(name, root, part, download=False) for part in (True, False)
+    )
     classes = getattr(train, "classes", None)
-    if name in ("MNIST", "SVHN"):  # torchvision has "0 - zero" for the one, none for the other
+    if name in (
+        "MNIST",
+        "SVHN",
+    ):  # torchvision has "0 - zero" for the one, none for the other
         classes = list("0123456789")
     assert classes is not None
     return Pixels(*_tensors(train), *_tensors(test), tuple(classes))
@@ -187,13 +211,17 @@ def _read(name: str, root: Path) -> Pixels:
 
 def _torchvision_split(name: str, root: Path, train: bool, download: bool) -> Any:
     kind = getattr(load_torchvision().datasets, name)
-    which = {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
+    which = (
+        {"split": "train" if train else "test"} if name == "SVHN" else {"train": train}
+    )
     return kind(root, **which, download=download)
 
 
 def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
     x = torch.as_tensor(dataset.data)
-    y = torch.as_tensor(dataset.labels if hasattr(dataset, "labels") else dataset.targets)
+    y = torch.as_tensor(
+        dataset.labels if hasattr(dataset, "labels") else dataset.targets
+    )
     if x.dim() == 3:
         x = x[:, None]
     elif x.shape[-1] == 3:
@@ -204,8 +232,9 @@ def _tensors(dataset: Any) -> tuple[Tensor, Tensor]:
 def _download(name: str, root: Path) -> None:
     """Download aside, then move in whole files.
 
-    torchvision takes any file it finds unpacked for a whole one, so it must not unpack where an
-    interruption, or a second process that downloads the same, could leave or meet half a file.
+    torchvision takes any file it finds unpacked for a whole one, so it must not unpack
+    where an interruption, or a second process that downloads the same, could leave or
+    meet half a file.
     """
     root.mkdir(parents=True, exist_ok=True)
     print(f"downloading {name} to {root}")
@@ -213,7 +242,9 @@ def _download(name: str, root: Path) -> None:
         for train in (True, False):
             _torchvision_split(name, Path(aside), train, download=True)
         for file in Path(aside).rglob("*"):
-            if file.is_file() and file.suffix != ".gz":  # the archives are not needed again
+            if (
+                file.is_file() and file.suffix != ".gz"
+            ):  # the archives are not needed again
                 place = root / file.relative_to(aside)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, place)
@@ -247,14 +278,20 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     values = torch.arange(256, dtype=torch.float64)
     mean, std = [], []
     for channel in x.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        share = (
+            torch.bincount(channel.flatten(), minlength=256).double() / channel.numel()
+        )
         m = share @ values
         s = (share @ (values - m).square()).sqrt()
         mean.append(m)
-        std.append(s if s > 0 else torch.ones_like(s))  # a constant channel becomes zero
+        std.append(
+            s if s > 0 else torch.ones_like(s)
+        )  # a constant channel becomes zero
     return torch.stack(mean), torch.stack(std)
 
 
 def _normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     mean, std = (v.float()[:, None, None] for v in (mean, std))
-    return x.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+    return (
+        x.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+    )

@@ -1,16 +1,17 @@
 r"""Two classes in the plane: three synthetic tasks with label noise.
 
-The generators are those of the public SoftAD code (M. J. Holland and K. Nakatani, "Soft ascent-
-descent as a stable and flexible alternative to flooding", NeurIPS 2024); sinusoid and spiral
-descend from T. Ishida et al., "Do we need zero training loss after achieving zero training
-error?", ICML 2020.
+The generators are those of the public SoftAD code (M. J. Holland and K. Nakatani, "Soft
+ascent- descent as a stable and flexible alternative to flooding", NeurIPS 2024);
+sinusoid and spiral descend from T. Ishida et al., "Do we need zero training loss after
+achieving zero training error?", ICML 2020.
 
 * gaussian: class k in {0, 1} is :math:`N((k, k), I/10)`, half of the points each.
 * sinusoid: :math:`x \sim N(0, I)`; class 1 where
   :math:`x_1 + x_2 + \sin(x_2 - x_1) > 0`, else 0.
-* spiral: with :math:`r` on an even grid from 0 to :math:`4\pi` for each class, class 1 is
-  :math:`r(\cos r, \sin r) + \varepsilon` and class 0 is
-  :math:`(r + \pi)(\cos r, \sin r) + \varepsilon`, with :math:`\varepsilon \sim N(0, I)`.
+* spiral: with :math:`r` on an even grid from 0 to :math:`4\pi` for each class, class 1
+  is :math:`r(\cos r, \sin r) + \varepsilon` and class 0 is
+  :math:`(r + \pi)(\cos r, \sin r) + \varepsilon`, with
+  :math:`\varepsilon \sim N(0, I)`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import math
 import numpy as np
 import torch
 
-from .._checks import integer, number, shown
-from .base import Data, Split
+from flatnb._checks import integer, number, shown
+from flatnb.data.base import Data, Split
 
 _MOST = 1 << 31  # points
 
@@ -36,21 +37,24 @@ def plane(
     seed: int = 0,
     batch_size: int = 50,
 ) -> Data:
-    """A task in the plane, by default of the sizes and the batch size of the SoftAD paper.
+    """A task in the plane, by default of the sizes and the batch size of the SoftAD
+    paper.
 
-    Label noise lies on **all three** splits, the test set included, as in that paper: with noise p
-    no classifier is expected to be right on more than a share 1 - p of the test set. The points do
-    not depend on the noise, so ``plane(name, noise=0.0, seed=seed)`` has the clean labels of the
-    same points. Features are not scaled.
+    Label noise lies on **all three** splits, the test set included, as in that paper:
+        with noise p
+    no classifier is expected to be right on more than a share 1 - p of the test set.
+    The points do not depend on the noise, so ``plane(name, noise=0.0, seed=seed)`` has
+    the clean labels of the same points. Features are not scaled.
 
     Args:
         name: "gaussian", "sinusoid" or "spiral".
-        n_train: training points. With gaussian and spiral, half are of each class (an odd one is
-            of class 1).
+        n_train: training points. With gaussian and spiral, half are of each class (an
+            odd one is of class 1).
         n_val: validation points.
         n_test: test points.
-        noise: share of the labels that are flipped, in [0, 0.5): int(n * noise) of them, drawn
-            without replacement; with gaussian within each class, with the others over all.
+        noise: share of the labels that are flipped, in [0, 0.5): int(n * noise) of
+            them, drawn without replacement; with gaussian within each class, with the
+            others over all.
         seed: of points and noise.
         batch_size: of training batches.
 
@@ -58,7 +62,8 @@ def plane(
         x (n, 2) float32, y (n,) int64, classes "0" and "1".
 
     Raises:
-        ValueError: an unknown name, a split of fewer than two points, or noise outside [0, 0.5).
+        ValueError: an unknown name, a split of fewer than two points, or noise outside
+            [0, 0.5).
     """
     if not isinstance(name, str) or name not in _POINTS:
         raise ValueError(f"name={shown(name)}; allowed: {', '.join(_POINTS)}")
@@ -70,15 +75,23 @@ def plane(
     noise = number("noise", noise, allowed, 0, 0.5, closed=True)
     seed, batch_size = integer("seed", seed, 0), integer("batch_size", batch_size)
     # Two streams, so that the points are the same whatever the noise.
-    points, flips = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2))
+    points, flips = (
+        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)
+    )
     splits = []
     for n in (n_train, n_val, n_test):
         x, y = _POINTS[name](points, n)
-        groups = [np.flatnonzero(y == k) for k in (0, 1)] if name == "gaussian" else [np.arange(n)]
+        groups = (
+            [np.flatnonzero(y == k) for k in (0, 1)]
+            if name == "gaussian"
+            else [np.arange(n)]
+        )
         for group in groups:
             flipped = flips.choice(group, size=int(len(group) * noise), replace=False)
             y[flipped] = 1 - y[flipped]
-        splits.append(Split(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y)))
+        splits.append(
+            Split(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))
+        )
     train, val, test = splits
     return Data(name, train, val, test, ("0", "1"), batch_size)
 
@@ -95,7 +108,9 @@ def _sinusoid(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]
 
 def _spiral(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     y = _halves(n)
-    angle = np.concatenate([np.linspace(0, 4 * math.pi, int((y == k).sum())) for k in (0, 1)])
+    angle = np.concatenate(
+        [np.linspace(0, 4 * math.pi, int((y == k).sum())) for k in (0, 1)]
+    )
     radius = angle + math.pi * (1 - y)
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return x + rng.standard_normal((n, 2)), y

@@ -7,14 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import records
-from ..sweep import Job, Result
+from flatnb.results import records
+from flatnb.results.sweep import Job, Result
 
 METRICS = (
-    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
-    "test_ece", "norm", "grad_norm",
-)  # fmt: skip
-# How far a repeated sample may lie: other processors round otherwise, and training amplifies it.
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "test_ece",
+    "norm",
+    "grad_norm",
+)
+# How far a repeated sample may lie: other processors round otherwise, and training
+# amplifies it.
 TOLERANCE = {"loss": 0.02, "accuracy": 0.02}
 
 Table = Sequence[Sequence[float | None]]  # [setting][seed]
@@ -64,7 +72,8 @@ def finished(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def choose(final: Mapping[str, Table], budget: int, seed: int) -> int:
-    """The setting of best validation accuracy for the seed at place `seed`; ties by lower loss.
+    """The setting of best validation accuracy for the seed at place `seed`; ties by
+    lower loss.
 
     A run without a finite loss is not eligible; 0 if none is.
     """
@@ -79,9 +88,13 @@ def choose(final: Mapping[str, Table], budget: int, seed: int) -> int:
 
 
 def choose_largest(
-    final: Mapping[str, Table], settings: Sequence[Mapping[str, float]], budget: int, seed: int
+    final: Mapping[str, Table],
+    settings: Sequence[Mapping[str, float]],
+    budget: int,
+    seed: int,
 ) -> int:
-    """As `choose`, but of equal accuracies the largest hyperparameter (the learning rate if none).
+    """As `choose`, but of equal accuracies the largest hyperparameter (the learning
+    rate if none).
 
     Of several hyperparameters, the first that is not the learning rate.
     """
@@ -112,9 +125,10 @@ def assemble(
     """The record of a full table of settings and seeds, a setting chosen for each seed.
 
     Args:
-        value: {"epochs": [...], "metrics": {name: [setting][seed][epoch]}, "threads", "device"},
-            and "flatness": {name: [setting][seed]} of ensembles.
-        sample: the job whose result is `sampled`, of the same form, and which verifying repeats.
+        value: {"epochs": [...], "metrics": {name: [setting][seed][epoch]}, "threads",
+            "device"}, and "flatness": {name: [setting][seed]} of ensembles.
+        sample: the job whose result is `sampled`, of the same form, and which verifying
+            repeats.
         space: the space searched, in words.
         seconds: of all jobs.
     """
@@ -126,7 +140,9 @@ def assemble(
     places = range(len(seeds))
     chosen = [choose(final, budget, place) for place in places]
     largest = [choose_largest(final, settings, budget, place) for place in places]
-    curves = {m: [t[i][j] for j, i in enumerate(chosen)] for m, t in value["metrics"].items()}
+    curves = {
+        m: [t[i][j] for j, i in enumerate(chosen)] for m, t in value["metrics"].items()
+    }
     failures = [
         {"setting": i, "seed": seeds[j], "error": "the loss was not finite"}
         for i, row in enumerate(final["train_loss"])
@@ -134,23 +150,37 @@ def assemble(
         if loss is None
     ]
     return {
-        "schema": 1, "name": name, "task": task, "method": method, "passes": passes,
-        "settings": list(settings), "seeds": list(seeds), "final": final,
+        "schema": 1,
+        "name": name,
+        "task": task,
+        "method": method,
+        "passes": passes,
+        "settings": list(settings),
+        "seeds": list(seeds),
+        "final": final,
         "curves": {"epochs": value["epochs"], "setting": chosen, "metrics": curves},
         "selection": {
-            "space": space, "budget": budget, "split": "val", "metric": "accuracy",
-            "ties": "loss", "per": "seed", "chosen": chosen,
+            "space": space,
+            "budget": budget,
+            "split": "val",
+            "metric": "accuracy",
+            "ties": "loss",
+            "per": "seed",
+            "chosen": chosen,
             "otherwise": {
-                "rule": "val accuracy, ties to the largest hyperparameter", "chosen": largest,
+                "rule": "val accuracy, ties to the largest hyperparameter",
+                "chosen": largest,
             },
         },
         "failures": failures,
         "sample": sample_of(sample, sampled),
         "provenance": {
-            **records.provenance(), "threads": value["threads"], "device": value["device"],
+            **records.provenance(),
+            "threads": value["threads"],
+            "device": value["device"],
             "seconds": seconds,
         },
-    }  # fmt: skip
+    }
 
 
 def sample_of(job: Job, value: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,7 +192,12 @@ def sample_of(job: Job, value: Mapping[str, Any]) -> dict[str, Any]:
             path = f"metrics.{split}_{metric}.0.0.-1"
             metrics[path] = value["metrics"][f"{split}_{metric}"][0][0][-1]
             tolerance[path] = TOLERANCE[metric]
-    return {"call": job.call, "settings": job.settings, "metrics": metrics, "tolerance": tolerance}
+    return {
+        "call": job.call,
+        "settings": job.settings,
+        "metrics": metrics,
+        "tolerance": tolerance,
+    }
 
 
 def number(value: float) -> float | None:

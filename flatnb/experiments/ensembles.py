@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 
-from ..curvature import ensemble_flatness
-from ..curvature.memory import available_bytes
-from ..data import Data
-from ..ensemble import Ensemble, groups
-from ..methods import ERM
-from ..records import FLATNESS
-from ..train import cross_entropy, fit
-from . import spaces
-from .base import METRICS, number
-from .spaces import Setting
-from .steps import average, ema, member_learning_rates, swa
+from flatnb.curvature import ensemble_flatness
+from flatnb.curvature.memory import available_bytes
+from flatnb.data import Data
+from flatnb.ensemble import Ensemble, groups
+from flatnb.experiments import spaces
+from flatnb.experiments.base import METRICS, number
+from flatnb.experiments.spaces import Setting
+from flatnb.experiments.steps import average, ema, member_learning_rates, swa
+from flatnb.methods import ERM
+from flatnb.results.records import FLATNESS
+from flatnb.train import cross_entropy, fit
 
 Curves = dict[str, list[list[float | None]]]  # metric -> [member][epoch]
 Flatness = dict[str, list[float | None]]  # measure -> [member]
@@ -47,18 +47,21 @@ def train_members(
 
     Args:
         make_model: the plain net, made under each member's seed.
-        data: called with places of members; their data, stacked or shared by all. Members of one
-            seed have the same.
+        data: called with places of members; their data, stacked or shared by all.
+            Members of one seed have the same.
         method: a name of `spaces.METHODS`.
         settings, seeds: one a member.
-        optimizer: "adam", or "sgd" with momentum 0.9; the baselines AdamW and SGD have their own.
-        epochs, every, seed: of `flatnb.fit`. AdaFlood's auxiliary nets train for as many epochs.
+        optimizer: "adam", or "sgd" with momentum 0.9; the baselines AdamW and SGD have
+            their own.
+        epochs, every, seed: of `flatnb.fit`. AdaFlood's auxiliary nets train for as
+            many epochs.
         cosine: anneal the learning rates to 0 over the epochs.
 
     Returns:
-        The evaluated epochs, METRICS for each member and epoch, and FLATNESS for each member at the
-        end, on the first 2048 of its training examples; 6 digits, None where there is no number, or
-        no converged eigenvalue. SWA and EMA have all of the average.
+        The evaluated epochs, METRICS for each member and epoch, and FLATNESS for each
+        member at the end, on the first 2048 of its training examples; 6 digits, None
+        where there is no number, or no converged eigenvalue. SWA and EMA have all of
+        the average.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     parts = _parts(make_model(), len(settings), device)
@@ -69,20 +72,33 @@ def train_members(
     if method == "AdaFlood":
         alone = sorted(set(seeds))
         losses = held_out_losses(
-            make_model, data([seeds.index(one) for one in alone]).to(device), alone,
-            optimizer=optimizer, epochs=epochs, seed=seed, cosine=cosine,
-        )[[alone.index(one) for one in seeds]]  # fmt: skip
+            make_model,
+            data([seeds.index(one) for one in alone]).to(device),
+            alone,
+            optimizer=optimizer,
+            epochs=epochs,
+            seed=seed,
+            cosine=cosine,
+        )[[alone.index(one) for one in seeds]]
     for part in parts:
         own = [settings[i] for i in part]
         model = Ensemble(make_model, len(part), [seeds[i] for i in part]).to(device)
         given = data(part).to(device)
-        rule = make_optimizer(method if method in ("AdamW", "SGD") else optimizer, model, own)
+        rule = make_optimizer(
+            method if method in ("AdamW", "SGD") else optimizer, model, own
+        )
         averaged = _average(method, model, own, epochs * given.steps)
         run = fit(
-            model, given, spaces.build(method, own, None if losses is None else losses[part]), rule,
-            epochs=epochs, every=every, seed=seed, average=averaged,
+            model,
+            given,
+            spaces.build(method, own, None if losses is None else losses[part]),
+            rule,
+            epochs=epochs,
+            every=every,
+            seed=seed,
+            average=averaged,
             scheduler=CosineAnnealingLR(rule, epochs) if cosine else None,
-        )  # fmt: skip
+        )
         done = [entry["epoch"] for entry in run.history]
         for metric, rows in curves.items():
             table = [
@@ -94,7 +110,9 @@ def train_members(
         shown = given.train[:_FLATNESS_EXAMPLES]
         ends = ensemble_flatness(net, shown.x, shown.y)
         settled = ends.residual <= ends.settings["tol"] * ends.top_eigenvalue.abs()
-        ends = replace(ends, top_eigenvalue=ends.top_eigenvalue.where(settled, torch.nan))
+        ends = replace(
+            ends, top_eigenvalue=ends.top_eigenvalue.where(settled, torch.nan)
+        )
         for measure, values in measured.items():
             values.extend(number(v) for v in getattr(ends, measure).tolist())
     return done, curves, measured
@@ -104,8 +122,8 @@ def _parts(net: nn.Module, members: int, device: torch.device) -> list[range]:
     """Places of the members of each ensemble; on a GPU as few as its free memory allows."""
     if device.type == "cpu":
         return groups(net, members)
-    # A member takes most while its flatness is measured: 14 times its parameters, gradients and
-    # Adam's averages among them, and its activations.
+    # A member takes most while its flatness is measured: 14 times its parameters,
+    # gradients and Adam's averages among them, and its activations.
     each = max(p.element_size() for p in net.parameters())
     return groups(net, members, available_bytes(device) // (20 * each))
 
@@ -120,11 +138,13 @@ def held_out_losses(
     seed: int,
     cosine: bool = False,
 ) -> Tensor:
-    """Losses of all training examples under nets that did not train on them, (seeds, examples).
+    """Losses of all training examples under nets that did not train on them, (seeds,
+    examples).
 
-    `flatnb.methods.held_out_losses` for several seeds at once: `spaces.FOLDS` nets a seed, trained
-    plainly at the published default learning rate. The parts left out are drawn, one draw for all
-    seeds, since examples may lie in order.
+    `flatnb.methods.held_out_losses` for several seeds at once: `spaces.FOLDS` nets a
+        seed, trained
+    plainly at the published default learning rate. The parts left out are drawn, one
+    draw for all seeds, since examples may lie in order.
 
     Args:
         data: of all seeds, stacked, or shared by them; on the device to train on.
@@ -136,9 +156,20 @@ def held_out_losses(
     for part in order.tensor_split(spaces.FOLDS):
         rest = replace(data, train=data.train[order[~torch.isin(order, part)]])
         model = Ensemble(make_model, len(seeds), seeds).to(data.train.x.device)
-        rule = make_optimizer(optimizer, model, [{"lr": _AUXILIARY_LR[optimizer]}] * len(seeds))
+        rule = make_optimizer(
+            optimizer, model, [{"lr": _AUXILIARY_LR[optimizer]}] * len(seeds)
+        )
         schedule = CosineAnnealingLR(rule, epochs) if cosine else None
-        fit(model, rest, ERM(), rule, epochs=epochs, every=epochs, seed=seed, scheduler=schedule)
+        fit(
+            model,
+            rest,
+            ERM(),
+            rule,
+            epochs=epochs,
+            every=epochs,
+            seed=seed,
+            scheduler=schedule,
+        )
         held = data.train[part]
         with torch.no_grad():
             losses[:, part] = cross_entropy(model.eval()(held.x), held.y).cpu()
@@ -150,15 +181,16 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of an ensemble, each member with the learning rate of its setting.
 
-    AdamW's weight decay, too: members of one group share it, so it is applied after the step,
-    w <- w - lr_m * decay_m * w_old, which is what AdamW does.
+    AdamW's weight decay, too: members of one group share it, so it is applied after the
+    step, w <- w - lr_m * decay_m * w_old, which is what AdamW does.
 
     Raises:
         ValueError: an unknown name.
     """
     rates = [setting["lr"] for setting in settings]
     params = list(model.parameters())
-    # What a step of a large ensemble costs a GPU is passes over the weights; fused, there is one.
+    # What a step of a large ensemble costs a GPU is passes over the weights; fused,
+    # there is one.
     given: Any = {"lr": max(rates), "fused": True if params[0].is_cuda else None}
     made: torch.optim.Optimizer
     if name in ("adam", "AdamW"):

@@ -1,12 +1,16 @@
 """Images from scratch: every method, tuned over equally many settings.
 
-Two ways. Perceptrons train as ensembles: all settings under each seed, and a setting is chosen for
-each seed. Convolutional nets train one after another: all settings under one seed that is used for
-nothing else, then the chosen setting under fresh seeds. A seed is that of the initial weights, of
-batch order and augmentation, and of the split into training and validation images.
+Two ways. Perceptrons train as ensembles: all settings under each seed, and a setting is
+    chosen for
+each seed. Convolutional nets train one after another: all settings under one seed that
+    is used for
+nothing else, then the chosen setting under fresh seeds. A seed is that of the initial
+weights, of batch order and augmentation, and of the split into training and validation
+images.
 
-SGD with momentum 0.9 and a cosine schedule; the baseline AdamW has its own optimizer, learning
-rates and weight decay. Where a task uses part of the images, its name says how many.
+SGD with momentum 0.9 and a cosine schedule; the baseline AdamW has its own optimizer,
+learning rates and weight decay. Where a task uses part of the images, its name says how
+many.
 """
 
 from __future__ import annotations
@@ -21,24 +25,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import models
-from ..data import Data, Split, images
-from ..data.augment import Compose, Cutout, RandomCrop, RandomFlip
-from ..data.images import BUILT_IN
-from ..records import FLATNESS
-from ..sweep import Job, Result
-from ..train import fit
-from . import spaces
-from .base import METRICS, Experiment, assemble, finished, number
-from .ensembles import device_name, train_members
-from .spaces import Setting
-from .steps import average, ema, swa
-from .study import described, each
-from .study import experiment as study_experiment
-from .study import run as run_study
+from flatnb import models
+from flatnb.data import Data, Split, images
+from flatnb.data.augment import Compose, Cutout, RandomCrop, RandomFlip
+from flatnb.data.images import BUILT_IN
+from flatnb.experiments import spaces
+from flatnb.experiments.base import METRICS, Experiment, assemble, finished, number
+from flatnb.experiments.ensembles import device_name, train_members
+from flatnb.experiments.spaces import Setting
+from flatnb.experiments.steps import average, ema, swa
+from flatnb.experiments.study import described, each
+from flatnb.experiments.study import experiment as study_experiment
+from flatnb.experiments.study import run as run_study
+from flatnb.results.records import FLATNESS
+from flatnb.results.sweep import Job, Result
+from flatnb.train import fit
 
-METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "NSO", "WeightNoise", "GNP", "ASAM", "FAM",
-           "USAM", "RSAM", "SWA", "EMA", "AdamW")  # fmt: skip
+METHODS = (
+    "ERM",
+    "Flooding",
+    "IFlood",
+    "SoftAD",
+    "SAM",
+    "NSO",
+    "WeightNoise",
+    "GNP",
+    "ASAM",
+    "FAM",
+    "USAM",
+    "RSAM",
+    "SWA",
+    "EMA",
+    "AdamW",
+)
 OF_PERCEPTRONS = ("AdaFlood",)  # its auxiliary nets are trained as ensembles
 LR = {"ERM": 0.1, "AdamW": 1e-3}  # of the published defaults; all but AdamW have ERM's
 
@@ -47,8 +66,9 @@ LR = {"ERM": 0.1, "AdamW": 1e-3}  # of the published defaults; all but AdamW hav
 class Task:
     """A data set, a net and a training; `None` images: all there are.
 
-    `data` is a name of `flatnb.data.images`, or of a folder in $FLATNB_DATA. `net` is "mlp" (its
-    `depth` hidden layers `width` wide), "small_cnn", "resnet18" or "resnet34".
+    `data` is a name of `flatnb.data.images`, or of a folder in $FLATNB_DATA. `net` is
+    "mlp" (its `depth` hidden layers `width` wide), "small_cnn", "resnet18" or
+    "resnet34".
     """
 
     name: str
@@ -72,25 +92,57 @@ def _cifar(
     name: str, net: str, width: int, epochs: int, *, batch: int = 128, **others: Any
 ) -> Task:
     data, augment = name.rpartition("-n")[0] or name, "crop, flip"
-    return Task(f"{name}-{net}", data, net, width, epochs, batch, 4, 3, augment=augment,
-                weight_decay=5e-4, **others)  # fmt: skip
+    return Task(
+        f"{name}-{net}",
+        data,
+        net,
+        width,
+        epochs,
+        batch,
+        4,
+        3,
+        augment=augment,
+        weight_decay=5e-4,
+        **others,
+    )
 
 
 FEW = {"n_train": 4000, "n_val": 1000, "n_test": 2000}
 # Task, its value, and minutes of one run of a 1-pass method: on a GPU, on one CPU core.
 TASKS: tuple[tuple[Task, int, float, float], ...] = (
     (Task("digits-mlp", "digits", "mlp", 64, 40, 64, 20, 5), 4, 0.02, 0.055),
-    (Task("MNIST-n5000-mlp", "MNIST", "mlp", 64, 20, 100, 12, 5, n_train=5000, n_val=2000), 4,
-     0.1, 0.2),
+    (
+        Task(
+            "MNIST-n5000-mlp",
+            "MNIST",
+            "mlp",
+            64,
+            20,
+            100,
+            12,
+            5,
+            n_train=5000,
+            n_val=2000,
+        ),
+        4,
+        0.1,
+        0.2,
+    ),
     (_cifar("cifar10-jpeg-n4000", "small_cnn", 16, 15, **FEW), 5, 0.1, 0.8),
-    # A CPU's share of the line below it: few images, an eighth of the width, a fifth of the epochs.
+    # A CPU's share of the line below it: few images, an eighth of the width, a fifth of
+    # the epochs.
     (_cifar("cifar10-jpeg-n4000", "resnet18", 8, 10, batch=64, **FEW), 5, 0.1, 2.3),
     (_cifar("cifar10-jpeg", "resnet18", 64, 50), 5, 2.0, 2800.0),
     (_cifar("CIFAR10", "resnet34", 64, 50), 8, 3.5, 5800.0),
     (_cifar("CIFAR100", "resnet34", 64, 50), 8, 3.5, 5800.0),
     (_cifar("SVHN", "resnet18", 64, 30), 8, 2.0, 2400.0),
-    (Task("FashionMNIST-mlp", "FashionMNIST", "mlp", 1000, 50, 200, 12, 5), 7, 1.0, 60.0),
-)  # fmt: skip
+    (
+        Task("FashionMNIST-mlp", "FashionMNIST", "mlp", 1000, 50, 200, 12, 5),
+        7,
+        1.0,
+        60.0,
+    ),
+)
 
 
 def load(task: Task, seed: int) -> Data:
@@ -123,10 +175,14 @@ def _few(split: Split, n: int | None, generator: torch.Generator) -> Split:
     return split[torch.randperm(len(split), generator=generator)[:n]]
 
 
-def _augmentation(name: str, data: Data) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+def _augmentation(
+    name: str, data: Data
+) -> Callable[[Tensor, torch.Generator], Tensor] | None:
     parts: dict[str, Any] = {
-        "crop": RandomCrop(4), "flip": RandomFlip(), "cutout": Cutout(data.train.x.shape[-1] // 2),
-    }  # fmt: skip
+        "crop": RandomCrop(4),
+        "flip": RandomFlip(),
+        "cutout": Cutout(data.train.x.shape[-1] // 2),
+    }
     if name == "none":
         return None
     return Compose(*(parts[part] for part in name.split(", ")))
@@ -144,7 +200,7 @@ def make_net(task: Task, data: Data) -> nn.Module:
     return resnet(classes, channels=channels, width=task.width)
 
 
-# --- perceptrons ----------------------------------------------------------------------------------
+# --- perceptrons --------------------------------------------------------------------
 
 
 def train_perceptrons(
@@ -164,39 +220,57 @@ def train_perceptrons(
         done, curves, measured = train_members(
             partial(make_net, what, data),
             partial(_shared, data),
-            method, settings, [seed] * len(settings),
-            optimizer="sgd", epochs=what.epochs, every=what.every, seed=seed, cosine=True,
-        )  # fmt: skip
+            method,
+            settings,
+            [seed] * len(settings),
+            optimizer="sgd",
+            epochs=what.epochs,
+            every=what.every,
+            seed=seed,
+            cosine=True,
+        )
         for kept, found in ((tables, curves), (ends, measured)):
             for name, values in found.items():
                 for row, value in zip(kept[name], values, strict=True):
                     row.append(value)
     return {
-        "epochs": done, "metrics": tables, "flatness": ends,
-        "threads": torch.get_num_threads(), "device": device_name(),
-    }  # fmt: skip
+        "epochs": done,
+        "metrics": tables,
+        "flatness": ends,
+        "threads": torch.get_num_threads(),
+        "device": device_name(),
+    }
 
 
 def _shared(data: Data, _: Sequence[int]) -> Data:
     return data
 
 
-# --- convolutional nets ---------------------------------------------------------------------------
+# --- convolutional nets -------------------------------------------------------------
 
 
-def train_one(*, task: dict[str, Any], method: str, setting: Setting, seed: int) -> dict[str, Any]:
+def train_one(
+    *, task: dict[str, Any], method: str, setting: Setting, seed: int
+) -> dict[str, Any]:
     """Train a task's net once; on a GPU in bfloat16.
 
     Returns:
-        {"epochs": [...], "metrics": {name: [[[of each epoch]]]}}: a table of one setting and seed.
+        {"epochs": [...], "metrics": {name: [[[of each epoch]]]}}: a table of one
+        setting and seed.
     """
     what = Task(**task)
     data = _loaded(what, seed)
     torch.manual_seed(seed)
     return train_net(
-        make_net(what, data), data, method, setting,
-        epochs=what.epochs, every=what.every, seed=seed, weight_decay=what.weight_decay,
-    )  # fmt: skip
+        make_net(what, data),
+        data,
+        method,
+        setting,
+        epochs=what.epochs,
+        every=what.every,
+        seed=seed,
+        weight_decay=what.weight_decay,
+    )
 
 
 def train_net(
@@ -212,7 +286,8 @@ def train_net(
 ) -> dict[str, Any]:
     """`train_one` of a given net, which with SWA and EMA ends as the average."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Channels-last, which GPUs want, saves a quarter of a narrow net's time on a CPU, too.
+    # Channels-last, which GPUs want, saves a quarter of a narrow net's time on a CPU,
+    # too.
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lr = setting["lr"]
     optimizer: torch.optim.Optimizer
@@ -220,26 +295,38 @@ def train_net(
         decay = setting["weight_decay"]
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=decay)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=weight_decay)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr, momentum=0.9, weight_decay=weight_decay
+        )
     averaged = None
     if method == "SWA":
         averaged = average(model, swa(epochs * data.steps, setting["start"]))
     if method == "EMA":
         averaged = average(model, ema(setting["decay"]))
     run = fit(
-        model, data, spaces.build(method, [setting]), optimizer,
-        epochs=epochs, every=every, seed=seed, average=averaged,
+        model,
+        data,
+        spaces.build(method, [setting]),
+        optimizer,
+        epochs=epochs,
+        every=every,
+        seed=seed,
+        average=averaged,
         scheduler=torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs),
         dtype=torch.bfloat16 if device.type == "cuda" else None,
-    )  # fmt: skip
+    )
     if averaged is not None:
         model.load_state_dict(averaged.module.state_dict())
     # A run that stopped before its last epoch has no result: null there.
     shown = [e for e in range(epochs + 1) if e % every == 0 or e == epochs]
     tables: dict[str, Any] = {}
     for metric in METRICS:
-        values = [entry.get(f"average_{metric}", entry[metric]) for entry in run.history]
-        curve = [number(v) for v in values] if run.stopped is None else [None] * len(shown)
+        values = [
+            entry.get(f"average_{metric}", entry[metric]) for entry in run.history
+        ]
+        curve = (
+            [number(v) for v in values] if run.stopped is None else [None] * len(shown)
+        )
         tables[metric] = [[curve]]
     return {"epochs": shown, "metrics": tables}
 
@@ -258,10 +345,12 @@ def study(
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Tune under one seed, then run under others: `flatnb.experiments.study.run`."""
-    return run_study(partial(train_one, task=task, method=method), settings, seeds, checkpoint)
+    return run_study(
+        partial(train_one, task=task, method=method), settings, seeds, checkpoint
+    )
 
 
-# --- experiments ----------------------------------------------------------------------------------
+# --- experiments --------------------------------------------------------------------
 
 
 def experiment(
@@ -280,9 +369,15 @@ def experiment(
     title = f"{method} on {task.name}, {task.epochs} epochs"
     if task.net != "mlp":
         return study_experiment(
-            __name__, what, settings, given, sample,
-            title=title, value=value, **minutes,
-        )  # fmt: skip
+            __name__,
+            what,
+            settings,
+            given,
+            sample,
+            title=title,
+            value=value,
+            **minutes,
+        )
 
     settings.append(spaces.default(method, LR.get(method, LR["ERM"])))
     call = f"{__name__}:train_perceptrons"
@@ -296,17 +391,27 @@ def experiment(
     def record(results: list[Result]) -> dict[str, Any]:
         whole, sampled = finished(results)
         return assemble(
-            **what, settings=settings, value=whole, sample=jobs[1], sampled=sampled,
+            **what,
+            settings=settings,
+            value=whole,
+            sample=jobs[1],
+            sampled=sampled,
             seconds=sum(result.seconds for result in results),
-        )  # fmt: skip
+        )
 
     return Experiment(
-        name=what["name"], title=title, value=value, jobs=lambda: jobs, record=record,
+        name=what["name"],
+        title=title,
+        value=value,
+        jobs=lambda: jobs,
+        record=record,
         **{name: each * runs for name, each in minutes.items()},
-    )  # fmt: skip
+    )
 
 
 def experiments() -> list[Experiment]:
     """All of these tasks."""
     perceptrons = [one for one in TASKS if one[0].net == "mlp"]
-    return each(experiment, TASKS, METHODS) + each(experiment, perceptrons, OF_PERCEPTRONS)
+    return each(experiment, TASKS, METHODS) + each(
+        experiment, perceptrons, OF_PERCEPTRONS
+    )

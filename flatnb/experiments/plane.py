@@ -1,14 +1,15 @@
 """Two classes in the plane: three sets, three shares of flipped labels, every method.
 
-The perceptron, its training and the equal grid are those of M. J. Holland and K. Nakatani, "Soft
-ascent-descent as a stable and flexible alternative to flooding", NeurIPS 2024 (their code: 4 hidden
-layers of 500, BatchNorm, Adam at 1e-3, batches of 50, 500 epochs, 15 trials with these seeds, 40
-values). All settings and seeds of a method train as one ensemble, or as few as memory allows. All
-members see the same order of batches; points, labels and initial weights are each seed's own.
+The perceptron, its training and the equal grid are those of M. J. Holland and K.
+Nakatani, "Soft ascent-descent as a stable and flexible alternative to flooding",
+NeurIPS 2024 (their code: 4 hidden layers of 500, BatchNorm, Adam at 1e-3, batches of
+50, 500 epochs, 15 trials with these seeds, 40 values). All settings and seeds of a
+method train as one ensemble, or as few as memory allows. All members see the same order
+of batches; points, labels and initial weights are each seed's own.
 
-Two designs. "grid" has the paper's learning rate: Flooding, IFlood, SoftAD and SAM the same 40
-values, the others 40 settings of their own space. In "tuned" the learning rate is one of the
-hyperparameters, and the number of settings is the same.
+Two designs. "grid" has the paper's learning rate: Flooding, IFlood, SoftAD and SAM the
+same 40 values, the others 40 settings of their own space. In "tuned" the learning rate
+is one of the hyperparameters, and the number of settings is the same.
 """
 
 from __future__ import annotations
@@ -20,19 +21,35 @@ from typing import Any
 
 import torch
 
-from .. import models
-from ..data import Data, plane, stack
-from ..sweep import Job, Result
-from . import spaces
-from .base import Experiment, assemble, finished
-from .ensembles import device_name, train_members
-from .spaces import Setting
+from flatnb import models
+from flatnb.data import Data, plane, stack
+from flatnb.experiments import spaces
+from flatnb.experiments.base import Experiment, assemble, finished
+from flatnb.experiments.ensembles import device_name, train_members
+from flatnb.experiments.spaces import Setting
+from flatnb.results.sweep import Job, Result
 
 SETS = ("gaussian", "sinusoid", "spiral")
 NOISES = (0.0, 0.05, 0.1)
-# numpy.random.default_rng(17264272852322).integers(1, 2**20, 15), as in the paper's code.
-SEEDS = (17716, 961412, 457707, 491380, 1029701, 288898, 594697, 624232, 528913, 756479, 377024,
-         986748, 876711, 123711, 458350)  # fmt: skip
+# numpy.random.default_rng(17264272852322).integers(1, 2**20, 15), as in the paper's
+# code.
+SEEDS = (
+    17716,
+    961412,
+    457707,
+    491380,
+    1029701,
+    288898,
+    594697,
+    624232,
+    528913,
+    756479,
+    377024,
+    986748,
+    876711,
+    123711,
+    458350,
+)
 LR = 1e-3
 
 
@@ -52,17 +69,35 @@ class Scale:
 
 
 PAPER = Scale("paper", 500, 500, 50, 20_000, 40, 15, 0.7, 75.0)
-# As many settings and seeds as the paper, in an hour and a quarter of one core for all methods and
-# sets: 32 wide, 200 epochs (which bring ERM's training loss as low as 500 epochs do at 16 wide).
+# As many settings and seeds as the paper, in an hour and a quarter of one core for all
+# methods and sets: 32 wide, 200 epochs (which bring ERM's training loss as low as 500
+# epochs do at 16 wide).
 NARROW = Scale("narrow", 32, 200, 50, 2_000, 40, 15, 0.5, 0.6)
 # The paper's net on a CPU: every fourth value, 5 seeds.
 COARSE = Scale("coarse", 500, 500, 50, 2_000, 10, 5, 0.5, 10.0)
 
 
-# First the four of the equal grid and what they are measured by. The grids stop before SGD: at one
-# learning rate, of Adam, there is nothing that it would be.
-METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "NSO", "WeightNoise", "GNP", "ASAM", "FAM",
-           "AdaFlood", "USAM", "RSAM", "SWA", "EMA", "AdamW", "SGD")  # fmt: skip
+# First the four of the equal grid and what they are measured by. The grids stop before
+# SGD: at one learning rate, of Adam, there is nothing that it would be.
+METHODS = (
+    "ERM",
+    "Flooding",
+    "IFlood",
+    "SoftAD",
+    "SAM",
+    "NSO",
+    "WeightNoise",
+    "GNP",
+    "ASAM",
+    "FAM",
+    "AdaFlood",
+    "USAM",
+    "RSAM",
+    "SWA",
+    "EMA",
+    "AdamW",
+    "SGD",
+)
 
 
 def train(
@@ -103,23 +138,37 @@ def train(
 
     def tables(found: Mapping[str, list[Any]]) -> dict[str, list[list[Any]]]:
         n = len(seeds)
-        return {m: [rows[k : k + n] for k in range(0, len(rows), n)] for m, rows in found.items()}
+        return {
+            m: [rows[k : k + n] for k in range(0, len(rows), n)]
+            for m, rows in found.items()
+        }
 
     return {
-        "epochs": done, "metrics": tables(curves), "flatness": tables(measured),
-        "threads": torch.get_num_threads(), "device": device_name(),
-    }  # fmt: skip
+        "epochs": done,
+        "metrics": tables(curves),
+        "flatness": tables(measured),
+        "threads": torch.get_num_threads(),
+        "device": device_name(),
+    }
 
 
 def experiment(
-    data: str, noise: float, method: str, scale: Scale, design: str, *, unit: str, value: int
+    data: str,
+    noise: float,
+    method: str,
+    scale: Scale,
+    design: str,
+    *,
+    unit: str,
+    value: int,
 ) -> Experiment:
     """The experiment of one set, share of noise, method, scale and design.
 
     Args:
-        design: "grid", one learning rate; or "tuned", the learning rate among the hyperparameters.
-        unit: "epochs", all methods train for the scale's epochs; or "passes", a method of p passes
-            a step trains for 1/p of them.
+        design: "grid", one learning rate; or "tuned", the learning rate among the
+            hyperparameters.
+        unit: "epochs", all methods train for the scale's epochs; or "passes", a method
+            of p passes a step trains for 1/p of them.
     """
     end = "-equal-passes" if unit == "passes" else ""
     name = f"plane/{data}-{noise:g}/{method}/{scale.name}-{design}{end}"
@@ -137,20 +186,32 @@ def experiment(
     settings += [default] if default not in settings else []
     seeds = list(SEEDS[: scale.seeds])
     given = {
-        "data": data, "noise": noise, "n_test": scale.n_test, "width": scale.width,
-        "epochs": epochs, "every": scale.every, "method": method,
-    }  # fmt: skip
+        "data": data,
+        "noise": noise,
+        "n_test": scale.n_test,
+        "width": scale.width,
+        "epochs": epochs,
+        "every": scale.every,
+        "method": method,
+    }
     share = spaces.work(method, len(settings)) / scale.budget * epochs / scale.epochs
     note = "settings past the budget: the published default"
     if method == "AdaFlood":
         note += f"; {spaces.AUXILIARY}"
     task = {
         **{key: given[key] for key in ("data", "noise", "n_test", "width", "epochs")},
-        "name": f"plane/{data}-{noise:g}", "scale": scale.name, "design": design,
-        "budget_unit": unit, "hidden": 4, "batch": 50, "n_train": 100, "n_val": 100,
+        "name": f"plane/{data}-{noise:g}",
+        "scale": scale.name,
+        "design": design,
+        "budget_unit": unit,
+        "hidden": 4,
+        "batch": 50,
+        "n_train": 100,
+        "n_val": 100,
         "optimizer": {"AdamW": "AdamW", "SGD": "SGD, momentum 0.9"}.get(method, "Adam"),
-        "schedule": "constant", "note": note,
-    }  # fmt: skip
+        "schedule": "constant",
+        "note": note,
+    }
     call = f"{__name__}:train"
     cost = 60 * share * scale.cpu_minutes
     job = Job(call, {**given, "settings": settings, "seeds": seeds}, cost)
@@ -160,10 +221,19 @@ def experiment(
     def record(results: list[Result]) -> dict[str, Any]:
         whole, sampled = finished(results)
         return assemble(
-            name=name, task=task, method=method, passes=passes, settings=settings, seeds=seeds,
-            budget=budget, space=space, value=whole, sample=sample, sampled=sampled,
+            name=name,
+            task=task,
+            method=method,
+            passes=passes,
+            settings=settings,
+            seeds=seeds,
+            budget=budget,
+            space=space,
+            value=whole,
+            sample=sample,
+            sampled=sampled,
             seconds=sum(result.seconds for result in results),
-        )  # fmt: skip
+        )
 
     return Experiment(
         name=name,
@@ -196,6 +266,8 @@ def experiments() -> list[Experiment]:
                     if unit == "passes" and spaces.passes(method) == 1:
                         continue  # its record for equal epochs is that for equal passes
                     found.append(
-                        experiment(data, noise, method, scale, design, unit=unit, value=value)
+                        experiment(
+                            data, noise, method, scale, design, unit=unit, value=value
+                        )
                     )
     return found

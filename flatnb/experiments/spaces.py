@@ -1,20 +1,22 @@
 r"""The hyperparameters each method is tuned over, written down before any run.
 
-Every method gets the same number of settings, its learning rate included, so that a method of two
-hyperparameters covers each more thinly than a method of one. With one dimension, the settings are
-evenly spaced; with d > 1 they are the first points of the additive sequence
+Every method gets the same number of settings, its learning rate included, so that a
+method of two hyperparameters covers each more thinly than a method of one. With one
+dimension, the settings are evenly spaced; with d > 1 they are the first points of the
+additive sequence
 
 .. math:: x_{nj} = \left(\tfrac12 + n\, g^{-j}\right) \bmod 1, \qquad g^{d+1} = g + 1,
 
-which fills the unit cube evenly for any number of points, and whose first points are those of every
-smaller budget (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018).
+which fills the unit cube evenly for any number of points, and whose first points are
+those of every smaller budget (M. Roberts, "The unreasonable effectiveness of
+quasirandom sequences", 2018).
 
 AdaFlood has auxiliary nets, trained before it, which its passes count; see `AUXILIARY`.
 
-bSAM is not here. It is an optimizer, one call of which takes both gradients and moves the weights;
-`flatnb.fit` looks at the gradient between the two, to stop before a step that is not finite, and
-counts the passes of methods only. And its radius is one number for a group of parameters, where an
-ensemble needs one a member.
+bSAM is not here. It is an optimizer, one call of which takes both gradients and moves
+the weights; `flatnb.fit` looks at the gradient between the two, to stop before a step
+that is not finite, and counts the passes of methods only. And its radius is one number
+for a group of parameters, where an ensemble needs one a member.
 """
 
 from __future__ import annotations
@@ -51,9 +53,10 @@ class Range:
         return f"[{self.low:g}, {self.high:g}]{' evenly' if self.linear else ' in the logarithm'}"
 
 
-# What a method is tuned over beside the learning rate, and its published default. Flooding, IFlood
-# and SoftAD have none: 0.05 is the middle of Ishida et al.'s grid on images, 0.1 the size of what
-# the SoftAD paper reports as selected. The first range of a method is the one shown on axes.
+# What a method is tuned over beside the learning rate, and its published default.
+# Flooding, IFlood and SoftAD have none: 0.05 is the middle of Ishida et al.'s grid on
+# images, 0.1 the size of what the SoftAD paper reports as selected. The first range of
+# a method is the one shown on axes.
 RANGES: dict[str, dict[str, Range]] = {
     "ERM": {},
     "AdamW": {"weight_decay": Range(1e-4, 1.0)},
@@ -63,7 +66,8 @@ RANGES: dict[str, dict[str, Range]] = {
     "Flooding": {"level": Range(0.005, 1.0)},
     "IFlood": {"level": Range(0.005, 1.0)},
     "SoftAD": {"theta": Range(0.005, 1.0)},
-    # At 0 the levels are the auxiliary losses as they are, at 1 AdaFlood is plain training.
+    # At 0 the levels are the auxiliary losses as they are, at 1 AdaFlood is plain
+    # training.
     "AdaFlood": {"gamma": Range(0.05, 0.95, linear=True)},
     "SAM": {"rho": Range(0.01, 2.0)},
     "ASAM": {"rho": Range(0.05, 10.0)},
@@ -125,9 +129,11 @@ def space(method: str, budget: int, rates: Range = RATES["adam"]) -> list[Settin
 
 
 def fixed_rate(method: str, budget: int, lr: float) -> list[Setting]:
-    """`budget` settings of a method at one learning rate; one, where nothing else is to be set.
+    """`budget` settings of a method at one learning rate; one, where nothing else is to
+    be set.
 
-    Flooding, IFlood, SoftAD and SAM have the equal grid of the SoftAD paper, `PAPER_GRID`.
+    Flooding, IFlood, SoftAD and SAM have the equal grid of the SoftAD paper,
+    `PAPER_GRID`.
 
     Raises:
         ValueError: an unknown method, or a budget below 1.
@@ -158,11 +164,15 @@ def described(method: str, rates: Range | float) -> str:
     else:
         parts = [f"lr {rates}"]
     parts += [f"{name} {one}" for name, one in ranges.items()]
-    return "; ".join(parts) + "; settings past the budget: the published default, not eligible"
+    return (
+        "; ".join(parts)
+        + "; settings past the budget: the published default, not eligible"
+    )
 
 
 def passes(method: str) -> float:
-    """Forward-backward passes a step, in AdaFlood's case with those of its auxiliary nets.
+    """Forward-backward passes a step, in AdaFlood's case with those of its auxiliary
+    nets.
 
     Raises:
         ValueError: an unknown method.
@@ -173,7 +183,8 @@ def passes(method: str) -> float:
 
 
 def work(method: str, settings: int) -> float:
-    """What so many settings of a method cost, in trainings of one pass; nets that serve all, once.
+    """What so many settings of a method cost, in trainings of one pass; nets that serve
+    all, once.
 
     Raises:
         ValueError: an unknown method.
@@ -183,8 +194,11 @@ def work(method: str, settings: int) -> float:
     return settings * passes(method)
 
 
-def build(method: str, settings: Sequence[Setting], held_out: Tensor | None = None) -> Method:
-    """One method for an ensemble with one setting a member; a plain one for a single setting.
+def build(
+    method: str, settings: Sequence[Setting], held_out: Tensor | None = None
+) -> Method:
+    """One method for an ensemble with one setting a member; a plain one for a single
+    setting.
 
     The optimizers and averages among the baselines train as ERM.
 
@@ -194,8 +208,8 @@ def build(method: str, settings: Sequence[Setting], held_out: Tensor | None = No
         held_out: for AdaFlood, losses of auxiliary nets, (members, examples).
 
     Raises:
-        ValueError: an unknown method, settings of other names than the method's, or none; AdaFlood
-            without losses.
+        ValueError: an unknown method, settings of other names than the method's, or
+            none; AdaFlood without losses.
     """
     names = list(_ranges(method))
     for setting in settings:
@@ -209,10 +223,14 @@ def build(method: str, settings: Sequence[Setting], held_out: Tensor | None = No
         return flatnb.ERM()
     if method == "AdaFlood":
         if held_out is None:
-            raise ValueError("AdaFlood without held_out; give the losses of auxiliary nets")
+            raise ValueError(
+                "AdaFlood without held_out; give the losses of auxiliary nets"
+            )
         pairs = zip(held_out, settings, strict=True)
         return flatnb.AdaFlood(
-            torch.stack([adaflood_levels(losses, gamma=s["gamma"]) for losses, s in pairs])
+            torch.stack(
+                [adaflood_levels(losses, gamma=s["gamma"]) for losses, s in pairs]
+            )
         )
     values: dict[str, Any] = {n: torch.tensor([s[n] for s in settings]) for n in names}
     if len(settings) == 1:
@@ -232,7 +250,10 @@ def _settings(ranges: dict[str, Range], budget: int) -> list[Setting]:
     if not ranges:
         return [{}]
     return [
-        {name: one.at(share) for (name, one), share in zip(ranges.items(), point, strict=True)}
+        {
+            name: one.at(share)
+            for (name, one), share in zip(ranges.items(), point, strict=True)
+        }
         for point in _points(len(ranges), budget)
     ]
 

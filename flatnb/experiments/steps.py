@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-# t -> how far the average goes to the weights after step t = 0, 1, ...: a number, or (members,).
+# t -> how far the average goes to the weights after step t = 0, 1, ...: a number, or
+# (members,).
 Weight = Callable[[int], float | Tensor]
 
 
@@ -18,22 +19,27 @@ def member_learning_rates(
     rates: Sequence[float],
     decays: Sequence[float] | None = None,
 ) -> None:
-    """Give each member of an ensemble a learning rate, and a decoupled weight decay, of its own.
+    """Give each member of an ensemble a learning rate, and a decoupled weight decay, of
+    its own.
 
         w <- w_old + rate_m / lr * (w_new - w_old) - rate_m decay_m w_old
 
-    after each step, w_new being the optimizer's. That is exactly training with rate_m, for an
-    optimizer whose update is proportional to its learning rate and which remembers no weights: SGD
-    with momentum, Adam (with decays, AdamW). Its own rate must be the largest, so that no rounding
-    is enlarged; a scheduler may change it, and all members' rates with it.
+    after each step, w_new being the optimizer's. That is exactly training with rate_m,
+    for an
+    optimizer whose update is proportional to its learning rate and which remembers no
+        weights: SGD
+    with momentum, Adam (with decays, AdamW). Its own rate must be the largest, so that
+    no rounding is enlarged; a scheduler may change it, and all members' rates with it.
 
     Args:
-        optimizer: on the parameters of an `Ensemble`, members first, with one learning rate.
+        optimizer: on the parameters of an `Ensemble`, members first, with one learning
+            rate.
         rates: one a member.
         decays: one a member.
 
     Raises:
-        ValueError: rates that are not positive, or whose largest is not the optimizer's.
+        ValueError: rates that are not positive, or whose largest is not the
+            optimizer's.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     own = {group["lr"] for group in optimizer.param_groups}
@@ -44,8 +50,14 @@ def member_learning_rates(
         )
     if min(rates) == max(rates) and decays is None:
         return
-    shares = torch.tensor([rate / max(rates) for rate in rates], device=params[0].device)
-    shrink = None if decays is None else shares * torch.tensor(decays, device=params[0].device)
+    shares = torch.tensor(
+        [rate / max(rates) for rate in rates], device=params[0].device
+    )
+    shrink = (
+        None
+        if decays is None
+        else shares * torch.tensor(decays, device=params[0].device)
+    )
     before: list[Tensor] = []
 
     def keep(*_: Any) -> None:

@@ -11,12 +11,19 @@ from typing import Any
 
 import torch
 
-from .._files import whole
-from ..sweep import Job, Result
-from . import spaces
-from .base import METRICS, Experiment, assemble, choose, choose_largest, finished
-from .ensembles import device_name
-from .spaces import Setting
+from flatnb._files import whole
+from flatnb.experiments import spaces
+from flatnb.experiments.base import (
+    METRICS,
+    Experiment,
+    assemble,
+    choose,
+    choose_largest,
+    finished,
+)
+from flatnb.experiments.ensembles import device_name
+from flatnb.experiments.spaces import Setting
+from flatnb.results.sweep import Job, Result
 
 TUNING_SEED = 1000
 
@@ -27,7 +34,8 @@ def run(
     seeds: Sequence[int],
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
-    """Every setting under TUNING_SEED, then the one of best validation accuracy under each seed.
+    """Every setting under TUNING_SEED, then the one of best validation accuracy under
+    each seed.
 
     Args:
         train: called as train(setting=..., seed=...); returns
@@ -36,8 +44,8 @@ def run(
 
     Returns:
         {"epochs", "tuning": {name: [setting][0][epoch]}, "chosen": index,
-        "metrics": {name: [0][seed][epoch]}, "threads", "device", "seconds": of all runs, those
-        before an interruption too}.
+        "metrics": {name: [0][seed][epoch]}, "threads", "device", "seconds": of all
+        runs, those before an interruption too}.
     """
     path = None if checkpoint is None else Path(checkpoint)
     kept = _kept(path) if path and path.exists() else {}
@@ -58,12 +66,15 @@ def run(
     chosen = choose(_last(tuning), len(settings), 0)
     runs = [once(settings[chosen], seed) for seed in seeds]
     return {
-        "epochs": runs[0]["epochs"], "tuning": tuning, "chosen": chosen,
+        "epochs": runs[0]["epochs"],
+        "tuning": tuning,
+        "chosen": chosen,
         "metrics": {m: [[each["metrics"][m][0][0] for each in runs]] for m in METRICS},
-        "threads": torch.get_num_threads(), "device": device_name(),
+        "threads": torch.get_num_threads(),
+        "device": device_name(),
         # Unknown of runs kept by a version that did not count.
         "seconds": sum(one.get("seconds", 0.0) for one in [*tried, *runs]),
-    }  # fmt: skip
+    }
 
 
 def _kept(path: Path) -> dict[str, Any]:
@@ -75,7 +86,9 @@ def _kept(path: Path) -> dict[str, Any]:
         reason = "a run without epochs or metrics"
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         reason = str(error)
-    raise ValueError(f"{path} is damaged, or keeps no runs ({reason}); delete it to start anew")
+    raise ValueError(
+        f"{path} is damaged, or keeps no runs ({reason}); delete it to start anew"
+    )
 
 
 def each(
@@ -98,7 +111,8 @@ def described(
     seeds: int,
     rates: spaces.Range,
 ) -> dict[str, Any]:
-    """What `assemble` is told of a task trained by annealed SGD, or by AdamW, and of a method.
+    """What `assemble` is told of a task trained by annealed SGD, or by AdamW, and of a
+    method.
 
     Args:
         task: its settings, with the name.
@@ -110,13 +124,17 @@ def described(
     return {
         "name": f"{task['name']}/{method}",
         "task": {
-            **task, "schedule": "cosine", "budget_unit": "epochs",
+            **task,
+            "schedule": "cosine",
+            "budget_unit": "epochs",
             "optimizer": "AdamW" if adamw else "SGD, momentum 0.9",
         },
-        "method": method, "passes": spaces.passes(method),
-        "seeds": list(range(seeds)), "budget": len(settings),
+        "method": method,
+        "passes": spaces.passes(method),
+        "seeds": list(range(seeds)),
+        "budget": len(settings),
         "space": spaces.described(method, rates),
-    }  # fmt: skip
+    }
 
 
 def experiment(
@@ -137,38 +155,55 @@ def experiment(
         module: has `study` and `train_one`.
         what: of `described`.
         settings: those tried.
-        given, sample: the settings of `study` and of a small `train_one`, beside its own.
+        given, sample: the settings of `study` and of a small `train_one`, beside its
+            own.
         gpu_minutes, cpu_minutes: of one run of one pass.
     """
     seeds = what["seeds"]
     runs = (len(settings) + len(seeds)) * what["passes"]
     jobs = [
-        Job(f"{module}:study", {**given, "settings": list(settings), "seeds": seeds},
-            60 * cpu_minutes * runs),
+        Job(
+            f"{module}:study",
+            {**given, "settings": list(settings), "seeds": seeds},
+            60 * cpu_minutes * runs,
+        ),
         Job(f"{module}:train_one", {**sample, "setting": settings[0], "seed": 0}),
-    ]  # fmt: skip
+    ]
     task = {
-        **what["task"], "tuning_seed": TUNING_SEED,
+        **what["task"],
+        "tuning_seed": TUNING_SEED,
         "note": "metrics tuning_*: every setting under the tuning seed, in the first column",
-    }  # fmt: skip
+    }
 
     def record(results: list[Result]) -> dict[str, Any]:
         whole, sampled = finished(results)
         full = _full(whole, len(settings), len(seeds))
         made = assemble(
-            **{**what, "task": task}, settings=settings, value=full, sample=jobs[1],
-            sampled=sampled, seconds=whole.get("seconds", results[0].seconds) + results[1].seconds,
-        )  # fmt: skip
+            **{**what, "task": task},
+            settings=settings,
+            value=full,
+            sample=jobs[1],
+            sampled=sampled,
+            seconds=whole.get("seconds", results[0].seconds) + results[1].seconds,
+        )
         return _per_task(made, whole, settings, len(seeds))
 
     return Experiment(
-        name=what["name"], title=title, value=value, jobs=lambda: jobs, record=record,
-        gpu_minutes=gpu_minutes * runs, cpu_minutes=cpu_minutes * runs,
-    )  # fmt: skip
+        name=what["name"],
+        title=title,
+        value=value,
+        jobs=lambda: jobs,
+        record=record,
+        gpu_minutes=gpu_minutes * runs,
+        cpu_minutes=cpu_minutes * runs,
+    )
 
 
 def _last(tables: Mapping[str, Any]) -> dict[str, Any]:
-    return {m: [[curve[-1] for curve in row] for row in table] for m, table in tables.items()}
+    return {
+        m: [[curve[-1] for curve in row] for row in table]
+        for m, table in tables.items()
+    }
 
 
 def _full(value: Mapping[str, Any], settings: int, seeds: int) -> dict[str, Any]:
@@ -182,7 +217,10 @@ def _full(value: Mapping[str, Any], settings: int, seeds: int) -> dict[str, Any]
 
 
 def _per_task(
-    made: dict[str, Any], value: Mapping[str, Any], settings: Sequence[Setting], seeds: int
+    made: dict[str, Any],
+    value: Mapping[str, Any],
+    settings: Sequence[Setting],
+    seeds: int,
 ) -> dict[str, Any]:
     """The record with the tuning runs in its tables, and their choice for all seeds."""
     tuning = _last(value["tuning"])
@@ -192,15 +230,27 @@ def _per_task(
         final[f"tuning_{metric}"] = [row + [None] * (seeds - 1) for row in table]
     failures = [one for one in made["failures"] if one["setting"] == value["chosen"]]
     failures += [
-        {"setting": i, "seed": made["seeds"][0], "error": "tuning: the loss was not finite"}
+        {
+            "setting": i,
+            "seed": made["seeds"][0],
+            "error": "tuning: the loss was not finite",
+        }
         for i, row in enumerate(tuning["train_loss"])
         if row[0] is None
     ]
     largest = choose_largest(tuning, settings, len(settings), 0)
     selection = {
-        **made["selection"], "per": "task", "chosen": chosen,
+        **made["selection"],
+        "per": "task",
+        "chosen": chosen,
         "otherwise": {**made["selection"]["otherwise"], "chosen": [largest] * seeds},
-    }  # fmt: skip
+    }
     metrics = {m: table[0] for m, table in value["metrics"].items()}
     curves = {**made["curves"], "setting": chosen, "metrics": metrics}
-    return {**made, "final": final, "failures": failures, "selection": selection, "curves": curves}
+    return {
+        **made,
+        "final": final,
+        "failures": failures,
+        "selection": selection,
+        "curves": curves,
+    }

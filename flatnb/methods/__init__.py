@@ -1,19 +1,25 @@
 """Training methods: each turns a batch of per-example losses into a gradient. One file a paper."""
 
-from .base import ERM, Method
-from .bsam import BSAM
-from .compose import compose
-from .every import Every
-from .fam import FAM
-from .flooding import AdaFlood, Flooding, IFlood, adaflood_levels, held_out_losses
-from .friendly import FriendlySAM
-from .gnp import GNP
-from .gsam import GSAM
-from .looksam import LookSAM
-from .nso import NSO, WeightNoise
-from .sam import ASAM, RSAM, SAM, USAM
-from .schedules import Cosine, FollowLR, Linear
-from .softad import SoftAD
+from flatnb.methods.base import ERM, Method
+from flatnb.methods.bsam import BSAM
+from flatnb.methods.compose import compose
+from flatnb.methods.every import Every
+from flatnb.methods.fam import FAM
+from flatnb.methods.flooding import (
+    AdaFlood,
+    Flooding,
+    IFlood,
+    adaflood_levels,
+    held_out_losses,
+)
+from flatnb.methods.friendly import FriendlySAM
+from flatnb.methods.gnp import GNP
+from flatnb.methods.gsam import GSAM
+from flatnb.methods.looksam import LookSAM
+from flatnb.methods.nso import NSO, WeightNoise
+from flatnb.methods.sam import ASAM, RSAM, SAM, USAM
+from flatnb.methods.schedules import Cosine, FollowLR, Linear
+from flatnb.methods.softad import SoftAD
 
 __all__ = [
     "ASAM",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._nets import compiled, unwrap
+from flatnb._nets import compiled, unwrap
 
 
 def distributed(model: nn.Module) -> DistributedDataParallel | None:

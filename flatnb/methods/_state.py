@@ -238,9 +238,19 @@ def _plain(tensor: Tensor) -> bool:
 
 _KINDS = (Tensor, nn.Parameter)
 _DTYPES = (
-    torch.float32, torch.int64, torch.float64, torch.float16, torch.bfloat16, torch.bool,
-    torch.uint8, torch.int8, torch.int16, torch.int32, torch.complex64, torch.complex128,
-)  # fmt: skip
+    torch.float32,
+    torch.int64,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.complex64,
+    torch.complex128,
+)
 
 
 def _size(slot: Slot) -> int:

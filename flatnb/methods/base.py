@@ -1,18 +1,22 @@
-"""What every method shares: the step and its passes, and the three hooks that make a method.
+"""What every method shares: the step and its passes, and the three hooks that make a
+method.
 
-A method turns a batch of per-example losses into a gradient. `Method` has three hooks, each with a
-default, and a method overrides those it changes:
+A method turns a batch of per-example losses into a gradient. `Method` has three hooks,
+each with a default, and a method overrides those it changes:
 
     objective(losses) -> scalar     the loss transform        (default: the mean)
-    rule(step)                      where and how often the gradient is taken (default: once, at w)
+    rule(step)                      where and how often the gradient is taken (default:
+    once, at w)
     penalty(model, losses)          a term added to the objective (default: none)
 
-`Step` is what a rule works with. It owns everything that goes wrong when a closure is called more
-than once: parameters are moved from kept copies and put back bit for bit, every pass starts from
-the same buffers and random streams, which end as after the first one (`_state.py`), gradients that
-were there before stay, whatever the closure does to `p.grad`, micro-batch weights and a GradScaler
-apply where they should, and all passes but the last stay out of DistributedDataParallel's
-synchronisation.
+`Step` is what a rule works with. It owns everything that goes wrong when a closure is
+called more
+than once: parameters are moved from kept copies and put back bit for bit, every pass
+    starts from
+the same buffers and random streams, which end as after the first one (`_state.py`),
+gradients that were there before stay, whatever the closure does to `p.grad`,
+micro-batch weights and a GradScaler apply where they should, and all passes but the
+last stay out of DistributedDataParallel's synchronisation.
 """
 
 from __future__ import annotations
@@ -28,13 +32,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._nets import unwrap
-from ._model import check_model, contents, distributed, ensemble, leaves, sharded
-from ._state import Buffers, Streams
+from flatnb._nets import unwrap
+from flatnb.methods._model import (
+    check_model,
+    contents,
+    distributed,
+    ensemble,
+    leaves,
+    sharded,
+)
+from flatnb.methods._state import Buffers, Streams
 
 Closure = Callable[[], Tensor]
 Real = float | Tensor
-# What a hyperparameter takes: a value, or a function of the number of earlier calls; schedules.py.
+# What a hyperparameter takes: a value, or a function of the number of earlier calls;
+# schedules.py.
 Value = Real | Callable[[int], Real]
 # Of a parameter's name, the parameter, and the layer that holds it; see perturb.py.
 Perturb = Callable[[str, Tensor, nn.Module], float]
@@ -45,8 +57,8 @@ class Method:
     """Base of all methods. `backward` stands where `loss.backward()` stood.
 
     Attributes:
-        passes: forward-backward passes one step costs, for compute-fair comparisons; the average
-            where steps differ.
+        passes: forward-backward passes one step costs, for compute-fair comparisons;
+            the average where steps differ.
         calls: number of calls of `backward` so far, which schedules follow.
     """
 
@@ -66,73 +78,95 @@ class Method:
         return nullcontext()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
-        """A term, shape () or (members,), added to the objective of each pass; None for none.
+        """A term, shape () or (members,), added to the objective of each pass; None for
+        none.
 
         `losses` are the plain per-example losses, with their graph.
         """
         return None
 
     def backward(
-        self, model: nn.Module, closure: Closure, *, weight: float = 1.0, scaler: Any = None
+        self,
+        model: nn.Module,
+        closure: Closure,
+        *,
+        weight: float = 1.0,
+        scaler: Any = None,
     ) -> Tensor:
         """Add `weight` times the method's gradient to every trainable `p.grad`.
 
         Args:
-            model: the net, plain, compiled, an `Ensemble`, or wrapped in DistributedDataParallel;
-                several nets as one `nn.ModuleList`.
-            closure: returns the plain per-example losses, shape (n,), or (members, n) for an
-                ensemble, at the model's current parameters, on the same batch at every call. A
-                loss that is one number, shape (), or (members,), is a batch of one example.
-            weight: factor of the gradient, 1/k when accumulating k micro-batches. Thresholds and
-                radii see the unweighted losses: each micro-batch is a batch of its own.
+            model: the net, plain, compiled, an `Ensemble`, or wrapped in
+                DistributedDataParallel; several nets as one `nn.ModuleList`.
+            closure: returns the plain per-example losses, shape (n,), or (members, n)
+                for an ensemble, at the model's current parameters, on the same batch at
+                every call. A loss that is one number, shape (), or (members,), is a
+                batch of one example.
+            weight: factor of the gradient, 1/k when accumulating k micro-batches.
+                Thresholds and radii see the unweighted losses: each micro-batch is a
+                    batch of its own.
             scaler: a `torch.amp.GradScaler`; `p.grad` is then scaled as after
                 `scaler.scale(loss).backward()`, perturbations use unscaled gradients.
 
         Returns:
-            The detached mean of the plain losses, shape () or (members,), at the unperturbed
-            parameters w where the method evaluates there, else the average over its passes.
+            The detached mean of the plain losses, shape () or (members,), at the
+            unperturbed parameters w where the method evaluates there, else the average
+            over its passes.
 
         Raises:
-            TypeError, ValueError: an argument is not what is allowed; the closure returns no
-                losses with a graph, or calls `backward()`; no parameter is trainable, or one is
-                on the meta device. Of methods that move parameters or look into the net, also:
-                parameters that are complex, have post-accumulate-grad hooks, or are spread over
-                processes (FSDP, tensor parallel); DistributedDataParallel with a static graph.
-            RuntimeError: a part of the losses' graph was made before the closure was called.
+            TypeError, ValueError: an argument is not what is allowed; the closure
+                returns no losses with a graph, or calls `backward()`; no parameter is
+                trainable, or one is on the meta device. Of methods that move parameters
+                or look into the net, also: parameters that are complex, have
+                    post-accumulate-grad hooks, or are spread over
+                processes (FSDP, tensor parallel); DistributedDataParallel with a static
+                graph.
+            RuntimeError: a part of the losses' graph was made before the closure was
+                called.
 
-        **The closure** only computes: no `backward()`, no `step()`. `zero_grad()` in it changes
-        nothing. With ERM and `reduction="none"` the gradient is that of `loss.backward()` for the
-        mean of what is returned. Where PyTorch's own mean is another, return
+        **The closure** only computes: no `backward()`, no `step()`. `zero_grad()` in it
+            changes
+        nothing. With ERM and `reduction="none"` the gradient is that of
+        `loss.backward()` for the mean of what is returned. Where PyTorch's own mean is
+        another, return
 
             losses * len(y) / w[y].sum()    of losses with class weights, weight=w
             losses[y != -100]               of losses with ignored labels
             sum(losses.values())            of a dict of losses, each one number
 
-        (`torch.stack` of such a dict would be the losses of that many examples, and their mean
-        the gradient.) A target or a penalty that needs a gradient is computed in the closure.
-        Random numbers are the same in every pass if they come from torch's global streams.
+        (`torch.stack` of such a dict would be the losses of that many examples, and
+        their mean the gradient.) A target or a penalty that needs a gradient is
+        computed in the closure. Random numbers are the same in every pass if they come
+        from torch's global streams.
 
-        **Tensors outside the model** that the losses depend on and that require a gradient (a
-        second net, learnable loss weights) are not perturbed. They get the same combination of
-        gradients as the parameters: for SAM that of the second pass, for NSO the average. To have
-        them perturbed, too, pass `nn.ModuleList([model, loss])`. (A reentrant checkpoint hides
-        what it uses: there they would get the sum over passes; take `use_reentrant=False`.)
+        **Tensors outside the model** that the losses depend on and that require a
+        gradient (a second net, learnable loss weights) are not perturbed. They get the
+        same combination of
+        gradients as the parameters: for SAM that of the second pass, for NSO the
+            average. To have
+        them perturbed, too, pass `nn.ModuleList([model, loss])`. (A reentrant
+        checkpoint hides
+        what it uses: there they would get the sum over passes; take
+            `use_reentrant=False`.)
 
-        **State.** Each pass starts from the same buffers, and they end as the first pass left
-        them. So do frozen parameters that the forward writes (a momentum encoder's). Buffers of
-        more than 2**20 entries, and frozen parameters, must be written in the first step with
-        the model, or after a change of mode, to be known.
+        **State.** Each pass starts from the same buffers, and they end as the first
+        pass left them. So do frozen parameters that the forward writes (a momentum
+        encoder's). Buffers of more than 2**20 entries, and frozen parameters, must be
+        written in the first step with the model, or after a change of mode, to be
+        known.
 
-        If the closure raises, parameters and `p.grad` are put back to where the step began;
-        buffers and random streams stay as the first pass left them.
+        If the closure raises, parameters and `p.grad` are put back to where the step
+        began; buffers and random streams stay as the first pass left them.
 
-        Values are not checked: after a non-finite pass the parameters are restored and `p.grad` is
+        Values are not checked: after a non-finite pass the parameters are restored and
+            `p.grad` is
         left non-finite, so that a scaler, or the loop, skips the step.
 
-        Under DistributedDataParallel each process moves by its own gradient, only the last pass is
-        synchronised, an outer `no_sync()` is honoured, and the running statistics to keep are, as
-        always there, those of rank 0. Under FSDP, where ERM and the flooding methods run, a
-        `zero_grad()` in the closure is what it is without them.
+        Under DistributedDataParallel each process moves by its own gradient, only the
+        last pass is synchronised, an outer `no_sync()` is honoured, and the running
+        statistics to keep are, as always there, those of rank 0. Under FSDP, where ERM
+        and the flooding methods run, a `zero_grad()` in the closure is what it is
+        without them.
 
             >>> import torch, flatnb
             >>> net = torch.nn.Linear(2, 1)
@@ -150,7 +184,9 @@ class Method:
             moved = step.moved
             step.undo()
             step.close()
-            if "second time" in str(error) or (moved and "inplace operation" in str(error)):
+            if "second time" in str(error) or (
+                moved and "inplace operation" in str(error)
+            ):
                 raise RuntimeError(_OLD_GRAPH) from error
             raise
         self.advance()
@@ -237,23 +273,34 @@ class Gradient(list[Tensor | None]):
     """
 
     def __init__(
-        self, grads: list[Tensor | None], *, outside: list[Tensor | None], sparse: set[int]
+        self,
+        grads: list[Tensor | None],
+        *,
+        outside: list[Tensor | None],
+        sparse: set[int],
     ) -> None:
         super().__init__(grads)
         self.outside, self.sparse = outside, sparse
 
 
 class Step:
-    """One step of a method on one batch: its passes, and the moves of the parameters between them.
+    """One step of a method on one batch: its passes, and the moves of the parameters
+    between them.
 
     Attributes:
         params: the trainable parameters, each once (tied weights are one parameter).
         members: number of members of an ensemble, or None.
-        seeds: the members' seeds, [0] for a plain net; a method adds them to its own seed.
+        seeds: the members' seeds, [0] for a plain net; a method adds them to its own
+            seed.
     """
 
     def __init__(
-        self, method: Method, model: nn.Module, closure: Closure, weight: float, scaler: Any
+        self,
+        method: Method,
+        model: nn.Module,
+        closure: Closure,
+        weight: float,
+        scaler: Any,
     ) -> None:
         _check_arguments(model, closure, weight, scaler)
         self._method, self._model, self._closure = method, model, closure
@@ -264,7 +311,9 @@ class Step:
         self.params: list[Tensor]
         self.params, modules = contents(model)
         hooks = method.hooks()
-        check_model(model, self.params, modules, moves="rule" in hooks or "penalty" in hooks)
+        check_model(
+            model, self.params, modules, moves="rule" in hooks or "penalty" in hooks
+        )
         self._sharded = any(map(sharded, modules))
         self._wrapper = distributed(model)
         # The parameters, and what the first graph is seen to reach outside the model.
@@ -278,13 +327,17 @@ class Step:
         self._means: list[Tensor] = []
         self._factors: tuple[Perturb, list[float]] | None = None
         self._seen_w = False
-        self._streams = Streams(self.params, [] if members is None else members.generators)
+        self._streams = Streams(
+            self.params, [] if members is None else members.generators
+        )
         self._buffers = Buffers(unwrap(model), modules, once="rule" not in hooks)
 
-    # -- passes ---------------------------------------------------------------------------------
+    # -- passes
+    # ---------------------------------------------------------------------------------
 
     def backward(self, coefficient: Real = 1.0, *, last: bool = True) -> None:
-        """Add weight * coefficient * gradient of the objective at the current parameters to p.grad.
+        """Add weight * coefficient * gradient of the objective at the current
+        parameters to p.grad.
 
         `last` marks the step's last pass, the one DistributedDataParallel synchronises.
         """
@@ -298,20 +351,24 @@ class Step:
             self._put_back()
             self._differentiate(loss)
         # A hook may have stepped, and cleared the gradient.
-        if not (self._written() or any(p._post_accumulate_grad_hooks for p in self.params)):
+        if not (
+            self._written() or any(p._post_accumulate_grad_hooks for p in self.params)
+        ):
             raise ValueError(_NO_GRADIENT)
 
     def gradient(self) -> Gradient:
-        """The gradient at the current parameters, unweighted and unscaled; `p.grad` stays.
+        """The gradient at the current parameters, unweighted and unscaled; `p.grad`
+        stays.
 
-        Never synchronised between processes. Entries are None where a parameter took no part.
+        Never synchronised between processes. Entries are None where a parameter took no
+        part.
         """
         found = self._pass(1.0)
         sparse = {i for i, g in enumerate(found) if g is not None and g.is_sparse}
         grads = [dense(g) for g in found]
         if self._wrapper is not None and self._wrapper.find_unused_parameters:
-            # DistributedDataParallel remembers who took part in an unsynchronised pass, and fails
-            # where such a parameter has no gradient to reduce in the end.
+            # DistributedDataParallel remembers who took part in an unsynchronised pass,
+            # and fails where such a parameter has no gradient to reduce in the end.
             for p, g in zip(self.params, grads, strict=False):
                 if p.grad is None and g is not None:
                     p.grad = torch.zeros_like(p)
@@ -327,13 +384,17 @@ class Step:
                 self._put_aside()
                 self._call(needs_graph=False)
                 self._put_back()
-            if not self._buffers.may_change:  # as this first pass with the model has shown
+            if (
+                not self._buffers.may_change
+            ):  # as this first pass with the model has shown
                 self._means, self._seen_w = [], False
 
     def add_gradient(self, grads: Sequence[Tensor | None], coefficient: Real) -> None:
         """Add weight * coefficient * `grads` to p.grad; `grads`, from `gradient`, are used up."""
         like = present(grads)[0]
-        factor = torch.as_tensor(coefficient * self._weight, dtype=_wide(like), device=like.device)
+        factor = torch.as_tensor(
+            coefficient * self._weight, dtype=_wide(like), device=like.device
+        )
         if self._scaler is not None:
             factor = factor * self._scale(factor)
         outside = grads.outside if isinstance(grads, Gradient) else []
@@ -346,13 +407,18 @@ class Step:
         grads = [*grads, *outside]
         self.scale_(grads, factor)
         self._accumulate(
-            [g.to_sparse(1) if g is not None and i in sparse else g for i, g in enumerate(grads)]
+            [
+                g.to_sparse(1) if g is not None and i in sparse else g
+                for i, g in enumerate(grads)
+            ]
         )
 
     def average(self) -> None:
-        """Average p.grad over the processes of DistributedDataParallel, as a last pass does.
+        """Average p.grad over the processes of DistributedDataParallel, as a last pass
+        does.
 
-        For a rule that ends with `add_gradient`. Within an outer `no_sync()` nothing is sent.
+        For a rule that ends with `add_gradient`. Within an outer `no_sync()` nothing is
+        sent.
         """
         model = self._wrapper
         if model is None or not model.require_backward_grad_sync:
@@ -371,7 +437,9 @@ class Step:
             *means, took_part = flat.split([*(p.numel() for p in params), len(params)])
             for p, mean, part in zip(params, means, took_part.tolist(), strict=True):
                 p.grad = mean.view_as(p).clone() if part else None
-        model.require_forward_param_sync = True  # the next pass takes the buffers of rank 0
+        model.require_forward_param_sync = (
+            True  # the next pass takes the buffers of rank 0
+        )
 
     def _pass(self, factor: Real) -> list[Tensor | None]:
         """factor * gradient of the objective for all leaves, never synchronised; `p.grad` stays."""
@@ -404,8 +472,8 @@ class Step:
     def _objective(self) -> tuple[Tensor, Tensor]:
         """Call the closure; the per-example losses, and what is minimised, () or (members,)."""
         losses = self._call()
-        # An autocast region around the step is for the closure alone; in the backward it would
-        # lower the precision of products that the forward took in full.
+        # An autocast region around the step is for the closure alone; in the backward
+        # it would lower the precision of products that the forward took in full.
         with _no_autocast(losses.device.type):
             objective = self._method.objective(losses)
             penalty = self._method.penalty(self._model, losses)
@@ -414,7 +482,8 @@ class Step:
     def _call(self, needs_graph: bool = True) -> Tensor:
         self._streams.rewind()
         self._buffers.rewind()
-        # Inside an autocast region the low-precision weights are cached by tensor, not by value.
+        # Inside an autocast region the low-precision weights are cached by tensor, not
+        # by value.
         torch.clear_autocast_cache()
         with self._method.watch(self._model):
             returned = self._closure()
@@ -445,11 +514,14 @@ class Step:
                 self._aside.append(leaf.grad)
                 leaf.grad = None
 
-    # -- p.grad ---------------------------------------------------------------------------------
+    # -- p.grad
+    # ---------------------------------------------------------------------------------
 
     def _put_aside(self) -> None:
         """Leave no gradient in `p.grad`, whatever happens to it next."""
-        if self._sharded:  # its gradients have the shape of a shard, which p may not have now
+        if (
+            self._sharded
+        ):  # its gradients have the shape of a shard, which p may not have now
             return
         self._aside = [p.grad for p in self._leaves]
         for p, g in zip(self._leaves, self._aside, strict=True):
@@ -481,8 +553,11 @@ class Step:
         """Whether any `p.grad` is another, or holds something else, than when the step began."""
         # A tensor that is spread over processes keeps its version when it is written.
         return any(
-            p.grad is not g or (g is not None and (type(g) is not Tensor or g._version != version))
-            for p, g, version in zip(self.params, self._before, self._versions, strict=False)
+            p.grad is not g
+            or (g is not None and (type(g) is not Tensor or g._version != version))
+            for p, g, version in zip(
+                self.params, self._before, self._versions, strict=False
+            )
         )
 
     def undo(self) -> None:
@@ -509,14 +584,16 @@ class Step:
         # Public, and without the host synchronisation of `get_scale`.
         return self._scaler.scale(torch.ones((), device=like.device))
 
-    # -- moves ----------------------------------------------------------------------------------
+    # -- moves
+    # ----------------------------------------------------------------------------------
 
     def factors(self, perturb: Perturb | None) -> list[float]:
-        """What the move of each parameter is multiplied by; 1 for all if `perturb` is None.
+        """What the move of each parameter is multiplied by; 1 for all if `perturb` is
+        None.
 
         Raises:
-            TypeError, ValueError: `perturb` returns anything but True, False or a finite
-                number >= 0, or 0 for all parameters.
+            TypeError, ValueError: `perturb` returns anything but True, False or a
+                finite number >= 0, or 0 for all parameters.
         """
         if perturb is None:
             return [1.0] * len(self.params)
@@ -550,8 +627,8 @@ class Step:
     ) -> None:
         """Set the parameters to w + factor * f * offsets, w being where the step began.
 
-        `factor` is a number or of shape () or (members,), f the number that `perturb` returns
-        for a parameter; `offsets` are left as they are.
+        `factor` is a number or of shape () or (members,), f the number that `perturb`
+        returns for a parameter; `offsets` are left as they are.
         """
         with torch.no_grad():
             if self._copies is None:
@@ -577,9 +654,13 @@ class Step:
     def mirror(self) -> None:
         """Set the parameters, now at w + u, to w - u; nobody has to remember u for that."""
         if self._copies is None:
-            raise RuntimeError("the parameters have not been moved: there is no side to change")
+            raise RuntimeError(
+                "the parameters have not been moved: there is no side to change"
+            )
         with torch.no_grad():
-            torch._foreach_lerp_(self.params, self._copies, 2.0)  # p + 2 (w - p) = w - (p - w)
+            torch._foreach_lerp_(
+                self.params, self._copies, 2.0
+            )  # p + 2 (w - p) = w - (p - w)
 
     def close(self) -> None:
         """Leave parameters, buffers and streams as after one plain forward pass."""
@@ -593,9 +674,14 @@ class Step:
 
     def value(self) -> Tensor:
         """The mean loss at w if it was evaluated, else the average over the passes."""
-        return self._means[0] if len(self._means) == 1 else torch.stack(self._means).mean(0)
+        return (
+            self._means[0]
+            if len(self._means) == 1
+            else torch.stack(self._means).mean(0)
+        )
 
-    # -- whole-gradient arithmetic ----------------------------------------------------------------
+    # -- whole-gradient arithmetic
+    # ----------------------------------------------------------------
 
     def per_member(self, name: str, value: Real) -> Real:
         """A hyperparameter for use with norms of shape () or (members,)."""
@@ -609,20 +695,26 @@ class Step:
         return value
 
     def unless_finite(self, norm: Tensor) -> Tensor:
-        """1 where `norm` is finite, else NaN, so that the step's gradient is seen to be lost.
+        """1 where `norm` is finite, else NaN, so that the step's gradient is seen to be
+        lost.
 
-        Without it a non-finite first gradient might leave parts of `p.grad` finite (a ReLU blocks
-        NaN), and a GradScaler take the step.
+        Without it a non-finite first gradient might leave parts of `p.grad` finite (a
+        ReLU blocks NaN), and a GradScaler take the step.
         """
         return 1 + 0 * norm
 
-    def norm(self, tensors: Sequence[Tensor | None], perturb: Perturb | None = None) -> Tensor:
-        """The l2 norm over all tensors together, () or (members,), accumulated in float64.
+    def norm(
+        self, tensors: Sequence[Tensor | None], perturb: Perturb | None = None
+    ) -> Tensor:
+        """The l2 norm over all tensors together, () or (members,), accumulated in
+        float64.
 
         With `perturb`, over those of the parameters for which it returns a number > 0.
         """
         factors = self.factors(perturb)
-        some = [t for t, f in zip(tensors, factors, strict=True) if t is not None and f > 0]
+        some = [
+            t for t, f in zip(tensors, factors, strict=True) if t is not None and f > 0
+        ]
         if not some:  # none of them took part in the pass
             like = self.params[0]
             shape = () if self.members is None else (self.members,)
@@ -640,13 +732,17 @@ class Step:
         """The inner product over all tensors together, () or (members,), in float64."""
         like = self.params[0]
         total = torch.zeros(
-            () if self.members is None else (self.members,), dtype=_wide(like), device=like.device
+            () if self.members is None else (self.members,),
+            dtype=_wide(like),
+            device=like.device,
         )
         for s, t in zip(a, b, strict=True):
             if s is not None and t is not None:
                 product = s.to(_wide(s)) * t.to(_wide(t))
                 over = range(0 if self.members is None else 1, product.dim())
-                total += (product.sum(tuple(over)) if over else product).to(total.device)
+                total += (product.sum(tuple(over)) if over else product).to(
+                    total.device
+                )
         return total
 
     def scale_(self, tensors: Sequence[Tensor | None], factor: Tensor) -> None:
@@ -669,7 +765,11 @@ def _check_arguments(model: Any, closure: Any, weight: Any, scaler: Any) -> None
         several = isinstance(model, Sequence)
         raise TypeError(
             f"model is {type(model).__name__}; allowed: an nn.Module"
-            + (", for several nets nn.ModuleList(nets)" if several else ", the net itself")
+            + (
+                ", for several nets nn.ModuleList(nets)"
+                if several
+                else ", the net itself"
+            )
             + "; an optimizer stays in the loop"
         )
     if not callable(closure):
@@ -684,7 +784,9 @@ def _check_arguments(model: Any, closure: Any, weight: Any, scaler: Any) -> None
         raise TypeError(f"scaler={scaler!r}; allowed: None or a torch.amp.GradScaler")
 
 
-def check_losses(returned: Any, members: int | None, needs_graph: bool = True) -> Tensor:
+def check_losses(
+    returned: Any, members: int | None, needs_graph: bool = True
+) -> Tensor:
     """What the closure returned, as per-example losses (n,) or (members, n), with a graph."""
     wanted = "(n,), one loss per example" if members is None else f"({members}, n)"
     single = "()" if members is None else f"({members},)"
@@ -708,7 +810,9 @@ def check_losses(returned: Any, members: int | None, needs_graph: bool = True) -
             f"the closure returned losses of shape {shape}; {expected}{_hint(returned)}"
         )
     if losses.is_complex():
-        raise ValueError(f"the losses are {losses.dtype}; allowed: real numbers, as from .abs()")
+        raise ValueError(
+            f"the losses are {losses.dtype}; allowed: real numbers, as from .abs()"
+        )
     if needs_graph and not losses.requires_grad:
         raise ValueError(
             "the closure returned losses without a graph; compute them from the model's output "
@@ -734,7 +838,8 @@ def _hint(returned: Any) -> str:
 
 
 def l2_norm(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:
-    """The l2 norm of all tensors as one vector, in float64 (float32 on MPS); (members,) per member.
+    """The l2 norm of all tensors as one vector, in float64 (float32 on MPS); (members,)
+    per member.
 
     float32 accumulation over a whole net loses up to three digits.
     """
@@ -759,7 +864,9 @@ def add_scaled_(tensors: list[Tensor], offsets: list[Tensor], factor: Real) -> N
     if not isinstance(factor, Tensor):
         torch._foreach_add_(tensors, offsets, alpha=factor)
     elif factor.dim() == 0 and len({(o.device, o.dtype) for o in offsets}) == 1:
-        scaled = torch._foreach_mul(offsets, factor.to(offsets[0].device, offsets[0].dtype))
+        scaled = torch._foreach_mul(
+            offsets, factor.to(offsets[0].device, offsets[0].dtype)
+        )
         torch._foreach_add_(tensors, scaled)
     else:
         for t, o in zip(tensors, offsets, strict=True):
@@ -786,22 +893,26 @@ def dense(grad: Tensor | None) -> Tensor | None:
     return grad.to_dense() if grad is not None and grad.is_sparse else grad
 
 
-# -- hyperparameters ------------------------------------------------------------------------------
+# -- hyperparameters
+# ------------------------------------------------------------------------------
 
 
 class Hyperparameter:
-    """An attribute of a method that is checked whenever it is set, not in `__init__` alone.
+    """An attribute of a method that is checked whenever it is set, not in `__init__`
+    alone.
 
         class SAM(Method):
             rho = Hyperparameter()                          # real(): finite and >= 0
             k = Hyperparameter(count)                       # an integer >= 1
             sigma = Hyperparameter(partial(real, open_low=True))
 
-    Set to a function, it is a schedule: read, it is what the function returns for the number of
+    Set to a function, it is a schedule: read, it is what the function returns for the
+        number of
     earlier calls of the method, checked.
 
     Args:
-        check: `check(name, value)` returns the value to keep, or raises. By default `real`.
+        check: `check(name, value)` returns the value to keep, or raises. By default
+            `real`.
         schedule: whether a function is a schedule. If not, it is a value as any other.
     """
 
@@ -835,7 +946,12 @@ class Hyperparameter:
 
 
 def number(
-    name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    open_low: bool = False,
 ) -> float:
     """A finite number within [low, high]; of Python, NumPy or a 0-dimensional tensor.
 
@@ -846,21 +962,31 @@ def number(
 
 
 def real(
-    name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False
+    name: str,
+    value: Any,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    open_low: bool = False,
 ) -> Real:
     """A `number`, or a 1-D tensor of numbers, one per member of an ensemble.
 
     Raises:
-        TypeError: not real numbers. ValueError: not finite, outside the range, or not 1-D.
+        TypeError: not real numbers. ValueError: not finite, outside the range, or not
+            1-D.
     """
-    allowed = f"{_interval(low, high, open_low)}, or a 1-D tensor of them, one per member"
+    allowed = (
+        f"{_interval(low, high, open_low)}, or a 1-D tensor of them, one per member"
+    )
     if not isinstance(value, Tensor) or value.dim() == 0 or value.is_complex():
         return _number(name, value, low, high, open_low, allowed)
     if value.dim() > 1 or value.numel() == 0:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; allowed: {allowed}")
     for entry in value.tolist():
         _number(name, entry, low, high, open_low, allowed)
-    return value.detach().clone()  # what the caller writes into it later would not be checked
+    return (
+        value.detach().clone()
+    )  # what the caller writes into it later would not be checked
 
 
 def _interval(low: float, high: float, open_low: bool) -> str:
@@ -873,7 +999,9 @@ def _number(
 ) -> float:
     entry = value.item() if isinstance(value, Tensor) and value.dim() == 0 else value
     if isinstance(entry, bool) or not isinstance(entry, numbers.Real):
-        raise TypeError(f"{name}={value!r} is {type(value).__name__}; allowed: {allowed}")
+        raise TypeError(
+            f"{name}={value!r} is {type(value).__name__}; allowed: {allowed}"
+        )
     try:
         entry = float(entry)
     except OverflowError:
@@ -914,11 +1042,15 @@ def selection(name: str, value: Any) -> Perturb | None:
     )
 
 
-def per_member(name: str, value: Real, losses: Tensor, *, pointwise: bool = False) -> Real:
-    """`value` on the device of `losses`, shaped to meet them (pointwise) or their means.
+def per_member(
+    name: str, value: Real, losses: Tensor, *, pointwise: bool = False
+) -> Real:
+    """`value` on the device of `losses`, shaped to meet them (pointwise) or their
+    means.
 
     Raises:
-        ValueError: one value per member was given, and the losses are not those of so many members.
+        ValueError: one value per member was given, and the losses are not those of so
+            many members.
     """
     if not isinstance(value, Tensor):
         return value

@@ -10,26 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import dense, number
-from .noise import Stream, normal
+from flatnb.methods.base import dense, number
+from flatnb.methods.noise import Stream, normal
 
 Closure = Callable[[], Any]
 
 
 class BSAM(torch.optim.Optimizer):
-    """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)) over the weights.
+    """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)) over the
+    weights.
 
-    One step, all operations elementwise, N the number of training examples, u ~ N(0, 1):
+    One step, all operations elementwise, N the number of training examples, u ~ N(0,
+    1):
 
         g  = grad L(w + u / sqrt(N s))
         g~ = grad L(w + rho g / s)
         m <- beta1 m + (1 - beta1) (g~ + delta w / N)
-        w <- w - lr m / s                                   (with s from before the step)
-        s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
+        w <- w - lr m / s                                   (with s from before the
+        step) s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
 
-    Two passes a step. The closure is that of `torch.optim`: it computes the mean loss of the batch,
-    calls `backward()`, and returns the loss. m-sharpness: give `step` a list of closures, one a
-    part of the batch; each part has its own u, and sqrt(s) |g| and g~ are averaged over them.
+    Two passes a step. The closure is that of `torch.optim`: it computes the mean loss
+        of the batch,
+    calls `backward()`, and returns the loss. m-sharpness: give `step` a list of
+    closures, one a part of the batch; each part has its own u, and sqrt(s) |g| and g~
+    are averaged over them.
 
         optimizer = BSAM(model.parameters(), lr=0.5, examples=50_000)
         def closure():
@@ -38,8 +42,8 @@ class BSAM(torch.optim.Optimizer):
             return loss
         loss = optimizer.step(closure)
 
-    The weights are the posterior's mean. `sampled` puts draws from it in their place, to predict by
-    the average over several:
+    The weights are the posterior's mean. `sampled` puts draws from it in their place,
+    to predict by the average over several:
 
         generator = torch.Generator().manual_seed(0)
         probabilities = torch.zeros(len(x), classes)
@@ -48,18 +52,23 @@ class BSAM(torch.optim.Optimizer):
             with optimizer.sampled(generator), torch.no_grad():
                 probabilities += model(x).softmax(1) / 32
 
-    This is an optimizer, no `Method`: weight decay (the prior) and momentum are part of it, it does
-    not join others by `compose`, and it knows no net. So BatchNorm's running statistics see both
-    perturbed passes, as in the authors' code, dropout draws new masks in each, and a GradScaler is
-    not supported. Trainable tensors that it does not hold (a second net's) get the gradients of
-    both passes, and of each closure, unless that clears them. Under DistributedDataParallel both
-    passes are synchronised, and all processes draw the same u: it equals one process with the whole
+    This is an optimizer, no `Method`: weight decay (the prior) and momentum are part of
+        it, it does
+    not join others by `compose`, and it knows no net. So BatchNorm's running statistics
+    see both perturbed passes, as in the authors' code, dropout draws new masks in each,
+    and a GradScaler is not supported. Trainable tensors that it does not hold (a second
+    net's) get the gradients of both passes, and of each closure, unless that clears
+    them. Under DistributedDataParallel both
+    passes are synchronised, and all processes draw the same u: it equals one process
+        with the whole
     batch.
 
-    Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in the form of
-    the authors' code, whose settings for CIFAR-10 and ResNet-18 are the defaults here (8 parts of
-    a batch of 200; the prior precision 10 printed in the paper is, by its author, a misprint for
-    40). That code multiplies N by a factor where data is augmented.
+    Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in
+        the form of
+    the authors' code, whose settings for CIFAR-10 and ResNet-18 are the defaults here
+    (8 parts of a batch of 200; the prior precision 10 printed in the paper is, by its
+    author, a misprint for 40). That code multiplies N by a factor where data is
+    augmented.
 
     Args:
         params: parameters, or groups of them.
@@ -105,17 +114,24 @@ class BSAM(torch.optim.Optimizer):
     def step(  # type: ignore[override]
         self, closure: Closure | Sequence[Closure]
     ) -> Tensor:
-        """One step; returns the detached loss at w + rho g / s, averaged over the closures.
+        """One step; returns the detached loss at w + rho g / s, averaged over the
+        closures.
 
-        Gradients that were there before are dropped; the average g~ is in `p.grad` afterwards.
-        Where any gradient is not finite no parameter, m or s changes, and `p.grad` shows it.
+        Gradients that were there before are dropped; the average g~ is in `p.grad`
+        afterwards. Where any gradient is not finite no parameter, m or s changes, and
+        `p.grad` shows it.
         """
         self._refuse_in_sample("step")
         closures = [closure] if callable(closure) else list(closure or ())
         if not closures:
-            raise ValueError("step needs a closure that calls backward() and returns the loss")
+            raise ValueError(
+                "step needs a closure that calls backward() and returns the loss"
+            )
         slots = [
-            (group, p) for group in self.param_groups for p in group["params"] if p.requires_grad
+            (group, p)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad
         ]
         for group, p in slots:
             if not self.state[p]:
@@ -133,22 +149,25 @@ class BSAM(torch.optim.Optimizer):
         for (group, p), size, grad in zip(slots, sizes, grads, strict=True):
             p.grad = grad
             if grad is not None and finite:
-                self._update(group, p, torch.zeros_like(p) if size is None else size, grad)
+                self._update(
+                    group, p, torch.zeros_like(p) if size is None else size, grad
+                )
         return torch.stack(losses).mean()
 
     @contextmanager
     def sampled(self, generator: torch.Generator) -> Iterator[None]:
         """Within this context the trainable parameters are a draw from N(w, 1 / (N s)).
 
-        Afterwards they are w again, bit for bit. The training's own noise is not drawn from, so
-        that a run goes on as if nothing had been sampled. Running statistics of BatchNorm stay
-        those of the training; evaluate in `model.eval()`.
+        Afterwards they are w again, bit for bit. The training's own noise is not drawn
+        from, so that a run goes on as if nothing had been sampled. Running statistics
+        of BatchNorm stay those of the training; evaluate in `model.eval()`.
 
         Args:
             generator: of the draw, each time another; on any device.
 
         Raises:
-            TypeError: no generator. RuntimeError: within another draw; `step` there raises it too.
+            TypeError: no generator. RuntimeError: within another draw; `step` there
+                raises it too.
         """
         if not isinstance(generator, torch.Generator):
             raise TypeError(
@@ -156,14 +175,17 @@ class BSAM(torch.optim.Optimizer):
                 "torch.Generator().manual_seed(0)"
             )
         self._refuse_in_sample("sampled")
-        slots = [(g, p) for g in self.param_groups for p in g["params"] if p.requires_grad]
+        slots = [
+            (g, p) for g in self.param_groups for p in g["params"] if p.requires_grad
+        ]
         params = [p for _, p in slots]
         copies = [p.detach().clone() for p in params]
         self._in_sample = True
         try:
             for group, p in slots:
                 self._draw(group, p, generator)
-            # Inside an autocast region low-precision weights are cached by tensor, not by value.
+            # Inside an autocast region low-precision weights are cached by tensor, not
+            # by value.
             torch.clear_autocast_cache()
             yield
         finally:
@@ -173,7 +195,9 @@ class BSAM(torch.optim.Optimizer):
             torch.clear_autocast_cache()
 
     @torch.no_grad()
-    def _draw(self, group: dict[str, Any], p: Tensor, generator: torch.Generator) -> None:
+    def _draw(
+        self, group: dict[str, Any], p: Tensor, generator: torch.Generator
+    ) -> None:
         s = self.state.get(p, {}).get("s")
         if s is None:  # before the first step
             s = torch.full_like(p, group["s_init"])
@@ -213,7 +237,9 @@ class BSAM(torch.optim.Optimizer):
             raise
         return sizes, grads, loss
 
-    def _update(self, group: dict[str, Any], p: Tensor, size: Tensor, grad: Tensor) -> None:
+    def _update(
+        self, group: dict[str, Any], p: Tensor, size: Tensor, grad: Tensor
+    ) -> None:
         m, s = self.state[p]["m"], self.state[p]["s"]
         beta1, beta2 = group["betas"]
         decay = group["prior_precision"] / group["examples"]
@@ -228,22 +254,30 @@ class BSAM(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         if "noise" not in state_dict:
-            raise ValueError(f"expected the entry 'noise' of a BSAM; got {sorted(state_dict)}")
+            raise ValueError(
+                f"expected the entry 'noise' of a BSAM; got {sorted(state_dict)}"
+            )
         self._stream.load_state_dict(state_dict["noise"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})
 
 
-def _evaluate(params: Sequence[Tensor], closure: Closure) -> tuple[list[Tensor | None], Tensor]:
+def _evaluate(
+    params: Sequence[Tensor], closure: Closure
+) -> tuple[list[Tensor | None], Tensor]:
     for p in params:
         p.grad = None
     with torch.enable_grad():
         loss = closure()
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(f"the closure returned {given}; it must return the loss, a scalar tensor")
+        raise TypeError(
+            f"the closure returned {given}; it must return the loss, a scalar tensor"
+        )
     grads = [dense(p.grad) for p in params]
     if all(g is None for g in grads):
-        raise ValueError("the closure left no gradient; it must call backward() on the loss")
+        raise ValueError(
+            "the closure left no gradient; it must call backward() on the loss"
+        )
     return grads, loss.detach().reshape(())
 
 
@@ -258,5 +292,6 @@ def _accumulate(
     """sums + terms / parts; None counts as zero."""
     shares = [None if t is None else t / parts for t in terms]
     return [
-        b if a is None else a if b is None else a + b for a, b in zip(sums, shares, strict=True)
+        b if a is None else a if b is None else a + b
+        for a, b in zip(sums, shares, strict=True)
     ]

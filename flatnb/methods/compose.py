@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .base import ERM, Method, Step
+from flatnb.methods.base import ERM, Method, Step
 
 
 class Composed(Method):
@@ -52,7 +52,9 @@ class Composed(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         states = state.get("parts", ())
         if set(state) != {"parts"} or len(states) != len(self.parts):
-            raise ValueError(f"{self!r} needs a state of {len(self.parts)} parts; got {state!r}")
+            raise ValueError(
+                f"{self!r} needs a state of {len(self.parts)} parts; got {state!r}"
+            )
         for part, s in zip(self.parts, states, strict=True):
             part.load_state_dict(s)
 
@@ -73,11 +75,13 @@ def _only(hook: str, what: str, parts: tuple[Method, ...]) -> Method:
 def compose(*methods: Method) -> Method:
     """Join at most one loss transform, one gradient rule, and any number of penalties.
 
-    `compose(SoftAD(theta=0.1), SAM(rho=0.05))` takes SAM's gradient of SoftAD's objective: the
-    ascent direction, too, is that of the transformed loss. ERM joins anything and adds nothing.
+    `compose(SoftAD(theta=0.1), SAM(rho=0.05))` takes SAM's gradient of SoftAD's
+    objective: the ascent direction, too, is that of the transformed loss. ERM joins
+        anything and adds nothing.
 
     Raises:
-        TypeError: an argument is not a method. ValueError: none given, or two for one place.
+        TypeError: an argument is not a method. ValueError: none given, or two for one
+            place.
     """
     parts: list[Method] = []
     for method in methods:

@@ -7,16 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import Hyperparameter, Method, Step, count
+from flatnb.methods.base import Hyperparameter, Method, Step, count
 
 
 class Every(Method):
     """`method` in every k-th step, the first among them, and plain training in between.
 
-    It takes the place of `method` alone and in `compose`: `Every(compose(SoftAD(0.1), SAM()), 5)`
-    leaves both out in between, `compose(SoftAD(0.1), Every(SAM(), 5))` SAM alone. A step is a
-    call of `backward`, with accumulation a micro-batch; schedules of `method` count all steps,
-    those in between as well. k = 1 is the method.
+    It takes the place of `method` alone and in `compose`:
+        `Every(compose(SoftAD(0.1), SAM()), 5)`
+    leaves both out in between, `compose(SoftAD(0.1), Every(SAM(), 5))` SAM alone. A
+    step is a call of `backward`, with accumulation a micro-batch; schedules of `method`
+    count all steps, those in between as well. k = 1 is the method.
 
         >>> from flatnb import SAM, Every
         >>> Every(SAM(rho=0.05), k=5).passes
@@ -34,7 +35,9 @@ class Every(Method):
 
     def __init__(self, method: Method, k: int) -> None:
         if not isinstance(method, Method):
-            raise TypeError(f"method={method!r}; allowed: a method such as SAM(rho=0.05)")
+            raise TypeError(
+                f"method={method!r}; allowed: a method such as SAM(rho=0.05)"
+            )
         self.method, self.k = method, k
 
     @property
@@ -75,5 +78,7 @@ class Every(Method):
         """Take back what `state_dict` gave."""
         rest = self.load_calls(state)
         if set(rest) != {"method"}:
-            raise ValueError(f"{self!r} needs a state with 'method'; got {sorted(state)}")
+            raise ValueError(
+                f"{self!r} needs a state with 'method'; got {sorted(state)}"
+            )
         self.method.load_state_dict(rest["method"])

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
-from .._nets import compiled, unwrap
-from ._model import ensemble
-from .base import Closure, Hyperparameter, Method, Value, per_member
-from .noise import Stream, rademacher
-from .normalisation import Elementary
+from flatnb._nets import compiled, unwrap
+from flatnb.methods._model import ensemble
+from flatnb.methods.base import Closure, Hyperparameter, Method, Value, per_member
+from flatnb.methods.noise import Stream, rademacher
+from flatnb.methods.normalisation import Elementary
 
 _LOSSES = ("cross_entropy", "auto")
 
@@ -25,44 +25,56 @@ class FAM(Method):
 
         objective  L(w) + lam kappa(W),   kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}
 
-    W has one row w_s an output, and H_{s,s'} is the block (d^2 L / d w_s d w_s') of the Hessian of
-    the plain mean loss L; under `compose`, too, kappa is that of the plain loss. The layer's bias
-    is no part of it. kappa does not change under W -> cW, phi -> phi / c, phi being the layer's
-    input. The gradient of kappa is exact and reaches all parameters that phi and W depend on.
+    W has one row w_s an output, and H_{s,s'} is the block (d^2 L / d w_s d w_s') of the
+    Hessian of the plain mean loss L; under `compose`, too, kappa is that of the plain
+    loss. The layer's bias is no part of it. kappa does not change under W -> cW, phi ->
+    phi / c, phi being the layer's input. The gradient of kappa is exact and reaches all
+    parameters that phi and W depend on.
 
-    **The last layer** (layer=None): the last `nn.Linear` that the closure executes; its output z
+    **The last layer** (layer=None): the last `nn.Linear` that the closure executes; its
+        output z
     must be the logits. For softmax cross-entropy, p = softmax(z) and w_c the rows of W,
 
         kappa = mean_i ||phi_i||^2 (sum_c p_ic ||w_c||^2 - ||sum_c p_ic w_c||^2),
 
-    which is mean_i ||phi_i||^2 (sum_c G_cc p_ic - p_i^T G p_i) with G = W W^T. It holds for hard,
-    smoothed and mixed targets. With loss="auto" the Hessian of each example's loss in logit space,
-    H_i, is taken by automatic differentiation, one product a class: kappa = mean_i ||phi_i||^2
-    Tr(G H_i), exact for every loss that couples no two examples (class weights, ignore_index,
-    temperatures, squared error).
+    which is mean_i ||phi_i||^2 (sum_c G_cc p_ic - p_i^T G p_i) with G = W W^T. It holds
+    for hard, smoothed and mixed targets. With loss="auto" the Hessian of each example's
+    loss in logit space,
+    H_i, is taken by automatic differentiation, one product a class: kappa = mean_i
+        ||phi_i||^2
+    Tr(G H_i), exact for every loss that couples no two examples (class weights,
+    ignore_index, temperatures, squared error).
 
-    **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and v of
-    independent signs, one Hessian-vector product a step. It is unbiased, and so is its gradient;
-    one draw has a relative standard deviation of about 1. Any loss will do. Norm layers on
-    the way are computed by elementary operations: the third derivatives of PyTorch's are wrong.
-    Attention is PyTorch's plain one; attention of other packages must be differentiable twice.
+    **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and
+        v of
+    independent signs, one Hessian-vector product a step. It is unbiased, and so is its
+    gradient; one draw has a relative standard deviation of about 1. Any loss will do.
+    Norm layers on
+    the way are computed by elementary operations: the third derivatives of PyTorch's
+        are wrong.
+    Attention is PyTorch's plain one; attention of other packages must be differentiable
+    twice.
 
-    One pass for the last layer, at next to no cost; with a named layer a step costs about as much
-    as 3 passes, since it differentiates three times. BatchNorm, weight decay and momentum are
-    untouched. Works on an `Ensemble`, with one kappa a member. Under DistributedDataParallel kappa
-    is each process's own: the average is that of the global batch, since kappa is a mean.
+    One pass for the last layer, at next to no cost; with a named layer a step costs
+    about as much as 3 passes, since it differentiates three times. BatchNorm, weight
+    decay and momentum are untouched. Works on an `Ensemble`, with one kappa a member.
+    Under DistributedDataParallel kappa is each process's own: the average is that of
+    the global batch, since kappa is a mean.
 
-    Source: Adilova, Abourayya, Li, Dada, Petzka, Egger, Kleesiek and Kamp, "FAM: Relative Flatness
-    Aware Minimization", TAG-ML 2023; kappa is Definition 3 of Petzka, Kamp, Adilova, Sminchisescu
-    and Boley, "Relative Flatness and Generalization", NeurIPS 2021. The authors' training code
-    divides kappa by the number of inputs of the layer, so its lam is that many times larger, and
-    holds the Hessian constant, so that only W sees the penalty.
+    Source: Adilova, Abourayya, Li, Dada, Petzka, Egger, Kleesiek and Kamp, "FAM:
+        Relative Flatness
+    Aware Minimization", TAG-ML 2023; kappa is Definition 3 of Petzka, Kamp, Adilova,
+    Sminchisescu and Boley, "Relative Flatness and Generalization", NeurIPS 2021. The
+    authors' training code divides kappa by the number of inputs of the layer, so its
+    lam is that many times larger, and holds the Hessian constant, so that only W sees
+    the penalty.
 
     Args:
-        lam: weight of the penalty >= 0. kappa scales as the loss's curvature, a few to hundreds.
+        lam: weight of the penalty >= 0. kappa scales as the loss's curvature, a few to
+            hundreds.
         layer: None, or the name of an `nn.Linear` as in `model.named_modules()`.
-        loss: of layer=None: "cross_entropy" (checked at the first step, and whenever the graph
-            from the logits to the losses is a new one) or "auto".
+        loss: of layer=None: "cross_entropy" (checked at the first step, and whenever
+            the graph from the logits to the losses is a new one) or "auto".
         seed: of the generator that draws a and v.
     """
 
@@ -83,20 +95,24 @@ class FAM(Method):
                 "layer, or the name of one, as in model.named_modules()"
             )
         if loss not in _LOSSES:
-            raise ValueError(f"loss={loss!r}; allowed: {' or '.join(map(repr, _LOSSES))}")
+            raise ValueError(
+                f"loss={loss!r}; allowed: {' or '.join(map(repr, _LOSSES))}"
+            )
         self.layer, self.loss = layer, loss
         self.passes = 1 if layer is None else 3
         self._stream = Stream(seed, rademacher)
         self.seed = self._stream.seed
         self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._attached = False
-        # Graphs from the last layer's output to the losses that are softmax cross-entropy.
+        # Graphs from the last layer's output to the losses that are softmax
+        # cross-entropy.
         self._checked: set[tuple[str, ...]] = set()
 
     def attach(self, model: nn.Module) -> None:
         """Prepare a model for `torch.compile`: call it once, before compiling.
 
-        A compiled graph holds only the hooks that were there when it was traced. Not needed
+        A compiled graph holds only the hooks that were there when it was traced. Not
+        needed
         otherwise: then the hooks come and go with each pass.
         """
         for layer in unwrap(model).modules():
@@ -105,7 +121,12 @@ class FAM(Method):
         self._attached = True
 
     def backward(
-        self, model: nn.Module, closure: Closure, *, weight: float = 1.0, scaler: Any = None
+        self,
+        model: nn.Module,
+        closure: Closure,
+        *,
+        weight: float = 1.0,
+        scaler: Any = None,
     ) -> Tensor:
         try:
             return super().backward(model, closure, weight=weight, scaler=scaler)
@@ -124,7 +145,9 @@ class FAM(Method):
         self._seen = None
         handles = []
         if self.layer is None and not self._attached:
-            handles = [layer.register_forward_hook(self._see) for layer in _linear(model)]
+            handles = [
+                layer.register_forward_hook(self._see) for layer in _linear(model)
+            ]
         try:
             if self.layer is None:
                 yield
@@ -153,7 +176,9 @@ class FAM(Method):
         else:
             self._stream.load_state_dict(self.load_calls(state))
 
-    def _see(self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def _see(
+        self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
         if torch.is_grad_enabled():
             self._seen = layer, inputs[0], output
 
@@ -194,16 +219,22 @@ class FAM(Method):
             (g,) = torch.autograd.grad(
                 losses.mean(-1).sum(), weight, create_graph=True, materialize_grads=True
             )
-            if not g.requires_grad:  # the loss is linear in this layer, or does not see it
+            if (
+                not g.requires_grad
+            ):  # the loss is linear in this layer, or does not see it
                 return torch.zeros_like(losses[..., 0])
             (hz,) = torch.autograd.grad(
-                (g * z.detach()).sum(), weight, create_graph=True, materialize_grads=True
+                (g * z.detach()).sum(),
+                weight,
+                create_graph=True,
+                materialize_grads=True,
             )
         except RuntimeError as error:
             _refuse_double_backward(error, f"the estimate for layer {self.layer!r}")
             raise
-        # The value is <Z, HZ>. H must not see through Z in the product, but Z depends on W all the
-        # same: the second term is zero, and brings d<Z, HZ> through both Z's.
+        # The value is <Z, HZ>. H must not see through Z in the product, but Z depends
+        # on W all the same: the second term is zero, and brings d<Z, HZ> through both
+        # Z's.
         return (z.detach() * hz + 2 * (z - z.detach()) * hz.detach()).sum((-1, -2))
 
 
@@ -221,7 +252,9 @@ def _graph(losses: Tensor, z: Tensor) -> tuple[str, ...]:
 
 def _row_variance(p: Tensor, weight: Tensor) -> Tensor:
     """sum_c p_c ||w_c||^2 - ||sum_c p_c w_c||^2 for each row of p, (..., n)."""
-    return (p @ weight.square().sum(-1, keepdim=True)).squeeze(-1) - (p @ weight).square().sum(-1)
+    return (p @ weight.square().sum(-1, keepdim=True)).squeeze(-1) - (
+        p @ weight
+    ).square().sum(-1)
 
 
 def _trace(losses: Tensor, z: Tensor, gram: Tensor) -> Tensor:
@@ -233,13 +266,17 @@ def _trace(losses: Tensor, z: Tensor, gram: Tensor) -> Tensor:
             (row,) = torch.autograd.grad(
                 g[..., c].sum(), z, create_graph=True, materialize_grads=True
             )
-            traces = traces + (row.to(gram.dtype) @ gram[..., c, :].unsqueeze(-1)).squeeze(-1)
+            traces = traces + (
+                row.to(gram.dtype) @ gram[..., c, :].unsqueeze(-1)
+            ).squeeze(-1)
     return traces
 
 
 def _logit_gradient(losses: Tensor, z: Tensor) -> Tensor:
     try:
-        (g,) = torch.autograd.grad(losses.sum(), z, create_graph=True, allow_unused=True)
+        (g,) = torch.autograd.grad(
+            losses.sum(), z, create_graph=True, allow_unused=True
+        )
     except RuntimeError as error:
         _refuse_double_backward(error, "the Hessian in logit space")
         raise
@@ -286,7 +323,9 @@ def _named(model: nn.Module, name: str) -> nn.Linear:
             f"model; its linear layers are {linear}"
         )
     if not layer.weight.requires_grad:
-        raise ValueError(f"the weight of layer {name!r} is frozen; its Hessian is not available")
+        raise ValueError(
+            f"the weight of layer {name!r} is frozen; its Hessian is not available"
+        )
     return layer
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .base import Hyperparameter, Method, Value, count, number, per_member
+from flatnb.methods.base import Hyperparameter, Method, Value, count, number, per_member
 
 
 class Flooding(Method):
@@ -16,11 +16,14 @@ class Flooding(Method):
 
         objective  |L - b| + b              gradient  sign(L - b) grad L,  sign(0) = 0
 
-    One pass. L is the mean over the batch, not over examples: with another batch size Flooding is
+    One pass. L is the mean over the batch, not over examples: with another batch size
+        Flooding is
     another method. BatchNorm, weight decay and momentum are untouched by it.
 
-    Source: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training Error?",
-    ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this, by the formula.
+    Source: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training
+        Error?",
+    ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this, by the
+    formula.
 
     Args:
         level: flood level b >= 0, in units of the loss. Papers search 0.01 to 0.5.
@@ -39,10 +42,12 @@ class Flooding(Method):
 class IFlood(Method):
     """iFlood: each example's loss l_i is reflected at the flood level b.
 
-        objective  mean_i (|l_i - b| + b)   gradient  mean_i sign(l_i - b) grad l_i,  sign(0) = 0
+        objective  mean_i (|l_i - b| + b)   gradient  mean_i sign(l_i - b) grad l_i,
+        sign(0) = 0
 
-    One pass. The limit sigma -> 0 of SoftAD, and Flooding when the batch is a single example: also
-    where the closure returns a loss that is one number, which knows no examples.
+    One pass. The limit sigma -> 0 of SoftAD, and Flooding when the batch is a single
+    example: also where the closure returns a loss that is one number, which knows no
+        examples.
 
     Source: Xie et al., "iFlood: A Stable and Effective Regularizer", ICLR 2022.
 
@@ -63,27 +68,32 @@ class IFlood(Method):
 class AdaFlood(Method):
     """AdaFlood: each training example i has a flood level b_i of its own.
 
-        objective  mean_i (|l_i - b_i| + b_i)   gradient  mean_i sign(l_i - b_i) grad l_i,
-        sign(0) = 0
+        objective  mean_i (|l_i - b_i| + b_i)   gradient  mean_i sign(l_i - b_i) grad
+        l_i, sign(0) = 0
 
-    One pass. Levels come from auxiliary models that did not see the example: `held_out_losses`,
+    One pass. Levels come from auxiliary models that did not see the example:
+        `held_out_losses`,
     then `adaflood_levels`. The method must be told which examples a batch holds:
 
-        method = AdaFlood(levels)                  # levels[i] belongs to training example i
-        for index, x, y in batches:
+        method = AdaFlood(levels)                  # levels[i] belongs to training
+        example i for index, x, y in batches:
             method.select(index)
-            method.backward(model, lambda: F.cross_entropy(model(x), y, reduction="none"))
+            method.backward(model, lambda: F.cross_entropy(model(x), y,
+            reduction="none"))
 
-    In `compose(AdaFlood(levels), SAM(0.05))` the part is told in the same way: keep it in a
-    variable. With all levels equal this is IFlood. It needs one loss per example, and refuses a
-    loss that is one number. BatchNorm, weight decay and momentum are untouched by it.
+    In `compose(AdaFlood(levels), SAM(0.05))` the part is told in the same way: keep it
+    in a variable. With all levels equal this is IFlood. It needs one loss per example,
+    and refuses a loss that is one number. BatchNorm, weight decay and momentum are
+    untouched by it.
 
-    Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. The authors' code can
+    Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. The
+        authors' code can
     also learn alpha and beta of the levels together with the net; here they are fixed.
 
     Args:
-        levels: levels b_i >= 0 of the whole training set, in units of the loss: (examples,), or
-            (members, examples) for an ensemble whose members have levels of their own.
+        levels: levels b_i >= 0 of the whole training set, in units of the loss:
+            (examples,), or (members, examples) for an ensemble whose members have
+            levels of their own.
     """
 
     def __init__(self, levels: Tensor) -> None:
@@ -92,7 +102,9 @@ class AdaFlood(Method):
             kind = levels.dtype if isinstance(levels, Tensor) else type(levels).__name__
             raise TypeError(f"levels is {kind}; allowed: {allowed}, of floating point")
         if levels.dim() not in (1, 2) or levels.numel() == 0:
-            raise ValueError(f"levels has shape {tuple(levels.shape)}; allowed: {allowed}")
+            raise ValueError(
+                f"levels has shape {tuple(levels.shape)}; allowed: {allowed}"
+            )
         bad = ~(levels.isfinite() & (levels >= 0))
         if bad.any():
             raise ValueError(
@@ -104,9 +116,16 @@ class AdaFlood(Method):
 
     def select(self, indices: Tensor) -> None:
         """Say which training examples the coming batch holds, in its order; shape (n,)."""
-        if not isinstance(indices, Tensor) or indices.dtype not in (torch.int32, torch.int64):
-            kind = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-            raise TypeError(f"indices is {kind}; allowed: a 1-D tensor of int64, one an example")
+        if not isinstance(indices, Tensor) or indices.dtype not in (
+            torch.int32,
+            torch.int64,
+        ):
+            kind = (
+                indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+            )
+            raise TypeError(
+                f"indices is {kind}; allowed: a 1-D tensor of int64, one an example"
+            )
         if indices.dim() != 1:
             raise ValueError(f"indices has shape {tuple(indices.shape)}; allowed: (n,)")
         self.levels = self.levels.to(indices.device)
@@ -118,7 +137,10 @@ class AdaFlood(Method):
             raise ValueError(
                 "AdaFlood does not know which examples the batch holds; call select(indices) first"
             )
-        if levels.shape[-1] != losses.shape[-1] or levels.shape[:-1] not in ((), losses.shape[:-1]):
+        if levels.shape[-1] != losses.shape[-1] or levels.shape[:-1] not in (
+            (),
+            losses.shape[:-1],
+        ):
             raise ValueError(
                 f"the levels selected have shape {tuple(levels.shape)}, but the losses have shape "
                 f"{tuple(losses.shape)}; call select with the indices of this batch's examples"
@@ -130,12 +152,15 @@ class AdaFlood(Method):
 def adaflood_levels(
     losses: Tensor, *, gamma: float = 0.5, alpha: float = 1.0, beta: float = 0.0
 ) -> Tensor:
-    """AdaFlood's levels b_i from losses l_i of auxiliary models on examples held out from them.
+    """AdaFlood's levels b_i from losses l_i of auxiliary models on examples held out
+    from them.
 
         b_i = -log((1 - gamma) exp(-(alpha l_i + beta)) + gamma)
 
-    For cross-entropy, alpha = 1 and beta = 0, exp(-b_i) is the auxiliary probability of the true
-    class moved towards 1 by gamma: the larger gamma, the lower the levels, which never exceed
+    For cross-entropy, alpha = 1 and beta = 0, exp(-b_i) is the auxiliary probability of
+    the true
+    class moved towards 1 by gamma: the larger gamma, the lower the levels, which never
+        exceed
     -log gamma.
 
     Args:
@@ -156,9 +181,13 @@ def adaflood_levels(
         )
     )
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
-        raise TypeError(f"losses is {type(losses).__name__}; allowed: a floating-point tensor")
+        raise TypeError(
+            f"losses is {type(losses).__name__}; allowed: a floating-point tensor"
+        )
     if not bool((losses.isfinite() & (losses >= 0)).all()):
-        raise ValueError("losses has entries that are negative or not finite; allowed: >= 0")
+        raise ValueError(
+            "losses has entries that are negative or not finite; allowed: >= 0"
+        )
     log_p = -(a * losses.detach().double() + b)
     log_keep = math.log1p(-g) if g < 1 else -math.inf
     log_gamma = torch.full_like(log_p, math.log(g) if g > 0 else -math.inf)
@@ -169,16 +198,18 @@ def adaflood_levels(
 def held_out_losses(
     examples: int, folds: int, train: Callable[[Tensor], Callable[[Tensor], Tensor]]
 ) -> Tensor:
-    """Each training example's loss under an auxiliary model that was trained without it.
+    """Each training example's loss under an auxiliary model that was trained without
+    it.
 
-    The examples are cut into contiguous folds, as in the authors' code: shuffle data that is
-    sorted. For each fold, one auxiliary model is trained on all the others.
+    The examples are cut into contiguous folds, as in the authors' code: shuffle data
+    that is sorted. For each fold, one auxiliary model is trained on all the others.
 
     Args:
         examples: size of the training set.
         folds: number of auxiliary models, 2 to `examples`.
-        train: `train(indices)` trains a fresh auxiliary model on those examples and returns a
-            function that gives the plain per-example losses of the examples it is asked for.
+        train: `train(indices)` trains a fresh auxiliary model on those examples and
+            returns a function that gives the plain per-example losses of the examples
+            it is asked for.
 
     Returns:
         Losses, (examples,), on the CPU: what `adaflood_levels` takes.
@@ -186,7 +217,9 @@ def held_out_losses(
     count("examples", examples, low=2)
     count("folds", folds, low=2)
     if folds > examples:
-        raise ValueError(f"folds={folds}; allowed: 2 to the number of examples, {examples}")
+        raise ValueError(
+            f"folds={folds}; allowed: 2 to the number of examples, {examples}"
+        )
     parts = torch.arange(examples).tensor_split(folds)
     losses = []
     for i, held_out in enumerate(parts):

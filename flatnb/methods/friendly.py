@@ -8,8 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import TINY, Hyperparameter, Method, Perturb, Real, Step, Value, aligned, real, selection
-from .remembered import Vector
+from flatnb.methods.base import (
+    TINY,
+    Hyperparameter,
+    Method,
+    Perturb,
+    Real,
+    Step,
+    Value,
+    aligned,
+    real,
+    selection,
+)
+from flatnb.methods.remembered import Vector
 
 
 class FriendlySAM(Method):
@@ -20,18 +31,21 @@ class FriendlySAM(Method):
         d = g - sigma m
         gradient  grad L(w + rho d / ||d||)
 
-    m, a moving average, stands for the gradient of all data. Two passes. sigma = 0 is SAM, and so
-    is the first step, where d is along g. With sigma = 1, d = lam (g - m) with the m of before
-    the step. ||d|| is the norm over all perturbed parameters together, in float64; where d is
-    zero nothing moves. A gradient that is not finite does not enter m. BatchNorm, weight decay
-    and momentum are as in SAM. A step is a call of `backward`, with accumulation a micro-batch.
-    Under DistributedDataParallel each process has its own g, m and d (m-sharpness).
+    m, a moving average, stands for the gradient of all data. Two passes. sigma = 0 is
+    SAM, and so is the first step, where d is along g. With sigma = 1, d = lam (g - m)
+    with the m of before the step. ||d|| is the norm over all perturbed parameters
+    together, in float64; where d is zero nothing moves. A gradient that is not finite
+    does not enter m. BatchNorm, weight decay and momentum are as in SAM. A step is a
+    call of `backward`, with accumulation a micro-batch. Under DistributedDataParallel
+    each process has its own g, m and d (m-sharpness).
 
     m is in `state_dict`, and takes the memory of one more set of weights.
 
-    Source: Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR 2024.
+    Source: Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR
+        2024.
     The authors' code subtracts the m of before the step, which for sigma = 1 gives
-    the same direction, and begins with m = g, not with 0, so that later directions differ.
+    the same direction, and begins with m = g, not with 0, so that later directions
+    differ.
 
         >>> from flatnb import FriendlySAM
         >>> FriendlySAM(rho=0.2, lam=0.95)
@@ -39,9 +53,11 @@ class FriendlySAM(Method):
 
     Args:
         rho: radius >= 0, in units of the parameters. The authors' script uses 0.2.
-        lam: decay of the moving average, in [0, 1]. The authors' class has 0.9, their script 0.95.
+        lam: decay of the moving average, in [0, 1]. The authors' class has 0.9, their
+            script 0.95.
         sigma: share of the average that is taken out >= 0. The authors use 1.
-        perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
+        perturb: which parameters are moved, all by default; see
+            `flatnb.methods.perturb`.
     """
 
     passes = 2
@@ -73,7 +89,10 @@ class FriendlySAM(Method):
 
     def _take_out(self, step: Step, grads: list[Tensor | None], finite: Tensor) -> None:
         """Turn g into d, and m into the new m of the members whose g is finite."""
-        lam, sigma = step.per_member("lam", self.lam), step.per_member("sigma", self.sigma)
+        lam, sigma = (
+            step.per_member("lam", self.lam),
+            step.per_member("sigma", self.sigma),
+        )
         for m, g in zip(self._mean.of(step), grads, strict=True):
             if g is None:  # a zero of the gradient
                 m.mul_(_along(lam, m))

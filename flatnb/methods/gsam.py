@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from .base import TINY, Hyperparameter, Method, Perturb, Step, Value, selection
+from flatnb.methods.base import (
+    TINY,
+    Hyperparameter,
+    Method,
+    Perturb,
+    Step,
+    Value,
+    selection,
+)
 
 
 class GSAM(Method):
@@ -12,17 +20,19 @@ class GSAM(Method):
         g_across = g - (<g, g_p> / ||g_p||^2) g_p
         gradient  g_p - alpha g_across
 
-    Going down g_p lowers the perturbed loss L_p. Going up g_across leaves L_p as it is, to first
-    order, and raises L, so that the surrogate gap L_p - L, a measure of sharpness, shrinks. Two
-    passes. alpha = 0 is SAM. Norms and products are over all trainable parameters together, in
-    float64; ||g|| in the perturbation is over the perturbed ones. BatchNorm, weight decay and
-    momentum are as in SAM. Under DistributedDataParallel each process takes its own gradients
-    apart, and the results are averaged, outside of DDP's communication hooks.
+    Going down g_p lowers the perturbed loss L_p. Going up g_across leaves L_p as it is,
+    to first order, and raises L, so that the surrogate gap L_p - L, a measure of
+    sharpness, shrinks. Two passes. alpha = 0 is SAM. Norms and products are over all
+    trainable parameters together, in float64; ||g|| in the perturbation is over the
+    perturbed ones. BatchNorm, weight decay and momentum are as in SAM. Under
+    DistributedDataParallel each process takes its own gradients apart, and the results
+    are averaged, outside of DDP's communication hooks.
 
-    Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR
+    Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
+        Training", ICLR
     2022. There rho follows the learning rate: `rho=FollowLR(optimizer, ...)`. The
-    authors' PyTorch code sums the gradients of several processes where this one averages, and
-    has an option for ASAM's perturbation.
+    authors' PyTorch code sums the gradients of several processes where this one
+    averages, and has an option for ASAM's perturbation.
 
         >>> from flatnb import GSAM
         >>> GSAM(rho=0.05, alpha=0.4)
@@ -30,8 +40,10 @@ class GSAM(Method):
 
     Args:
         rho: radius >= 0, in units of the parameters.
-        alpha: weight of the part across >= 0, no unit. Example of the authors' code: 0.2.
-        perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
+        alpha: weight of the part across >= 0, no unit. Example of the authors' code:
+            0.2.
+        perturb: which parameters are moved, all by default; see
+            `flatnb.methods.perturb`.
     """
 
     passes = 2
@@ -45,7 +57,10 @@ class GSAM(Method):
         self.rho, self.alpha, self.perturb = rho, alpha, perturb
 
     def rule(self, step: Step) -> None:
-        rho, alpha = step.per_member("rho", self.rho), step.per_member("alpha", self.alpha)
+        rho, alpha = (
+            step.per_member("rho", self.rho),
+            step.per_member("alpha", self.alpha),
+        )
         grads = step.gradient()
         norm = step.norm(grads, self.perturb)
         step.move(grads, rho / norm.clamp_min(TINY), self.perturb)

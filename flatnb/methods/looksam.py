@@ -7,12 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import TINY, Hyperparameter, Method, Perturb, Step, Value, aligned, count, selection
-from .remembered import Vector
+from flatnb.methods.base import (
+    TINY,
+    Hyperparameter,
+    Method,
+    Perturb,
+    Step,
+    Value,
+    aligned,
+    count,
+    selection,
+)
+from flatnb.methods.remembered import Vector
 
 
 class LookSAM(Method):
-    """LookSAM: SAM in every k-th step; in between, the part of its gradient that turned it.
+    """LookSAM: SAM in every k-th step; in between, the part of its gradient that turned
+    it.
 
         g = grad L(w)
         every k-th step, the first among them:
@@ -21,16 +32,19 @@ class LookSAM(Method):
         in between, with the last g_v:
             gradient  g + alpha (||g|| / ||g_v||) g_v
 
-    (k + 1) / k passes on average. k = 1 is SAM. Norms and products are over all trainable
-    parameters together, in float64; ||g|| in the perturbation is over the perturbed ones. A g_v
-    that is not finite is not remembered; where none has been, or it is zero, the steps in between
-    are plain ones. BatchNorm, weight decay and momentum are as in SAM. A step is a call of
-    `backward`, with accumulation a micro-batch. Under DistributedDataParallel each process has
-    its own g_v, and the results are averaged, outside of DDP's communication hooks.
+    (k + 1) / k passes on average. k = 1 is SAM. Norms and products are over all
+    trainable parameters together, in float64; ||g|| in the perturbation is over the
+    perturbed ones. A g_v that is not finite is not remembered; where none has been, or
+    it is zero, the steps in between are plain ones. BatchNorm, weight decay and
+    momentum are as in SAM. A step is a call of `backward`, with accumulation a
+    micro-batch. Under DistributedDataParallel each process has its own g_v, and the
+    results are averaged, outside of DDP's communication hooks.
 
-    g_v and the count are in `state_dict`; g_v takes the memory of one more set of weights.
+    g_v and the count are in `state_dict`; g_v takes the memory of one more set of
+    weights.
 
-    Source: Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 2022.
+    Source: Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization",
+        CVPR 2022.
     Public re-implementations differ from it, and from each other: some take norms
     and products tensor by tensor.
 
@@ -41,9 +55,10 @@ class LookSAM(Method):
     Args:
         rho: radius >= 0, in units of the parameters.
         k: number of steps from one look uphill to the next >= 1.
-        alpha: weight of the reused part >= 0, no unit. The defaults of k and alpha are those of
-            public re-implementations.
-        perturb: which parameters are moved, all by default; see `flatnb.methods.perturb`.
+        alpha: weight of the reused part >= 0, no unit. The defaults of k and alpha are
+            those of public re-implementations.
+        perturb: which parameters are moved, all by default; see
+            `flatnb.methods.perturb`.
     """
 
     rho = Hyperparameter()
@@ -52,7 +67,12 @@ class LookSAM(Method):
     perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
-        self, rho: Value = 0.05, k: int = 5, alpha: Value = 0.7, *, perturb: Perturb | None = None
+        self,
+        rho: Value = 0.05,
+        k: int = 5,
+        alpha: Value = 0.7,
+        *,
+        perturb: Perturb | None = None,
     ) -> None:
         self.rho, self.k, self.alpha, self.perturb = rho, k, alpha, perturb
         self._turn = Vector("turn")

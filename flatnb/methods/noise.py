@@ -1,7 +1,9 @@
 """Noise on the parameters: its distributions, and the random streams it is drawn from.
 
-A distribution is a function `fill(out, generator)` that overwrites a tensor with independent draws
-of mean 0 and variance 1: `normal`, `laplace`, `uniform`, `rademacher`, or one of your own.
+A distribution is a function `fill(out, generator)` that overwrites a tensor with
+independent draws
+of mean 0 and variance 1: `normal`, `laplace`, `uniform`, `rademacher`, or one of your
+    own.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import count
+from flatnb.methods.base import count
 
 Distribution = Callable[[Tensor, torch.Generator], Any]
 
-# A net is often initialised under the same small seed; its noise must not repeat its weights.
+# A net is often initialised under the same small seed; its noise must not repeat its
+# weights.
 _OFFSET = 0x6E6F6973
 
-# Entries that are drawn in one piece on a CPU, where drawing is serial and can be a quarter of a
-# step (`python -m benchmarks.methods --profile`). Longer tensors are drawn by all threads, each
-# block from a generator of its own that the stream's seeds, whatever the number of threads.
+# Entries that are drawn in one piece on a CPU, where drawing is serial and can be a
+# quarter of a step (`python -m benchmarks.methods --profile`). Longer tensors are drawn
+# by all threads, each block from a generator of its own that the stream's seeds,
+# whatever the number of threads.
 _BLOCK = 1 << 17
 
 
@@ -52,10 +56,10 @@ def rademacher(out: Tensor, generator: torch.Generator) -> None:
 class Stream:
     """Noise for the parameters of a net, from generators of its own.
 
-    Each device a net lies on has a generator, and in an ensemble each distinct member seed has
-    one. They are made when first drawn from, seeded by `seed` plus the member's seed (0 for a plain
-    net). So a member draws what the same net draws alone, and all processes of one training draw
-    the same.
+    Each device a net lies on has a generator, and in an ensemble each distinct member
+    seed has one. They are made when first drawn from, seeded by `seed` plus the
+    member's seed (0 for a plain net). So a member draws what the same net draws alone,
+    and all processes of one training draw the same.
     """
 
     def __init__(self, seed: int, fill: Distribution) -> None:
@@ -68,13 +72,19 @@ class Stream:
         self._generators: dict[tuple[int, int], torch.Generator] = {}
         self._loaded: dict[tuple[int, int], Tensor] = {}
 
-    def draw(self, params: Sequence[Tensor], seeds: Sequence[int] = (0,)) -> list[Tensor]:
+    def draw(
+        self, params: Sequence[Tensor], seeds: Sequence[int] = (0,)
+    ) -> list[Tensor]:
         """Noise in the shape of each parameter; `seeds`: one a member on the leading axis."""
         noise: list[Tensor] = [torch.empty(0)] * len(params)
         devices = list(dict.fromkeys(p.device for p in params))
         distinct = {seed: row for row, seed in enumerate(dict.fromkeys(seeds))}
         for device, dtype in dict.fromkeys((p.device, p.dtype) for p in params):
-            mine = [i for i, p in enumerate(params) if (p.device, p.dtype) == (device, dtype)]
+            mine = [
+                i
+                for i, p in enumerate(params)
+                if (p.device, p.dtype) == (device, dtype)
+            ]
             sizes = [params[i].numel() // len(seeds) for i in mine]
             # One draw for all tensors: many small ones cost more.
             flat = torch.empty(len(distinct), sum(sizes), dtype=dtype, device=device)
@@ -94,7 +104,9 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         if set(state) != {"generators"}:
-            raise ValueError(f"expected a state with the entry 'generators'; got {sorted(state)}")
+            raise ValueError(
+                f"expected a state with the entry 'generators'; got {sorted(state)}"
+            )
         self._generators, self._loaded = {}, dict(state["generators"])
 
     def _fill(self, row: Tensor, generator: torch.Generator) -> None:
@@ -107,9 +119,12 @@ class Stream:
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             list(threads.map(self.fill, blocks, own))
 
-    def _generator(self, place: int, device: torch.device, seed: int) -> torch.Generator:
-        # By the device's place among the net's devices, not by its name: each process of a
-        # distributed training has another name for its own, and all resume from one checkpoint.
+    def _generator(
+        self, place: int, device: torch.device, seed: int
+    ) -> torch.Generator:
+        # By the device's place among the net's devices, not by its name: each process
+        # of a distributed training has another name for its own, and all resume from
+        # one checkpoint.
         key = (place, seed)
         generator = self._generators.get(key)
         if generator is None or generator.device.type != device.type:

@@ -1,9 +1,10 @@
 """Normalisation layers that can be differentiated more than twice.
 
-PyTorch's fused batch, instance and layer norm save mean and deviation of their input as constants:
-first and second derivatives are right, third ones silently wrong, or, in PyTorch 2.15 for batch and
-instance norm, refused (github.com/pytorch/pytorch/issues/186256 and 175754). Group norm and RMS
-norm are right.
+PyTorch's fused batch, instance and layer norm save mean and deviation of their input as
+constants: first and second derivatives are right, third ones silently wrong, or, in
+    PyTorch 2.15 for batch and
+instance norm, refused (github.com/pytorch/pytorch/issues/186256 and 175754). Group norm
+and RMS norm are right.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 
 class Elementary(TorchFunctionMode):
-    """Inside this context, norms that take their input's statistics are sums and products.
+    """Inside this context, norms that take their input's statistics are sums and
+    products.
 
     Values and running statistics are as without it, up to rounding.
     """
@@ -33,8 +35,12 @@ class Elementary(TorchFunctionMode):
         bound.apply_defaults()
         a = bound.arguments
         if not a.get("training", a.get("use_input_stats", True)):
-            return func(*args, **(kwargs or {}))  # an affine map: all derivatives are right
-        with torch.no_grad():  # for the running statistics, checks of the input, and the dtype
+            return func(
+                *args, **(kwargs or {})
+            )  # an affine map: all derivatives are right
+        with (
+            torch.no_grad()
+        ):  # for the running statistics, checks of the input, and the dtype
             fused = func(*args, **(kwargs or {}))
         return _COMPOSED[func](a).to(fused.dtype)
 
@@ -44,7 +50,9 @@ def _by_channel(a: dict[str, Any], first: int) -> Tensor:
     x = a["input"]
     over = [d for d in range(x.dim()) if d == 0 or d > 1][first:]
     shape = (1, -1, *[1] * (x.dim() - 2))
-    scale, shift = (None if t is None else t.view(shape) for t in (a["weight"], a["bias"]))
+    scale, shift = (
+        None if t is None else t.view(shape) for t in (a["weight"], a["bias"])
+    )
     return _normalised(x, over, scale, shift, a["eps"])
 
 

@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Step
+from flatnb.methods.base import Step
 
 
 class Vector:
-    """A vector with an entry per weight, 0 at first, that a method writes into in place.
+    """A vector with an entry per weight, 0 at first, that a method writes into in
+    place.
 
-    Kept by the names of the parameters in the net, so that it survives saving, wrapping the net
-    in DistributedDataParallel and freezing a layer for a while. It follows its parameter to
-    another device and dtype. Each process of a distributed training has its own; where all
-    resume from one file, all begin with what that process remembered.
+    Kept by the names of the parameters in the net, so that it survives saving, wrapping
+    the net in DistributedDataParallel and freezing a layer for a while. It follows its
+    parameter to another device and dtype. Each process of a distributed training has
+    its own; where all resume from one file, all begin with what that process
+    remembered.
 
     Args:
         entry: its name in `state_dict`.
@@ -30,7 +32,8 @@ class Vector:
         """The tensors that belong to the step's parameters.
 
         Raises:
-            ValueError: a parameter has another shape than the vector has under its name.
+            ValueError: a parameter has another shape than the vector has under its
+                name.
         """
         names = step.names
         for name, p in zip(names, step.params, strict=True):
@@ -55,4 +58,6 @@ class Vector:
             raise ValueError(
                 f"expected a state with the entry {self._entry!r}; got {sorted(state)}"
             )
-        self._tensors = {name: tensor.clone() for name, tensor in state[self._entry].items()}
+        self._tensors = {
+            name: tensor.clone() for name, tensor in state[self._entry].items()
+        }

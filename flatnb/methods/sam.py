@@ -1,13 +1,16 @@
-"""Sharpness-aware minimization and its variants: the gradient is taken uphill from the parameters.
+"""Sharpness-aware minimization and its variants: the gradient is taken uphill from the
+parameters.
 
-Common to all of them: two passes on the same batch; all trainable parameters are moved together,
-BatchNorm and biases included, unless `perturb` selects some; weight decay and momentum are the
-optimizer's, at w. BatchNorm uses batch statistics in both passes, its running statistics see one
-pass at w only. Under DistributedDataParallel each process moves by its own gradient (m-sharpness),
-and the gradients taken there are averaged. The authors' JAX code of SAM has weight decay inside the
+Common to all of them: two passes on the same batch; all trainable parameters are moved
+    together,
+BatchNorm and biases included, unless `perturb` selects some; weight decay and momentum
+are the optimizer's, at w. BatchNorm uses batch statistics in both passes, its running
+statistics see one pass at w only. Under DistributedDataParallel each process moves by
+its own gradient (m-sharpness), and the gradients taken there are averaged. The authors'
+JAX code of SAM has weight decay inside the
 loss, so that it also tilts the perturbation: for that, add
-0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's losses, and set the
-optimizer's weight decay to 0.
+0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's losses, and set
+the optimizer's weight decay to 0.
 """
 
 from __future__ import annotations
@@ -17,8 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import TINY, Hyperparameter, Method, Perturb, Step, Value, aligned, flag, selection
-from .noise import Stream, normal
+from flatnb.methods.base import (
+    TINY,
+    Hyperparameter,
+    Method,
+    Perturb,
+    Step,
+    Value,
+    aligned,
+    flag,
+    selection,
+)
+from flatnb.methods.noise import Stream, normal
 
 
 class SAM(Method):
@@ -26,16 +39,20 @@ class SAM(Method):
 
         eps = rho g / ||g||,  g = grad L(w)         gradient  grad L(w + eps)
 
-    Two passes. ||g|| is the norm over all perturbed parameters together, in float64; a zero
-    gradient moves nothing. BatchNorm, weight decay, momentum: as said at the head of this file.
+    Two passes. ||g|| is the norm over all perturbed parameters together, in float64; a
+    zero
+    gradient moves nothing. BatchNorm, weight decay, momentum: as said at the head of
+        this file.
 
-    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization",
-    ICLR 2021, equations (2) and (3). The authors' JAX code puts weight decay inside the loss, has
-    no guard against a zero norm, clips the gradient to a norm of 5, and reports the loss of the
-    second pass.
+    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
+        Generalization",
+    ICLR 2021, equations (2) and (3). The authors' JAX code puts weight decay inside the
+    loss, has no guard against a zero norm, clips the gradient to a norm of 5, and
+    reports the loss of the second pass.
 
     Args:
-        rho: radius of the ball >= 0, in units of the parameters. The paper searches 0.01 to 0.5.
+        rho: radius of the ball >= 0, in units of the parameters. The paper searches
+            0.01 to 0.5.
         perturb: which parameters are moved, and how far; all by default. See
             `flatnb.methods.perturb`, here and in the other methods.
     """
@@ -57,23 +74,30 @@ class SAM(Method):
 
 
 class ASAM(Method):
-    """ASAM: SAM in an ellipsoid that follows the size of each weight, invariant to rescaling.
+    """ASAM: SAM in an ellipsoid that follows the size of each weight, invariant to
+    rescaling.
 
-        eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise      gradient  grad L(w + eps)
+        eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise      gradient  grad L(w +
+        eps)
 
-    Two passes. T applies to the parameters whose name contains "weight" (so also to BatchNorm's
-    scale); for the others (biases, BatchNorm's shift, tensors named otherwise) T = 1, as in the
-    authors' code. BatchNorm, weight decay, momentum: as said at the head of this file.
+    Two passes. T applies to the parameters whose name contains "weight" (so also to
+    BatchNorm's scale); for the others (biases, BatchNorm's shift, tensors named
+    otherwise) T = 1, as in the authors' code. BatchNorm, weight decay, momentum: as
+    said at the head of this file.
 
-    Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning
-    of Deep Neural Networks", ICML 2021. The authors' class has eta = 0.01 by default, their
-    training script eta = 0, and it updates BatchNorm's running statistics in both passes. Widely
-    used re-implementations take T = |w| for every tensor, biases too, without eta
-    (`all_tensors=True, eta=0`); rho does not carry over from one to the other.
+    Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for
+        Scale-Invariant Learning
+    of Deep Neural Networks", ICML 2021. The authors' class has eta = 0.01 by default,
+    their training script eta = 0, and it updates BatchNorm's running statistics in both
+    passes. Widely used re-implementations take T = |w| for every tensor, biases too,
+    without eta (`all_tensors=True, eta=0`); rho does not carry over from one to the
+    other.
 
     Args:
-        rho: radius >= 0, relative to the weights. The authors' code uses 0.5 to 1 (CIFAR).
-        eta: added to |w| >= 0, in units of the parameters, so that zero weights can move.
+        rho: radius >= 0, relative to the weights. The authors' code uses 0.5 to 1
+            (CIFAR).
+        eta: added to |w| >= 0, in units of the parameters, so that zero weights can
+            move.
         all_tensors: apply T to every parameter, whatever its name.
         perturb: which parameters are moved, all by default; ||T g|| is over these.
     """
@@ -137,12 +161,14 @@ class USAM(Method):
 
     Two passes. BatchNorm, weight decay, momentum: as said at the head of this file.
 
-    Source: the form of SAM that most theory studies; the `unnormalize` option of the SAM in the
-    code of Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima", is this.
+    Source: the form of SAM that most theory studies; the `unnormalize` option of the
+        SAM in the
+    code of Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima", is
+    this.
 
     Args:
-        rho: step uphill >= 0, in units of parameters per gradient, a learning rate. Not comparable
-            with SAM's rho: the two agree where rho_SAM = rho ||g||.
+        rho: step uphill >= 0, in units of parameters per gradient, a learning rate. Not
+            comparable with SAM's rho: the two agree where rho_SAM = rho ||g||.
         perturb: which parameters are moved, all by default.
     """
 
@@ -168,25 +194,31 @@ class RSAM(Method):
         eps = rho g / N,  N^2 = sum over tensors t of (lam ||g_t|| + ||delta_t||)^2
         gradient  grad L(w + eps)
 
-    Two passes, neither at w: a net with BatchNorm costs one more forward pass without gradient, for
-    its running statistics. The returned loss is that of this pass, else the average over the two
-    perturbed ones. With sigma = 0 and lam = 1 this is SAM. Every tensor gets noise of the
-    same sigma, unless `perturb` selects some. In an ensemble the member of seed s (its place,
-    unless given) draws as a plain net under `seed + s`; all processes of a distributed training
+    Two passes, neither at w: a net with BatchNorm costs one more forward pass without
+        gradient, for
+    its running statistics. The returned loss is that of this pass, else the average
+    over the two perturbed ones. With sigma = 0 and lam = 1 this is SAM. Every tensor
+    gets noise of the same sigma, unless `perturb` selects some. In an ensemble the
+    member of seed s (its place, unless given) draws as a plain net under `seed + s`;
+    all processes of a distributed training
     draw the same. Weight decay, momentum: as said at the head of this file.
 
-    Source: the `RSAM` baseline in the code of Zhang, Li and Ju, "Noise Stability Optimization for
-    Finding Flat Minima", after Liu et al., "Random Sharpness-Aware Minimization", NeurIPS 2022.
-    That code scales noise by filter for convolutions and then overwrites it by the noise above; it
-    also perturbs the copy it restores from, so its weights drift by eps each step. Not repeated.
+    Source: the `RSAM` baseline in the code of Zhang, Li and Ju, "Noise Stability
+        Optimization for
+    Finding Flat Minima", after Liu et al., "Random Sharpness-Aware Minimization",
+    NeurIPS 2022. That code scales noise by filter for convolutions and then overwrites
+    it by the noise above; it also perturbs the copy it restores from, so its weights
+    drift by eps each step. Not repeated.
 
     Args:
         rho: radius >= 0, in units of the parameters. Default of that code: 0.05.
-        sigma: standard deviation of the noise >= 0, in units of the parameters. Default there 0.01.
+        sigma: standard deviation of the noise >= 0, in units of the parameters. Default
+            there 0.01.
         lam: weight of the gradient's norm in N >= 0. Default there 1.
         seed: of the noise.
-        perturb: which parameters are moved, both by delta and by eps, all by default; N is a
-            sum over these, and delta the noise times the number that `perturb` returns.
+        perturb: which parameters are moved, both by delta and by eps, all by default; N
+            is a sum over these, and delta the noise times the number that `perturb`
+            returns.
     """
 
     passes = 2

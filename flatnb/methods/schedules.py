@@ -1,7 +1,8 @@
 """Schedules: a radius, a width or a level that changes during training.
 
-In place of a number, a hyperparameter takes a function of the number of earlier calls of the
-method's `backward`, 0 at the first. Here are the usual ones; any other function will do:
+In place of a number, a hyperparameter takes a function of the number of earlier calls
+of the method's `backward`, 0 at the first. Here are the usual ones; any other function
+will do:
 
     >>> from flatnb import SAM, Cosine, Linear
     >>> SAM(rho=Linear(0.0, 0.05, steps=1000))  # rises over the first 1000 calls
@@ -10,12 +11,12 @@ method's `backward`, 0 at the first. Here are the usual ones; any other function
     >>> method.rho  # that of the next call
     0.0
 
-The value is checked at each call as a number is when it is set, and may be a tensor with one
-entry per member of an ensemble. The method keeps the count, and has it in `state_dict`; set
-`method.rho = Linear(...)` later, and the schedule starts at the calls there have been. A call
-that raises is not counted; one whose gradient is not finite is. With accumulation every
-micro-batch is a call: for a schedule over n steps of the optimizer, each of k micro-batches,
-give `steps=n * k`. `FollowLR` needs no count.
+The value is checked at each call as a number is when it is set, and may be a tensor
+with one entry per member of an ensemble. The method keeps the count, and has it in
+`state_dict`; set `method.rho = Linear(...)` later, and the schedule starts at the calls
+there have been. A call that raises is not counted; one whose gradient is not finite is.
+With accumulation every micro-batch is a call: for a schedule over n steps of the
+optimizer, each of k micro-batches, give `steps=n * k`. `FollowLR` needs no count.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .base import Real, count, number, real
+from flatnb.methods.base import Real, count, number, real
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from `start` to `end`, then constant: with s = min(1, calls / steps),
+    """A straight line from `start` to `end`, then constant: with s = min(1, calls /
+    steps),
 
         (1 - s) start + s end
 
     Args:
-        start: value at the first call >= 0; a number, or a tensor with one entry per member.
+        start: value at the first call >= 0; a number, or a tensor with one entry per
+            member.
         end: value from call `steps` on >= 0.
         steps: number of calls of `backward` in between >= 1.
 
@@ -65,7 +68,7 @@ class Linear:
 class Cosine(Linear):
     """Half a cosine from `start` to `end`, then constant: as `Linear`, with
 
-        s = (1 - cos(pi min(1, calls / steps))) / 2
+    s = (1 - cos(pi min(1, calls / steps))) / 2
     """
 
     def share(self, calls: int) -> float:
@@ -78,13 +81,16 @@ class FollowLR:
 
         low + (high - low) (eta - lr_low) / (lr_high - lr_low)
 
-    With the defaults for `low` and `lr_low` the value is proportional to the learning rate.
+    With the defaults for `low` and `lr_low` the value is proportional to the learning
+    rate.
 
-    Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR
+    Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
+        Training", ICLR
     2022, for GSAM's rho.
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        method = GSAM(rho=FollowLR(optimizer, high=0.6, lr_high=0.1, low=0.2), alpha=0.2)
+        method = GSAM(rho=FollowLR(optimizer, high=0.6, lr_high=0.1, low=0.2),
+        alpha=0.2)
 
     Args:
         optimizer: whose first parameter group's learning rate is followed.
@@ -105,7 +111,9 @@ class FollowLR:
 
     def __post_init__(self) -> None:
         if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer={self.optimizer!r}; allowed: a torch.optim.Optimizer")
+            raise TypeError(
+                f"optimizer={self.optimizer!r}; allowed: a torch.optim.Optimizer"
+            )
         for name in ("high", "low"):
             object.__setattr__(self, name, real(name, getattr(self, name)))
         lr_low = number("lr_low", self.lr_low)
@@ -114,5 +122,7 @@ class FollowLR:
         object.__setattr__(self, "lr_high", lr_high)
 
     def __call__(self, calls: int) -> Real:
-        s = (self.optimizer.param_groups[0]["lr"] - self.lr_low) / (self.lr_high - self.lr_low)
+        s = (self.optimizer.param_groups[0]["lr"] - self.lr_low) / (
+            self.lr_high - self.lr_low
+        )
         return (1 - s) * self.low + s * self.high

@@ -7,25 +7,30 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import Hyperparameter, Method, Value, flag, per_member, real
+from flatnb.methods.base import Hyperparameter, Method, Value, flag, per_member, real
 
 
 class SoftAD(Method):
-    """Soft ascent-descent: examples above the threshold descend, those below ascend, softly.
+    """Soft ascent-descent: examples above the threshold descend, those below ascend,
+    softly.
 
         objective  theta + sigma mean_i rho(x_i),   x_i = (l_i - theta) / sigma
         gradient   mean_i phi(x_i) grad l_i
         rho(x) = sqrt(x^2 + 1) - 1,   phi(x) = rho'(x) = x / sqrt(x^2 + 1)
 
-    One pass. Borderline examples (l_i near theta) count little, outliers at most 1. With sigma -> 0
-    the weights become signs, which is IFlood. The objective is smooth where the loss is. A closure
-    that returns a loss that is one number has one example: the batch as a whole is weighted.
+    One pass. Borderline examples (l_i near theta) count little, outliers at most 1.
+    With sigma -> 0 the weights become signs, which is IFlood. The objective is smooth
+    where the loss is. A closure
+    that returns a loss that is one number has one example: the batch as a whole is
+        weighted.
     BatchNorm, weight decay and momentum are untouched by it.
 
-    Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible alternative to
-    flooding", NeurIPS 2024 (arXiv 2310.10006), equations (7) and (8), which have sigma = 1. For
-    other sigma the authors' loss class uses sigma^2 rho(x), whose weights sigma phi(x) vanish with
-    sigma; the form here keeps phi(x), as their figures do. The two agree at sigma = 1.
+    Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible
+        alternative to
+    flooding", NeurIPS 2024 (arXiv 2310.10006), equations (7) and (8), which have sigma
+    = 1. For other sigma the authors' loss class uses sigma^2 rho(x), whose weights
+    sigma phi(x) vanish with sigma; the form here keeps phi(x), as their figures do. The
+    two agree at sigma = 1.
 
     Args:
         theta: threshold >= 0, in units of the loss. The paper searches 0.01 to 2.
@@ -37,14 +42,16 @@ class SoftAD(Method):
     sigma = Hyperparameter(partial(real, open_low=True))
     code_form = Hyperparameter(flag)
 
-    def __init__(self, theta: Value, sigma: Value = 1.0, *, code_form: bool = False) -> None:
+    def __init__(
+        self, theta: Value, sigma: Value = 1.0, *, code_form: bool = False
+    ) -> None:
         self.theta, self.sigma, self.code_form = theta, sigma, code_form
 
     def objective(self, losses: Tensor) -> Tensor:
         theta = per_member("theta", self.theta, losses, pointwise=True)
         sigma = per_member("sigma", self.sigma, losses, pointwise=True)
-        # sigma rho(x) = d^2 / (sigma + sqrt(d^2 + sigma^2)): the root less sigma would lose all
-        # digits for small d.
+        # sigma rho(x) = d^2 / (sigma + sqrt(d^2 + sigma^2)): the root less sigma would
+        # lose all digits for small d.
         d = losses - theta
         root = torch.hypot(d, torch.as_tensor(sigma, dtype=d.dtype))
         value = d * (d / (root + sigma))

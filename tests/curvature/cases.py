@@ -1,4 +1,6 @@
-"""Nets with what breaks curvature code, each with data in float64 and its dense Hessian."""
+"""Nets with what breaks curvature code, each with data in float64 and its dense
+Hessian.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class Residual(nn.Module):
 
 
 def perceptron() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3)
+    )
 
 
 def convolutional() -> nn.Module:
@@ -106,7 +110,9 @@ class Case:
 
     @cached_property
     def hessian(self) -> Tensor:
-        """By `torch.autograd.functional.hessian` of the mean loss over all data at once."""
+        """By `torch.autograd.functional.hessian` of the mean loss over all data at
+        once.
+        """
         return dense_hessian(self.model, self.loss, *self.data)
 
 
@@ -120,7 +126,10 @@ def dense_hessian(
 
     def mean_loss(w: Tensor) -> Tensor:
         pieces = w.split([p.numel() for p in named.values()])
-        state = {n: v.reshape(p.shape) for (n, p), v in zip(named.items(), pieces, strict=True)}
+        state = {
+            n: v.reshape(p.shape)
+            for (n, p), v in zip(named.items(), pieces, strict=True)
+        }
         return loss(functional_call(model, state, (x,)), y)
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -141,7 +150,9 @@ def tokens(count: int) -> Callable[[int], Tensor]:
 CASES = {
     "perceptron": Case(perceptron, real(5), 3, piecewise_linear=True),
     "regression": Case(perceptron, real(5), 3, piecewise_linear=True, regression=True),
-    "convolution and BatchNorm": Case(convolutional, real(2, 10, 10), 3, piecewise_linear=True),
+    "convolution and BatchNorm": Case(
+        convolutional, real(2, 10, 10), 3, piecewise_linear=True
+    ),
     "tied embedding, unused parameter": Case(Tied, tokens(6), 6),
     "attention": Case(Attention, tokens(5), 3),
 }

@@ -14,7 +14,9 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @pytest.fixture(autouse=True)
 def models_come_back_as_they_were():
-    """Every test of this folder also checks that no measurement leaves a trace on a model."""
+    """Every test of this folder also checks that no measurement leaves a trace on a
+    model.
+    """
     before = {name: _state(case) for name, case in CASES.items()}
     yield
     for name, case in CASES.items():

@@ -1,4 +1,6 @@
-"""Random symmetric matrices with the spectra that break eigenvalue code, as operators."""
+"""Random symmetric matrices with the spectra that break eigenvalue code, as
+operators.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def normal(n: int, draw: random.Random) -> Tensor:
 def repeated(n: int, draw: random.Random) -> Tensor:
     """Each value several times."""
     copies = draw.randint(2, 6)
-    return torch.randn(-(-n // copies), dtype=torch.float64).repeat_interleave(copies)[:n]
+    return torch.randn(-(-n // copies), dtype=torch.float64).repeat_interleave(copies)[
+        :n
+    ]
 
 
 def clustered(n: int, draw: random.Random) -> Tensor:

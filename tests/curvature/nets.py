@@ -1,4 +1,6 @@
-"""Random nets, losses and data with all that curvature code stumbles over; one case per seed."""
+"""Random nets, losses and data with all that curvature code stumbles over; one case
+per seed.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,14 @@ def _cast(data: Tensor, dtype: torch.dtype) -> Tensor:
     return data.to(dtype) if data.is_floating_point() else data
 
 
-# -- nets ---------------------------------------------------------------------------------------
+# -- nets
+# --------------------------------------------------------------------------------------
 
 
 class Residual(nn.Module):
-    """x is added in place to what the inner layers made, as in torchvision's ResNets."""
+    """x is added in place to what the inner layers made, as in torchvision's
+    ResNets.
+    """
 
     def __init__(self, *inner: nn.Module) -> None:
         super().__init__()
@@ -99,7 +104,9 @@ class Tied(nn.Module):
 
 
 class Gain(nn.Module):
-    """A parameter without dimensions, one that nothing reads, and one that does not train."""
+    """A parameter without dimensions, one that nothing reads, and one that does not
+    train.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +164,9 @@ def weighted(rng: random.Random, layer: nn.Module) -> nn.Module:
     )()
 
 
-def perceptron(rng: random.Random, classes: int) -> tuple[list[nn.Module], tuple[int, ...]]:
+def perceptron(
+    rng: random.Random, classes: int
+) -> tuple[list[nn.Module], tuple[int, ...]]:
     width, layers = rng.choice([2, 4]), []
     features = rng.choice([1, 3])
     last = features
@@ -173,9 +182,13 @@ def perceptron(rng: random.Random, classes: int) -> tuple[list[nn.Module], tuple
             layers.append(
                 rng.choice(
                     [
-                        lambda: Residual(nn.Linear(width, width), nn.BatchNorm1d(width)),
+                        lambda: Residual(
+                            nn.Linear(width, width), nn.BatchNorm1d(width)
+                        ),
                         lambda: Residual(nn.Linear(width, width)),
-                        lambda: Twice(width, rng.choice(["keyword", "twice", "sides", "weight"])),
+                        lambda: Twice(
+                            width, rng.choice(["keyword", "twice", "sides", "weight"])
+                        ),
                         lambda: Tied(width),
                         Gain,
                         lambda: Standardised(width, width),
@@ -191,7 +204,9 @@ def perceptron(rng: random.Random, classes: int) -> tuple[list[nn.Module], tuple
     return layers, (features,)
 
 
-def convolution(rng: random.Random, dims: int, channels: int, filters: int) -> nn.Module:
+def convolution(
+    rng: random.Random, dims: int, channels: int, filters: int
+) -> nn.Module:
     kinds = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
     back = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
     bias = rng.random() < 0.7
@@ -235,8 +250,16 @@ def norm_nd(rng: random.Random, dims: int, channels: int) -> nn.Module:
 def pooling(rng: random.Random, dims: int) -> nn.Module:
     most = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[dims]
     mean = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}[dims]
-    adaptive = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims]
-    highest = {1: nn.AdaptiveMaxPool1d, 2: nn.AdaptiveMaxPool2d, 3: nn.AdaptiveMaxPool3d}[dims]
+    adaptive = {
+        1: nn.AdaptiveAvgPool1d,
+        2: nn.AdaptiveAvgPool2d,
+        3: nn.AdaptiveAvgPool3d,
+    }[dims]
+    highest = {
+        1: nn.AdaptiveMaxPool1d,
+        2: nn.AdaptiveMaxPool2d,
+        3: nn.AdaptiveMaxPool3d,
+    }[dims]
     ceil = rng.random() < 0.5
     return rng.choice(
         [
@@ -251,7 +274,9 @@ def pooling(rng: random.Random, dims: int) -> nn.Module:
     )()
 
 
-def convolutional(rng: random.Random, classes: int) -> tuple[list[nn.Module], tuple[int, ...]]:
+def convolutional(
+    rng: random.Random, classes: int
+) -> tuple[list[nn.Module], tuple[int, ...]]:
     dims, channels = rng.choice([1, 1, 2, 2, 2, 3]), rng.choice([1, 2])
     size = {1: (9,), 2: (7, 6), 3: (5, 4, 4)}[dims]
     layers: list[nn.Module] = []
@@ -267,7 +292,11 @@ def convolutional(rng: random.Random, classes: int) -> tuple[list[nn.Module], tu
     if rng.random() < 0.2:
         kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
         layers.append(Residual(kind(last, last, 1)))
-    reduce = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims]
+    reduce = {
+        1: nn.AdaptiveAvgPool1d,
+        2: nn.AdaptiveAvgPool2d,
+        3: nn.AdaptiveAvgPool3d,
+    }[dims]
     layers += [reduce(1), nn.Flatten(), nn.Linear(last, classes)]
     return layers, (channels, *size)
 
@@ -277,7 +306,9 @@ class Sequence(nn.Module):
 
     def __init__(self, rng: random.Random, classes: int) -> None:
         super().__init__()
-        self.kind = rng.choice(["lstm", "gru", "rnn", "attention", "encoder", "linear", "first"])
+        self.kind = rng.choice(
+            ["lstm", "gru", "rnn", "attention", "encoder", "linear", "first"]
+        )
         self.embed = nn.Embedding(3, 2)
         make = {
             "lstm": lambda: nn.LSTM(2, 2, batch_first=True),
@@ -309,7 +340,9 @@ class Sequence(nn.Module):
 
 
 class PerToken(nn.Module):
-    """A language model: (n, classes, positions), or its rows (n * positions, classes)."""
+    """A language model: (n, classes, positions), or its rows (n * positions,
+    classes).
+    """
 
     def __init__(self, rng: random.Random, classes: int) -> None:
         super().__init__()
@@ -321,7 +354,8 @@ class PerToken(nn.Module):
         return self.out(self.act(self.hidden(self.embed(tokens)))).transpose(1, 2)
 
 
-# -- losses -------------------------------------------------------------------------------------
+# -- losses
+# -------------------------------------------------------------------------------------
 
 
 class Scaled(nn.CrossEntropyLoss):
@@ -366,15 +400,23 @@ def classification(rng: random.Random, classes: int) -> Loss:
 
 def regression(rng: random.Random) -> Loss:
     return rng.choice(
-        [F.mse_loss, nn.MSELoss(), F.binary_cross_entropy_with_logits, nn.HuberLoss(delta=0.7)]
+        [
+            F.mse_loss,
+            nn.MSELoss(),
+            F.binary_cross_entropy_with_logits,
+            nn.HuberLoss(delta=0.7),
+        ]
     )
 
 
-# -- cases --------------------------------------------------------------------------------------
+# -- cases
+# --------------------------------------------------------------------------------------
 
 
 def random_case(seed: int) -> Case:
-    """The first net drawn under `seed` whose layers fit the data's size, and whose loss moves."""
+    """The first net drawn under `seed` whose layers fit the data's size, and whose
+    loss moves.
+    """
     with torch.random.fork_rng(devices=[]):
         for attempt in range(100):
             rng = random.Random(1000 * seed + attempt)
@@ -394,7 +436,9 @@ def random_case(seed: int) -> Case:
 
 def _case(rng: random.Random, seed: int) -> Case:
     classes = rng.choice([2, 3])
-    family = rng.choice(["perceptron", "perceptron", "convolutional", "convolutional", "sequence"])
+    family = rng.choice(
+        ["perceptron", "perceptron", "convolutional", "convolutional", "sequence"]
+    )
     if family == "sequence":
         per_token = rng.random() < 0.3
         model: nn.Module = (PerToken if per_token else Sequence)(rng, classes)
@@ -444,7 +488,8 @@ def _settle(model: nn.Module) -> None:
                 p.add_(torch.randn_like(p), alpha=0.2)
 
 
-# -- truth --------------------------------------------------------------------------------------
+# -- truth
+# --------------------------------------------------------------------------------------
 
 
 def _composed(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -453,14 +498,18 @@ def _composed(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 @contextmanager
 def plain_weight_norm() -> Iterator[None]:
-    """PyTorch's fused weight norm has a wrong second derivative; the formula has the right one."""
+    """PyTorch's fused weight norm has a wrong second derivative; the formula has the
+    right one.
+    """
     old = "torch.nn.utils.weight_norm._weight_norm"
     with mock.patch("torch._weight_norm", _composed), mock.patch(old, _composed):
         yield
 
 
 class Truth:
-    """The same function of one flat vector, by `functional_call` alone; all in float64."""
+    """The same function of one flat vector, by `functional_call` alone; all in
+    float64.
+    """
 
     def __init__(self, case: Case, train: bool = False) -> None:
         self.case, self.train = case, train
@@ -480,7 +529,9 @@ class Truth:
         self.case.model.train(self.train)
         try:
             with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                return functional_call(self.case.model, {**buffers, **self.state(w)}, (x,))
+                return functional_call(
+                    self.case.model, {**buffers, **self.state(w)}, (x,)
+                )
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -488,7 +539,9 @@ class Truth:
     def loss(self, w: Tensor) -> Tensor:
         total = torch.zeros((), dtype=w.dtype)
         for x, y in self.case.batches:
-            total = total + len(x) / self.examples * self.case.loss(self.outputs(w, x), y)
+            total = total + len(x) / self.examples * self.case.loss(
+                self.outputs(w, x), y
+            )
         return total
 
     def gradient(self, w: Tensor) -> Tensor:
@@ -506,7 +559,8 @@ class Truth:
             rows = lambda w, x=x: self.outputs(w, x).reshape(-1)  # noqa: E731
             jacobian = torch.autograd.functional.jacobian(rows, self.vector)
             of_loss = torch.autograd.functional.hessian(
-                lambda flat, z=z, y=y: self.case.loss(flat.reshape(z.shape), y), z.reshape(-1)
+                lambda flat, z=z, y=y: self.case.loss(flat.reshape(z.shape), y),
+                z.reshape(-1),
             )
             total += len(x) / self.examples * jacobian.mT @ of_loss @ jacobian
         return total

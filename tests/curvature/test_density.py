@@ -19,12 +19,17 @@ def test_moments_are_those_of_the_start_vectors_exactly(case: Case):
     op = operator(case)
     density = spectral_density(op, steps=6, probes=3, seed=5)
     signs = torch.Generator().manual_seed(5)
-    draws = [torch.randint(0, 2, (1, op.size), generator=signs, dtype=torch.int8) for _ in range(3)]
+    draws = [
+        torch.randint(0, 2, (1, op.size), generator=signs, dtype=torch.int8)
+        for _ in range(3)
+    ]
     z = torch.cat(draws).double() * 2 - 1
     power, scale = z, float(case.hessian.abs().max())
     for degree in range(12):  # up to 2 steps - 1
         exact = float((z * power).sum(1).mean()) / op.size
-        assert density.moment(degree)[0] == pytest.approx(exact, rel=1e-9, abs=1e-9 * scale**degree)
+        assert density.moment(degree)[0] == pytest.approx(
+            exact, rel=1e-9, abs=1e-9 * scale**degree
+        )
         power = power @ case.hessian
 
 
@@ -32,7 +37,9 @@ def test_moments_are_unbiased():
     case = CASES["perceptron"]
     density = spectral_density(operator(case), steps=4, probes=100)
     for degree in (1, 2, 3):
-        exact = float(torch.linalg.matrix_power(case.hessian, degree).trace()) / len(case.hessian)
+        exact = float(torch.linalg.matrix_power(case.hessian, degree).trace()) / len(
+            case.hessian
+        )
         value, error = density.moment(degree)
         assert abs(value - exact) < 4 * error
 
@@ -69,21 +76,29 @@ def test_bad_input():
 
 @pytest.mark.parametrize("batch", range(4))
 def test_moments_of_random_matrices(batch):
-    """Every moment that the quadrature has exactly, against powers of the matrix in float64."""
+    """Every moment that the quadrature has exactly, against powers of the matrix in
+    float64.
+    """
     for seed in range(20 * batch, 20 * batch + 20):
         drawn = Drawn(seed, most=80)
         matrix, size = drawn.matrix.double(), len(drawn.matrix)
         scale = float(drawn.exact.abs().max()) or 1.0
         steps = 1 + seed % 13
-        density = spectral_density(Dense(drawn.matrix), steps=steps, probes=2, seed=seed)
+        density = spectral_density(
+            Dense(drawn.matrix), steps=steps, probes=2, seed=seed
+        )
         signs = torch.Generator().manual_seed(seed)
         like = torch.zeros(0, dtype=torch.float64)
         z = torch.cat([rademacher(1, size, signs, like) for _ in range(2)])
         power = z
         for degree in range(2 * min(steps, size)):
             exact = float((z * power).sum(1).mean()) / size
-            moment = float((density.weights * (density.nodes / scale) ** degree).sum(1).mean())
+            moment = float(
+                (density.weights * (density.nodes / scale) ** degree).sum(1).mean()
+            )
             rounding = 100 * torch.finfo(drawn.matrix.dtype).eps * (degree + 1)
-            assert moment == pytest.approx(exact, abs=rounding), f"matrix {seed}: {drawn}"
+            assert moment == pytest.approx(exact, abs=rounding), (
+                f"matrix {seed}: {drawn}"
+            )
             power = power @ matrix / scale
         assert density.weights.sum(1).tolist() == pytest.approx([1, 1])

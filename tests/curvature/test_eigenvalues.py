@@ -25,7 +25,9 @@ def test_both_ends_equal_the_dense_eigenvalues(case: Case, block):
     wanted = torch.cat([exact[:5], exact[-3:]])
     assert found.converged
     assert torch.allclose(found.values, wanted, rtol=1e-8, atol=1e-9 * float(exact[0]))
-    residuals = (case.hessian @ found.vectors - found.vectors * found.values).norm(dim=0)
+    residuals = (case.hessian @ found.vectors - found.vectors * found.values).norm(
+        dim=0
+    )
     assert (residuals <= 2 * found.residuals + 1e-12).all()
     gram = found.vectors.mT @ found.vectors
     assert torch.allclose(gram, torch.eye(8, dtype=gram.dtype), atol=1e-12)
@@ -40,12 +42,16 @@ def test_any_number_of_eigenvalues(k):
     exact = torch.linalg.eigvalsh(case.hessian).flip(0)[:k]
     for block in (None, 1):
         found = top_eigenvalues(op, k, block=block)
-        assert torch.allclose(found.values, exact, rtol=1e-8, atol=1e-9 * float(exact[0]))
+        assert torch.allclose(
+            found.values, exact, rtol=1e-8, atol=1e-9 * float(exact[0])
+        )
 
 
 def test_every_start_finds_the_same():
     op = operator(CASES["convolution and BatchNorm"])
-    exact = torch.linalg.eigvalsh(CASES["convolution and BatchNorm"].hessian).flip(0)[:4]
+    exact = torch.linalg.eigvalsh(CASES["convolution and BatchNorm"].hessian).flip(0)[
+        :4
+    ]
     for seed in range(8):
         found = top_eigenvalues(op, 4, block=1, seed=seed)
         assert torch.allclose(found.values, exact, rtol=1e-8)
@@ -55,7 +61,9 @@ def test_restarts_in_a_small_basis_reach_the_same():
     matrix = Dense(torch.diag(torch.linspace(1, 2, 300, dtype=torch.float64)))
     found = top_eigenvalues(matrix, 3, smallest=2, block=1, max_basis=40)
     assert found.converged and found.products > 40
-    wanted = torch.tensor([2, 2 - 1 / 299, 2 - 2 / 299, 1 + 1 / 299, 1], dtype=torch.float64)
+    wanted = torch.tensor(
+        [2, 2 - 1 / 299, 2 - 2 / 299, 1 + 1 / 299, 1], dtype=torch.float64
+    )
     assert torch.allclose(found.values, wanted, rtol=1e-8)
 
 
@@ -91,7 +99,9 @@ def test_float32_keeps_six_digits():
 
 def test_giving_up_is_said():
     with pytest.warns(UserWarning, match="allow more products"):
-        found = top_eigenvalues(operator(CASES["perceptron"]), 5, block=1, max_products=7)
+        found = top_eigenvalues(
+            operator(CASES["perceptron"]), 5, block=1, max_products=7
+        )
     assert not found.converged and "NOT CONVERGED" in repr(found)
 
 
@@ -131,14 +141,16 @@ def test_norms_of_long_float32_vectors_are_exact():
     assert abs(float(norm(v)) / float(v.double().norm()) - 1) < 1e-12
 
 
-# -- random matrices ---------------------------------------------------------------------------
+# -- random matrices
+# ---------------------------------------------------------------------------
 
 
 def complaint(found: Tensor, exact: Tensor, limit: Tensor, block: int) -> str | None:
-    """What is wrong with `found`, the values at one end of the spectrum `exact`, both outwards in.
+    """What is wrong with `found`, the values at one end of the spectrum `exact`, both
+    outwards in.
 
-    Every value lies within its limit of an eigenvalue, none is left out, and of those closer
-    together than ten limits, which count as copies, at least `block` are seen.
+    Every value lies within its limit of an eigenvalue, none is left out, and of those
+    closer together than ten limits, which count as copies, at least `block` are seen.
     """
     gaps = (exact[:-1] - exact[1:]).abs() > 10 * torch.maximum(limit[:-1], limit[1:])
     cluster = torch.cat([torch.zeros(1, dtype=torch.long), gaps.long().cumsum(0)])
@@ -183,7 +195,9 @@ def check(drawn: Drawn) -> None:
     vectors, block = found.vectors.double(), found.settings["block"]
     residuals = drawn.matrix.double() @ vectors - vectors * found.values
     assert (residuals.norm(dim=0) <= 1.5 * limit(found.values)).all()
-    assert torch.allclose(vectors.mT @ vectors, torch.eye(k + smallest).double(), atol=1e4 * eps)
+    assert torch.allclose(
+        vectors.mT @ vectors, torch.eye(k + smallest).double(), atol=1e4 * eps
+    )
     top, low = drawn.exact, drawn.exact.flip(0)
     assert complaint(found.values[:k], top, limit(top), block) is None
     if smallest:
@@ -211,7 +225,8 @@ def test_many_random_matrices(batch):
             raise AssertionError(f"matrix {seed}: {drawn}") from error
 
 
-# -- what is checked at the end ----------------------------------------------------------------
+# -- what is checked at the end
+# ----------------------------------------------------------------
 
 
 class Drifting(Diagonal):

@@ -66,8 +66,12 @@ def test_curvature_of_a_slice_along_an_eigenvector_is_the_eigenvalue():
     op = HessianOperator(case.model, case.loss, case.batches)
     pairs = top_eigenvalues(op, 1)
     h = 1e-4
-    low, mid, high = line(op.objective, pairs.vectors[:, 0], [-h, 0.0, h]).losses.tolist()
-    assert (low - 2 * mid + high) / h**2 == pytest.approx(float(pairs.values[0]), rel=1e-5)
+    low, mid, high = line(
+        op.objective, pairs.vectors[:, 0], [-h, 0.0, h]
+    ).losses.tolist()
+    assert (low - 2 * mid + high) / h**2 == pytest.approx(
+        float(pairs.values[0]), rel=1e-5
+    )
 
 
 def test_between_two_nets():

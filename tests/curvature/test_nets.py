@@ -1,7 +1,7 @@
 """Every quantity on random nets, against dense float64 matrices made by other code.
 
-Each test runs over the nets of a few seeds, and 1,000 under `make test-all`. A value that is wrong
-fails, and so does a refusal or an error that the test does not name.
+Each test runs over the nets of a few seeds, and 1,000 under `make test-all`. A value
+that is wrong fails, and so does a refusal or an error that the test does not name.
 """
 
 from __future__ import annotations
@@ -34,8 +34,39 @@ from flatnb.curvature import (
 from flatnb.curvature.vectors import rademacher
 
 # Every kind of layer, loss and batch is in two of these, see the last test.
-FEW = (4, 7, 19, 21, 25, 31, 33, 37, 54, 58, 67, 71, 79, 115, 118, 128, 129, 154, 167, 180, 200,
-       219, 227, 257, 271, 283, 287, 304, 305, 334, *range(400, 410))  # fmt: skip
+FEW = (
+    4,
+    7,
+    19,
+    21,
+    25,
+    31,
+    33,
+    37,
+    54,
+    58,
+    67,
+    71,
+    79,
+    115,
+    118,
+    128,
+    129,
+    154,
+    167,
+    180,
+    200,
+    219,
+    227,
+    257,
+    271,
+    283,
+    287,
+    304,
+    305,
+    334,
+    *range(400, 410),
+)
 BLOCKS = [FEW, *(range(i, i + 100) for i in range(0, 1000, 100))]
 
 
@@ -44,7 +75,10 @@ def over_nets(check: Callable[[int], None]) -> Callable[[Sequence[int]], None]:
 
     @pytest.mark.parametrize(
         "seeds",
-        [BLOCKS[0], *(pytest.param(block, marks=pytest.mark.slow) for block in BLOCKS[1:])],
+        [
+            BLOCKS[0],
+            *(pytest.param(block, marks=pytest.mark.slow) for block in BLOCKS[1:]),
+        ],
         ids=["few", *(f"{block[0]}-{block[-1]}" for block in BLOCKS[1:])],
     )
     def test(seeds: Sequence[int]) -> None:
@@ -53,7 +87,9 @@ def over_nets(check: Callable[[int], None]) -> Callable[[Sequence[int]], None]:
             try:
                 check(seed)
             except Exception as error:
-                failures.append(f"{type(error).__name__}: {error}\n{known(seed).case.label}")
+                failures.append(
+                    f"{type(error).__name__}: {error}\n{known(seed).case.label}"
+                )
         assert not failures, f"{len(failures)} nets:\n" + "\n\n".join(failures)
 
     return test
@@ -89,7 +125,9 @@ def test_hessian_products(seed):
     operator = HessianOperator(*arguments(case))
     vector = torch.randn(operator.size, dtype=torch.float64)
     assert_near(operator @ vector, hessian @ vector)
-    assert_near(operator @ torch.eye(operator.size), hessian)  # by columns, not symmetrised
+    assert_near(
+        operator @ torch.eye(operator.size), hessian
+    )  # by columns, not symmetrised
     assert_near(operator.gradient(), truth.gradient(truth.vector))
 
 
@@ -98,16 +136,24 @@ def test_products_in_single_precision(seed):
     _, _, hessian, gauss_newton = known(seed)
     single = random_case(seed).to(torch.float32)
     vectors = torch.randn(len(hessian), 2, dtype=torch.float64)
-    for kind, matrix in ((HessianOperator, hessian), (GaussNewtonOperator, gauss_newton)):
+    for kind, matrix in (
+        (HessianOperator, hessian),
+        (GaussNewtonOperator, gauss_newton),
+    ):
         assert_near(kind(*arguments(single)) @ vectors, matrix @ vectors, 2e-3)
 
 
 @over_nets
 def test_hessian_in_train_mode(seed):
     case = known(seed).case
-    if not any(isinstance(m, nn.modules.batchnorm._NormBase) for m in case.model.modules()):
+    if not any(
+        isinstance(m, nn.modules.batchnorm._NormBase) for m in case.model.modules()
+    ):
         return
-    if any(isinstance(m, nn.Dropout | nn.TransformerEncoderLayer) for m in case.model.modules()):
+    if any(
+        isinstance(m, nn.Dropout | nn.TransformerEncoderLayer)
+        for m in case.model.modules()
+    ):
         return
     try:
         hessian = Truth(case, train=True).hessian()
@@ -148,7 +194,8 @@ def test_eigenvalues(seed):
     exact, size = torch.linalg.eigvalsh(hessian).flip(0), len(hessian)
     k, smallest = min(3, size), min(2, size - min(3, size))
     found = top_eigenvalues(HessianOperator(*arguments(case)), k, smallest=smallest)
-    # Where the products' rounding is more than 50 eps of the Hessian it is said, by `converged`.
+    # Where the products' rounding is more than 50 eps of the Hessian it is said, by
+    # `converged`.
     assert found.converged or float(found.residuals.max()) < 1e-12
     assert_near(found.values, torch.cat([exact[:k], exact[size - smallest :]]))
 
@@ -156,8 +203,13 @@ def test_eigenvalues(seed):
 @over_nets
 def test_spectral_density(seed):
     case, _, hessian, _ = known(seed)
-    density = spectral_density(HessianOperator(*arguments(case)), steps=3, probes=2, seed=seed)
-    signs, like = torch.Generator().manual_seed(seed), torch.zeros(0, dtype=torch.float64)
+    density = spectral_density(
+        HessianOperator(*arguments(case)), steps=3, probes=2, seed=seed
+    )
+    signs, like = (
+        torch.Generator().manual_seed(seed),
+        torch.zeros(0, dtype=torch.float64),
+    )
     z = torch.cat([rademacher(1, len(hessian), signs, like) for _ in range(2)])
     for degree in range(1, 2 * min(3, len(hessian))):
         moment = (z * (z @ torch.linalg.matrix_power(hessian, degree))).sum(1).mean()
@@ -178,10 +230,14 @@ def test_traces_by_probes(seed):
 def test_relative_flatness(seed):
     case = known(seed).case
     names = {id(p): name for name, p in case.model.named_parameters()}
-    layers = relative_flatness_by_layer(case.model, case.loss, case.batches, relative=0.5)
+    layers = relative_flatness_by_layer(
+        case.model, case.loss, case.batches, relative=0.5
+    )
     for layer, found in layers.items():
         weight = case.model.get_submodule(layer).weight
-        matrix = Truth(Case("", case.model, case.loss, case.batches, [names[id(weight)]]))
+        matrix = Truth(
+            Case("", case.model, case.loss, case.batches, [names[id(weight)]])
+        )
         w = weight.detach().flatten(1)
         blocks = matrix.hessian().reshape(*w.shape, *w.shape)
         exact = torch.einsum("st,ut,saua->", w, w, blocks)
@@ -224,7 +280,9 @@ def test_slices(seed):
         for name, p in other.named_parameters():
             if name in names:
                 p.copy_(truth.state(w + step)[name])
-    way = between(case.model, other, case.loss, case.batches, 3, params=case.params).losses
+    way = between(
+        case.model, other, case.loss, case.batches, 3, params=case.params
+    ).losses
     exact = [float(truth.loss(w + t * step).detach()) for t in (0.0, 0.5, 1.0)]
     assert way.tolist() == pytest.approx(exact, rel=1e-10)
 
@@ -249,7 +307,9 @@ def test_nothing_of_a_model_changes(seed):
 
 
 def state(model: nn.Module) -> dict:
-    found = {f"state {name}": value.clone() for name, value in model.state_dict().items()}
+    found = {
+        f"state {name}": value.clone() for name, value in model.state_dict().items()
+    }
     for name, module in model.named_modules():
         found[f"mode {name}"] = module.training
         found[f"hooks {name}"] = len(module._forward_hooks)
@@ -264,16 +324,70 @@ def state(model: nn.Module) -> dict:
 def test_the_few_seeds_hold_what_is_hard():
     text = [known(seed).case.label for seed in FEW]
     for word in (
-        "inplace=True", "weight_g", "weight_orig", "_WeightNorm", "_SpectralNorm", "Mixing", "Tied",
-        "Twice", "Gain", "Residual", "Standardised", "InstanceNorm", "GroupNorm", "LayerNorm",
-        "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "track_running_stats=False", "LSTM", "GRU",
-        "RNN(", "MultiheadAttention", "TransformerEncoder", "PerToken", "Temperature", "Scaled",
-        "focal", "spread", "scaled_up", "partial", "label_smoothing=0.1", "ignored 1", "HuberLoss",
-        "MSELoss", "binary_cross", "padding_mode=reflect", "padding_mode=circular",
-        "padding_mode=replicate", "padding=same", "groups=2", "dilation=(2", "ceil_mode=True",
-        "AdaptiveMax", "AdaptiveAvgPool3d", "AvgPool2d(kernel", "MaxPool1d", "MaxPool2d",
-        "MaxPool3d", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose", "Dropout", "PReLU", "ELU",
-        "GELU", "Mish", "SiLU", "Softplus", "Tanh", "batches [1]", "batches [2]", "batches [4, 1]",
-        "batches [3, 1, 2]", "batches [1, 5]",
-    ):  # fmt: skip
+        "inplace=True",
+        "weight_g",
+        "weight_orig",
+        "_WeightNorm",
+        "_SpectralNorm",
+        "Mixing",
+        "Tied",
+        "Twice",
+        "Gain",
+        "Residual",
+        "Standardised",
+        "InstanceNorm",
+        "GroupNorm",
+        "LayerNorm",
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "BatchNorm3d",
+        "track_running_stats=False",
+        "LSTM",
+        "GRU",
+        "RNN(",
+        "MultiheadAttention",
+        "TransformerEncoder",
+        "PerToken",
+        "Temperature",
+        "Scaled",
+        "focal",
+        "spread",
+        "scaled_up",
+        "partial",
+        "label_smoothing=0.1",
+        "ignored 1",
+        "HuberLoss",
+        "MSELoss",
+        "binary_cross",
+        "padding_mode=reflect",
+        "padding_mode=circular",
+        "padding_mode=replicate",
+        "padding=same",
+        "groups=2",
+        "dilation=(2",
+        "ceil_mode=True",
+        "AdaptiveMax",
+        "AdaptiveAvgPool3d",
+        "AvgPool2d(kernel",
+        "MaxPool1d",
+        "MaxPool2d",
+        "MaxPool3d",
+        "Conv1d",
+        "Conv2d",
+        "Conv3d",
+        "ConvTranspose",
+        "Dropout",
+        "PReLU",
+        "ELU",
+        "GELU",
+        "Mish",
+        "SiLU",
+        "Softplus",
+        "Tanh",
+        "batches [1]",
+        "batches [2]",
+        "batches [4, 1]",
+        "batches [3, 1, 2]",
+        "batches [1, 5]",
+    ):
         assert sum(word in label for label in text) >= 2, word

@@ -21,7 +21,9 @@ def close(a: torch.Tensor, b: torch.Tensor, tol: float = 1e-12) -> bool:
 
 def test_products_equal_the_dense_hessian(case: Case):
     op = operator(case)
-    vectors = torch.randn(op.size, 5, dtype=torch.float64, generator=torch.manual_seed(1))
+    vectors = torch.randn(
+        op.size, 5, dtype=torch.float64, generator=torch.manual_seed(1)
+    )
     assert close(op @ vectors[:, 0], case.hessian @ vectors[:, 0])
     assert close(op @ vectors, case.hessian @ vectors)
     assert op.products == 6
@@ -46,7 +48,9 @@ def test_gauss_newton_equals_the_sum_over_examples(case: Case):
         with objective.evaluating():
             return objective.outputs(x, objective.split(w))
 
-    jacobian = torch.autograd.functional.jacobian(outputs, objective.vector).flatten(0, 1)
+    jacobian = torch.autograd.functional.jacobian(outputs, objective.vector).flatten(
+        0, 1
+    )
     z = outputs(objective.vector)
     loss_hessian = torch.autograd.functional.hessian(
         lambda flat: case.loss(flat.reshape(z.shape), y), z.reshape(-1)
@@ -62,7 +66,9 @@ def test_a_subset_of_parameters_is_a_block_of_the_matrix(case: Case):
     assert op.names == tuple(names)
     assert close(op.dense(), case.hessian[block, block])
     matrices = operator(case, params=lambda name, p: p.ndim > 1)
-    assert all(v.ndim > 1 for v in matrices.as_dict(torch.zeros(matrices.size)).values())
+    assert all(
+        v.ndim > 1 for v in matrices.as_dict(torch.zeros(matrices.size)).values()
+    )
 
 
 def normalised() -> nn.Module:
@@ -108,7 +114,9 @@ def test_float32_autocast_and_wrappers():
         again = op.dense()
     assert inside.dtype == torch.float32
     reference = dense_hessian(model.double(), case.loss, *case.data)
-    assert close(inside.double(), reference, 1e-5) and close(again.double(), reference, 1e-5)
+    assert close(inside.double(), reference, 1e-5) and close(
+        again.double(), reference, 1e-5
+    )
 
 
 def test_a_compiled_model_is_unwrapped():
@@ -149,8 +157,14 @@ def frozen() -> nn.Module:
     [
         (lambda: bad(batches=[]), "empty"),
         (lambda: bad(batches=CASES["perceptron"].data), r"\[\(x, y\)\]"),
-        (lambda: bad(batches=[(torch.zeros(0, 5).double(), torch.zeros(0))]), "at least one"),
-        (lambda: bad(loss=lambda z, y: F.cross_entropy(z, y, reduction="none")), "scalar"),
+        (
+            lambda: bad(batches=[(torch.zeros(0, 5).double(), torch.zeros(0))]),
+            "at least one",
+        ),
+        (
+            lambda: bad(loss=lambda z, y: F.cross_entropy(z, y, reduction="none")),
+            "scalar",
+        ),
         (lambda: bad(loss=nn.CrossEntropyLoss(reduction="sum")), "it is a sum"),
         (lambda: bad(loss=lambda z, y: z.sum() * float("nan")), "nan"),
         (lambda: bad(perceptron()), "torch.float64"),
@@ -159,8 +173,16 @@ def frozen() -> nn.Module:
         (lambda: bad(frozen(), params=["0.weight"]), "requires_grad=False"),
         (lambda: bad(params=["weight"]), "the model has: 0.weight"),
         (lambda: bad(params=lambda name, p: False), "no parameters chosen"),
-        (lambda: bad(nn.Sequential(perceptron().double(), nn.Dropout()), train=True), "dropout"),
-        (lambda: operator(CASES["tied embedding, unused parameter"], params=["unused"]), "unused"),
+        (
+            lambda: bad(nn.Sequential(perceptron().double(), nn.Dropout()), train=True),
+            "dropout",
+        ),
+        (
+            lambda: operator(
+                CASES["tied embedding, unused parameter"], params=["unused"]
+            ),
+            "unused",
+        ),
         (lambda: bad() @ torch.zeros(3), "expected a tensor"),
     ],
 )
@@ -170,7 +192,9 @@ def test_bad_input_is_a_clear_error(make, message):
 
 
 class _Square(torch.autograd.Function):
-    """x * x, whose backward pass forgets that the slope depends on x for one of two entries."""
+    """x * x, whose backward pass forgets that the slope depends on x for one of two
+    entries.
+    """
 
     @staticmethod
     def forward(ctx, x, y):
@@ -186,7 +210,10 @@ class _Square(torch.autograd.Function):
 class Product(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right = nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+        self.left, self.right = (
+            nn.Parameter(torch.randn(3)),
+            nn.Parameter(torch.randn(3)),
+        )
 
     def forward(self, x):
         return x + _Square.apply(self.left, self.right)
@@ -211,7 +238,10 @@ def test_weight_norm_has_the_hessian_of_its_formula(dim):
     op = HessianOperator(model, F.cross_entropy, [(x, y)])
     step = 1e-5 * torch.eye(op.size, dtype=torch.float64)
     w = op.objective.vector
-    rows = [(op.objective.gradient(w + e)[1] - op.objective.gradient(w - e)[1]) for e in step]
+    rows = [
+        (op.objective.gradient(w + e)[1] - op.objective.gradient(w - e)[1])
+        for e in step
+    ]
     assert close(op @ torch.eye(op.size), torch.stack(rows) / 2e-5, 1e-7)
 
 

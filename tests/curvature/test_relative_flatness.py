@@ -1,4 +1,6 @@
-"""Relative flatness against the definition, from the dense Hessian, and its invariance."""
+"""Relative flatness against the definition, from the dense Hessian, and its
+invariance.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ import torch.nn.functional as F
 from cases import CASES, Case, real
 from torch import Tensor, nn
 
-from flatnb.curvature import HessianOperator, relative_flatness, relative_flatness_by_layer
+from flatnb.curvature import (
+    HessianOperator,
+    relative_flatness,
+    relative_flatness_by_layer,
+)
 
 
 def definition(case: Case, weight: str) -> float:
@@ -26,19 +32,28 @@ def test_last_layer_under_cross_entropy_has_a_closed_form():
         case = CASES[name]
         found = relative_flatness(case.model, layer, case.loss, case.batches)
         assert found.settings["how"] == "closed form" and found.products == 0
-        assert found.value == pytest.approx(definition(case, f"{layer}.weight"), rel=1e-10)
+        assert found.value == pytest.approx(
+            definition(case, f"{layer}.weight"), rel=1e-10
+        )
 
 
 @pytest.mark.parametrize(
     "loss",
-    [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]).double(), reduction="none"), None],
+    [
+        nn.CrossEntropyLoss(
+            weight=torch.tensor([1.0, 2.0, 0.5]).double(), reduction="none"
+        ),
+        None,
+    ],
 )
 def test_last_layer_under_other_losses_is_exact(loss):
     case = CASES["regression"] if loss is None else copy.copy(CASES["perceptron"])
     fn = case.loss if loss is None else lambda z, y: loss(z, y).mean()
     op = HessianOperator(case.model, fn, case.batches, params=["4.weight"])
     w = op.objective.params[0].detach()
-    exact = float(torch.einsum("st,ut,saua->", w, w, op.dense().reshape(*w.shape, *w.shape)))
+    exact = float(
+        torch.einsum("st,ut,saua->", w, w, op.dense().reshape(*w.shape, *w.shape))
+    )
     found = relative_flatness(case.model, case.model[4], fn, case.batches)
     assert found.stderr == 0 and found.products == 3
     assert found.value == pytest.approx(exact, rel=1e-10)
@@ -62,7 +77,11 @@ def wide() -> nn.Module:
 
 def grouped() -> nn.Module:
     return nn.Sequential(
-        nn.Conv1d(2, 6, 3), nn.Softplus(), nn.Conv1d(6, 6, 2), nn.Flatten(), nn.Linear(18, 3)
+        nn.Conv1d(2, 6, 3),
+        nn.Softplus(),
+        nn.Conv1d(6, 6, 2),
+        nn.Flatten(),
+        nn.Linear(18, 3),
     )
 
 
@@ -77,23 +96,38 @@ def test_the_interval_covers_as_often_as_it_says(make, shape, how):
     assert exact.stderr == 0
     covered = 0
     for seed in range(100):
-        found = relative_flatness(case.model, "2", case.loss, case.batches, relative=9, seed=seed)
-        assert found.settings["how"] == how and found.products == 30 and found.degrees == 29
+        found = relative_flatness(
+            case.model, "2", case.loss, case.batches, relative=9, seed=seed
+        )
+        assert (
+            found.settings["how"] == how
+            and found.products == 30
+            and found.degrees == 29
+        )
         covered += found.interval[0] <= exact.value <= found.interval[1]
     assert covered >= 88  # 95 expected, with a deviation of 2.2
 
 
 def test_layers_on_several_positions():
     case = CASES["convolution and BatchNorm"]
-    found = relative_flatness_by_layer(case.model, case.loss, case.batches, relative=0.05)
+    found = relative_flatness_by_layer(
+        case.model, case.loss, case.batches, relative=0.05
+    )
     assert set(found) == {"0", "3.conv", "6"}
     for name, one in found.items():
-        assert abs(one.value - definition(case, f"{name}.weight")) <= 5 * one.stderr + 1e-10
+        assert (
+            abs(one.value - definition(case, f"{name}.weight"))
+            <= 5 * one.stderr + 1e-10
+        )
     case = CASES["attention"]
     one = relative_flatness(case.model, "out", case.loss, case.batches, relative=0.05)
-    assert one.value == pytest.approx(definition(case, "out.weight"), abs=4 * one.stderr + 1e-10)
+    assert one.value == pytest.approx(
+        definition(case, "out.weight"), abs=4 * one.stderr + 1e-10
+    )
     one = relative_flatness(case.model, "qkv", case.loss, case.batches, relative=0.2)
-    assert one.value == pytest.approx(definition(case, "qkv.weight"), abs=4 * one.stderr + 1e-10)
+    assert one.value == pytest.approx(
+        definition(case, "qkv.weight"), abs=4 * one.stderr + 1e-10
+    )
 
 
 def test_a_tied_weight_is_measured_in_weight_space():
@@ -115,7 +149,9 @@ def rescaled(model: nn.Module, c: float) -> nn.Module:
 
 
 def test_invariant_under_rescaling_which_the_trace_is_not():
-    case = Case(lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), real(5), 3)
+    case = Case(
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)), real(5), 3
+    )
     other = rescaled(case.model, 4.0)
     for layer in ("0", "2"):
         value = [
@@ -151,7 +187,9 @@ def test_a_loss_that_couples_examples_is_measured_in_weight_space():
 
     op = HessianOperator(case.model, spread, case.batches, params=["4.weight"])
     w = op.objective.params[0].detach()
-    exact = float(torch.einsum("st,ut,saua->", w, w, op.dense().reshape(*w.shape, *w.shape)))
+    exact = float(
+        torch.einsum("st,ut,saua->", w, w, op.dense().reshape(*w.shape, *w.shape))
+    )
     found = relative_flatness(case.model, "4", spread, case.batches, relative=1e-9)
     assert found.settings["how"] == "Hessian in the weight"
     assert found.stderr == 0 and found.value == pytest.approx(exact, rel=1e-9)

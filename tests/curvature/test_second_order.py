@@ -1,4 +1,6 @@
-"""The operators' own layers against PyTorch's own, and against dense matrices in float64."""
+"""The operators' own layers against PyTorch's own, and against dense matrices in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ LAYERS = {
     "reflected": (nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), (5, 4)),
     "transposed": (nn.ConvTranspose2d(2, 4, 2), (5, 4)),
     "BatchNorm": (nn.Sequential(nn.Conv2d(2, 4, 2), nn.BatchNorm2d(4)), (5, 4)),
-    "BatchNorm first": (nn.Sequential(nn.BatchNorm3d(2), nn.Conv3d(2, 4, 2)), (3, 3, 4)),
+    "BatchNorm first": (
+        nn.Sequential(nn.BatchNorm3d(2), nn.Conv3d(2, 4, 2)),
+        (3, 3, 4),
+    ),
     "BatchNorm without affine": (
         nn.Sequential(nn.BatchNorm1d(2, affine=False), nn.Conv1d(2, 4, 2)),
         (5,),
@@ -33,7 +38,8 @@ LAYERS = {
     "max-pooling": (nn.Sequential(nn.Conv2d(2, 4, 2), nn.MaxPool2d(2)), (5, 4)),
     "max-pooling, overlapping": (
         nn.Sequential(
-            nn.Conv2d(2, 4, 2), nn.MaxPool2d((3, 2), (2, 1), (1, 0), (1, 2), False, True)
+            nn.Conv2d(2, 4, 2),
+            nn.MaxPool2d((3, 2), (2, 1), (1, 0), (1, 2), False, True),
         ),
         (5, 4),
     ),
@@ -81,7 +87,9 @@ def test_hessian_is_the_dense_one(name) -> None:
     values = tuple(p.detach() for p in params.values())
 
     def mean_loss(*values: Tensor) -> Tensor:
-        return loss(functional_call(net, dict(zip(params, values, strict=True)), (x,)), y)
+        return loss(
+            functional_call(net, dict(zip(params, values, strict=True)), (x,)), y
+        )
 
     blocks = torch.autograd.functional.hessian(mean_loss, values)
     rows = [
@@ -89,7 +97,10 @@ def test_hessian_is_the_dense_one(name) -> None:
         for p, row in zip(values, blocks, strict=True)
     ]
     torch.testing.assert_close(
-        HessianOperator(net, loss, [(x, y)]).dense(), torch.cat(rows), rtol=1e-10, atol=1e-12
+        HessianOperator(net, loss, [(x, y)]).dense(),
+        torch.cat(rows),
+        rtol=1e-10,
+        atol=1e-12,
     )
 
 
@@ -101,7 +112,9 @@ def test_products_are_those_of_pytorchs_layers(name, operator, monkeypatch) -> N
     kept = operator(net, loss, [(x, y)])
     passing = operator(net, loss, [(x, y)], keep_graph=False)
     v = torch.randn(3, kept.size).double()
-    monkeypatch.setattr("flatnb.curvature.operator.SecondOrder", lambda curved: nullcontext())
+    monkeypatch.setattr(
+        "flatnb.curvature.operator.SecondOrder", lambda curved: nullcontext()
+    )
     plain = torch.stack([operator(net, loss, [(x, y)]) @ one for one in v])
     for found in (kept.rows(v), passing.rows(v)):
         torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
@@ -115,7 +128,8 @@ def test_values_and_gradients_inside_the_context() -> None:
         found = loss(net(x), y)
     assert torch.equal(found, plain)
     assert torch.equal(
-        flat(torch.autograd.grad(found, params)), flat(torch.autograd.grad(plain, params))
+        flat(torch.autograd.grad(found, params)),
+        flat(torch.autograd.grad(plain, params)),
     )
     single = nn.Conv2d(2, 3, 3)  # without a batch
     image = torch.randn(2, 5, 5)
@@ -124,12 +138,21 @@ def test_values_and_gradients_inside_the_context() -> None:
 
 
 def test_a_part_of_the_parameters() -> None:
-    """A frozen weight before, or a frozen input: nothing is computed for them, or missing."""
+    """A frozen weight before, or a frozen input: nothing is computed for them, or
+    missing.
+    """
     net, x, y = problem("2-d")
     whole = HessianOperator(net, loss, [(x, y)])
-    index = dict(zip(whole.names, torch.arange(whole.size).split(
-        [p.numel() for p in whole.objective.params]), strict=True))  # fmt: skip
+    index = dict(
+        zip(
+            whole.names,
+            torch.arange(whole.size).split([p.numel() for p in whole.objective.params]),
+            strict=True,
+        )
+    )
     for names in (["2.weight"], ["2.bias", "4.weight"], ["0.bias"]):
         at = torch.cat([index[name] for name in names])
         part = HessianOperator(net, loss, [(x, y)], params=names)
-        torch.testing.assert_close(part.dense(), whole.dense()[at][:, at], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            part.dense(), whole.dense()[at][:, at], rtol=1e-10, atol=1e-12
+        )

@@ -34,7 +34,9 @@ def quadratic(offset: float) -> tuple[nn.Module, list, torch.Tensor]:
 def test_worst_case_of_a_quadratic_is_its_top_eigenvalue():
     model, data, hessian = quadratic(0.0)
     found = worst_sharpness(model, F.mse_loss, data, rho=0.3, steps=200)
-    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(hessian)[-1]) * 0.045, rel=1e-4)
+    assert found.value == pytest.approx(
+        float(torch.linalg.eigvalsh(hessian)[-1]) * 0.045, rel=1e-4
+    )
 
 
 def test_average_case_of_a_quadratic_is_its_trace():
@@ -51,7 +53,9 @@ def test_sam_step_is_the_formula(case: Case):
     w = objective.vector
     for adaptive, t in ((False, torch.ones_like(w)), (True, w.abs())):
         moved = w + 0.05 * t**2 * g / (t * g).norm()
-        found = sam_sharpness(case.model, case.loss, case.batches, 0.05, adaptive=adaptive)
+        found = sam_sharpness(
+            case.model, case.loss, case.batches, 0.05, adaptive=adaptive
+        )
         assert found.value == pytest.approx(objective.loss(moved) - loss, rel=1e-9)
         assert found.loss == pytest.approx(loss) and found.products == 2
 
@@ -87,7 +91,9 @@ def test_adaptive_versions_alone_are_invariant_under_rescaling(measure):
     x, _ = case.data
     assert torch.allclose(other(x), case.model(x))
     for adaptive in (True, False):
-        before = measure(case.model, case.loss, case.batches, 0.05, adaptive=adaptive).value
+        before = measure(
+            case.model, case.loss, case.batches, 0.05, adaptive=adaptive
+        ).value
         after = measure(other, case.loss, case.batches, 0.05, adaptive=adaptive).value
         assert (after == pytest.approx(before, rel=1e-9)) is adaptive
 
@@ -105,14 +111,21 @@ def test_small_noise_measures_the_trace():
     trace = float(case.hessian.trace())
     found = average_sharpness(case.model, case.loss, case.batches, 1e-3, pairs=300)
     assert abs(found.value - 5e-7 * trace) < 4 * found.stderr
-    assert HessianOperator(case.model, case.loss, case.batches).size == len(case.hessian)
+    assert HessianOperator(case.model, case.loss, case.batches).size == len(
+        case.hessian
+    )
 
 
-@pytest.mark.parametrize("call", [
-    lambda *a: sam_sharpness(*a, 0.0), lambda *a: worst_sharpness(*a, steps=0),
-    lambda *a: average_sharpness(*a, -1.0), lambda *a: average_sharpness(*a, pairs=1),
-    lambda *a: worst_sharpness(*a, float("inf")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda *a: sam_sharpness(*a, 0.0),
+        lambda *a: worst_sharpness(*a, steps=0),
+        lambda *a: average_sharpness(*a, -1.0),
+        lambda *a: average_sharpness(*a, pairs=1),
+        lambda *a: worst_sharpness(*a, float("inf")),
+    ],
+)
 def test_bad_numbers(call):
     case = CASES["perceptron"]
     with pytest.raises(ValueError, match=r"positive|at least"):
@@ -123,7 +136,9 @@ def test_bad_numbers(call):
 def test_a_loss_that_overflows_is_no_sharpness(measure):
     model, data, _ = quadratic(0.5)
     data = [(x.float(), y.float()) for x, y in data]
-    with pytest.raises(ValueError, match=r"(rho|sigma)=1e\+25: the loss at this distance"):
+    with pytest.raises(
+        ValueError, match=r"(rho|sigma)=1e\+25: the loss at this distance"
+    ):
         measure(model.float(), F.mse_loss, data, 1e25)
 
 
@@ -131,7 +146,8 @@ def test_the_average_covers_as_often_as_it_says():
     model, data, hessian = quadratic(0.5)
     exact = 0.02 * float(hessian.trace())  # of a quadratic, at every width
     found = [
-        average_sharpness(model, F.mse_loss, data, 0.2, pairs=20, seed=seed) for seed in range(100)
+        average_sharpness(model, F.mse_loss, data, 0.2, pairs=20, seed=seed)
+        for seed in range(100)
     ]
     assert all(one.degrees == 19 for one in found)
     covered = sum(one.interval[0] <= exact <= one.interval[1] for one in found)

@@ -16,8 +16,8 @@ from flatnb.curvature import (
     gauss_newton_trace,
     trace,
 )
-from flatnb.curvature.probes import estimate
 from flatnb.curvature.result import Progress
+from flatnb.curvature.trace import estimate
 
 PIECEWISE = {name: case for name, case in CASES.items() if case.piecewise_linear}
 OTHERS = {name: case for name, case in CASES.items() if not case.piecewise_linear}
@@ -57,7 +57,11 @@ def test_the_estimate_is_the_mean_of_its_probes():
     assert t.stderr <= 0.1 * t.value and t.products >= 30
     assert abs(t.value - exact) < 4 * t.stderr
     assert t.interval[0] < t.value < t.interval[1]
-    assert t.value == trace(op, relative=0.1).value != trace(op, relative=0.1, seed=1).value
+    assert (
+        t.value
+        == trace(op, relative=0.1).value
+        != trace(op, relative=0.1, seed=1).value
+    )
 
 
 @pytest.mark.parametrize("name", PIECEWISE)
@@ -76,7 +80,9 @@ def test_gauss_newton_trace_is_refused_elsewhere(name):
     with pytest.raises(ValueError, match="not piecewise linear"):
         gauss_newton_trace(operator(case))
     op = GaussNewtonOperator(case.model, case.loss, case.batches)
-    assert gauss_newton_trace(op).value == pytest.approx(float(op.dense().trace()), rel=1e-10)
+    assert gauss_newton_trace(op).value == pytest.approx(
+        float(op.dense().trace()), rel=1e-10
+    )
 
 
 def test_a_parameter_on_both_sides_of_a_product_is_refused():
@@ -96,7 +102,9 @@ def test_a_parameter_on_both_sides_of_a_product_is_refused():
     with pytest.raises(ValueError, match="tied weights"):
         gauss_newton_trace(operator(refused))
     exact = float(allowed.hessian.trace())
-    assert gauss_newton_trace(operator(allowed)).value == pytest.approx(exact, rel=1e-10)
+    assert gauss_newton_trace(operator(allowed)).value == pytest.approx(
+        exact, rel=1e-10
+    )
 
 
 def test_an_operation_in_place_on_a_view_is_refused():
@@ -144,12 +152,19 @@ def test_a_function_written_in_python_is_refused_whatever_its_name():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: nn.Sequential(nn.Unflatten(1, (2, 4)), nn.Linear(4, 3), nn.ReLU(), nn.Flatten(),
-                              nn.Linear(6, 3)),
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (2, 4)),
+            nn.Linear(4, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(6, 3),
+        ),
         lambda: nn.Sequential(nn.Linear(8, 4), nn.PReLU(), nn.Linear(4, 3, bias=False)),
-        lambda: nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Hardtanh(), nn.Linear(4, 3)),
+        lambda: nn.Sequential(
+            nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Hardtanh(), nn.Linear(4, 3)
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_kind_of_layer_gives_the_norms(make):
     case = Case(make, real(8), 3)
     exact = float(case.hessian.trace())
@@ -165,12 +180,18 @@ def test_many_classes_in_one_dimension_less():
     assert gauss_newton_trace(operator(case)).value == pytest.approx(exact, rel=1e-12)
 
 
-@pytest.mark.parametrize("call", [
-    lambda op: trace(op, 0.0), lambda op: trace(op, relative=-1.0),
-    lambda op: trace(op, max_probes=29),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda op: trace(op, 0.0),
+        lambda op: trace(op, relative=-1.0),
+        lambda op: trace(op, max_probes=29),
+    ],
+)
 def test_bad_targets_are_refused(call):
-    with pytest.raises(ValueError, match=r"allowed: a number > 0|max_probes=29; allowed"):
+    with pytest.raises(
+        ValueError, match=r"allowed: a number > 0|max_probes=29; allowed"
+    ):
         call(operator(CASES["perceptron"]))
 
 
@@ -181,7 +202,9 @@ def test_train_mode_has_no_trace_by_example():
 
 @pytest.mark.parametrize("freedom", [1, 3, 30])
 def test_intervals_of_skewed_samples_cover(freedom):
-    """z' H z of equal eigenvalues is chi-squared; `freedom` of 1 is as skewed as a trace gets."""
+    """z' H z of equal eigenvalues is chi-squared; `freedom` of 1 is as skewed as a
+    trace gets.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(count):
@@ -215,7 +238,9 @@ def resnet() -> nn.Module:
 
 
 def test_in_place_activations_of_torchvisions_resnets():
-    """Every ReLU is in place, and so is each residual sum's; the fast way must see through it."""
+    """Every ReLU is in place, and so is each residual sum's; the fast way must see
+    through it.
+    """
     torch.manual_seed(0)
     model = resnet()
     for p in model.parameters():

@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from flatnb import records, sweep
 from flatnb.experiments import Experiment
+from flatnb.results import records, sweep
 
 
 def record_of(experiment: Experiment) -> dict[str, Any]:
     """The record, of a valid form."""
     results = [
-        sweep.Result(job, job.run(), None, 1.0, job.key)
-        for job in experiment.jobs()
+        sweep.Result(job, job.run(), None, 1.0, job.key) for job in experiment.jobs()
     ]
     record = experiment.record(results)
     records.check(record)

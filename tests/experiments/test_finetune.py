@@ -4,8 +4,9 @@ import pytest
 import torch
 from made import record_of
 
-from flatnb import models, records
+from flatnb import models
 from flatnb.experiments import finetune, images
+from flatnb.results import records
 
 SOURCE = images.Task("digits", "digits", "small_cnn", 2, 1, 64, 2, 2)
 TASK = finetune.Task("tiny", SOURCE, shots=3, epochs=2, every=1)
@@ -30,7 +31,12 @@ def test_makes_a_valid_record(method):
 
 
 def test_a_run_does_not_change_what_the_next_starts_from():
-    given = {"task": dataclasses.asdict(TASK), "method": "ERM", "setting": {"lr": 0.1}, "seed": 0}
+    given = {
+        "task": dataclasses.asdict(TASK),
+        "method": "ERM",
+        "setting": {"lr": 0.1},
+        "seed": 0,
+    }
     assert finetune.train_one(**given) == finetune.train_one(**given)
 
 
@@ -53,5 +59,7 @@ def test_imagenets_weights_take_all_classes_and_no_first_training(monkeypatch):
     assert all(torch.equal(p, q) for p, q in pairs)
     one = finetune.experiment(task, "SAM", value=1, gpu_minutes=1, cpu_minutes=1)
     assert record_of(one)["task"]["pretraining"] == "torchvision, IMAGENET1K_V1"
-    with pytest.raises(ValueError, match="weights='imagenet'; allowed: 'ImageNet' or None"):
+    with pytest.raises(
+        ValueError, match="weights='imagenet'; allowed: 'ImageNet' or None"
+    ):
         finetune.Task("tiny", source, shots=3, epochs=1, weights="imagenet")

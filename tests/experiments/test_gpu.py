@@ -1,4 +1,5 @@
-"""What the experiments compute on a GPU is what they compute on a CPU, but for rounding.
+"""What the experiments compute on a GPU is what they compute on a CPU, but for
+rounding.
 
 Skipped where there is no GPU.
 """
@@ -42,16 +43,28 @@ def flat(table):
 def assert_near(found, expected, name, rel):
     found, expected = flat(found), flat(expected)
     torch.testing.assert_close(
-        found, expected, rtol=rel, atol=rel, equal_nan=True, msg=lambda m: f"{name}: {m}"
+        found,
+        expected,
+        rtol=rel,
+        atol=rel,
+        equal_nan=True,
+        msg=lambda m: f"{name}: {m}",
     )
 
 
 @pytest.mark.parametrize("method", plane.METHODS)
 def test_an_ensemble_trains_as_on_a_cpu(method):
     given = dict(
-        data="gaussian", noise=0.05, n_test=100, width=8, epochs=2, every=1, method=method,
-        settings=spaces.space(method, 3, spaces.RATES["adam"]), seeds=[1, 2],
-    )  # fmt: skip
+        data="gaussian",
+        noise=0.05,
+        n_test=100,
+        width=8,
+        epochs=2,
+        every=1,
+        method=method,
+        settings=spaces.space(method, 3, spaces.RATES["adam"]),
+        seeds=[1, 2],
+    )
     found = plane.train(**given)
     assert found["device"] != "cpu"
     with on_cpu():
@@ -61,14 +74,20 @@ def test_an_ensemble_trains_as_on_a_cpu(method):
         for name, table in expected[kind].items():
             if method in DRAW:
                 assert flat(found[kind][name]).isfinite().equal(flat(table).isfinite())
-            elif name != "top_eigenvalue":  # where it has converged may be on another side
+            elif (
+                name != "top_eigenvalue"
+            ):  # where it has converged may be on another side
                 # An accuracy moves by a hundredth when one example changes sides.
                 assert_near(found[kind][name], table, name, 0.03)
 
 
 def test_a_net_trains_in_bfloat16_near_what_float32_gives():
-    task = images.Task("digits", "digits", "small_cnn", 8, 2, 64, 1, 1, augment="crop", every=1)
-    given = dict(task=asdict(task), method="SAM", setting={"lr": 0.1, "rho": 0.05}, seed=0)
+    task = images.Task(
+        "digits", "digits", "small_cnn", 8, 2, 64, 1, 1, augment="crop", every=1
+    )
+    given = dict(
+        task=asdict(task), method="SAM", setting={"lr": 0.1, "rho": 0.05}, seed=0
+    )
     found = images.train_one(**given)
     images._loaded.cache_clear()
     with on_cpu():
@@ -81,7 +100,9 @@ def test_a_net_trains_in_bfloat16_near_what_float32_gives():
 def test_fine_tuning_starts_from_a_net_trained_on_the_gpu():
     source = images.Task("digits", "digits", "small_cnn", 8, 1, 64, 1, 1)
     task = finetune.Task("digits", source, 10, 2)
-    found = finetune.train_one(task=asdict(task), method="ERM", setting={"lr": 0.05}, seed=0)
+    found = finetune.train_one(
+        task=asdict(task), method="ERM", setting={"lr": 0.05}, seed=0
+    )
     assert flat(found["metrics"]["test_loss"]).isfinite().all()
 
 
@@ -102,7 +123,9 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
         torch.manual_seed(0)
         net = models.mlp(2, 8, 2, 2).to("cuda")
         optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-        return flatnb.fit(net, data, flatnb.NSO(0.01), optimizer, epochs=4, seed=0, **others)
+        return flatnb.fit(
+            net, data, flatnb.NSO(0.01), optimizer, epochs=4, seed=0, **others
+        )
 
     def stop(run, model):
         if run.history[-1]["epoch"] == 2:

@@ -5,11 +5,13 @@ import pytest
 from made import record_of
 
 import flatnb
-from flatnb import records
 from flatnb.curvature import ensemble_flatness
 from flatnb.experiments import EXPERIMENTS, ensembles, plane, spaces
+from flatnb.results import records
 
-TINY = dataclasses.replace(plane.NARROW, width=6, epochs=4, every=2, n_test=40, budget=3, seeds=2)
+TINY = dataclasses.replace(
+    plane.NARROW, width=6, epochs=4, every=2, n_test=40, budget=3, seeds=2
+)
 
 
 def made(method, design, unit="epochs"):
@@ -38,7 +40,9 @@ def test_makes_a_valid_record(method, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["ERM", "SWA", "EMA"])
-def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(method, monkeypatch):
+def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(
+    method, monkeypatch
+):
     measured = []
 
     def keep(model, x, y):
@@ -69,9 +73,14 @@ def test_an_eigenvalue_that_did_not_converge_is_no_number(monkeypatch):
 @pytest.mark.parametrize("method", ["SAM", "AdaFlood"])
 def test_a_setting_does_not_depend_on_what_trains_beside_it(method):
     given = {
-        "data": "sinusoid", "noise": 0.1, "n_test": 50, "width": 6, "epochs": 3, "every": 3,
+        "data": "sinusoid",
+        "noise": 0.1,
+        "n_test": 50,
+        "width": 6,
+        "epochs": 3,
+        "every": 3,
         "method": method,
-    }  # fmt: skip
+    }
     settings = spaces.space(method, 2)
     both = plane.train(**given, settings=settings, seeds=[1, 2])["metrics"]["test_loss"]
     one = plane.train(**given, settings=settings[1:], seeds=[2])["metrics"]["test_loss"]
@@ -102,7 +111,9 @@ def test_adaflood_says_what_its_auxiliary_nets_cost():
 def test_experiments_have_names_of_their_own_and_the_most_valuable_come_first():
     names = [one.name for one in EXPERIMENTS]
     assert len(set(names)) == len(names)
-    assert [one.value for one in EXPERIMENTS] == sorted(one.value for one in EXPERIMENTS)
+    assert [one.value for one in EXPERIMENTS] == sorted(
+        one.value for one in EXPERIMENTS
+    )
     for one in EXPERIMENTS:
         records.path_of(one.name)
         for job in one.jobs():

@@ -15,7 +15,9 @@ def test_every_method_gets_exactly_the_budget_learning_rate_included(method, bud
     for setting in settings:
         assert list(setting) == list(ranges)
         for name, value in setting.items():
-            assert ranges[name].low * (1 - 1e-5) <= value <= ranges[name].high * (1 + 1e-5)
+            assert (
+                ranges[name].low * (1 - 1e-5) <= value <= ranges[name].high * (1 + 1e-5)
+            )
 
 
 def test_settings_of_two_dimensions_cover_each_axis_evenly():
@@ -31,7 +33,10 @@ def test_more_budget_keeps_the_first_settings():
 
 def test_the_four_of_the_paper_share_one_grid():
     grids = [
-        [next(v for k, v in s.items() if k != "lr") for s in spaces.fixed_rate(m, 40, 1e-3)]
+        [
+            next(v for k, v in s.items() if k != "lr")
+            for s in spaces.fixed_rate(m, 40, 1e-3)
+        ]
         for m in ("Flooding", "IFlood", "SoftAD", "SAM")
     ]
     assert all(grid == grids[0] for grid in grids)

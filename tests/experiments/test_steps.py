@@ -39,7 +39,9 @@ def data():
 @pytest.mark.parametrize("name", ["adam", "sgd", "AdamW"])
 def test_each_member_trains_as_alone_with_its_own_learning_rate(name, cosine):
     decays = [0.5, 0.0, 2.0] if name == "AdamW" else [0.0] * 3
-    settings = [{"lr": lr, "weight_decay": d} for lr, d in zip(RATES, decays, strict=True)]
+    settings = [
+        {"lr": lr, "weight_decay": d} for lr, d in zip(RATES, decays, strict=True)
+    ]
     model = flatnb.Ensemble(net, 3)
     optimizer = make_optimizer(name, model, settings)
 
@@ -54,7 +56,9 @@ def test_each_member_trains_as_alone_with_its_own_learning_rate(name, cosine):
         own = {
             "adam": lambda p, lr=lr: torch.optim.Adam(p, lr),
             "sgd": lambda p, lr=lr: torch.optim.SGD(p, lr, momentum=0.9),
-            "AdamW": lambda p, lr=lr, i=i: torch.optim.AdamW(p, lr, weight_decay=decays[i]),
+            "AdamW": lambda p, lr=lr, i=i: torch.optim.AdamW(
+                p, lr, weight_decay=decays[i]
+            ),
         }[name](alone.parameters())
         train(alone, own, x, y, schedule=schedule(own))
         for p, q in zip(model.member(i).parameters(), alone.parameters(), strict=True):
@@ -72,7 +76,9 @@ def test_under_fit_and_a_method_too():
             name: type(one.train)(getattr(one, name).x.double(), getattr(one, name).y)
             for name in ("train", "val", "test")
         }
-        return copy.copy(one).__class__(one.name, **split, classes=one.classes, batch_size=50)
+        return copy.copy(one).__class__(
+            one.name, **split, classes=one.classes, batch_size=50
+        )
 
     sets = [double(one) for one in sets]
     rho = torch.tensor([0.1, 0.3], dtype=torch.float64)
@@ -81,8 +87,12 @@ def test_under_fit_and_a_method_too():
         torch.manual_seed(i)
         alone = net()
         own = torch.optim.SGD(alone.parameters(), lr=lr, momentum=0.9)
-        other = flatnb.fit(alone, sets[i], flatnb.SAM(float(rho[i])), own, epochs=5, seed=0)
-        assert run.history[-1]["test_loss"][i] == pytest.approx(other.history[-1]["test_loss"])
+        other = flatnb.fit(
+            alone, sets[i], flatnb.SAM(float(rho[i])), own, epochs=5, seed=0
+        )
+        assert run.history[-1]["test_loss"][i] == pytest.approx(
+            other.history[-1]["test_loss"]
+        )
 
 
 def test_refuses_rates_that_would_enlarge_rounding():

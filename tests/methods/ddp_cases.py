@@ -1,4 +1,6 @@
-"""What both sides of the test of DistributedDataParallel run: the processes, and the reference."""
+"""What both sides of the test of DistributedDataParallel run: the processes, and the
+reference.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ SPREAD = ("ERM", "IFlood", "SoftAD")
 
 
 def batchnorm() -> Problem:
-    problem = inputs.classification(lambda: inputs._mlp(nn.BatchNorm1d(8)).double(), (4,))()
+    problem = inputs.classification(
+        lambda: inputs._mlp(nn.BatchNorm1d(8)).double(), (4,)
+    )()
     problem.x = problem.x.double()
     return problem
 
@@ -76,7 +80,9 @@ def ensemble() -> Problem:
 
 
 def stochastic_depth() -> Problem:
-    problem = inputs.classification(lambda: inputs.StochasticDepth(True).double(), (4,))()
+    problem = inputs.classification(
+        lambda: inputs.StochasticDepth(True).double(), (4,)
+    )()
     problem.x = problem.x.double()
     return problem
 
@@ -106,11 +112,20 @@ def fit(
 
     task = data.plane("gaussian", n_train=44, n_val=10, n_test=20, batch_size=10)
     splits = {name: getattr(task, name) for name in ("train", "val", "test")}
-    splits = {name: data.Split(split.x.double(), split.y) for name, split in splits.items()}
+    splits = {
+        name: data.Split(split.x.double(), split.y) for name, split in splits.items()
+    }
     torch.manual_seed(0)
     net = wrap(models.mlp(2, 8, 1, 2, batchnorm=False).double())
     run = flatnb.fit(
-        net, replace(task, **splits), SoftAD(0.1), optimizer(net), epochs=4, seed=0,
-        callbacks=[end], checkpoint=checkpoint, checkpoint_seconds=0,
-    )  # fmt: skip
+        net,
+        replace(task, **splits),
+        SoftAD(0.1),
+        optimizer(net),
+        epochs=4,
+        seed=0,
+        callbacks=[end],
+        checkpoint=checkpoint,
+        checkpoint_seconds=0,
+    )
     return run, torch.cat([p.detach().flatten() for p in net.parameters()])

@@ -1,4 +1,6 @@
-"""Run by torchrun in each process: every case of `ddp_cases`, its outcome saved to a file."""
+"""Run by torchrun in each process: every case of `ddp_cases`, its outcome saved to a
+file.
+"""
 
 import sys
 from pathlib import Path
@@ -23,7 +25,8 @@ def train(
     clears: bool = False,
     **kw: object,
 ) -> dict[str, object]:
-    """Some steps; returns weights, buffers, what the processes saw, and how often they spoke.
+    """Some steps; returns weights, buffers, what the processes saw, and how often they
+    spoke.
 
     `clears`: the closure begins with `zero_grad()`.
     """
@@ -40,7 +43,9 @@ def train(
     for batch in problem.batches(cases.STEPS):
         optimizer.zero_grad()
         for part in range(accumulate):
-            mine = cases.share(batch, rank * accumulate + part, cases.RANKS * accumulate)
+            mine = cases.share(
+                batch, rank * accumulate + part, cases.RANKS * accumulate
+            )
             mine.model = model
 
             def note(call: int) -> None:
@@ -84,7 +89,9 @@ def overflow() -> dict[str, object]:
         return losses
 
     SAM(0.1).backward(model, closure)
-    finite = all(bool(torch.isfinite(p.grad).all()) for p in problem.params if p.grad is not None)
+    finite = all(
+        bool(torch.isfinite(p.grad).all()) for p in problem.params if p.grad is not None
+    )
     return {"finite": finite, "restored": torch.equal(flat(problem), before)}
 
 
@@ -95,7 +102,9 @@ def refused() -> dict[str, str]:
 
     problem, said = inputs.plain(), {}
     mesh = dist.init_device_mesh("cpu", (cases.RANKS,))
-    parallel = parallelize_module(inputs.plain().model, mesh, {"body.0": ColwiseParallel()})
+    parallel = parallelize_module(
+        inputs.plain().model, mesh, {"body.0": ColwiseParallel()}
+    )
     static = DistributedDataParallel(inputs.plain().model, static_graph=True)
     sharded = inputs.plain().model
     fully_shard(sharded.head, mesh=mesh)
@@ -103,7 +112,9 @@ def refused() -> dict[str, str]:
         "static_graph": static,
         "fully_shard": sharded,
         "tensor parallel": parallel,
-        "FSDP": FullyShardedDataParallel(inputs.plain().model, device_id=torch.device("cpu")),
+        "FSDP": FullyShardedDataParallel(
+            inputs.plain().model, device_id=torch.device("cpu")
+        ),
     }.items():
         try:
             SAM().backward(model, problem)
@@ -127,7 +138,9 @@ def spread(method: Method, kind: str) -> Tensor | None:
             fully_shard(part, mesh=dist.init_device_mesh("cpu", (cases.RANKS,)))
     else:
         cpu = torch.device("cpu")
-        model = FullyShardedDataParallel(problem.model, device_id=cpu, use_orig_params=True)
+        model = FullyShardedDataParallel(
+            problem.model, device_id=cpu, use_orig_params=True
+        )
     try:
         model(problem.x).sum().backward()
     except (RuntimeError, AttributeError):
@@ -176,7 +189,11 @@ def main(folder: str) -> None:
     for name in ("ERM", "SAM", "GNP", "NSO"):
         for view in (False, True):
             found[f"{name}, {view}, clears"] = train(
-                cases.METHODS[name](), inputs.exact(), 2, True, gradient_as_bucket_view=view
+                cases.METHODS[name](),
+                inputs.exact(),
+                2,
+                True,
+                gradient_as_bucket_view=view,
             )
     for name in cases.SPREAD:
         for kind in ("fully_shard", "FSDP"):

@@ -1,7 +1,7 @@
 """Families of inputs: nets with batches that every method must handle.
 
-Each function builds the same problem anew at every call. The nets end in a linear layer named
-`head` whose output is the logits, so that FAM works on them too.
+Each function builds the same problem anew at every call. The nets end in a linear layer
+named `head` whose output is the logits, so that FAM works on them too.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ class Net(nn.Module):
 
 @dataclass
 class Problem:
-    """A net and one batch; calling it gives the per-example losses, as a closure must."""
+    """A net and one batch; calling it gives the per-example losses, as a closure
+    must.
+    """
 
     model: nn.Module
     x: Tensor
     y: Tensor
-    loss: Callable[[Tensor, Tensor], Tensor] = lambda z, y: F.cross_entropy(z, y, reduction="none")
+    loss: Callable[[Tensor, Tensor], Tensor] = lambda z, y: F.cross_entropy(
+        z, y, reduction="none"
+    )
 
     def __call__(self) -> Tensor:
         return self.loss(self.model(self.x), self.y)
@@ -63,7 +67,9 @@ class Problem:
 Make = Callable[[], Problem]
 
 
-def classification(model: Callable[[], nn.Module], shape: tuple[int, ...], n: int = 12) -> Make:
+def classification(
+    model: Callable[[], nn.Module], shape: tuple[int, ...], n: int = 12
+) -> Make:
     def make() -> Problem:
         with torch.random.fork_rng():
             torch.manual_seed(1)
@@ -74,7 +80,11 @@ def classification(model: Callable[[], nn.Module], shape: tuple[int, ...], n: in
 
 
 def _mlp(*extra: nn.Module) -> Net:
-    return Net(nn.Sequential(nn.Linear(4, 8), *extra, nn.ReLU(), nn.Linear(8, 8), nn.Tanh()), 8, 3)
+    return Net(
+        nn.Sequential(nn.Linear(4, 8), *extra, nn.ReLU(), nn.Linear(8, 8), nn.Tanh()),
+        8,
+        3,
+    )
 
 
 def _conv(conv: type, norm: nn.Module, axes: int) -> Net:
@@ -99,22 +109,28 @@ typical = {"plain": plain, "batchnorm and dropout": noisy, "float64": exact}
 
 batchnorms = {
     "1d": classification(lambda: _mlp(nn.BatchNorm1d(8)), (4,)),
-    "1d, cumulative": classification(lambda: _mlp(nn.BatchNorm1d(8, momentum=None)), (4,)),
+    "1d, cumulative": classification(
+        lambda: _mlp(nn.BatchNorm1d(8, momentum=None)), (4,)
+    ),
     "1d, frozen": classification(lambda: _mlp(nn.BatchNorm1d(8).eval()), (4,)),
     "2d": classification(lambda: _conv(nn.Conv2d, nn.BatchNorm2d(4), 2), (2, 4, 4)),
     "3d": classification(lambda: _conv(nn.Conv3d, nn.BatchNorm3d(4), 3), (2, 4, 4, 4)),
     "sync": classification(lambda: _mlp(nn.SyncBatchNorm(8)), (4,)),
     "instance": classification(
-        lambda: _conv(nn.Conv2d, nn.InstanceNorm2d(4, track_running_stats=True), 2), (2, 4, 4)
+        lambda: _conv(nn.Conv2d, nn.InstanceNorm2d(4, track_running_stats=True), 2),
+        (2, 4, 4),
     ),
 }
 
 
-# -- degenerate -----------------------------------------------------------------------------------
+# -- degenerate
+# -----------------------------------------------------------------------------------
 
 
 def zero_gradient() -> Problem:
-    """Two classes, all parameters and inputs zero, balanced labels: the gradient is zero."""
+    """Two classes, all parameters and inputs zero, balanced labels: the gradient is
+    zero.
+    """
     model = Net(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), 4, 2)
     for p in model.parameters():
         nn.init.zeros_(p)
@@ -151,11 +167,14 @@ degenerate = {
 }
 
 
-# -- structures -----------------------------------------------------------------------------------
+# -- structures
+# -----------------------------------------------------------------------------------
 
 
 class Tied(nn.Module):
-    """One matrix in two places: as two layers that share a parameter, or as one used twice."""
+    """One matrix in two places: as two layers that share a parameter, or as one used
+    twice.
+    """
 
     def __init__(self, two_layers: bool) -> None:
         super().__init__()
@@ -173,18 +192,27 @@ class Tied(nn.Module):
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
         super().__init__()
-        self.core, self.head = kind(3, 5, 2, batch_first=True, dropout=0.2), nn.Linear(5, 3)
+        self.core, self.head = (
+            kind(3, 5, 2, batch_first=True, dropout=0.2),
+            nn.Linear(5, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.core(x)[0][:, -1])
 
 
 class StochasticDepth(nn.Module):
-    """A residual block that runs in every second call, the choice being made on the host."""
+    """A residual block that runs in every second call, the choice being made on the
+    host.
+    """
 
     def __init__(self, starts_with: bool) -> None:
         super().__init__()
-        self.first, self.block, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.first, self.block, self.head = (
+            nn.Linear(4, 8),
+            nn.Linear(8, 8),
+            nn.Linear(8, 3),
+        )
         self.used = not starts_with
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,7 +227,9 @@ class Checkpointed(nn.Module):
     def __init__(self, use_reentrant: bool | None) -> None:
         super().__init__()
         self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
-        self.segment = nn.Sequential(nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8))
+        self.segment = nn.Sequential(
+            nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 8)
+        )
         self.use_reentrant = use_reentrant
 
     def forward(self, x: Tensor) -> Tensor:
@@ -208,8 +238,12 @@ class Checkpointed(nn.Module):
             return self.head(self.segment(h))
         with warnings.catch_warnings():
             # NSO's forward without gradient is none of the checkpoint's business.
-            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
-            return self.head(checkpoint(self.segment, h, use_reentrant=self.use_reentrant))
+            warnings.filterwarnings(
+                "ignore", message="None of the inputs have requires_grad"
+            )
+            return self.head(
+                checkpoint(self.segment, h, use_reentrant=self.use_reentrant)
+            )
 
 
 class Words(nn.Module):

@@ -1,4 +1,6 @@
-"""Gradients by an independent road: a net as a function of its parameters, in float64."""
+"""Gradients by an independent road: a net as a function of its parameters, in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def losses(problem: Problem, at: Params) -> Tensor:
 
 
 def grad(
-    problem: Problem, at: Params, reduce: Callable[[Tensor], Tensor] = lambda v: v.sum() / len(v)
+    problem: Problem,
+    at: Params,
+    reduce: Callable[[Tensor], Tensor] = lambda v: v.sum() / len(v),
 ) -> Params:
     """Gradient of the reduced losses with respect to every parameter, at `at`."""
     at = {name: p.detach().requires_grad_() for name, p in at.items()}

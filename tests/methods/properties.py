@@ -1,6 +1,8 @@
-"""What must hold for every method: each property is a function that takes a maker of methods.
+"""What must hold for every method: each property is a function that takes a maker of
+methods.
 
-A property builds fresh problems and fresh methods, so that noise starts at the same place.
+A property builds fresh problems and fresh methods, so that noise starts at the same
+place.
 """
 
 from __future__ import annotations
@@ -24,26 +26,35 @@ from flatnb.methods import Method
 Maker = Callable[[], Method]
 
 
-# -- tools ----------------------------------------------------------------------------------------
+# -- tools
+# --------------------------------------------------------------------------------------
 
 
 def identical(a: Iterable[Tensor | None], b: Iterable[Tensor | None]) -> bool:
     """Equal bit for bit."""
     return all(
-        (s is None and t is None) or (s is not None and t is not None and torch.equal(s, t))
+        (s is None and t is None)
+        or (s is not None and t is not None and torch.equal(s, t))
         for s, t in zip(a, b, strict=True)
     )
 
 
 @torch.no_grad()
-def assert_close(a: Iterable[Tensor | None], b: Iterable[Tensor | None], tol: float) -> None:
+def assert_close(
+    a: Iterable[Tensor | None], b: Iterable[Tensor | None], tol: float
+) -> None:
     """Equal to `tol`, relative to the largest entry of all."""
     a, b = list(a), list(b)
-    size = max([float(t.detach().to_dense().abs().max()) for t in b if t is not None], default=0.0)
+    size = max(
+        [float(t.detach().to_dense().abs().max()) for t in b if t is not None],
+        default=0.0,
+    )
     for s, t in zip(a, b, strict=True):
         assert (s is None) == (t is None)
         if s is not None and t is not None:
-            assert float((s.to_dense() - t.to_dense()).abs().max()) <= tol * size + 1e-30
+            assert (
+                float((s.to_dense() - t.to_dense()).abs().max()) <= tol * size + 1e-30
+            )
 
 
 def gradient(make: Maker, problem: Problem, **kw: object) -> list[Tensor | None]:
@@ -65,7 +76,9 @@ def _overflow(grad: Tensor) -> Tensor:
 class Calls:
     """A closure that counts its calls, and may run something before or after each."""
 
-    def __init__(self, closure: Callable[[], Tensor], action: Callable[[int], None] | None = None):
+    def __init__(
+        self, closure: Callable[[], Tensor], action: Callable[[int], None] | None = None
+    ):
         self.closure, self.action, self.count = closure, action, 0
 
     def __call__(self) -> Tensor:
@@ -75,7 +88,8 @@ class Calls:
         return self.closure()
 
 
-# -- the contract ---------------------------------------------------------------------------------
+# -- the contract
+# ---------------------------------------------------------------------------------
 
 
 def assert_parameters_restored(make: Maker) -> None:
@@ -87,7 +101,9 @@ def assert_parameters_restored(make: Maker) -> None:
         make().backward(problem.model, problem)
         assert identical(problem.params, before)
         assert [p.data_ptr() for p in problem.params] == pointers
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in problem.params)
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in problem.params
+        )
         assert not any(m._forward_hooks for m in problem.model.modules())
 
 
@@ -105,7 +121,8 @@ def assert_gradients_accumulate(make: Maker) -> None:
 
 
 def assert_one_pass_a_closure_call(make: Maker) -> None:
-    """The closure runs `passes` times on average over 12 steps, a multiple of every k here.
+    """The closure runs `passes` times on average over 12 steps, a multiple of every k
+    here.
 
     It runs once more without gradient where that updates BatchNorm.
     """
@@ -113,7 +130,9 @@ def assert_one_pass_a_closure_call(make: Maker) -> None:
     calls = Calls(problem)
     for _ in range(12):
         method.backward(problem.model, calls)
-    costs_three = getattr(method, "layer", None) is not None  # one call, differentiated thrice
+    costs_three = (
+        getattr(method, "layer", None) is not None
+    )  # one call, differentiated thrice
     assert calls.count == pytest.approx(12 * (1 if costs_three else method.passes))
 
 
@@ -137,7 +156,8 @@ def evaluates_at_w(make: Maker) -> bool:
     before = [p.detach().clone() for p in problem.params]
     at_w = []
     make().backward(
-        problem.model, Calls(problem, lambda _: at_w.append(identical(problem.params, before)))
+        problem.model,
+        Calls(problem, lambda _: at_w.append(identical(problem.params, before))),
     )
     return at_w[0]
 
@@ -152,7 +172,9 @@ def assert_batchnorm_updated_once(make: Maker) -> None:
             torch.manual_seed(5)
             same()
             assert identical(problem.statistics, plain.statistics)
-        for ours, theirs in zip(problem.model.modules(), plain.model.modules(), strict=True):
+        for ours, theirs in zip(
+            problem.model.modules(), plain.model.modules(), strict=True
+        ):
             assert ours.training == theirs.training
             assert getattr(ours, "momentum", 0) == getattr(theirs, "momentum", 0)
 
@@ -177,7 +199,9 @@ def assert_same_masks(make: Maker) -> None:
 
 
 def assert_noise_leaves_global_stream(make: Maker) -> None:
-    """The method's own noise is not drawn from the global stream, and not set by its seed."""
+    """The method's own noise is not drawn from the global stream, and not set by its
+    seed.
+    """
     problem = inputs.plain()
     state = torch.get_rng_state()
     make().backward(problem.model, problem)
@@ -196,7 +220,9 @@ def assert_finite_on_degenerate_input(make: Maker) -> None:
         before = [p.detach().clone() for p in problem.params]
         loss = make().backward(problem.model, problem)
         assert torch.isfinite(loss), name
-        assert all(torch.isfinite(g).all() for g in problem.grads if g is not None), name
+        assert all(torch.isfinite(g).all() for g in problem.grads if g is not None), (
+            name
+        )
         assert identical(problem.params, before), name
 
 
@@ -209,14 +235,16 @@ def assert_finite_at_level(make: Maker) -> None:
 
 
 def assert_overflow_is_skipped(make: Maker) -> None:
-    """An infinite gradient in the first pass only: restored, and seen by a GradScaler."""
+    """An infinite gradient in the first pass only: restored, and seen by a
+    GradScaler.
+    """
     deep = inputs.classification(lambda: inputs.StochasticDepth(starts_with=True), (4,))
     for build, of_block in ((inputs.plain, False), (deep, True)):
         _assert_overflow_is_skipped(make, build(), None)
         scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
         problem = build()
-        # In the second case the infinite gradient is that of a block the later passes leave out,
-        # and a perturbation of zero would make all else look well.
+        # In the second case the infinite gradient is that of a block the later passes
+        # leave out, and a perturbation of zero would make all else look well.
         _assert_overflow_is_skipped(make, problem, scaler, of_block)
         optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.1, momentum=0.9)
         before = [p.detach().clone() for p in problem.params]
@@ -235,7 +263,9 @@ def _assert_overflow_is_skipped(
     def closure() -> Tensor:
         losses = calls()
         if calls.count == 1 and losses.requires_grad:
-            (problem.model.block.weight if of_block else losses).register_hook(_overflow)
+            (problem.model.block.weight if of_block else losses).register_hook(
+                _overflow
+            )
         return losses
 
     if of_block:
@@ -247,9 +277,13 @@ def _assert_overflow_is_skipped(
 
 
 def assert_stochastic_depth_restored(make: Maker) -> None:
-    """A parameter that takes part in one pass and not in the other is put back all the same."""
+    """A parameter that takes part in one pass and not in the other is put back all the
+    same.
+    """
     for starts_with in (True, False):
-        problem = inputs.classification(lambda s=starts_with: inputs.StochasticDepth(s), (4,))()
+        problem = inputs.classification(
+            lambda s=starts_with: inputs.StochasticDepth(s), (4,)
+        )()
         before = [p.detach().clone() for p in problem.params]
         optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.0, momentum=0.9)
         for _ in range(3):
@@ -260,7 +294,9 @@ def assert_stochastic_depth_restored(make: Maker) -> None:
 
 
 def assert_errors_undone(make: Maker) -> None:
-    """The closure raises in a later pass: parameters, gradients, statistics and streams."""
+    """The closure raises in a later pass: parameters, gradients, statistics and
+    streams.
+    """
     for build in (inputs.plain, inputs.noisy):
         for filled in (False, True):
             for fatal in range(2, _calls(make, build) + 1):
@@ -273,7 +309,9 @@ def _calls(make: Maker, build: inputs.Make) -> int:
     return calls.count
 
 
-def _assert_error_undone(make: Maker, problem: Problem, fatal: int, filled: bool) -> None:
+def _assert_error_undone(
+    make: Maker, problem: Problem, fatal: int, filled: bool
+) -> None:
     def action(count: int) -> None:
         if count == fatal:
             raise KeyboardInterrupt
@@ -301,9 +339,15 @@ def assert_resumes(make: Maker) -> None:
 
     def start() -> tuple[Problem, torch.optim.Optimizer, Method]:
         problem = inputs.noisy()
-        return problem, torch.optim.SGD(problem.model.parameters(), 0.1, momentum=0.9), make()
+        return (
+            problem,
+            torch.optim.SGD(problem.model.parameters(), 0.1, momentum=0.9),
+            make(),
+        )
 
-    def train(state: tuple[Problem, torch.optim.Optimizer, Method], batches: list) -> None:
+    def train(
+        state: tuple[Problem, torch.optim.Optimizer, Method], batches: list
+    ) -> None:
         problem, optimizer, method = state
         for batch in batches:
             optimizer.zero_grad()
@@ -348,7 +392,9 @@ def _losses(problem: Problem, batch: Problem) -> Tensor:
 def assert_lr_zero_changes_nothing(make: Maker) -> None:
     problem, method = inputs.noisy(), make()
     before = [p.detach().clone() for p in problem.params]
-    optimizer = torch.optim.SGD(problem.model.parameters(), lr=0.0, momentum=0.9, weight_decay=0.1)
+    optimizer = torch.optim.SGD(
+        problem.model.parameters(), lr=0.0, momentum=0.9, weight_decay=0.1
+    )
     for batch in problem.batches(5):
         optimizer.zero_grad()
         method.backward(problem.model, batch)
@@ -356,7 +402,8 @@ def assert_lr_zero_changes_nothing(make: Maker) -> None:
     assert identical(problem.params, before)
 
 
-# -- numbers of other formats ---------------------------------------------------------------------
+# -- numbers of other formats
+# ---------------------------------------------------------------------
 
 
 def _in_bfloat16(make: Maker, problem: Problem) -> list[Tensor | None]:
@@ -373,12 +420,16 @@ def _in_bfloat16(make: Maker, problem: Problem) -> list[Tensor | None]:
 
 
 def assert_autocast_agrees(make: Maker) -> None:
-    """bf16 agrees with float32 to its precision, wherever the autocast region begins."""
+    """bf16 agrees with float32 to its precision, wherever the autocast region
+    begins.
+    """
     for build in (inputs.plain, inputs.noisy):
         errors = []
         for batch in build().batches(5):
             reference, rounded = gradient(make, batch), _in_bfloat16(make, batch)
-            pairs = [(g, h) for g, h in zip(rounded, reference, strict=True) if h is not None]
+            pairs = [
+                (g, h) for g, h in zip(rounded, reference, strict=True) if h is not None
+            ]
             size = max(float(h.abs().max()) for _, h in pairs)
             errors.append(max(float((g - h).abs().max()) for g, h in pairs) / size)
         # The least: in up to a fifth of all batches a ReLU that is near zero switches.
@@ -394,7 +445,9 @@ def assert_autocast_agrees(make: Maker) -> None:
         # The casts of perturbed weights are not served again from the region's cache.
         assert_close(outer, inner, 1e-6)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(after, problem.model.head(problem.model.head.weight.new_ones(1, 8)))
+            assert torch.equal(
+                after, problem.model.head(problem.model.head.weight.new_ones(1, 8))
+            )
 
 
 def assert_scaler_scales(make: Maker) -> None:
@@ -417,7 +470,8 @@ def assert_scaler_scales(make: Maker) -> None:
         assert_close(problem.grads, plain, 1e-6)
 
 
-# -- structures -----------------------------------------------------------------------------------
+# -- structures
+# -----------------------------------------------------------------------------------
 
 
 def assert_frozen_left_alone(make: Maker) -> None:
@@ -427,7 +481,8 @@ def assert_frozen_left_alone(make: Maker) -> None:
     before = frozen.clone()
     moved = []
     make().backward(
-        problem.model, Calls(problem, lambda _: moved.append(not torch.equal(frozen, before)))
+        problem.model,
+        Calls(problem, lambda _: moved.append(not torch.equal(frozen, before))),
     )
     assert not any(moved)
     assert frozen.grad is None
@@ -454,7 +509,9 @@ def assert_sparse_is_dense(make: Maker) -> None:
 
 
 def assert_checkpointing_changes_nothing(make: Maker) -> None:
-    """Activation checkpointing of either kind: same gradients, statistics updated once."""
+    """Activation checkpointing of either kind: same gradients, statistics updated
+    once.
+    """
     plain = inputs.checkpointed(None)
     g = gradient(make, plain)
     for use_reentrant in (False, True):
@@ -464,7 +521,9 @@ def assert_checkpointing_changes_nothing(make: Maker) -> None:
 
 
 def assert_compiled_is_eager(make: Maker) -> None:
-    """A compiled model gives the eager gradient, and is not compiled again as we step."""
+    """A compiled model gives the eager gradient, and is not compiled again as we
+    step.
+    """
     method, twin, reference = make(), make(), _to_compile()
     if hasattr(method, "attach"):
         torch.compiler.reset()  # what was compiled without hooks would be compiled again
@@ -475,11 +534,14 @@ def assert_compiled_is_eager(make: Maker) -> None:
         problem, compiled = _compiled()
         problem.model.load_state_dict(reference.model.state_dict())
         problem.model.zero_grad()
-    optimizers = [torch.optim.SGD(p.params, 0.1, momentum=0.9) for p in (problem, reference)]
+    optimizers = [
+        torch.optim.SGD(p.params, 0.1, momentum=0.9) for p in (problem, reference)
+    ]
     for step, batch in enumerate(problem.batches(4)):
         for optimizer in optimizers:
             optimizer.zero_grad()
-        # Two steps to meet zero_grad(), statistics and forwards without gradient the first time.
+        # Two steps to meet zero_grad(), statistics and forwards without gradient the
+        # first time.
         with torch.compiler.set_stance("default" if step < 2 else "fail_on_recompile"):
             method.backward(compiled, replace(batch, model=compiled))
         twin.backward(reference.model, replace(batch, model=reference.model))
@@ -499,19 +561,27 @@ def _compiled() -> tuple[Problem, nn.Module]:
     return problem, torch.compile(problem.model, backend="aot_eager")
 
 
-# -- ensembles ------------------------------------------------------------------------------------
+# -- ensembles
+# ------------------------------------------------------------------------------------
 
 
-def assert_ensemble_is_separate(make: Callable[[Tensor | float], Method], low: float) -> None:
+def assert_ensemble_is_separate(
+    make: Callable[[Tensor | float], Method], low: float
+) -> None:
     """Each member is trained as the same net alone, with its own hyperparameter.
 
-    `make(value)` makes the method from a hyperparameter, `low` to 3 `low` over the members.
+    `make(value)` makes the method from a hyperparameter, `low` to 3 `low` over the
+    members.
     """
     values = torch.tensor([1.0, 2.0, 3.0]) * low
 
     def net() -> nn.Module:
         return nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3)
+            nn.Linear(4, 8),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(8, 3),
         )
 
     x, y = torch.randn(12, 4), torch.arange(12) % 3
@@ -521,7 +591,9 @@ def assert_ensemble_is_separate(make: Callable[[Tensor | float], Method], low: f
     for i, (single, value) in enumerate(zip(alone, values.tolist(), strict=True)):
         expected = _train(single, make(value), x, y)
         assert torch.allclose(losses[:, i], expected[:, 0], atol=1e-5)
-        for a, b in zip(together.state_dict().values(), single.state_dict().values(), strict=True):
+        for a, b in zip(
+            together.state_dict().values(), single.state_dict().values(), strict=True
+        ):
             if a.is_floating_point():
                 assert torch.allclose(a[i], b[0], atol=2e-5)
 
@@ -531,7 +603,9 @@ def _train(model: nn.Module, method: Method, x: Tensor, y: Tensor) -> Tensor:
     losses = []
     for _ in range(4):
         optimizer.zero_grad()
-        losses.append(method.backward(model, lambda: flatnb.train.cross_entropy(model(x), y)))
+        losses.append(
+            method.backward(model, lambda: flatnb.train.cross_entropy(model(x), y))
+        )
         optimizer.step()
     return torch.stack(losses)
 
@@ -540,7 +614,9 @@ def assert_members_fail_alone(make: Maker) -> None:
     """One member's NaN leaves the others exact, to the bit."""
 
     def net() -> nn.Module:
-        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+        )
 
     x, y = torch.randn(12, 4), torch.arange(12) % 3
     grads = []
@@ -551,7 +627,9 @@ def assert_members_fail_alone(make: Maker) -> None:
                 next(iter(model.parameters()))[1] = torch.nan
         before = [p.detach().clone() for p in model.parameters()]
         method = make()
-        loss = method.backward(model, lambda m=model: flatnb.train.cross_entropy(m(x), y))
+        loss = method.backward(
+            model, lambda m=model: flatnb.train.cross_entropy(m(x), y)
+        )
         assert loss.isfinite().tolist() == [True, not broken, True]
         for p, b in zip(model.parameters(), before, strict=True):
             assert torch.equal(p.nan_to_num(7.0), b.nan_to_num(7.0))

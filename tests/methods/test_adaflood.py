@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from flatnb.ensemble import Ensemble
-from flatnb.methods import SAM, AdaFlood, IFlood, adaflood_levels, compose, held_out_losses
+from flatnb.methods import (
+    SAM,
+    AdaFlood,
+    IFlood,
+    adaflood_levels,
+    compose,
+    held_out_losses,
+)
 from flatnb.train import cross_entropy
 
 LEVELS = torch.linspace(0.0, 3.0, 40, dtype=torch.float64)
@@ -47,7 +54,9 @@ def test_works_as_a_part() -> None:
     part = AdaFlood(torch.full((12,), 1.1, dtype=torch.float64))
     joined = compose(part, SAM(0.05))
     part.select(torch.arange(12))
-    oracle.assert_equal(oracle.made_by(joined), oracle.made_by(compose(IFlood(1.1), SAM(0.05))))
+    oracle.assert_equal(
+        oracle.made_by(joined), oracle.made_by(compose(IFlood(1.1), SAM(0.05)))
+    )
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -73,7 +82,8 @@ def test_members_have_levels_of_their_own_or_share_them(shared: bool) -> None:
 def test_levels_are_the_formula(gamma: float, alpha: float, beta: float) -> None:
     losses = torch.tensor([0.0, 1e-3, 0.7, 5.0, 30.0], dtype=torch.float64)
     expected = [
-        -math.log((1 - gamma) * math.exp(-(alpha * v + beta)) + gamma) for v in losses.tolist()
+        -math.log((1 - gamma) * math.exp(-(alpha * v + beta)) + gamma)
+        for v in losses.tolist()
     ]
     made = adaflood_levels(losses, gamma=gamma, alpha=alpha, beta=beta)
     assert made.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -115,7 +125,9 @@ def test_wrong_selections_are_refused() -> None:
     with pytest.raises(ValueError, match=r"call select\(indices\) first"):
         oracle.made_by(method, problem)
     method.select(torch.arange(5))
-    with pytest.raises(ValueError, match=r"selected have shape \(5,\).*losses have shape \(12,\)"):
+    with pytest.raises(
+        ValueError, match=r"selected have shape \(5,\).*losses have shape \(12,\)"
+    ):
         oracle.made_by(method, problem)
     with pytest.raises(IndexError):
         method.select(torch.tensor([40]))
@@ -166,5 +178,7 @@ def test_bad_losses_and_folds_are_refused() -> None:
     for folds in (0, 1, 6):
         with pytest.raises(ValueError, match=f"folds={folds}"):
             held_out_losses(5, folds, lambda _: lambda i: i.float())
-    with pytest.raises(ValueError, match=r"fold 0 returned losses of shape \(\) for 3 examples"):
+    with pytest.raises(
+        ValueError, match=r"fold 0 returned losses of shape \(\) for 3 examples"
+    ):
         held_out_losses(6, 2, lambda _: lambda i: i.float().mean())

@@ -1,4 +1,6 @@
-"""What a closure may return, which models are refused, and what a step does besides its passes."""
+"""What a closure may return, which models are refused, and what a step does besides
+its passes.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ from flatnb.methods.base import Hyperparameter, l2_norm
 METHODS = [ERM(), SAM(0.1), NSO(0.1)]
 
 
-# -- closures -------------------------------------------------------------------------------------
+# -- closures
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -51,17 +54,41 @@ METHODS = [ERM(), SAM(0.1), NSO(0.1)]
     [
         (lambda p: p()[:0], ValueError, r"shape \(0,\): the batch is empty"),
         (lambda p: p()[:, None], ValueError, r"shape \(12, 1\);.*losses\.squeeze\(1\)"),
-        (lambda p: p().expand(2, 3, 12), ValueError, r"losses\.flatten\(\).*flatten\(1\)\.mean"),
-        (lambda p: {"a": p().mean()}, TypeError, r"returned dict.*sum\(losses\.values\(\)\)"),
-        (lambda p: [p()], TypeError, r'returned list.*cross_entropy\(\.\.\., reduction="none"\)'),
-        (lambda p: p() * 1j, ValueError, "the losses are torch.complex64; allowed: real numbers"),
-        (lambda p: p().expand(5, 12), ValueError, "average tokens to one loss per example"),
+        (
+            lambda p: p().expand(2, 3, 12),
+            ValueError,
+            r"losses\.flatten\(\).*flatten\(1\)\.mean",
+        ),
+        (
+            lambda p: {"a": p().mean()},
+            TypeError,
+            r"returned dict.*sum\(losses\.values\(\)\)",
+        ),
+        (
+            lambda p: [p()],
+            TypeError,
+            r'returned list.*cross_entropy\(\.\.\., reduction="none"\)',
+        ),
+        (
+            lambda p: p() * 1j,
+            ValueError,
+            "the losses are torch.complex64; allowed: real numbers",
+        ),
+        (
+            lambda p: p().expand(5, 12),
+            ValueError,
+            "average tokens to one loss per example",
+        ),
         (lambda p: p().mean().item(), TypeError, r"returned float; .*\.item\(\)"),
         (lambda p: None, TypeError, "returned NoneType"),
         (lambda p: (p(), p.y), TypeError, "returned tuple"),
         (lambda p: p().detach(), ValueError, "without a graph"),
         (lambda p: torch.no_grad()(p)(), ValueError, r"outside torch.no_grad\(\)"),
-        (lambda p: torch.ones(12, requires_grad=True) * 1, ValueError, "do not depend on this"),
+        (
+            lambda p: torch.ones(12, requires_grad=True) * 1,
+            ValueError,
+            "do not depend on this",
+        ),
     ],
 )
 def test_closure_errors(method, result, error, words) -> None:
@@ -80,7 +107,9 @@ def test_closure_errors_of_an_ensemble() -> None:
     def losses() -> torch.Tensor:
         return F.cross_entropy(model(x).flatten(0, 1), y.repeat(2), reduction="none")
 
-    with pytest.raises(ValueError, match=r"shape \(12,\); expected \(2, n\), or \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(12,\); expected \(2, n\), or \(2,\)"
+    ):
         ERM().backward(model, losses)
     with pytest.raises(ValueError, match=r"shape \(6, 2\); expected \(2, n\)"):
         ERM().backward(model, lambda: losses().view(2, 6).T)
@@ -111,16 +140,29 @@ def test_a_tensor_hyperparameter_needs_an_ensemble_of_its_size() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-# -- hyperparameters -----------------------------------------------------------------------------
+# -- hyperparameters
+# -----------------------------------------------------------------------------
 
 
 def hyperparameters() -> Iterator[tuple[Method, str, Any]]:
     """Every checked attribute of every method, and its value."""
     made = [
-        Flooding(0.5), IFlood(0.5), SoftAD(0.5, 0.5), SAM(0.5), ASAM(0.5, 0.5), USAM(0.5),
-        RSAM(0.5, 0.5, 0.5), GNP(0.5, 0.5), NSO(0.5, 2), WeightNoise(0.5, 2), FAM(0.5),
-        LookSAM(0.5, 2, 0.5), GSAM(0.5, 0.5), FriendlySAM(0.5, 0.5, 0.5), Every(SAM(), 2),
-    ]  # fmt: skip
+        Flooding(0.5),
+        IFlood(0.5),
+        SoftAD(0.5, 0.5),
+        SAM(0.5),
+        ASAM(0.5, 0.5),
+        USAM(0.5),
+        RSAM(0.5, 0.5, 0.5),
+        GNP(0.5, 0.5),
+        NSO(0.5, 2),
+        WeightNoise(0.5, 2),
+        FAM(0.5),
+        LookSAM(0.5, 2, 0.5),
+        GSAM(0.5, 0.5),
+        FriendlySAM(0.5, 0.5, 0.5),
+        Every(SAM(), 2),
+    ]
     for method in made:
         for name in dir(type(method)):
             if isinstance(getattr(type(method), name), Hyperparameter):
@@ -166,7 +208,8 @@ def test_passes_follow_the_number_of_draws() -> None:
         assert method.passes == passes
 
 
-# -- models that are refused ----------------------------------------------------------------------
+# -- models that are refused
+# ----------------------------------------------------------------------
 
 
 def test_sharded_models_are_refused_by_name() -> None:
@@ -174,7 +217,9 @@ def test_sharded_models_are_refused_by_name() -> None:
 
     # Their constructors need a process group; what is asked is the class.
     problem = inputs.plain()
-    with pytest.raises(ValueError, match="the model is sharded by FullyShardedDataParallel"):
+    with pytest.raises(
+        ValueError, match="the model is sharded by FullyShardedDataParallel"
+    ):
         SAM().backward(_bare(FullyShardedDataParallel, problem.model), problem)
     model = nn.Sequential(problem.model.body, problem.model.head)
     head = model[1]
@@ -200,7 +245,8 @@ def _bare(kind: type[nn.Module], inner: nn.Module) -> nn.Module:
     return wrapper
 
 
-# -- the rest of a step ---------------------------------------------------------------------------
+# -- the rest of a step
+# ---------------------------------------------------------------------------
 
 
 def test_method_that_fails_on_the_way_leaves_no_trace() -> None:
@@ -238,13 +284,17 @@ def test_batchnorm_costs_weight_noise_one_forward_without_gradient() -> None:
     for build, extra in ((inputs.plain, 0), (inputs.noisy, 1)):
         for method in (NSO(0.1, 2), WeightNoise(0.1, 2)):
             grads = []
-            calls = Calls(problem := build(), lambda _, g=grads: g.append(torch.is_grad_enabled()))
+            calls = Calls(
+                problem := build(), lambda _, g=grads: g.append(torch.is_grad_enabled())
+            )
             method.backward(problem.model, calls)
             assert grads == [False] * extra + [True] * method.passes
 
 
 def test_what_is_written_is_found_in_the_first_step() -> None:
-    """A frozen layer and a constant cost one forward, once, and change nothing returned."""
+    """A frozen layer and a constant cost one forward, once, and change nothing
+    returned.
+    """
     problem = inputs.plain()
     problem.model.body[0].requires_grad_(False)
     problem.model.register_buffer("constant", torch.ones(3))
@@ -272,7 +322,9 @@ def test_noise_methods_return_the_loss_at_w_where_they_evaluate_it() -> None:
 
 
 def test_hooks_of_the_optimizers_kind_see_each_gradient_once() -> None:
-    """`p.grad` is not replaced while accumulating: flattened or bucketed gradients stay valid."""
+    """`p.grad` is not replaced while accumulating: flattened or bucketed gradients
+    stay valid.
+    """
     for method in (ERM(), SAM(0.1), GNP(0.1, 0.5), NSO(0.1)):
         problem = inputs.plain()
         for p in problem.params:
@@ -289,7 +341,9 @@ def test_norm_is_accurate_where_float32_accumulation_is_not() -> None:
     assert abs(float(l2_norm(tensors)) / exact - 1) < 1e-9
     members = [torch.stack([t, 2 * t]) for t in tensors]
     assert torch.allclose(
-        l2_norm(members, 2), torch.tensor([exact, 2 * exact], dtype=torch.double), rtol=1e-9
+        l2_norm(members, 2),
+        torch.tensor([exact, 2 * exact], dtype=torch.double),
+        rtol=1e-9,
     )
 
 

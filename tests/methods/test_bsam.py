@@ -53,7 +53,10 @@ class Net(nn.Module):
 
 def by_hand(steps: int, parts: int) -> tuple[Tensor, Tensor]:
     w = torch.linspace(-1, 1, 6, dtype=torch.float64)
-    m, s = torch.zeros(6, dtype=torch.float64), torch.full((6,), S0, dtype=torch.float64)
+    m, s = (
+        torch.zeros(6, dtype=torch.float64),
+        torch.full((6,), S0, dtype=torch.float64),
+    )
     stream, loss = Stream(3, normal), torch.zeros(())
     for _ in range(steps):
         sizes, grads, values = [], [], []
@@ -119,7 +122,9 @@ def test_steps_across_a_save_equal_unbroken_ones() -> None:
 def test_follows_a_scheduler() -> None:
     net = Net()
     optimizer = BSAM(net.parameters(), **SETTINGS)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.0 if epoch else 1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: 0.0 if epoch else 1.0
+    )
     optimizer.step(net.closure())
     scheduler.step()
     before = net.weight.detach().clone()
@@ -161,7 +166,9 @@ def test_a_batch_that_is_not_finite_is_skipped(bad: int) -> None:
 
     optimizer.step(closure)
     assert torch.equal(net.weight, before[0])
-    assert all(torch.equal(optimizer.state[net.weight][k], before[1][k]) for k in ("m", "s"))
+    assert all(
+        torch.equal(optimizer.state[net.weight][k], before[1][k]) for k in ("m", "s")
+    )
     optimizer.step(net.closure())
     assert torch.isfinite(net.weight).all()
     assert not torch.equal(net.weight, before[0])
@@ -208,8 +215,12 @@ def test_wrong_closures_are_refused() -> None:
         optimizer.load_state_dict({"state": {}, "param_groups": []})
 
 
-@pytest.mark.parametrize("name", ["lr", "examples", "rho", "prior_precision", "damping", "s_init"])
-@pytest.mark.parametrize("value", [-0.1, oracle.NAN, oracle.INF, "1", None, True, torch.ones(2)])
+@pytest.mark.parametrize(
+    "name", ["lr", "examples", "rho", "prior_precision", "damping", "s_init"]
+)
+@pytest.mark.parametrize(
+    "value", [-0.1, oracle.NAN, oracle.INF, "1", None, True, torch.ones(2)]
+)
 def test_bad_settings_are_refused(name: str, value: object) -> None:
     with pytest.raises((TypeError, ValueError), match=f"{name}.*allowed"):
         BSAM(Net().parameters(), **{**SETTINGS, name: value})
@@ -217,14 +228,17 @@ def test_bad_settings_are_refused(name: str, value: object) -> None:
 
 def test_settings_that_must_be_positive_and_betas() -> None:
     for name in ("lr", "examples", "s_init"):
-        with pytest.raises(ValueError, match=f"{name}=0.0; allowed: a finite number > 0$"):
+        with pytest.raises(
+            ValueError, match=f"{name}=0.0; allowed: a finite number > 0$"
+        ):
             BSAM(Net().parameters(), **{**SETTINGS, name: 0.0})
     for betas in (0.9, (0.9,), (1.0, 0.9), (0.9, -0.1), (0.9, "0.9")):
         with pytest.raises((TypeError, ValueError), match=r"betas=.*allowed"):
             BSAM(Net().parameters(), **{**SETTINGS, "betas": betas})
 
 
-# -- samples of the posterior ---------------------------------------------------------------------
+# -- samples of the posterior
+# ---------------------------------------------------------------------
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -235,14 +249,18 @@ def test_a_sample_is_the_formula_and_the_mean_comes_back() -> None:
     net, extra = Net(), nn.Parameter(torch.ones(2, 3))
     groups = [{"params": net.weight}, {"params": extra, "examples": 7, "s_init": 0.2}]
     optimizer = BSAM(groups, **SETTINGS)
-    for steps in range(3):  # before the first step s is s_init; extra never has a gradient
+    for steps in range(
+        3
+    ):  # before the first step s is s_init; extra never has a gradient
         before = [p.detach().clone() for p in (net.weight, extra)]
         draw = seeded()
         u = torch.randn(6, dtype=torch.float64, generator=draw)
         v = torch.randn(2, 3, generator=draw)
         s = optimizer.state[net.weight]["s"] if steps else torch.full((6,), S0)
         with optimizer.sampled(seeded()):
-            torch.testing.assert_close(net.weight.detach(), before[0] + u / (N * s).sqrt())
+            torch.testing.assert_close(
+                net.weight.detach(), before[0] + u / (N * s).sqrt()
+            )
             torch.testing.assert_close(extra.detach(), before[1] + v / (7 * 0.2) ** 0.5)
         assert torch.equal(net.weight, before[0])
         assert torch.equal(extra, before[1])
@@ -272,14 +290,19 @@ def test_the_average_of_a_linear_prediction_has_the_posterior_variance() -> None
     for _ in range(3):
         optimizer.step(net.closure())
     a = torch.linspace(1, 2, 6, dtype=torch.float64)
-    mean, variance = a @ net.weight.detach(), (a**2 / (N * optimizer.state[net.weight]["s"])).sum()
+    mean, variance = (
+        a @ net.weight.detach(),
+        (a**2 / (N * optimizer.state[net.weight]["s"])).sum(),
+    )
     generator, values = seeded(), []
     for _ in range(4000):
         with optimizer.sampled(generator), torch.no_grad():
             values.append(a @ net.weight)
     values = torch.stack(values)
     assert abs(values.mean() - mean) < 5 * (variance / 4000).sqrt()
-    assert values.var() == pytest.approx(float(variance), rel=0.12)  # five standard errors
+    assert values.var() == pytest.approx(
+        float(variance), rel=0.12
+    )  # five standard errors
 
 
 def test_training_goes_on_as_if_nothing_had_been_sampled() -> None:
@@ -308,7 +331,9 @@ def test_the_mean_is_back_after_an_error_and_frozen_parameters_stay() -> None:
         raise KeyboardInterrupt
     assert torch.equal(net.weight, before)
     with optimizer.sampled(seeded()):
-        with pytest.raises(RuntimeError, match=r"step\(\) within sampled.*leave the context"):
+        with pytest.raises(
+            RuntimeError, match=r"step\(\) within sampled.*leave the context"
+        ):
             optimizer.step(net.closure())
         with pytest.raises(RuntimeError, match=r"sampled\(\) within sampled\(\)"):
             optimizer.sampled(seeded()).__enter__()

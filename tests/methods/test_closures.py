@@ -32,7 +32,8 @@ from flatnb.methods import (
 )
 from flatnb.methods.noise import Stream, rademacher
 
-# -- layers that write in their forward -----------------------------------------------------------
+# -- layers that write in their forward
+# -----------------------------------------------------------
 
 
 class MovingMean(nn.Module):
@@ -292,7 +293,8 @@ def test_many_nets(name: str) -> None:
     test_buffers_and_streams_end_as_after_one_forward_at_w(name, range(8, 250))
 
 
-# -- formulas, each pass on a net that was built for it -------------------------------------------
+# -- formulas, each pass on a net that was built for it
+# -------------------------------------------
 
 
 def slope(seed: int, shifts: list[Tensor] | None = None) -> list[Tensor]:
@@ -352,7 +354,9 @@ FORMULAS: dict[str, tuple[Callable[[], Method], Callable[[int], list[Tensor]]]] 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_every_pass_starts_from_the_same_state(name: str) -> None:
-    """And what lies outside the model gets the method's gradient: no sum over passes."""
+    """And what lies outside the model gets the method's gradient: no sum over
+    passes.
+    """
     make, formula = FORMULAS[name]
     for seed in range(12):
         case = Case(seed)

@@ -38,9 +38,13 @@ def test_rule_takes_the_gradients_of_the_transformed_loss() -> None:
         oracle.assert_equal(oracle.made_by(compose(*parts)), expected)
 
 
-@pytest.mark.parametrize("rule", [SAM(0.3), GNP(0.3, 0.7), NSO(0.1), WeightNoise(0.1)], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [SAM(0.3), GNP(0.3, 0.7), NSO(0.1), WeightNoise(0.1)], ids=repr
+)
 def test_every_rule_joins_a_transform(rule: Method) -> None:
-    far_below = oracle.made_by(compose(IFlood(50.0), deepcopy(rule)))  # every loss is: ascent
+    far_below = oracle.made_by(
+        compose(IFlood(50.0), deepcopy(rule))
+    )  # every loss is: ascent
     plain = oracle.made_by(deepcopy(rule))
     if isinstance(rule, WeightNoise):
         oracle.assert_equal(far_below, {name: -g for name, g in plain.items()})
@@ -58,7 +62,9 @@ def test_penalties_add_up() -> None:
 
 def test_plain_training_adds_nothing() -> None:
     oracle.assert_equal(oracle.made_by(compose(ERM(), ERM())), oracle.made_by(ERM()))
-    oracle.assert_equal(oracle.made_by(compose(ERM(), SAM(0.3))), oracle.made_by(SAM(0.3)))
+    oracle.assert_equal(
+        oracle.made_by(compose(ERM(), SAM(0.3))), oracle.made_by(SAM(0.3))
+    )
     method = SAM(0.3)
     assert compose(method) is method
 
@@ -94,8 +100,14 @@ def test_state_of_the_parts() -> None:
             (Flooding(0.1), SoftAD(0.1)),
             "Flooding.* and SoftAD.* are loss transforms.* room for one",
         ),
-        ((SAM(0.1), GNP(0.1, 0.5)), "SAM.* and GNP.* are gradient rules.* room for one"),
-        ((compose(SoftAD(0.1), SAM(0.1)), NSO(0.1)), "SAM.* and NSO.* are gradient rules"),
+        (
+            (SAM(0.1), GNP(0.1, 0.5)),
+            "SAM.* and GNP.* are gradient rules.* room for one",
+        ),
+        (
+            (compose(SoftAD(0.1), SAM(0.1)), NSO(0.1)),
+            "SAM.* and NSO.* are gradient rules",
+        ),
     ],
 )
 def test_two_for_one_place_are_refused(parts: tuple[Method, ...], why: str) -> None:
@@ -105,7 +117,13 @@ def test_two_for_one_place_are_refused(parts: tuple[Method, ...], why: str) -> N
 
 def test_other_things_are_refused() -> None:
     weights = [torch.nn.Parameter(torch.zeros(1))]
-    for thing in (BSAM(weights, examples=10), torch.optim.SGD(weights, 0.1), SAM, "SAM", None):
+    for thing in (
+        BSAM(weights, examples=10),
+        torch.optim.SGD(weights, 0.1),
+        SAM,
+        "SAM",
+        None,
+    ):
         with pytest.raises(TypeError, match="it joins methods such as"):
             compose(SoftAD(0.1), thing)
     with pytest.raises(ValueError, match="at least one method"):

@@ -34,7 +34,10 @@ def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of the processes found."""
     folder = tmp_path_factory.mktemp("ddp")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={cases.RANKS}", str(Path(__file__).with_name("ddp_worker.py"))]
+    command += [
+        f"--nproc-per-node={cases.RANKS}",
+        str(Path(__file__).with_name("ddp_worker.py")),
+    ]
     run = subprocess.run(
         [*command, str(folder)],
         env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
@@ -49,7 +52,9 @@ def found(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 def replicas(
     make: Callable[[], Method], build: inputs.Make, accumulate: int = 1
 ) -> tuple[Tensor, list[Tensor]]:
-    """Weights, and the first replica's buffers, after the same training in one process."""
+    """Weights, and the first replica's buffers, after the same training in one
+    process.
+    """
     problems = [build() for _ in range(cases.RANKS)]
     methods = [make() for _ in problems]
     optimizers = [cases.optimizer(p.model) for p in problems]
@@ -57,7 +62,9 @@ def replicas(
         for rank, (batch, method) in enumerate(zip(batches, methods, strict=True)):
             batch.model.zero_grad()
             for part in range(accumulate):
-                mine = cases.share(batch, rank * accumulate + part, cases.RANKS * accumulate)
+                mine = cases.share(
+                    batch, rank * accumulate + part, cases.RANKS * accumulate
+                )
                 method.backward(batch.model, mine, weight=1 / accumulate)
         for same in zip(*[p.params for p in problems], strict=True):
             grads = [p.grad for p in same if p.grad is not None]
@@ -76,7 +83,10 @@ def flat(problem: Problem) -> Tensor:
 @pytest.mark.parametrize("name", cases.METHODS)
 def test_processes_are_replicas_whose_gradients_are_averaged(found, name, view) -> None:
     make = cases.METHODS[name]
-    for accumulate, case in ((1, f"{name}, {view}"), (2, f"{name}, {view}, accumulated")):
+    for accumulate, case in (
+        (1, f"{name}, {view}"),
+        (2, f"{name}, {view}, accumulated"),
+    ):
         weights = [f[case]["weights"] for f in found]
         assert torch.equal(*weights)
         assert_close(weights[:1], [replicas(make, inputs.exact, accumulate)[0]], 1e-9)
@@ -148,7 +158,9 @@ def test_processes_speak_once_a_step(found, name) -> None:
 
 @pytest.mark.parametrize("name", cases.METHODS)
 def test_running_statistics_are_the_first_process_own_at_w(found, name) -> None:
-    """Updated once a step; as always under DistributedDataParallel, those of rank 0 count."""
+    """Updated once a step; as always under DistributedDataParallel, those of rank 0
+    count.
+    """
     weights, buffers = replicas(cases.METHODS[name], cases.batchnorm)
     case = f"{name}, statistics"
     assert torch.equal(found[0][case]["weights"], found[1][case]["weights"])
@@ -160,14 +172,18 @@ def test_running_statistics_are_the_first_process_own_at_w(found, name) -> None:
 def test_ensemble(found) -> None:
     make = lambda: SAM(torch.tensor([0.0, 0.1, 0.2]))  # noqa: E731
     assert torch.equal(*[f["ensemble"]["weights"] for f in found])
-    assert_close([found[0]["ensemble"]["weights"]], [replicas(make, cases.ensemble)[0]], 1e-9)
+    assert_close(
+        [found[0]["ensemble"]["weights"]], [replicas(make, cases.ensemble)[0]], 1e-9
+    )
 
 
 @pytest.mark.parametrize("make", [ERM, SAM, GSAM])
 def test_parameters_that_take_no_part(found, make) -> None:
     case = f"depth, {make.__name__}"
     assert torch.equal(*[f[case]["weights"] for f in found])
-    assert_close([found[0][case]["weights"]], [replicas(make, cases.stochastic_depth)[0]], 1e-9)
+    assert_close(
+        [found[0][case]["weights"]], [replicas(make, cases.stochastic_depth)[0]], 1e-9
+    )
 
 
 def test_overflow_in_one_process_is_seen_by_all(found) -> None:
@@ -186,7 +202,9 @@ def test_fit_on_two_processes_is_fit_on_one(found) -> None:
     run, weights = cases.fit()
     for f in found:
         assert_close([f["fit"]["weights"]], [weights], 1e-9)
-        assert f["fit"]["losses"] == pytest.approx([e["train_loss"] for e in run.history], 1e-9)
+        assert f["fit"]["losses"] == pytest.approx(
+            [e["train_loss"] for e in run.history], 1e-9
+        )
         assert torch.equal(f["fit"]["resumed"], f["fit"]["weights"])
         assert f["fit"]["files"] == ["fit"]  # rank 0's alone
 
@@ -195,6 +213,9 @@ def test_each_process_takes_its_share_of_a_batch() -> None:
     x, y = torch.arange(7.0), torch.arange(7)
     batches = [(torch.arange(7) + 10, x, y), (torch.tensor([5]), x[:1], y[:1])]
     shares = [list(_shares(batches, rank, 2)) for rank in range(2)]
-    assert [len(share) for share in shares] == [1, 1]  # the batch of one has nothing for both
+    assert [len(share) for share in shares] == [
+        1,
+        1,
+    ]  # the batch of one has nothing for both
     assert [share[0][0].tolist() for share in shares] == [[10, 12, 14], [11, 13, 15]]
     assert [share[0][2].tolist() for share in shares] == [[0, 2, 4], [1, 3, 5]]

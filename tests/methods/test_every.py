@@ -8,7 +8,18 @@ import pytest
 import torch
 from properties import Calls, identical
 
-from flatnb.methods import ERM, FAM, NSO, SAM, Every, Flooding, Linear, Method, SoftAD, compose
+from flatnb.methods import (
+    ERM,
+    FAM,
+    NSO,
+    SAM,
+    Every,
+    Flooding,
+    Linear,
+    Method,
+    SoftAD,
+    compose,
+)
 
 
 def made(method: Method, count: int) -> list[oracle.Params]:
@@ -18,7 +29,12 @@ def made(method: Method, count: int) -> list[oracle.Params]:
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_every_kth_step_is_the_methods_and_the_others_are_plain(k: int) -> None:
     """A twin that is called in these steps alone has the same noise."""
-    for make in (lambda: SAM(0.4), lambda: NSO(0.1), lambda: Flooding(9.0), lambda: FAM(0.2)):
+    for make in (
+        lambda: SAM(0.4),
+        lambda: NSO(0.1),
+        lambda: Flooding(9.0),
+        lambda: FAM(0.2),
+    ):
         twin = make()
         for t, gradient in enumerate(made(Every(make(), k), 7)):
             wanted = oracle.made_by(twin if t % k == 0 else ERM())
@@ -35,7 +51,9 @@ def test_what_is_left_out_in_between() -> None:
         (rule, both, soft),
         (penalty, compose(FAM(0.2), SAM(0.4)), sam),
     ):
-        for gradient, wanted in zip(made(method, 3), (first, second, first), strict=True):
+        for gradient, wanted in zip(
+            made(method, 3), (first, second, first), strict=True
+        ):
             oracle.assert_equal(gradient, oracle.made_by(wanted))
     with pytest.raises(ValueError, match=r"Every\(method=SAM.*are gradient rules"):
         compose(Every(SAM(), 2), NSO(0.1))

@@ -1,4 +1,6 @@
-"""FAM against the layer's dense Hessian, taken by automatic differentiation in float64."""
+"""FAM against the layer's dense Hessian, taken by automatic differentiation in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ from flatnb.methods import ERM, FAM, NSO, SAM, Flooding, SoftAD, compose
 from flatnb.methods.normalisation import Elementary
 
 LABELS = torch.arange(12) % 3
-MIXED = torch.softmax(torch.linspace(-2, 2, 36, dtype=torch.double).view(12, 3).cos() * 3, -1)
+MIXED = torch.softmax(
+    torch.linspace(-2, 2, 36, dtype=torch.double).view(12, 3).cos() * 3, -1
+)
 WEIGHTS = torch.tensor([0.5, 2.0, 1.5], dtype=torch.double)
 
 CROSS_ENTROPIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hard labels": lambda z, y: F.cross_entropy(z, y, reduction="none"),
-    "smoothed": lambda z, y: F.cross_entropy(z, y, reduction="none", label_smoothing=0.1),
+    "smoothed": lambda z, y: F.cross_entropy(
+        z, y, reduction="none", label_smoothing=0.1
+    ),
     "mixed": lambda z, y: F.cross_entropy(z, MIXED, reduction="none"),
     "log_softmax": lambda z, y: F.nll_loss(z.log_softmax(-1), y, reduction="none"),
 }
@@ -41,7 +47,9 @@ OTHERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def problem(loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPIES["hard labels"]) -> Problem:
+def problem(
+    loss: Callable[[Tensor, Tensor], Tensor] = CROSS_ENTROPIES["hard labels"],
+) -> Problem:
     """Layers body.0 of 3 inputs, and head of 4."""
     torch.manual_seed(2)
     net = Net(nn.Sequential(nn.Linear(3, 4), nn.Softplus()), 4, 3).double()
@@ -60,7 +68,9 @@ def dense_kappa(p: Problem, layer: str = "head") -> Tensor:
     params = dict(p.model.named_parameters())
 
     def mean_loss(weight: Tensor) -> Tensor:
-        return p.loss(functional_call(p.model, {**params, name: weight}, (p.x,)), p.y).mean()
+        return p.loss(
+            functional_call(p.model, {**params, name: weight}, (p.x,)), p.y
+        ).mean()
 
     w = params[name]
     h = torch.autograd.functional.hessian(mean_loss, w, create_graph=True)
@@ -70,7 +80,10 @@ def dense_kappa(p: Problem, layer: str = "head") -> Tensor:
 @pytest.mark.parametrize(
     ("loss", "mode"),
     [
-        *[pytest.param(f, "cross_entropy", id=name) for name, f in CROSS_ENTROPIES.items()],
+        *[
+            pytest.param(f, "cross_entropy", id=name)
+            for name, f in CROSS_ENTROPIES.items()
+        ],
         *[
             pytest.param(f, "auto", id=f"{n}, auto")
             for n, f in {**CROSS_ENTROPIES, **OTHERS}.items()
@@ -91,7 +104,9 @@ def test_gradient_reaches_the_layers_below() -> None:
     p = problem()
     plain = torch.autograd.grad(p().mean(), p.params)
     FAM(1.0).backward(p.model, p)
-    for g, e in zip(p.grads[:3], plain[:3], strict=True):  # body weight and bias, head weight
+    for g, e in zip(
+        p.grads[:3], plain[:3], strict=True
+    ):  # body weight and bias, head weight
         assert (g - e).abs().max() > 1e-3
 
 
@@ -115,7 +130,8 @@ def test_estimate_is_unbiased_with_its_gradient(layer) -> None:
     wanted = torch.autograd.grad(p().mean() + exact, p.params)
     inputs_ = p.model.get_submodule(layer).in_features
     signs = [
-        torch.tensor(s, dtype=torch.double) for s in itertools.product((-1, 1), repeat=inputs_)
+        torch.tensor(s, dtype=torch.double)
+        for s in itertools.product((-1, 1), repeat=inputs_)
     ]
     method, values, grads = FAM(1.0, layer=layer), [], []
     for a, v in itertools.product(signs, signs):
@@ -125,7 +141,9 @@ def test_estimate_is_unbiased_with_its_gradient(layer) -> None:
         method.backward(p.model, p)
         grads.append(p.grads)
     assert torch.allclose(torch.stack(values).mean(), exact, rtol=1e-10)
-    assert_close([torch.stack(g).mean(0) for g in zip(*grads, strict=True)], wanted, 1e-10)
+    assert_close(
+        [torch.stack(g).mean(0) for g in zip(*grads, strict=True)], wanted, 1e-10
+    )
 
 
 class Fixed:
@@ -141,7 +159,9 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: nn.BatchNorm1d(8),
     "batch, evaluating": lambda: nn.BatchNorm1d(8).eval(),
     "batch, 2d": lambda: nn.Sequential(
-        nn.Unflatten(1, (2, 2, 2)), nn.BatchNorm2d(2, affine=False, momentum=None), nn.Flatten()
+        nn.Unflatten(1, (2, 2, 2)),
+        nn.BatchNorm2d(2, affine=False, momentum=None),
+        nn.Flatten(),
     ),
     "instance": lambda: nn.Sequential(
         nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, affine=True), nn.Flatten()
@@ -157,7 +177,9 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
 def test_gradient_of_the_estimate_through_norms(make) -> None:
-    """Against finite differences along a line: a third derivative, which fused norms have wrong."""
+    """Against finite differences along a line: a third derivative, which fused norms
+    have wrong.
+    """
     net = nn.Sequential(nn.Linear(3, 8), make(), nn.Tanh(), nn.Linear(8, 3)).double()
     x = torch.randn(12, 3).double()
     params = list(net.parameters())
@@ -173,7 +195,9 @@ def test_gradient_of_the_estimate_through_norms(make) -> None:
         grads = torch.autograd.grad(found, params, allow_unused=True)
         with torch.no_grad():
             torch._foreach_sub_(params, line, alpha=at)
-        slope = sum((g * d).sum() for g, d in zip(grads, line, strict=True) if g is not None)
+        slope = sum(
+            (g * d).sum() for g, d in zip(grads, line, strict=True) if g is not None
+        )
         return torch.stack([found.detach(), torch.as_tensor(slope)])
 
     h = 1e-5
@@ -193,8 +217,12 @@ def test_norms_of_the_estimate_are_the_usual_ones(make, dtype) -> None:
         with Elementary():
             found = second(x)
     assert found.dtype == wanted.dtype
-    assert_close([found.double()], [wanted.double()], 1e-2 if dtype == torch.bfloat16 else 1e-12)
-    assert_close([b.double() for b in second.buffers()], [b.double() for b in first.buffers()], 0)
+    assert_close(
+        [found.double()], [wanted.double()], 1e-2 if dtype == torch.bfloat16 else 1e-12
+    )
+    assert_close(
+        [b.double() for b in second.buffers()], [b.double() for b in first.buffers()], 0
+    )
 
 
 def test_estimate_draws_fresh_signs_of_its_own() -> None:
@@ -230,7 +258,9 @@ def test_kappa_is_of_the_plain_loss_under_compose() -> None:
     assert_close(p.grads, wanted, 1e-10)
     p.model.zero_grad()
     compose(SoftAD(0.2), FAM(0.1), FAM(0.2)).backward(p.model, p)
-    wanted = torch.autograd.grad(SoftAD(0.2).objective(p()) + 0.3 * kappa(FAM(1.0), p), p.params)
+    wanted = torch.autograd.grad(
+        SoftAD(0.2).objective(p()) + 0.3 * kappa(FAM(1.0), p), p.params
+    )
     assert_close(p.grads, wanted, 1e-10)
 
 
@@ -242,7 +272,9 @@ def test_sam_moves_along_the_penalised_gradient() -> None:
     with torch.no_grad():
         for q, t in zip(moved.params, g, strict=True):
             q.add_(t, alpha=0.1 / float(norm))
-    wanted = torch.autograd.grad(moved().mean() + 0.3 * kappa(FAM(1.0), moved), moved.params)
+    wanted = torch.autograd.grad(
+        moved().mean() + 0.3 * kappa(FAM(1.0), moved), moved.params
+    )
     compose(FAM(0.3), SAM(0.1)).backward(p.model, p)
     assert_close(p.grads, wanted, 1e-9)
 
@@ -256,7 +288,8 @@ def test_lam_zero_is_plain_training() -> None:
         assert identical(p.grads, q.grads)
 
 
-# -- the logits are what it takes them for --------------------------------------------------------
+# -- the logits are what it takes them for
+# --------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", OTHERS.values(), ids=OTHERS)
@@ -270,15 +303,22 @@ def test_other_losses_are_refused_at_the_first_step(loss) -> None:
 def test_logits_must_come_from_the_last_linear_layer() -> None:
     p = problem()
     side = nn.Linear(3, 3).double()
-    with pytest.raises(ValueError, match="do not depend on the output of the last linear layer"):
+    with pytest.raises(
+        ValueError, match="do not depend on the output of the last linear layer"
+    ):
         FAM(1.0).backward(nn.ModuleList([p.model, side]), lambda: (p(), side(p.x))[0])
     tokens = nn.Linear(3, 3).double()
     x = torch.randn(4, 5, 3).double()
-    with pytest.raises(ValueError, match=r"shape \(4, 5, 3\) for losses of shape \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(4, 5, 3\) for losses of shape \(4,\)"
+    ):
         FAM(1.0).backward(tokens, lambda: tokens(x).logsumexp(-1).mean(1))
     # The estimate takes any loss.
     named = nn.ModuleDict({"out": tokens})
-    assert FAM(1.0, layer="out").backward(named, lambda: tokens(x).logsumexp(-1).mean(1)) > 0
+    assert (
+        FAM(1.0, layer="out").backward(named, lambda: tokens(x).logsumexp(-1).mean(1))
+        > 0
+    )
 
 
 def test_hook_must_fire_at_every_call() -> None:
@@ -288,7 +328,9 @@ def test_hook_must_fire_at_every_call() -> None:
     with pytest.raises(ValueError, match=r"saw no nn\.Linear run"):
         method.backward(p.model, lambda: (p.x @ first.T[:3]).square().sum(-1))
     conv = nn.Conv1d(1, 1, 1)
-    with pytest.raises(ValueError, match=r"has no nn\.Linear.*a 1x1 convolution is an nn\.Linear"):
+    with pytest.raises(
+        ValueError, match=r"has no nn\.Linear.*a 1x1 convolution is an nn\.Linear"
+    ):
         FAM(1.0).backward(conv, lambda: conv(torch.ones(2, 1, 1)).flatten())
 
 
@@ -312,7 +354,11 @@ def test_layer_names() -> None:
         ({"lam": float("nan")}, ValueError, "lam=nan"),
         ({"lam": "1"}, TypeError, "lam='1' is str"),
         ({"lam": 1.0, "layer": 3}, TypeError, "layer=3 is int; allowed: None"),
-        ({"lam": 1.0, "loss": "mse"}, ValueError, "loss='mse'; allowed: 'cross_entropy' or 'auto'"),
+        (
+            {"lam": 1.0, "loss": "mse"},
+            ValueError,
+            "loss='mse'; allowed: 'cross_entropy' or 'auto'",
+        ),
         ({"lam": 1.0, "seed": -1}, ValueError, "seed=-1"),
     ],
 )
@@ -326,7 +372,8 @@ def test_repr() -> None:
     assert repr(FAM(0.1, "head", seed=2)) == "FAM(lam=0.1, layer='head', seed=2)"
 
 
-# -- compiled models, ensembles, memory -----------------------------------------------------------
+# -- compiled models, ensembles, memory
+# -----------------------------------------------------------
 
 
 @pytest.fixture
@@ -387,7 +434,9 @@ def test_members_estimates_are_those_of_members_alone() -> None:
         FAM(lam, layer=name).backward(together, lambda: _losses(together(x)))
         for i in range(3):
             member = together.member(i)
-            method = FAM(float(lam[i]), layer=alone, seed=4 + i)  # seeds of method and member add
+            method = FAM(
+                float(lam[i]), layer=alone, seed=4 + i
+            )  # seeds of method and member add
             method.backward(member, lambda m=member: _losses(m(x)))
             own = [p.grad[i] for p in together.parameters() if p.grad is not None]
             assert_close(own, [p.grad for p in member.parameters()], 1e-8)
@@ -395,11 +444,14 @@ def test_members_estimates_are_those_of_members_alone() -> None:
 
 def _losses(z: Tensor) -> Tensor:
     y = LABELS.expand(z.shape[:-1])
-    return F.cross_entropy(z.flatten(0, -2), y.flatten(), reduction="none").view(y.shape)
+    return F.cross_entropy(z.flatten(0, -2), y.flatten(), reduction="none").view(
+        y.shape
+    )
 
 
 class _Heads(nn.Module):
-    """A trunk with BatchNorm and dropout, and two heads; `route` says through which a batch goes.
+    """A trunk with BatchNorm and dropout, and two heads; `route` says through which a
+    batch goes.
 
     The second head takes the first one's place; the layer after follows it.
     """
@@ -407,7 +459,9 @@ class _Heads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(5)
-        self.trunk = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3))
+        self.trunk = nn.Sequential(
+            nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3)
+        )
         self.first, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
         self.after = nn.Linear(3, 3)
 
@@ -422,7 +476,9 @@ class _Heads(nn.Module):
 @pytest.mark.parametrize("others", [(), (SAM(0.1),), (NSO(0.05, seed=3),)], ids=repr)
 @pytest.mark.parametrize("route", ["first", "second", "after"])
 def test_another_layer_may_run_last_in_any_step(route, others) -> None:
-    """Gradients, statistics, random stream and value are those of a method that looks afresh."""
+    """Gradients, statistics, random stream and value are those of a method that looks
+    afresh.
+    """
     net = _Heads().double()
     x = torch.randn(12, 3).double()
 
@@ -487,13 +543,19 @@ def test_features_are_seen_where_the_closure_calls_the_model_more_than_once() ->
     assert identical(p.grads, q.grads)
 
 
-def test_estimate_refuses_a_checkpoint_with_batchnorm_and_leaves_the_net_as_it_was() -> None:
+def test_estimate_refuses_a_checkpoint_with_batchnorm_and_leaves_the_net_as_it_was() -> (
+    None
+):
     problem = inputs.checkpointed(False)
     before = [p.detach().clone() for p in problem.params]
-    with pytest.raises(RuntimeError, match="leave layers with such norms out of checkpoints"):
+    with pytest.raises(
+        RuntimeError, match="leave layers with such norms out of checkpoints"
+    ):
         FAM(0.05, layer="head").backward(problem.model, problem)
     assert all(torch.equal(p, b) for p, b in zip(problem.params, before, strict=True))
-    FAM(0.05).backward(problem.model, problem)  # the closed form has no third derivatives
+    FAM(0.05).backward(
+        problem.model, problem
+    )  # the closed form has no third derivatives
 
 
 def test_estimate_through_a_reentrant_checkpoint_is_the_plain_one() -> None:

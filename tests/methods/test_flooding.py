@@ -78,7 +78,9 @@ def test_returns_the_plain_loss(cls: type) -> None:
 
 @pytest.mark.parametrize("cls", [Flooding, IFlood])
 @pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_levels_are_refused(cls: type, value: object, error: type[Exception]) -> None:
+def test_bad_levels_are_refused(
+    cls: type, value: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=r"level.*allowed: a finite number >= 0"):
         cls(value)
 

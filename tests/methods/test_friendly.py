@@ -1,4 +1,6 @@
-"""Friendly-SAM: the formula over several steps, the methods it contains, what it remembers."""
+"""Friendly-SAM: the formula over several steps, the methods it contains, what it
+remembers.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def by_hand(rho: float, lam: float, sigma: float, count: int) -> list[oracle.Par
     return found
 
 
-@pytest.mark.parametrize(("lam", "sigma"), [(0.9, 1.0), (0.6, 1.0), (0.5, 0.3), (1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("lam", "sigma"), [(0.9, 1.0), (0.6, 1.0), (0.5, 0.3), (1.0, 1.0)]
+)
 def test_gradients_are_the_formula(lam: float, sigma: float) -> None:
     for a, b in zip(
         made(FriendlySAM(0.4, lam, sigma), 5), by_hand(0.4, lam, sigma, 5), strict=True
@@ -51,14 +55,19 @@ def test_contains_sam_and_plain_training() -> None:
     with_mean = made(FriendlySAM(0.4), 3)
     oracle.assert_equal(with_mean[0], sam[0])
     assert oracle.differ(with_mean[1], sam[1])
-    for lam in (0.9, 0.0):  # at 0 the average is the gradient itself: nothing is left of it
+    for lam in (
+        0.9,
+        0.0,
+    ):  # at 0 the average is the gradient itself: nothing is left of it
         method = FriendlySAM(0.0 if lam else 0.4, lam)
         for a, b in zip(made(method, 3), made(ERM(), 3), strict=True):
             oracle.assert_equal(a, b)
 
 
 def test_a_small_share_keeps_its_digits() -> None:
-    """With lam near 0, d is a small difference; its direction is that of g - m all the same."""
+    """With lam near 0, d is a small difference; its direction is that of g - m all the
+    same.
+    """
     problem = inputs.exact()
     first, second = problem.batches(2)
     w = oracle.params(problem)
@@ -109,11 +118,16 @@ def test_what_is_not_finite_is_not_remembered() -> None:
 
 
 def test_a_parameter_that_takes_no_part_has_a_gradient_of_zero() -> None:
-    problem = inputs.classification(lambda: inputs.StochasticDepth(True).double(), (4,))()
+    problem = inputs.classification(
+        lambda: inputs.StochasticDepth(True).double(), (4,)
+    )()
     problem.x = problem.x.double()
     method = FriendlySAM(0.4, 0.5)
     sizes = []
-    for used in (False, True):  # of both passes: a call changes it before the forward pass
+    for used in (
+        False,
+        True,
+    ):  # of both passes: a call changes it before the forward pass
 
         def closure(used: bool = used) -> torch.Tensor:
             problem.model.used = used
@@ -127,16 +141,22 @@ def test_a_parameter_that_takes_no_part_has_a_gradient_of_zero() -> None:
 
 def test_joins_a_loss_transform() -> None:
     joined = compose(SoftAD(0.9), FriendlySAM(0.4, sigma=0.0))
-    oracle.assert_equal(oracle.made_by(joined), oracle.made_by(compose(SoftAD(0.9), SAM(0.4))))
+    oracle.assert_equal(
+        oracle.made_by(joined), oracle.made_by(compose(SoftAD(0.9), SAM(0.4)))
+    )
 
 
 @pytest.mark.parametrize("name", ["rho", "lam", "sigma"])
 @pytest.mark.parametrize(("value", "error"), [*oracle.BAD_REALS])
-def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[Exception]) -> None:
+def test_bad_hyperparameters_are_refused(
+    name: str, value: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
         FriendlySAM(**{name: value})
 
 
 def test_a_decay_above_one_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"lam=1.1; allowed: a finite number >= 0 and <= 1"):
+    with pytest.raises(
+        ValueError, match=r"lam=1.1; allowed: a finite number >= 0 and <= 1"
+    ):
         FriendlySAM(lam=1.1)

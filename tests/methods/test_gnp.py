@@ -26,7 +26,9 @@ def test_gradient_is_the_formula(alpha: float) -> None:
 
 def test_normalised_form_divides_the_first_gradient() -> None:
     g1, g2 = two_gradients(0.4)
-    expected = {name: 0.3 * g1[name] / oracle.length(g1) + 0.7 * g2[name] for name in g1}
+    expected = {
+        name: 0.3 * g1[name] / oracle.length(g1) + 0.7 * g2[name] for name in g1
+    }
     oracle.assert_equal(oracle.made_by(GNP(0.4, 0.7, normalize=True)), expected)
 
 
@@ -63,7 +65,9 @@ def test_accumulates_on_what_was_there() -> None:
 
 @pytest.mark.parametrize("name", ["r", "alpha"])
 @pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[Exception]) -> None:
+def test_bad_hyperparameters_are_refused(
+    name: str, value: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
         GNP(**{"r": 0.1, "alpha": 0.5, name: value})
 

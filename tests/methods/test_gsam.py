@@ -28,7 +28,9 @@ def test_gradient_is_the_formula(alpha: float) -> None:
     uphill, across = parts(0.4)
     assert oracle.length(across) > 1e-2
     assert inner(uphill, across).abs() < 1e-12
-    oracle.assert_equal(oracle.made_by(GSAM(0.4, alpha)), oracle.add(uphill, across, -alpha))
+    oracle.assert_equal(
+        oracle.made_by(GSAM(0.4, alpha)), oracle.add(uphill, across, -alpha)
+    )
 
 
 def test_contains_sam() -> None:
@@ -46,10 +48,15 @@ def test_a_step_lowers_the_surrogate_gap_more_than_sam_does() -> None:
 
     def after(method: object) -> tuple[float, float]:
         at = oracle.add(w, oracle.made_by(method), -lr)
-        plain, perturbed = (oracle.losses(problem, p).mean() for p in (at, oracle.add(at, eps)))
+        plain, perturbed = (
+            oracle.losses(problem, p).mean() for p in (at, oracle.add(at, eps))
+        )
         return float(plain), float(perturbed)
 
-    (plain, perturbed), (sam_plain, sam_perturbed) = after(GSAM(rho, alpha)), after(SAM(rho))
+    (plain, perturbed), (sam_plain, sam_perturbed) = (
+        after(GSAM(rho, alpha)),
+        after(SAM(rho)),
+    )
     gain = lr * alpha * float(inner(across, across))
     assert plain - sam_plain == pytest.approx(gain, rel=1e-2)
     assert abs(perturbed - sam_perturbed) < 1e-2 * gain
@@ -57,7 +64,10 @@ def test_a_step_lowers_the_surrogate_gap_more_than_sam_does() -> None:
 
 def test_weight_scaler_and_what_was_there() -> None:
     wanted = oracle.made_by(GSAM(0.4, 0.7))
-    for scaler, scale in ((None, 1.0), (torch.amp.GradScaler("cpu", init_scale=64.0), 64.0)):
+    for scaler, scale in (
+        (None, 1.0),
+        (torch.amp.GradScaler("cpu", init_scale=64.0), 64.0),
+    ):
         problem = inputs.exact()
         for p in problem.params:
             p.grad = torch.ones_like(p)
@@ -84,6 +94,8 @@ def test_joins_a_loss_transform() -> None:
 
 @pytest.mark.parametrize("name", ["rho", "alpha"])
 @pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[Exception]) -> None:
+def test_bad_hyperparameters_are_refused(
+    name: str, value: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
         GSAM(**{name: value})

@@ -18,7 +18,9 @@ from flatnb.train import cross_entropy
 
 
 def steps(method: Method, count: int, **kw: object) -> list[oracle.Params]:
-    """The gradients of some steps of SGD on other batches, and the weights in the end."""
+    """The gradients of some steps of SGD on other batches, and the weights in the
+    end.
+    """
     problem, found = inputs.exact(), []
     for batch in problem.batches(count):
         problem.model.zero_grad()
@@ -101,7 +103,8 @@ def test_scaler_scales_each_kind_of_step() -> None:
             torch.testing.assert_close(64 * a, b, rtol=1e-9, atol=1e-12)
 
 
-# -- what it remembers ----------------------------------------------------------------------------
+# -- what it remembers
+# ----------------------------------------------------------------------------
 
 
 def test_resumes_at_any_step_through_a_file() -> None:
@@ -154,11 +157,15 @@ def test_follows_dtype_and_frozen_layers() -> None:
     method.backward(problem.model, problem)
     assert all(p.grad.dtype == torch.float64 for p in problem.params)
     turn = method.state_dict()["turn"]
-    assert all(float(t.abs().sum()) > 0 and t.dtype == torch.float64 for t in turn.values())
+    assert all(
+        float(t.abs().sum()) > 0 and t.dtype == torch.float64 for t in turn.values()
+    )
 
 
 def test_what_is_not_finite_is_not_remembered() -> None:
-    """Neither a gradient at w nor one uphill, and in an ensemble of the member alone."""
+    """Neither a gradient at w nor one uphill, and in an ensemble of the member
+    alone.
+    """
     for call in (1, 2):
         problem, method, twin = inputs.exact(), LookSAM(0.4, 2), LookSAM(0.4, 2)
         first, second, third = problem.batches(3)
@@ -193,8 +200,12 @@ def test_what_is_not_finite_is_not_remembered() -> None:
 def test_other_models_and_states_are_refused() -> None:
     problem, method = inputs.plain(), LookSAM(0.4, 2)
     method.backward(problem.model, problem)
-    other = inputs.classification(lambda: inputs.Net(nn.Sequential(nn.Linear(4, 5)), 5, 3), (4,))()
-    with pytest.raises(ValueError, match=r"'body.0.weight' has shape \(5, 4\).*one method per"):
+    other = inputs.classification(
+        lambda: inputs.Net(nn.Sequential(nn.Linear(4, 5)), 5, 3), (4,)
+    )()
+    with pytest.raises(
+        ValueError, match=r"'body.0.weight' has shape \(5, 4\).*one method per"
+    ):
         method.backward(other.model, other)
     for state in ({}, {"calls": 1}, {"calls": 1, "turn": {}, "more": 1}, {"turn": {}}):
         with pytest.raises(ValueError, match=r"state with the entry '(calls|turn)'"):
@@ -203,7 +214,9 @@ def test_other_models_and_states_are_refused() -> None:
 
 def test_joins_a_loss_transform() -> None:
     joined = compose(SoftAD(0.9), LookSAM(0.4, 1))
-    oracle.assert_equal(oracle.made_by(joined), oracle.made_by(compose(SoftAD(0.9), SAM(0.4))))
+    oracle.assert_equal(
+        oracle.made_by(joined), oracle.made_by(compose(SoftAD(0.9), SAM(0.4)))
+    )
     joined = compose(SoftAD(0.9), LookSAM(0.0, 2))
     for _ in range(2):
         oracle.assert_equal(oracle.made_by(joined), oracle.made_by(SoftAD(0.9)))
@@ -211,7 +224,9 @@ def test_joins_a_loss_transform() -> None:
 
 @pytest.mark.parametrize("name", ["rho", "alpha"])
 @pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_hyperparameters_are_refused(name: str, value: object, error: type[Exception]) -> None:
+def test_bad_hyperparameters_are_refused(
+    name: str, value: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
         LookSAM(**{name: value})
 

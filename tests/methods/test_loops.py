@@ -1,4 +1,6 @@
-"""Real training loops: `method.backward` where `loss.backward()` stood, nothing else changed."""
+"""Real training loops: `method.backward` where `loss.backward()` stood, nothing else
+changed.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +34,13 @@ def halves(problem: Problem) -> list[Problem]:
     ]
 
 
-# -- accumulation ---------------------------------------------------------------------------------
+# -- accumulation
+# ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [ERM, lambda: SoftAD(0.3), lambda: NSO(0.01), lambda: FAM(0.1)])
+@pytest.mark.parametrize(
+    "make", [ERM, lambda: SoftAD(0.3), lambda: NSO(0.01), lambda: FAM(0.1)]
+)
 def test_accumulated_micro_batches_are_the_whole_batch(make) -> None:
     """For objectives that are means over examples."""
     whole, parts = inputs.plain(), inputs.plain()
@@ -45,7 +50,9 @@ def test_accumulated_micro_batches_are_the_whole_batch(make) -> None:
     assert_close(parts.grads, whole.grads, 1e-5)
 
 
-@pytest.mark.parametrize("make", [lambda: SAM(0.1), lambda: GNP(0.1, 0.8), lambda: Flooding(1.0)])
+@pytest.mark.parametrize(
+    "make", [lambda: SAM(0.1), lambda: GNP(0.1, 0.8), lambda: Flooding(1.0)]
+)
 def test_each_micro_batch_is_a_batch_of_its_own(make) -> None:
     """Radii and flood levels: the average of the micro-batches' own gradients."""
     problem = inputs.plain()
@@ -57,13 +64,16 @@ def test_each_micro_batch_is_a_batch_of_its_own(make) -> None:
     assert_close(problem.grads, wanted, 1e-6)
 
 
-# -- mixed precision ------------------------------------------------------------------------------
+# -- mixed precision
+# ------------------------------------------------------------------------------
 
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_scaled_and_clipped_training(make, dtype) -> None:
-    """Autocast, GradScaler, accumulation, one `unscale_`, clipping, scheduler: the loss falls."""
+    """Autocast, GradScaler, accumulation, one `unscale_`, clipping, scheduler: the
+    loss falls.
+    """
     problem, method = inputs.noisy(), make()
     groups = [
         {"params": problem.model.body.parameters(), "weight_decay": 1e-3},
@@ -92,9 +102,13 @@ def test_scaled_and_clipped_training(make, dtype) -> None:
         scaler.step(optimizer)
         scaler.update()
         scheduler.step()
-    assert sum(values[-20:]) < 0.9 * sum(values[:20])  # dropout makes a single one noisy
+    assert sum(values[-20:]) < 0.9 * sum(
+        values[:20]
+    )  # dropout makes a single one noisy
     assert scaler.get_scale() == 2.0**13  # never skipped, three times grown
-    assert optimizer.param_groups[0]["lr"] < 1e-8  # the scheduler reaches what is stepped
+    assert (
+        optimizer.param_groups[0]["lr"] < 1e-8
+    )  # the scheduler reaches what is stepped
 
 
 @every_method
@@ -125,7 +139,9 @@ def test_whole_loop_inside_an_autocast_region(make) -> None:
     """The weights' casts are renewed after each optimizer step."""
     inside, outside = inputs.plain(), inputs.plain()
     methods = make(), make()
-    optimizers = [torch.optim.SGD(p.params, lr=0.5, momentum=0.9) for p in (inside, outside)]
+    optimizers = [
+        torch.optim.SGD(p.params, lr=0.5, momentum=0.9) for p in (inside, outside)
+    ]
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(5):
             optimizers[0].zero_grad()
@@ -143,11 +159,14 @@ def test_whole_loop_inside_an_autocast_region(make) -> None:
     assert_close(inside.params, outside.params, 1e-6)
 
 
-# -- optimizers -----------------------------------------------------------------------------------
+# -- optimizers
+# -----------------------------------------------------------------------------------
 
 
 OPTIMIZERS = {
-    "SGD": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "SGD": lambda p: torch.optim.SGD(
+        p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1
+    ),
     "SGD foreach": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, foreach=True),
     "SGD fused": lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
     "AdamW": lambda p: torch.optim.AdamW(p, 0.01),
@@ -159,7 +178,10 @@ OPTIMIZERS = {
 def test_sam_is_the_loop_written_by_hand(make_optimizer, set_to_none) -> None:
     """Weight decay and momentum act at w; the perturbation knows nothing of them."""
     problem, reference, rho = inputs.exact(), inputs.exact(), 0.1
-    optimizer, by_hand = make_optimizer(problem.params), make_optimizer(reference.params)
+    optimizer, by_hand = (
+        make_optimizer(problem.params),
+        make_optimizer(reference.params),
+    )
     for batch, same in zip(problem.batches(5), reference.batches(5), strict=True):
         optimizer.zero_grad(set_to_none)
         SAM(rho).backward(problem.model, batch)
@@ -222,12 +244,16 @@ def test_sparse_gradients_reach_the_optimizer() -> None:
 
 def test_members_of_an_ensemble_are_clipped_apart() -> None:
     def net() -> nn.Module:
-        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+        )
 
     x, y = torch.randn(12, 4), torch.arange(12) % 3
     model = Ensemble(net, 3)
     optimizer = torch.optim.Adam(model.parameters(), 0.05)
-    method = compose(SoftAD(torch.tensor([0.01, 0.1, 0.5])), SAM(torch.tensor([0.0, 0.05, 0.1])))
+    method = compose(
+        SoftAD(torch.tensor([0.01, 0.1, 0.5])), SAM(torch.tensor([0.0, 0.05, 0.1]))
+    )
     first = None
     for _ in range(30):
         optimizer.zero_grad()
@@ -250,7 +276,11 @@ def test_double_precision_of_a_label_free_objective() -> None:
     for _ in range(40):
         optimizer.zero_grad()
         losses.append(
-            float(SAM(0.02).backward(net, lambda: F.mse_loss(net(x), x, reduction="none").mean(-1)))
+            float(
+                SAM(0.02).backward(
+                    net, lambda: F.mse_loss(net(x), x, reduction="none").mean(-1)
+                )
+            )
         )
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]

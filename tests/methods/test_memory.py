@@ -39,7 +39,9 @@ def held(method: Method, *, accumulating: bool) -> int:
         nonlocal most
         tensors = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
         tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
-        storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel() == SIZE}
+        storages = {
+            t.untyped_storage().data_ptr() for t in tensors if t.numel() == SIZE
+        }
         most = max(most, len(storages) - 1)
         return model.weight.square().mean().reshape(1)
 
@@ -69,5 +71,6 @@ def held(method: Method, *, accumulating: bool) -> int:
 def test_held_while_a_pass_runs(method: Method, tensors: int) -> None:
     # Copies: what a method remembers must not be there when the next one is tried.
     assert held(copy.deepcopy(method), accumulating=False) == tensors
-    # What was there before: added to in the end, or added to at once and kept in case of an error.
+    # What was there before: added to in the end, or added to at once and kept in case
+    # of an error.
     assert held(copy.deepcopy(method), accumulating=True) <= tensors + 1

@@ -1,4 +1,6 @@
-"""Noise stability optimization and weight noise: formulas, biases, distributions, streams."""
+"""Noise stability optimization and weight noise: formulas, biases, distributions,
+streams.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +18,30 @@ from torch import Tensor, nn
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, NSO, SAM, Method, WeightNoise, compose
-from flatnb.methods.noise import Distribution, Stream, laplace, normal, rademacher, uniform
+from flatnb.methods.noise import (
+    Distribution,
+    Stream,
+    laplace,
+    normal,
+    rademacher,
+    uniform,
+)
 from flatnb.train import cross_entropy
 
 DISTRIBUTIONS = [normal, laplace, uniform, rademacher]
 named = {"ids": lambda f: getattr(f, "__name__", None)}
 
 
-# -- gradients ------------------------------------------------------------------------------------
+# -- gradients
+# ------------------------------------------------------------------------------------
 
 
 def directions(k: int, noise: Distribution = normal) -> list[oracle.Params]:
     problem, stream = inputs.exact(), Stream(7, noise)
     names = oracle.params(problem)
-    return [dict(zip(names, stream.draw(problem.params), strict=True)) for _ in range(k)]
+    return [
+        dict(zip(names, stream.draw(problem.params), strict=True)) for _ in range(k)
+    ]
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -72,10 +84,12 @@ def test_two_sides_are_exact_on_a_quadratic_and_one_is_not(noise: Distribution) 
 def test_bias_on_a_quartic_is_half_sigma_squared_times_the_gradient_of_the_trace(
     cls: type, noise: Distribution
 ) -> None:
-    # f = sum w^4 / 12: grad f = w^3 / 3, Tr H = sum w^2, so the bias is sigma^2 w. All entries are
-    # equal, so each is one independent draw.
+    # f = sum w^4 / 12: grad f = w^3 / 3, Tr H = sum w^2, so the bias is sigma^2 w. All
+    # entries are equal, so each is one independent draw.
     n, w, sigma = 200_000, 1.5, 0.5
-    surface = oracle.Surface(torch.full((n,), w, dtype=torch.float64), lambda v: (v**4).sum() / 12)
+    surface = oracle.Surface(
+        torch.full((n,), w, dtype=torch.float64), lambda v: (v**4).sum() / 12
+    )
     excess = surface.grad_by(cls(sigma, noise=noise)) - w**3 / 3
     error = float(excess.std()) / math.sqrt(n)
     assert float(excess.mean()) == pytest.approx(sigma**2 * w, abs=5 * error + 1e-12)
@@ -87,8 +101,9 @@ def test_two_sides_have_less_noise_than_two_draws() -> None:
     surface = oracle.Surface(w, lambda v: (v**4).sum() / 12)
     two_sides = surface.grad_by(NSO(0.1)).std()
     two_draws = surface.grad_by(WeightNoise(0.1, k=2)).std()
-    # Second order in sigma against first: w sigma^2 sqrt(2) against w^2 sigma / sqrt(2), but for
-    # higher orders of 1 %. The standard deviation of 50,000 squares is known to 0.8 %.
+    # Second order in sigma against first: w sigma^2 sqrt(2) against w^2 sigma /
+    # sqrt(2), but for higher orders of 1 %. The standard deviation of 50,000 squares is
+    # known to 0.8 %.
     assert float(two_sides) == pytest.approx(1.5 * 0.1**2 * 2**0.5, rel=0.05)
     assert float(two_draws) == pytest.approx(1.5**2 * 0.1 / 2**0.5, rel=0.05)
 
@@ -105,24 +120,32 @@ def test_sides_are_symmetric_to_rounding() -> None:
     NSO(1e-3).backward(problem.model, closure)
     for w, plus, minus in zip(before, *sides, strict=True):
         assert not torch.equal(plus, w)
-        # Not "equal to w - sigma U", but what counts: (plus - w) and (minus - w) cancel.
+        # Not "equal to w - sigma U", but what counts: (plus - w) and (minus - w)
+        # cancel.
         assert torch.allclose((plus - w) + (minus - w), torch.zeros(()), atol=2e-7)
 
 
-@pytest.mark.parametrize(("method", "passes"), [(NSO(0.1), 2), (NSO(0.1, 3), 6)], ids=repr)
+@pytest.mark.parametrize(
+    ("method", "passes"), [(NSO(0.1), 2), (NSO(0.1, 3), 6)], ids=repr
+)
 def test_passes(method: Method, passes: int) -> None:
     assert method.passes == passes
     assert compose(SAM(0.1)).passes == 2
     assert WeightNoise(0.1, 3).passes == 3
 
 
-# -- noise ----------------------------------------------------------------------------------------
+# -- noise
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("noise", "fourth"), [(normal, 3.0), (laplace, 6.0), (uniform, 1.8), (rademacher, 1.0)], **named
+    ("noise", "fourth"),
+    [(normal, 3.0), (laplace, 6.0), (uniform, 1.8), (rademacher, 1.0)],
+    **named,
 )
-def test_distributions_are_centred_with_unit_variance(noise: Distribution, fourth: float) -> None:
+def test_distributions_are_centred_with_unit_variance(
+    noise: Distribution, fourth: float
+) -> None:
     n = 400_000
     u = torch.empty(n, dtype=torch.float64)
     noise(u, torch.Generator().manual_seed(1))
@@ -138,7 +161,9 @@ def test_own_distribution() -> None:
     def spike(out: Tensor, generator: torch.Generator) -> None:
         out.zero_()[0] = math.sqrt(len(out))
 
-    oracle.assert_equal(oracle.made_by(NSO(1e-9, noise=spike)), oracle.made_by(ERM()), tol=1e-7)
+    oracle.assert_equal(
+        oracle.made_by(NSO(1e-9, noise=spike)), oracle.made_by(ERM()), tol=1e-7
+    )
     assert repr(NSO(0.1, noise=spike)) == "NSO(sigma=0.1, noise=spike)"
     assert repr(NSO(0.1, 2, seed=4)) == "NSO(sigma=0.1, k=2, seed=4)"
 
@@ -184,9 +209,13 @@ def test_long_tensors_are_drawn_alike_by_any_number_of_threads() -> None:
     assert all(map(torch.equal, *drawn))
     blocks = drawn[0][0].flatten()[: 3 << 17].view(3, -1)
     assert len({float(block[0]) for block in blocks}) == 3
-    assert float((blocks.corrcoef() - torch.eye(3)).abs().max()) < 0.02  # 1/sqrt(n) is 0.003
+    assert (
+        float((blocks.corrcoef() - torch.eye(3)).abs().max()) < 0.02
+    )  # 1/sqrt(n) is 0.003
     ensemble = [torch.empty(2, *p.shape) for p in params]
-    for alone, member in zip(drawn[0], Stream(3, normal).draw(ensemble, [5, 0]), strict=True):
+    for alone, member in zip(
+        drawn[0], Stream(3, normal).draw(ensemble, [5, 0]), strict=True
+    ):
         assert torch.equal(alone, member[1])
 
 
@@ -202,7 +231,9 @@ def test_members_draw_as_nets_alone() -> None:
 
 @pytest.mark.parametrize("cls", [NSO, WeightNoise])
 def test_member_is_the_plain_net_under_the_sum_of_seeds(cls: type) -> None:
-    model = Ensemble(lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), 3).double()
+    model = Ensemble(
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), 3
+    ).double()
     x, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
     cls(0.3, seed=10).backward(model, lambda: cross_entropy(model(x), y))
     for i, seed in enumerate(model.seeds):
@@ -227,7 +258,9 @@ def test_stream_resumes_through_a_file() -> None:
     oracle.assert_equal(oracle.made_by(resumed), oracle.made_by(method), tol=0.0)
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    "clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_copies_go_on_alike(clone: Callable[[Method], Method]) -> None:
     method = NSO(0.3)
     oracle.made_by(method)
@@ -246,7 +279,9 @@ def test_state_of_another_device_is_refused() -> None:
 
 @pytest.mark.parametrize("cls", [NSO, WeightNoise])
 @pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_sigmas_are_refused(cls: type, value: object, error: type[Exception]) -> None:
+def test_bad_sigmas_are_refused(
+    cls: type, value: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=r"sigma.*allowed: a finite number >= 0"):
         cls(value)
 

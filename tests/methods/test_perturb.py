@@ -14,7 +14,18 @@ from properties import identical
 from torch import nn
 
 from flatnb.ensemble import Ensemble
-from flatnb.methods import ASAM, ERM, GNP, NSO, RSAM, SAM, USAM, Method, WeightNoise, compose
+from flatnb.methods import (
+    ASAM,
+    ERM,
+    GNP,
+    NSO,
+    RSAM,
+    SAM,
+    USAM,
+    Method,
+    WeightNoise,
+    compose,
+)
 from flatnb.methods.noise import Stream, normal
 from flatnb.methods.perturb import all_but_norms_and_biases, only_norms
 from flatnb.train import cross_entropy
@@ -33,7 +44,12 @@ METHODS: dict[str, Callable[..., Method]] = {
 every = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 
 # Of `normalised()`: nothing, the number, True.
-FACTORS = {"body.0.weight": 0, "body.0.bias": 1, "body.1.weight": True, "body.1.bias": 0.5}
+FACTORS = {
+    "body.0.weight": 0,
+    "body.0.bias": 1,
+    "body.1.weight": True,
+    "body.1.bias": 0.5,
+}
 
 
 def normalised() -> Problem:
@@ -81,7 +97,10 @@ def expected(name: str, problem: Problem, f: dict[str, float]) -> oracle.Params:
     if name == "SAM":
         return at(g, 0.3 / norm(g, f))
     if name == "ASAM":
-        sizes = {n: p.abs() + 0.1 if "weight" in n else torch.ones_like(p) for n, p in w.items()}
+        sizes = {
+            n: p.abs() + 0.1 if "weight" in n else torch.ones_like(p)
+            for n, p in w.items()
+        }
         once = {n: sizes[n] * g[n] for n in w}
         return at({n: sizes[n] * once[n] for n in w}, 0.5 / norm(once, f))
     if name == "USAM":
@@ -105,8 +124,10 @@ def test_gradient_is_the_formula(name: str) -> None:
     for perturb in (factor, only_norms, all_but_norms_and_biases):
         problem = normalised()
         modules = dict(problem.model.named_modules())
-        f = {n: float(perturb(n, p, modules[n.rpartition(".")[0]]))
-             for n, p in problem.model.named_parameters()}  # fmt: skip
+        f = {
+            n: float(perturb(n, p, modules[n.rpartition(".")[0]]))
+            for n, p in problem.model.named_parameters()
+        }
         made = oracle.made_by(METHODS[name](perturb=perturb), problem)
         oracle.assert_equal(made, expected(name, problem, f))
         assert oracle.differ(made, oracle.made_by(METHODS[name](), normalised()))
@@ -119,12 +140,18 @@ def test_all_parameters_are_the_default(make: Callable[..., Method]) -> None:
 
 
 @every
-def test_only_the_chosen_move_and_all_have_a_gradient(make: Callable[..., Method]) -> None:
+def test_only_the_chosen_move_and_all_have_a_gradient(
+    make: Callable[..., Method],
+) -> None:
     problem = normalised()
     before, moved = oracle.params(problem), set()
 
     def closure() -> torch.Tensor:
-        moved.update(n for n, p in oracle.params(problem).items() if not torch.equal(p, before[n]))
+        moved.update(
+            n
+            for n, p in oracle.params(problem).items()
+            if not torch.equal(p, before[n])
+        )
         return problem()
 
     make(perturb=only_norms).backward(problem.model, closure)
@@ -147,7 +174,9 @@ def test_members_are_restricted_alone(make: Callable[..., Method]) -> None:
     """An ensemble with `perturb` is its members with it."""
 
     def net() -> nn.Module:
-        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+        return nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)
+        )
 
     x, y = torch.randn(12, 4).double(), torch.arange(12) % 3
     together = Ensemble(net, 2, seeds=[4, 5]).double()
@@ -183,31 +212,61 @@ class PreNorm(nn.Module):
 
 
 def test_norms_are_known_by_their_class() -> None:
-    norms = [nn.BatchNorm1d(4), nn.BatchNorm2d(4), nn.SyncBatchNorm(4), nn.LayerNorm(4),
-             nn.GroupNorm(2, 4), nn.InstanceNorm3d(4, affine=True), nn.RMSNorm(4),
-             LlamaRMSNorm(), Activated(4)]  # fmt: skip
-    others = [nn.Linear(4, 4), nn.LSTM(4, 4), nn.MultiheadAttention(4, 2), nn.PReLU(),
-              nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))]  # fmt: skip
+    norms = [
+        nn.BatchNorm1d(4),
+        nn.BatchNorm2d(4),
+        nn.SyncBatchNorm(4),
+        nn.LayerNorm(4),
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm3d(4, affine=True),
+        nn.RMSNorm(4),
+        LlamaRMSNorm(),
+        Activated(4),
+    ]
+    others = [
+        nn.Linear(4, 4),
+        nn.LSTM(4, 4),
+        nn.MultiheadAttention(4, 2),
+        nn.PReLU(),
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+    ]
     for layers, wanted in ((norms, True), (others, False)):
         for layer in layers:
             for module in layer.modules():
                 for name, p in module.named_parameters(recurse=False):
                     assert only_norms(name, p, module) is wanted, layer
     block = nn.Sequential(PreNorm())
-    chosen = {f"{path}.{key}" for path, module in block.named_modules()
-              for key, p in module.named_parameters(recurse=False)
-              if only_norms(f"{path}.{key}", p, module)}  # fmt: skip
+    chosen = {
+        f"{path}.{key}"
+        for path, module in block.named_modules()
+        for key, p in module.named_parameters(recurse=False)
+        if only_norms(f"{path}.{key}", p, module)
+    }
     assert chosen == {"0.norm.weight", "0.norm.bias"}
 
 
 def test_biases_are_known_by_their_name() -> None:
-    model = nn.ModuleDict({"bias_free": nn.Linear(4, 4), "rnn": nn.LSTM(4, 4), "bn": LlamaRMSNorm(),
-                           "attention": nn.MultiheadAttention(4, 2)})  # fmt: skip
-    chosen = [f"{path}.{key}" for path, module in model.named_modules()
-              for key, p in module.named_parameters(recurse=False)
-              if all_but_norms_and_biases(f"{path}.{key}", p, module)]  # fmt: skip
-    assert chosen == ["bias_free.weight", "rnn.weight_ih_l0", "rnn.weight_hh_l0",
-                      "attention.in_proj_weight", "attention.out_proj.weight"]  # fmt: skip
+    model = nn.ModuleDict(
+        {
+            "bias_free": nn.Linear(4, 4),
+            "rnn": nn.LSTM(4, 4),
+            "bn": LlamaRMSNorm(),
+            "attention": nn.MultiheadAttention(4, 2),
+        }
+    )
+    chosen = [
+        f"{path}.{key}"
+        for path, module in model.named_modules()
+        for key, p in module.named_parameters(recurse=False)
+        if all_but_norms_and_biases(f"{path}.{key}", p, module)
+    ]
+    assert chosen == [
+        "bias_free.weight",
+        "rnn.weight_ih_l0",
+        "rnn.weight_hh_l0",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+    ]
 
 
 def test_names_are_those_of_the_net() -> None:
@@ -216,7 +275,9 @@ def test_names_are_those_of_the_net() -> None:
     problem = inputs.tied(two_layers=True)
     problem.model = torch.compile(problem.model, backend="eager")
     with torch.compiler.set_stance("force_eager"):
-        SAM(perturb=lambda name, *_: names.append(name) is None).backward(problem.model, problem)
+        SAM(perturb=lambda name, *_: names.append(name) is None).backward(
+            problem.model, problem
+        )
     assert names == ["first.weight"]
 
 
@@ -234,14 +295,18 @@ def test_what_is_frozen_in_between_counts() -> None:
 def test_a_part_keeps_its_choice() -> None:
     both = compose(ERM(), SAM(0.3, perturb=only_norms))
     alone = SAM(0.3, perturb=only_norms)
-    oracle.assert_equal(oracle.made_by(both, normalised()), oracle.made_by(alone, normalised()))
+    oracle.assert_equal(
+        oracle.made_by(both, normalised()), oracle.made_by(alone, normalised())
+    )
     assert repr(both) == "compose(ERM(), SAM(rho=0.3, perturb=only_norms))"
 
 
 def test_chosen_that_take_no_part_move_nothing() -> None:
     """The only perturbed block is left out of the first pass."""
     for starts_with in (True, False):
-        problem = inputs.classification(lambda s=starts_with: inputs.StochasticDepth(s), (4,))()
+        problem = inputs.classification(
+            lambda s=starts_with: inputs.StochasticDepth(s), (4,)
+        )()
         SAM(perturb=lambda name, *_: "block" in name).backward(problem.model, problem)
         assert all(g is None or torch.isfinite(g).all() for g in problem.grads)
 
@@ -249,23 +314,36 @@ def test_chosen_that_take_no_part_move_nothing() -> None:
 @pytest.mark.parametrize("value", ["norms", 0.1, True, ["head"], torch.ones(2)])
 def test_what_is_no_function_is_refused(value: Any) -> None:
     for make in METHODS.values():
-        with pytest.raises(TypeError, match=r"perturb=.*allowed: None for all parameters"):
+        with pytest.raises(
+            TypeError, match=r"perturb=.*allowed: None for all parameters"
+        ):
             make(perturb=value)
 
 
 @pytest.mark.parametrize(
     ("answer", "error"),
-    [(-1, ValueError), (float("nan"), ValueError), (float("inf"), ValueError), (None, TypeError),
-     ("yes", TypeError), (1j, TypeError), (torch.ones(2), TypeError)],
-)  # fmt: skip
+    [
+        (-1, ValueError),
+        (float("nan"), ValueError),
+        (float("inf"), ValueError),
+        (None, TypeError),
+        ("yes", TypeError),
+        (1j, TypeError),
+        (torch.ones(2), TypeError),
+    ],
+)
 def test_bad_answers_are_refused(answer: Any, error: type[Exception]) -> None:
     problem = normalised()
-    with pytest.raises(error, match=r"perturb\('body.0.weight', …\).*allowed: a finite number"):
+    with pytest.raises(
+        error, match=r"perturb\('body.0.weight', …\).*allowed: a finite number"
+    ):
         SAM(perturb=lambda *_: answer).backward(problem.model, problem)
     assert all(p.grad is None for p in problem.params)
 
 
 def test_a_choice_of_nothing_is_refused() -> None:
     problem = inputs.exact()
-    with pytest.raises(ValueError, match=r"perturb=only_norms selects none of the 6 trainable"):
+    with pytest.raises(
+        ValueError, match=r"perturb=only_norms selects none of the 6 trainable"
+    ):
         SAM(perturb=only_norms).backward(problem.model, problem)

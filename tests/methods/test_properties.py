@@ -126,8 +126,9 @@ METHODS: dict[str, tuple[Maker, tuple[Callable[[Maker], None], ...]]] = {
     # FAM of cross-entropy is refused on other losses, as those exactly at a level are.
     "FAM": (lambda: FAM(0.05), ALL),
     "FAM, any loss": (lambda: FAM(0.05, loss="auto"), LEVELLED),
-    # Layer names differ inside an Ensemble, a compiled graph refuses the double backward, and a
-    # checkpoint with BatchNorm in it the third (tests/methods/test_fam.py).
+    # Layer names differ inside an Ensemble, a compiled graph refuses the double
+    # backward, and a checkpoint with BatchNorm in it the third
+    # (tests/methods/test_fam.py).
     "FAM, estimate": (
         lambda: FAM(0.05, layer="head"),
         (

@@ -52,7 +52,8 @@ def refused(
     assert identical(problem.grads, grads)
 
 
-# -- arguments ------------------------------------------------------------------------------------
+# -- arguments
+# ------------------------------------------------------------------------------------
 
 
 def optimizer(problem: Problem) -> torch.optim.Optimizer:
@@ -97,7 +98,8 @@ def test_arguments(call: Callable, words: str) -> None:
         assert all(p.grad is None for p in problem.params)
 
 
-# -- closures that do more than compute -----------------------------------------------------------
+# -- closures that do more than compute
+# -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", [*ONE_PASS, *MOVING], ids=repr)
@@ -145,7 +147,8 @@ def test_another_model_is_noticed_where_gradients_are_zero(method: Method) -> No
     refused(method, problem, other, ValueError, "do not depend on this model")
 
 
-# -- losses that are one number -------------------------------------------------------------------
+# -- losses that are one number
+# -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +206,8 @@ def test_adaflood_and_fam_say_that_they_need_each_examples_loss() -> None:
     refused(FAM(0.1), problem, lambda: problem().mean(), ValueError, words)
 
 
-# -- models ---------------------------------------------------------------------------------------
+# -- models
+# --------------------------------------------------------------------------------------
 
 
 class Named(nn.Module):
@@ -325,7 +329,8 @@ def test_attention_before_the_layer_of_fam() -> None:
     assert all(p.grad is not None for p in net.parameters())
 
 
-# -- tensors outside the model, and what is kept ---------------------------------------------------
+# -- tensors outside the model, and what is kept
+# ---------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -404,7 +409,8 @@ def test_members_are_clipped_in_their_own_precision() -> None:
     assert_close([after], [0.7 * before / (before + 1e-6)], 1e-12)
 
 
-# -- interrupts -----------------------------------------------------------------------------------
+# -- interrupts
+# -----------------------------------------------------------------------------------
 
 SOURCES = str(Path(flatnb.methods.__file__).parent)
 

@@ -35,7 +35,9 @@ def test_asam_is_the_formula(all_tensors: bool, eta: float) -> None:
     w = oracle.params(problem)
     assert {name.rpartition(".")[2] for name in w} == {"weight", "bias"}
     size = {
-        name: t.abs() + eta if all_tensors or name.endswith("weight") else torch.ones_like(t)
+        name: t.abs() + eta
+        if all_tensors or name.endswith("weight")
+        else torch.ones_like(t)
         for name, t in w.items()
     }
     g = oracle.grad(problem, w)
@@ -62,20 +64,27 @@ def test_rsam_is_the_formula(lam: float) -> None:
     g = oracle.grad(problem, oracle.add(w, delta))
     length = sum((lam * g[name].norm() + delta[name].norm()) ** 2 for name in g) ** 0.5
     eps = {name: 0.3 * t / length for name, t in g.items()}
-    oracle.assert_equal(oracle.made_by(RSAM(0.3, 0.2, lam, seed=7)), uphill(problem, eps))
+    oracle.assert_equal(
+        oracle.made_by(RSAM(0.3, 0.2, lam, seed=7)), uphill(problem, eps)
+    )
 
 
 def test_rsam_without_noise_is_sam() -> None:
     oracle.assert_equal(oracle.made_by(RSAM(0.3, 0.0)), oracle.made_by(SAM(0.3)))
 
 
-@pytest.mark.parametrize("method", [SAM(0.0), ASAM(0.0), USAM(0.0), RSAM(0.0)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [SAM(0.0), ASAM(0.0), USAM(0.0), RSAM(0.0)], ids=repr
+)
 def test_radius_zero_is_plain_training(method: Method) -> None:
     oracle.assert_equal(oracle.made_by(method), oracle.made_by(ERM()))
 
 
 def test_no_two_agree_elsewhere() -> None:
-    made = [oracle.made_by(m) for m in (ERM(), SAM(0.3), ASAM(0.3), USAM(0.3), RSAM(0.3, 0.2))]
+    made = [
+        oracle.made_by(m)
+        for m in (ERM(), SAM(0.3), ASAM(0.3), USAM(0.3), RSAM(0.3, 0.2))
+    ]
     assert all(oracle.differ(a, b) for i, a in enumerate(made) for b in made[:i])
 
 
@@ -87,14 +96,20 @@ def test_asam_does_not_see_the_scale_of_layers() -> None:
         ).double()
         with torch.no_grad():
             for layer, factor in ((problem.model[0], c), (problem.model[2], 1 / c)):
-                values = torch.linspace(-1, 1, layer.weight.numel(), dtype=torch.float64).sin()
+                values = torch.linspace(
+                    -1, 1, layer.weight.numel(), dtype=torch.float64
+                ).sin()
                 layer.weight.copy_(factor * values.view(layer.weight.shape))
         return problem
 
     a, b = (oracle.made_by(ASAM(0.5, eta=0.0), problem(c)) for c in (1.0, 5.0))
-    oracle.assert_equal(b, {"0.weight": a["0.weight"] / 5, "2.weight": 5 * a["2.weight"]})
+    oracle.assert_equal(
+        b, {"0.weight": a["0.weight"] / 5, "2.weight": 5 * a["2.weight"]}
+    )
     a, b = (oracle.made_by(SAM(0.5), problem(c)) for c in (1.0, 5.0))
-    assert oracle.differ(b, {"0.weight": a["0.weight"] / 5, "2.weight": 5 * a["2.weight"]})
+    assert oracle.differ(
+        b, {"0.weight": a["0.weight"] / 5, "2.weight": 5 * a["2.weight"]}
+    )
 
 
 def test_the_norm_is_over_all_tensors_and_keeps_its_digits() -> None:
@@ -111,8 +126,8 @@ def test_the_norm_is_over_all_tensors_and_keeps_its_digits() -> None:
         return (0.1 * model.big.sum() + 3 * model.small.sum()).reshape(1)
 
     SAM(1.0).backward(model, closure)
-    # Equal entries are the worst case: sums in float32 are off by 1e-5 to 9e-4 here. What remains
-    # is the rounding of the perturbation itself, 6e-8 of each entry.
+    # Equal entries are the worst case: sums in float32 are off by 1e-5 to 9e-4 here.
+    # What remains is the rounding of the perturbation itself, 6e-8 of each entry.
     assert float(at[1].double().norm()) == pytest.approx(1.0, abs=1e-6)
     assert float(at[1][-1] / at[1][0]) == pytest.approx(30.0, rel=1e-6)
 
@@ -176,6 +191,9 @@ def test_odd_switches_and_seeds_are_refused() -> None:
 
 def test_names_are_written_as_they_are_made() -> None:
     assert repr(SAM(0.05)) == "SAM(rho=0.05)"
-    assert repr(ASAM(1.0, 0.0, all_tensors=True)) == "ASAM(rho=1.0, eta=0.0, all_tensors=True)"
+    assert (
+        repr(ASAM(1.0, 0.0, all_tensors=True))
+        == "ASAM(rho=1.0, eta=0.0, all_tensors=True)"
+    )
     assert repr(USAM(torch.tensor([0.1, 0.2]))) == "USAM(rho=<2 values>)"
     assert repr(RSAM(0.1, seed=3)) == "RSAM(rho=0.1, seed=3)"

@@ -41,14 +41,22 @@ from flatnb.methods.base import Hyperparameter
 from flatnb.train import cross_entropy
 
 MAKERS: list[tuple[type[Method], dict[str, Any]]] = [
-    (Flooding, {"level": 0.9}), (IFlood, {"level": 1.0}), (SoftAD, {"theta": 0.9, "sigma": 0.5}),
-    (SAM, {"rho": 0.3}), (ASAM, {"rho": 0.5, "eta": 0.1}), (USAM, {"rho": 0.3}),
-    (RSAM, {"rho": 0.3, "sigma": 0.1, "lam": 0.7}), (GNP, {"r": 0.3, "alpha": 0.6}),
-    (NSO, {"sigma": 0.1}), (WeightNoise, {"sigma": 0.1}), (FAM, {"lam": 0.2}),
-    (LookSAM, {"rho": 0.3, "alpha": 0.5, "k": 2}), (GSAM, {"rho": 0.3, "alpha": 0.5}),
+    (Flooding, {"level": 0.9}),
+    (IFlood, {"level": 1.0}),
+    (SoftAD, {"theta": 0.9, "sigma": 0.5}),
+    (SAM, {"rho": 0.3}),
+    (ASAM, {"rho": 0.5, "eta": 0.1}),
+    (USAM, {"rho": 0.3}),
+    (RSAM, {"rho": 0.3, "sigma": 0.1, "lam": 0.7}),
+    (GNP, {"r": 0.3, "alpha": 0.6}),
+    (NSO, {"sigma": 0.1}),
+    (WeightNoise, {"sigma": 0.1}),
+    (FAM, {"lam": 0.2}),
+    (LookSAM, {"rho": 0.3, "alpha": 0.5, "k": 2}),
+    (GSAM, {"rho": 0.3, "alpha": 0.5}),
     (FriendlySAM, {"rho": 0.3, "lam": 0.2, "sigma": 0.9}),
     (FAM, {"lam": 0.2, "layer": "head"}),
-]  # fmt: skip
+]
 SCHEDULED = [
     pytest.param(cls, kw, name, id=f"{cls.__name__} {name} {kw.get('layer', '')}")
     for cls, kw in MAKERS
@@ -57,12 +65,15 @@ SCHEDULED = [
 ]
 
 
-# -- values ---------------------------------------------------------------------------------------
+# -- values
+# --------------------------------------------------------------------------------------
 
 
 def test_linear() -> None:
     ramp = Linear(0.2, 0.8, 4)
-    assert [ramp(t) for t in range(6)] == pytest.approx([0.2, 0.35, 0.5, 0.65, 0.8, 0.8])
+    assert [ramp(t) for t in range(6)] == pytest.approx(
+        [0.2, 0.35, 0.5, 0.65, 0.8, 0.8]
+    )
     assert (ramp(0), ramp(4), ramp(10**9)) == (0.2, 0.8, 0.8)  # exactly
     down = Linear(start=0.3, end=0.0, steps=3)
     assert [down(t) for t in range(4)] == pytest.approx([0.3, 0.2, 0.1, 0.0])
@@ -93,8 +104,12 @@ def test_follows_the_learning_rate() -> None:
         assert method.rho == pytest.approx(0.2 + 0.4 * (lr - 0.1) / 0.3)
         optimizer.step()
         scheduler.step()
-    assert SAM(FollowLR(optimizer, 0.8, 0.1)).rho == pytest.approx(8 * 0.05)  # in proportion
-    assert repr(method) == "SAM(rho=FollowLR(high=0.6, lr_high=0.4, low=0.2, lr_low=0.1))"
+    assert SAM(FollowLR(optimizer, 0.8, 0.1)).rho == pytest.approx(
+        8 * 0.05
+    )  # in proportion
+    assert (
+        repr(method) == "SAM(rho=FollowLR(high=0.6, lr_high=0.4, low=0.2, lr_low=0.1))"
+    )
 
 
 def test_a_learning_rate_below_the_lowest_is_refused_where_it_makes_no_radius() -> None:
@@ -110,11 +125,16 @@ def test_schedules_are_exported() -> None:
     assert (flatnb.Linear, flatnb.Cosine, flatnb.FollowLR) == (Linear, Cosine, FollowLR)
 
 
-# -- in a method ----------------------------------------------------------------------------------
+# -- in a method
+# ----------------------------------------------------------------------------------
 
 
-def trained(method: Method, steps: int, value: Any = None, name: str = "") -> list[torch.Tensor]:
-    """The gradients of some calls on batches of a net; `value(t)` is set by hand before each."""
+def trained(
+    method: Method, steps: int, value: Any = None, name: str = ""
+) -> list[torch.Tensor]:
+    """The gradients of some calls on batches of a net; `value(t)` is set by hand
+    before each.
+    """
     problem, grads = inputs.exact(), []
     for t, batch in enumerate(problem.batches(steps)):
         if value is not None:
@@ -126,7 +146,9 @@ def trained(method: Method, steps: int, value: Any = None, name: str = "") -> li
 
 
 @pytest.mark.parametrize(("cls", "kw", "name"), SCHEDULED)
-def test_a_schedule_is_the_value_set_by_hand(cls: type, kw: dict[str, Any], name: str) -> None:
+def test_a_schedule_is_the_value_set_by_hand(
+    cls: type, kw: dict[str, Any], name: str
+) -> None:
     ramp = Linear(kw[name], 3 * kw[name], 3)
     method = cls(**{**kw, name: ramp})
     made, wanted = trained(method, 5), trained(cls(**kw), 5, ramp, name)
@@ -236,7 +258,8 @@ def test_states_of_another_kind() -> None:
     assert constant.calls == 7
 
 
-# -- bad input ------------------------------------------------------------------------------------
+# -- bad input
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [Linear, Cosine])
@@ -252,7 +275,12 @@ def test_bad_schedules_are_refused(kind: type) -> None:
 
 def test_bad_rules_of_the_learning_rate_are_refused() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.4)
-    for bad in ({"optimizer": "SGD"}, {"high": "1"}, {"low": None}, {"lr_low": torch.ones(2)}):
+    for bad in (
+        {"optimizer": "SGD"},
+        {"high": "1"},
+        {"low": None},
+        {"lr_low": torch.ones(2)},
+    ):
         with pytest.raises(TypeError, match=r"allowed: "):
             FollowLR(**{"optimizer": optimizer, "high": 1.0, "lr_high": 0.4, **bad})
     for bad in ({"high": -1}, {"lr_high": 0.0}, {"lr_low": 0.4}, {"low": math.nan}):

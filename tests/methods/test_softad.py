@@ -71,7 +71,9 @@ def test_value_keeps_its_digits_near_the_threshold() -> None:
 
 def iterates(method: Method) -> list[float]:
     """Gradient descent on x^2 / 2 from -2 with step 0.1: x_0, ..., x_100."""
-    surface = oracle.Surface(torch.tensor([-2.0], dtype=torch.float64), lambda x: (x * x / 2).sum())
+    surface = oracle.Surface(
+        torch.tensor([-2.0], dtype=torch.float64), lambda x: (x * x / 2).sum()
+    )
     path = [surface.weight.item()]
     for _ in range(100):
         g = surface.grad_by(method)

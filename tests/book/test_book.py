@@ -1,0 +1,520 @@
+"""The book's sources: clean notebooks of one layout, all pages, one address; other
+parameters.
+"""
+
+import ast
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import papermill
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+from flatnb import models
+from flatnb.book import cli, notebook, profiles
+from flatnb.results import records
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PAGES = notebook.toc_files(ROOT)
+
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[dict[str, Any]]:
+    return [
+        cell for cell in notebook.read(path)["cells"] if cell["cell_type"] == "code"
+    ]
+
+
+def draws(source: str) -> bool:
+    """Whether a cell opens a figure."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func)
+        in {"plt.subplots", "plt.figure", "plt.subplot_mosaic"}
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def test_every_notebook_is_a_page_once() -> None:
+    assert NOTEBOOKS
+    in_toc = Counter(ROOT / page for page in PAGES if page.suffix == ".ipynb")
+    assert in_toc == Counter(NOTEBOOKS)
+
+
+def test_settings_name_files_that_are_there() -> None:
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    sphinx = config["sphinx"]["config"]
+    for name in config["bibtex_bibfiles"] + sphinx["html_static_path"]:
+        assert (ROOT / name).exists(), name
+    for name in sphinx["html_css_files"]:
+        assert any(
+            (ROOT / folder / name).is_file() for folder in sphinx["html_static_path"]
+        ), name
+
+
+@each
+def test_sources_hold_no_trace_of_a_run(path: Path) -> None:
+    clean = cli.stripped(path) == notebook.dump(notebook.read(path))
+    assert clean, f"{path.name} holds outputs, counts or traces: run `flatnb clean`"
+
+
+@each
+def test_opening_is_title_first_cell_parameters(path: Path) -> None:
+    title, first, parameters = notebook.read(path)["cells"][:3]
+    assert title["cell_type"] == "markdown" and notebook.text_of(title).startswith("# ")
+    assert first["metadata"]["tags"] == ["bootstrap", "hide-input"]
+    assert "parameters" in parameters["metadata"]["tags"]
+    declared = list(notebook.parameters(path).values())
+    assert (declared[0].name, declared[0].type, declared[0].default) == (
+        "profile",
+        "str",
+        "laptop",
+    )
+    assert all(one.help for one in declared), "a parameter without help"
+
+
+@each
+def test_first_cell_is_the_one_text_with_the_address_of_the_settings(
+    path: Path,
+) -> None:
+    (cell,) = notebook.tagged(notebook.read(path), "bootstrap")
+    assert notebook.text_of(cell) == notebook.bootstrap(*notebook.address(ROOT)), (
+        f"{path.name}: run `flatnb address`"
+    )
+
+
+@each
+def test_kernel_is_any_python(path: Path) -> None:
+    kernel = notebook.read(path)["metadata"]["kernelspec"]
+    assert (kernel["name"], kernel["language"]) == ("python3", "python")
+
+
+@each
+def test_cells_have_names_of_their_own(path: Path) -> None:
+    cells = notebook.read(path)["cells"]
+    assert len({cell["id"] for cell in cells}) == len(cells)
+
+
+@each
+def test_no_cell_needs_colab_or_the_network_or_ipython(path: Path) -> None:
+    for cell in code_cells(path):
+        tree = ast.parse(notebook.text_of(cell))  # no magic, no shell line
+        names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert not names & {"myst_nb", "google.colab"}
+
+
+@each
+def test_figures_have_words_caption_and_name(path: Path) -> None:
+    for cell in code_cells(path):
+        source, shown = notebook.text_of(cell), cell["metadata"].get("mystnb", {})
+        if draws(source) or {"image", "figure"} & shown.keys():
+            for part, name in (
+                ("image", "alt"),
+                ("figure", "caption"),
+                ("figure", "name"),
+            ):
+                value = shown.get(part, {}).get(name, "")
+                assert value.strip(), f"{path.name}: no {name} at {source[:60]!r}"
+            assert shown["figure"]["name"].startswith("fig-")
+
+
+def test_figures_have_different_names() -> None:
+    shown = [
+        c["metadata"].get("mystnb", {}) for path in NOTEBOOKS for c in code_cells(path)
+    ]
+    names = Counter(one["figure"]["name"] for one in shown if "figure" in one)
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+@each
+def test_the_last_section_says_what_is_not_shown(path: Path) -> None:
+    text = "\n".join(
+        notebook.text_of(cell)
+        for cell in notebook.read(path)["cells"]
+        if cell["cell_type"] == "markdown"
+    )
+    headings = [line for line in text.splitlines() if line.startswith("#")]
+    assert headings[-1] == "## What this does not show"
+
+
+@each
+def test_declared_records_are_there(path: Path) -> None:
+    assert set(notebook._records(path, notebook.read(path))) <= set(records.names())
+
+
+def test_every_record_is_of_the_form() -> None:
+    for name in records.names():
+        records.load(name)
+
+
+@each
+def test_numbers_in_notebooks_are_those_of_their_records(path: Path) -> None:
+    """A number before a marker `<!-- record: name:key.path -->`: see
+    flatnb/records.py.
+    """
+    for cell in notebook.read(path)["cells"]:
+        if cell["cell_type"] == "markdown":
+            assert records.faults(notebook.text_of(cell)) == [], cell["id"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "book").glob("*.md")), ids=lambda path: path.stem
+)
+def test_numbers_in_prose_are_those_of_their_records(path: Path) -> None:
+    assert records.faults(path.read_text(encoding="utf-8")) == []
+
+
+# --- other values -------------------------------------------------------------------
+
+# Of each notebook: parameters that are not its defaults, and settings below those of
+# the smoke profile, so that all notebooks together take seconds.
+OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "01_what_is_a_flat_minimum": (
+        {"seed": 1, "batch": 20, "noise": 0.1, "label_noise": 0.1, "rescale": 2.0},
+        {"seeds": 2, "max_steps": 20, "draws": 2},
+    ),
+    "02_flooding": (
+        {"seed": 1, "level": 0.1, "label_noise": 0.2},
+        {"seeds": 2, "width": 4, "steps": 12, "every": 2, "draws": 2},
+    ),
+    "03_soft_ascent_descent": (
+        {"points": "spiral", "theta": 0.5, "seed": 1, "label_noise": 0.0},
+        {"seeds": 2, "width": 4, "epochs": 2, "values": 2, "n_test": 50},
+    ),
+    "04_two_classes_in_the_plane": (
+        {"seeds": 2, "label_noise": 0.0},
+        {"width": 4, "epochs": 2, "n_test": 50, "every": 1},
+    ),
+    "05_sharpness_aware_minimization": (
+        {"examples": 100, "seeds": 2, "label_noise": 0.0},
+        {"width": 4, "epochs": 6, "rounds": 1},
+    ),
+    "06_noise_stability": (
+        {"seed": 1, "sigma": 0.05, "net_sigma": 0.02},
+        {"draws": 20, "d": 8, "steps": 20, "epochs": 1},
+    ),
+    "07_relative_flatness": (
+        {"examples": 100, "seeds": 2, "label_noise": 0.0},
+        {"width": 4, "epochs": 1, "batches": (100,), "draws": 5},
+    ),
+    "08_images": (
+        {
+            "dataset": "pictures",
+            "folder": "of the test",
+            "size": 8,
+            "seeds": 2,
+            "epochs": 1,
+        },
+        {"width": 2},
+    ),
+    "09_fine_tuning": (
+        {"methods": "ERM, SAM", "shots": 5},
+        {
+            "width": 2,
+            "pretrain": 1,
+            "epochs": 1,
+            "settings": 2,
+            "seeds": 2,
+            "n_train": 100,
+        },
+    ),
+    "10_hessian_eigenvalues": (
+        {"plane_set": "spiral", "seeds": 2, "rescale": 2.0, "label_noise": 0.0},
+        {"width": (4, 2), "epochs": (2, 1), "examples": 16},
+    ),
+    "11_scoreboard": (
+        {"board": "images/*", "methods": "ERM, SAM, NSO", "level": 0.1},
+        {},
+    ),
+    "12_audit": (
+        {"seed": 1, "sigma": 0.3, "rho": 0.05, "alpha": 0.6},
+        {"draws": 10, "path": 5},
+    ),
+    "13_which_flatness_tells": (
+        {
+            "board": "plane/gaussian*/narrow-tuned",
+            "more": "images/digits*",
+            "fitted": 0.9,
+            "seen": "none",
+            "tried": "IFlood",
+        },
+        {"seeds": 1, "settings": 2, "epochs": 1},
+    ),
+    "A1_in_your_own_loop": ({"rho": 0.1, "seed": 1}, {"epochs": 1}),
+    "A2_adding_a_method": ({"seed": 1}, {"seeds": 2, "epochs": 1}),
+    "A3_recipes": ({"rho": 0.1, "micro_batches": 2, "seed": 1}, {"steps": 6}),
+}
+
+
+@pytest.fixture
+def beside_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In their folder, and as before afterwards: cells run in this process, without a
+    kernel.
+    """
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    dtype = torch.get_default_dtype()
+    with plt.rc_context():
+        yield
+    torch.set_default_dtype(dtype)
+    plt.close("all")
+
+
+def sources(path: Path, profile: str, **values: Any) -> list[str]:
+    """The notebook's code, the values put in by papermill."""
+    content = papermill.execute_notebook(
+        path,
+        None,
+        {"profile": profile, **values},
+        prepare_only=True,
+        progress_bar=False,
+    )
+    return [cell.source for cell in content.cells if cell.cell_type == "code"]
+
+
+def execute(source: str, names: dict[str, Any]) -> None:
+    exec(compile(source, source.splitlines()[0], "exec"), names)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Small images in folders, of two classes."""
+    pixels = np.random.default_rng(0)
+    for part, n in (("train", 20), ("test", 5)):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(n):
+                image = pixels.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+                Image.fromarray(image).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+# What makes the nets and problems of the paper profile large: these, too, take some
+# steps.
+SIZES = {"width", "hidden", "d", "rank"}
+SMALL_RUNS = [(path, "smoke") for path in NOTEBOOKS]
+SMALL_RUNS += [
+    (path, "paper")
+    for path in NOTEBOOKS
+    # The spectra of nets of that size take many minutes.
+    if SIZES & OTHER[path.stem][1].keys() and path.stem[:2] != "10"
+]
+
+
+@pytest.mark.usefixtures("beside_the_notebooks")
+@pytest.mark.parametrize(
+    ("path", "profile"),
+    [
+        # The spectra of many nets take their time, whatever the settings.
+        pytest.param(
+            path,
+            profile,
+            marks=[pytest.mark.slow] * (profile == "paper" or path.stem[:2] == "10"),
+            id=f"{path.stem}-{profile}",
+        )
+        for path, profile in SMALL_RUNS
+    ],
+)
+def test_runs_to_the_end_with_other_values(
+    path: Path, profile: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values, _ = OTHER[path.stem]
+    declared = notebook.parameters(path)
+    assert all(value != declared[name].default for name, value in values.items())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pictures / "cache"))
+    if "folder" in values:
+        values = values | {"folder": str(pictures)}
+    run_here(path, profile, values, monkeypatch)
+
+
+def run_here(
+    path: Path, profile: str, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cells in this process, with the settings of OTHER."""
+    _, small = OTHER[path.stem]
+    of_profile = profiles.settings
+
+    def fewer(profile: str, **choices: dict[str, Any]) -> SimpleNamespace:
+        chosen = vars(of_profile("smoke", **choices))
+        assert small.keys() <= chosen.keys()
+        sizes = {name: choices[profile][name] for name in SIZES & chosen.keys()}
+        return SimpleNamespace(**chosen | small | (sizes if profile == "paper" else {}))
+
+    monkeypatch.setattr(profiles, "settings", fewer)
+    names = {"__name__": "__main__", "display": print}
+    for source in sources(path, profile, **values):
+        execute(source, names)
+        plt.close("all")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("beside_the_notebooks")
+def test_recipes_run_without_the_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = profiles.find_spec
+    frameworks = {"accelerate", "lightning", "transformers"}
+    monkeypatch.setattr(
+        profiles, "find_spec", lambda p: None if p in frameworks else find(p)
+    )
+    run_here(ROOT / "notebooks" / "A3_recipes.ipynb", "smoke", {}, monkeypatch)
+
+
+IMAGENET = {"imagenet": "resnet18", "methods": "ERM, SAM", "shots": 5}
+
+
+@pytest.mark.usefixtures("beside_the_notebooks")
+def test_fine_tuning_runs_from_weights_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = []
+
+    def pretrained(net: str, classes: int, *, size: int) -> nn.Module:
+        made.append((net, classes, size))
+        return models.small_cnn(
+            1, classes, width=2
+        )  # a ResNet's many probes would take minutes
+
+    monkeypatch.setattr(models, "pretrained", pretrained)
+    run_here(
+        ROOT / "notebooks" / "09_fine_tuning.ipynb", "smoke", IMAGENET, monkeypatch
+    )
+    assert set(made) == {("resnet18", 10, 224)}
+
+
+# More values, run with OTHER's at the smoke profile itself. $FLATNB_DATA holds these
+# sets.
+MORE: list[tuple[str, dict[str, Any]]] = [
+    ("01_what_is_a_flat_minimum", {"seed": 2, "noise": 0.2, "batch": 50}),
+    ("02_flooding", {"seed": 2, "level": 0.4, "label_noise": 0.0}),
+    ("03_soft_ascent_descent", {"points": "sinusoid", "theta": 1.0, "seed": 3}),
+    ("04_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
+    ("05_sharpness_aware_minimization", {"dataset": "MNIST"}),
+    ("06_noise_stability", {"seed": 2, "sigma": 0.2, "net_sigma": 0.1}),
+    ("07_relative_flatness", {"dataset": "MNIST"}),
+    ("09_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
+    ("10_hessian_eigenvalues", {"dataset": "MNIST", "plane_set": "gaussian"}),
+    (
+        "11_scoreboard",
+        {"board": "plane/*/narrow-grid", "wide": "none/*", "baseline": "SAM"},
+    ),
+    ("12_audit", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
+    (
+        "13_which_flatness_tells",
+        {"board": "plane/s*/narrow-tuned", "fitted": 0.99, "seen": "plane/spiral-0.05"},
+    ),
+    ("A1_in_your_own_loop", {"seed": 2, "rho": 0.2}),
+    ("A2_adding_a_method", {"seed": 2}),
+    ("A3_recipes", {"seed": 2, "micro_batches": 8, "rho": 0.2}),
+]
+CASES = [(name, values) for name, (values, _) in OTHER.items()] + MORE
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        pytest.param(
+            name, values, marks=[pytest.mark.data] * ("MNIST" in values.values())
+        )
+        for name, values in CASES
+    ],
+)
+def test_runs_in_a_kernel_with_other_values(
+    name: str, values: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    if "folder" in values:
+        values = values | {"folder": str(pictures)}
+    given = {key: str(value) for key, value in values.items()}
+    path, out = ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out"
+    (result,) = notebook.run([path], profile="smoke", given=given, jobs=1, out=out)
+    assert result.error is None, result.error
+
+
+@pytest.mark.slow
+def test_a_board_that_names_no_record_is_refused_by_name(tmp_path: Path) -> None:
+    path, given = ROOT / "notebooks" / "11_scoreboard.ipynb", {"board": "none/*"}
+    (result,) = notebook.run(
+        [path], profile="smoke", given=given, jobs=1, out=tmp_path / "out"
+    )
+    assert "RecordError: nothing is named none/*" in str(result.error)
+
+
+@each
+def test_every_parameter_is_tried_with_another_value(path: Path) -> None:
+    cases = [*CASES, ("09_fine_tuning", IMAGENET)]
+    tried = set().union(*(values for name, values in cases if name == path.stem))
+    assert tried >= notebook.parameters(path).keys() - {"profile"}
+
+
+# --- the settings of each profile ---------------------------------------------------
+
+
+def kind(value: Any) -> Any:
+    """What a setting is: its type, and that of its entries."""
+    if isinstance(value, list | tuple):
+        return type(value), *{type(entry) for entry in value}
+    return type(value)
+
+
+def larger(small: Any, large: Any) -> bool:
+    """Whether a setting does not shrink, as far as it has a size."""
+    if isinstance(small, tuple) and len(small) == len(large):
+        return all(map(larger, small, large))
+    return not isinstance(small, int | float) or large is None or small <= large
+
+
+@pytest.mark.usefixtures("beside_the_notebooks")
+@each
+def test_settings_of_the_profiles_are_alike_grow_and_are_used(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Found(Exception):
+        pass
+
+    found: dict[str, dict[str, Any]] = {}
+
+    def find(profile: str, **choices: dict[str, Any]) -> None:
+        found.update(choices)
+        raise Found
+
+    monkeypatch.setattr(profiles, "settings", find)
+    names = {"__name__": "__main__"}
+    cells = sources(path, "paper")
+    with pytest.raises(Found):
+        for source in cells:
+            execute(source, names)
+    smoke, laptop, paper = (found[profile] for profile in notebook.PROFILES)
+    for name in smoke:
+        kinds = {kind(each[name]) for each in (smoke, laptop, paper)} - {
+            type(None),
+            (tuple,),
+        }
+        assert len(kinds) == 1, f"{name} is of kinds {kinds}"
+        assert larger(smoke[name], laptop[name]) and larger(
+            laptop[name], paper[name]
+        ), name
+    tree = ast.parse("\n".join(cells))
+    (holder,) = {
+        node.targets[0].id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and ast.unparse(node.value).startswith("settings(")
+    }
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == holder
+    }
+    assert used == smoke.keys()

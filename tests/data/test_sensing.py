@@ -1,0 +1,290 @@
+"""Matrix sensing: the packed form, its gradient, the noise, and what descent finds."""
+
+import math
+
+import pytest
+import torch
+
+from flatnb.data import sensing
+from flatnb.data.sensing import Rule, pack, unpack
+
+
+def small(seed: int = 0, **sizes) -> sensing.Problem:
+    return sensing.problem(
+        **{"d": 6, "rank": 2, "m": 40, **sizes}, seed=seed, dtype=torch.float64
+    )
+
+
+def start(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def close(actual, expected, rtol: float = 1e-12) -> None:
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol)
+
+
+# The problem
+
+
+def test_packing_keeps_inner_products_and_is_undone():
+    x, y = (a + a.mT for a in (start(3, 5, 5), start(3, 5, 5, seed=1)))
+    close((pack(x) * pack(y)).sum(-1), (x * y).sum((-2, -1)))
+    close(unpack(pack(x)), x)
+    assert pack(x).shape == (3, 15)
+
+
+def test_measurements_are_those_of_a_matrix_of_the_rank():
+    p = sensing.problem(d=8, rank=3, seed=1, dtype=torch.float64)
+    assert len(p.train) == len(p.val) == 5 * 8 * 3
+    assert torch.linalg.matrix_rank(p.target) == 3
+    for a, y in ((p.train, p.train_y), (p.val, p.val_y)):
+        close(y, (unpack(a) * p.target).sum((-2, -1)))
+    assert not torch.equal(p.train, p.val)
+
+
+def test_entries_have_the_variances_of_a_symmetrised_gaussian():
+    a = unpack(sensing.problem(d=12, rank=1, m=4000, dtype=torch.float64).train)
+    variance = a.var(0)
+    expected = (torch.ones(12, 12) + torch.eye(12)) / 2
+    # sqrt(2 / 4000) is the relative standard error of a variance; 5 of them for 78
+    # entries.
+    assert ((variance / expected - 1).abs() < 5 * math.sqrt(2 / 4000)).all()
+    assert (a.mean(0).abs() < 5 / math.sqrt(4000)).all()
+
+
+def test_a_seed_is_one_problem_in_both_precisions():
+    double, single = (
+        sensing.problem(d=6, rank=2, seed=3, dtype=t)
+        for t in (torch.float64, torch.float32)
+    )
+    assert torch.equal(double.train.float(), single.train)
+    assert torch.equal(double.val_y.float(), single.val_y)
+    assert not torch.equal(small(3).target, small(4).target)
+
+
+# Loss, gradient, metrics
+
+
+@pytest.mark.parametrize("members", [1, 2, 9])
+@pytest.mark.parametrize(
+    "block", [1, 1000, 10**6]
+)  # bytes: a row, some rows, all of them
+def test_gradient_is_that_of_autograd_on_the_plain_form(members, block, monkeypatch):
+    monkeypatch.setattr(sensing, "_BLOCK", block)
+    p = small(m=50)
+    u = start(members, 6, 4).requires_grad_()
+    residuals = (unpack(p.train) * (u @ u.mT)[:, None]).sum((-2, -1)) - p.train_y
+    plain = residuals.square().mean(-1) / 4
+    (expected,) = torch.autograd.grad(plain.sum(), u)
+    close(p.loss(u), plain)
+    close(p.gradient(u.detach()), expected)
+    close(p.gradient(u.detach()[0]), expected[0])
+
+
+def test_symmetrising_a_measurement_changes_nothing_on_symmetric_matrices():
+    b, u = start(7, 6, 6), start(6, 6, seed=1)
+    x = u @ u.mT
+    close(pack((b + b.mT) / 2) @ pack(x), (b * x).sum((-2, -1)))
+
+
+def test_metrics_are_one_at_zero_and_zero_at_the_target():
+    p = small()
+    values, vectors = torch.linalg.eigh(p.target)
+    root = vectors * values.clamp(min=0).sqrt()
+    for metric in p.metrics(torch.stack([torch.zeros_like(root), root])):
+        close(metric, torch.tensor([1.0, 0.0], dtype=torch.float64), rtol=1e-9)
+    u = start(6, 6)
+    train, val, distance = p.metrics(u)
+    x = u @ u.mT
+    close(train, 4 * p.loss(u) / p.train_y.square().mean())
+    close(val, (p.val @ pack(x) - p.val_y).square().mean() / p.val_y.square().mean())
+    close(distance, ((x - p.target).norm() / p.target.norm()) ** 2)
+
+
+# Noise
+
+
+def trace(p: sensing.Problem, u: torch.Tensor) -> torch.Tensor:
+    """Tr of the Hessian of f, by hand: 1/m sum_i [2 ||A_i U||^2 + width r_i tr A_i]."""
+    a = unpack(p.train)
+    residuals = (a * (u @ u.mT)).sum((-2, -1)) - p.train_y
+    traces = a.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return (
+        2 * (a @ u).square().sum((-2, -1)) + u.shape[-1] * residuals * traces
+    ).mean()
+
+
+def test_trace_by_hand_is_that_of_the_dense_hessian():
+    p, u = small(d=4, m=15), start(4, 3)
+    hessian = torch.autograd.functional.hessian(p.loss, u).reshape(12, 12)
+    close(trace(p, u), hessian.trace())
+
+
+def test_two_sided_noise_adds_half_sigma_squared_times_the_gradient_of_the_trace():
+    # f is a quartic, so the mean of both sides is exactly grad f plus a form of degree
+    # 2 in V, and the 2n points +-sigma sqrt(n) e_i have all moments of the Gaussian to
+    # degree 3: no sampling.
+    p, u, sigma = small(), start(6, 6).requires_grad_(), 0.3
+    directions = sigma * 6 * torch.eye(36, dtype=torch.float64).view(36, 6, 6)
+    points = torch.cat([u + directions, u - directions]).detach()
+    (slope,) = torch.autograd.grad(trace(p, u), u)
+    expected = p.gradient(u.detach()) + sigma**2 / 2 * slope
+    close(p.gradient(points).mean(0), expected, rtol=1e-11)
+
+
+def steps(p: sensing.Problem, rule: Rule, seeds: int) -> torch.Tensor:
+    """The mean gradient each seed's first step took, (seeds, d, width), all from one
+    start.
+    """
+    # The starts of the seeds differ; a start of next to nothing is the same point for
+    # all.
+    done = sensing.descend(p, [rule], epochs=1, seeds=range(seeds)).u[0]
+    return -done / rule.lr
+
+
+@pytest.mark.parametrize("sides", [1, 2])
+def test_descent_takes_the_mean_of_gradients_at_random_neighbours(sides):
+    # From (almost) zero the step is known: the mean of one side vanishes by symmetry
+    # too, and the covariance is sigma^2 H^2 of one side; of two sides at zero it is
+    # exactly zero, g being odd.
+    p = small()
+    taken = steps(p, Rule(sigma=0.1, sides=sides, init_scale=1e-12), seeds=400)
+    if sides == 2:
+        assert taken.abs().max() < 1e-6
+        return
+    hessian = -(p.train_y @ p.train) / len(
+        p.train
+    )  # of the loss at zero, on each column
+    expected = 0.01 * (unpack(hessian) @ unpack(hessian)).trace() * 6
+    square = taken.square().sum((-2, -1))
+    assert abs(square.mean() - expected) < 5 * square.std() / 20 + 0.05 * expected
+
+
+def test_more_directions_have_less_spread():
+    p, start_at = small(), 0.5
+    rules = [
+        Rule(sigma=0.2, k=k, sides=s, init_scale=start_at)
+        for s in (1, 2)
+        for k in (1, 4)
+    ]
+    spread = []
+    for rule in rules:
+        plain = sensing.descend(
+            p, [Rule(init_scale=start_at)], epochs=1, seeds=range(300)
+        ).u[0]
+        moved = sensing.descend(p, [rule], epochs=1, seeds=range(300)).u[0]
+        spread.append(float((moved - plain).square().sum((-2, -1)).mean()))
+    one, one_of_four, two, two_of_four = spread
+    assert one_of_four < one / 3 and two_of_four < two and two < one
+
+
+def test_noise_of_no_size_is_gradient_descent():
+    p = small()
+    done = sensing.descend(
+        p, [Rule(), Rule(sigma=1e-9), Rule(sigma=0.0, k=3)], epochs=20
+    )
+    close(done.u[1], done.u[0], rtol=1e-8)
+    close(done.u[2], done.u[0], rtol=1e-10)
+
+
+# Descent
+
+
+def test_descent_is_the_written_rule():
+    p, rule = small(), Rule(lr=0.01)
+    done = sensing.descend(p, [rule], epochs=7, seeds=[2], width=3, every=5)
+    u = sensing.descend(p, [Rule(lr=1e-300)], epochs=1, seeds=[2], width=3).u[0, 0]
+    assert done.epochs.tolist() == [0, 5, 7]
+    for epoch in range(8):
+        if epoch in (0, 5, 7):
+            i = [0, 5, 7].index(epoch)
+            recorded = (done.train_error, done.val_error, done.distance)
+            close(
+                torch.stack([m[0, 0, i] for m in recorded]), torch.stack(p.metrics(u))
+            )
+        last, u = u, u - rule.lr * p.gradient(u)
+    close(done.u[0, 0], last)
+
+
+def test_members_are_what_they_are_alone():
+    p = small()
+    rules = [
+        Rule(),
+        Rule(sigma=0.1, sides=1),
+        Rule(sigma=0.1, k=3),
+        Rule(sigma=0.2, lr=0.001),
+    ]
+    together = sensing.descend(p, rules, epochs=30, seeds=[3, 5])
+    for i, rule in enumerate(rules):
+        for j, seed in enumerate([3, 5]):
+            alone = sensing.descend(p, [rule], epochs=30, seeds=[seed])
+            close(together.u[i, j], alone.u[0, 0], rtol=1e-9)
+            close(together.distance[i, j], alone.distance[0, 0], rtol=1e-9)
+
+
+def test_a_diverged_member_leaves_the_others():
+    p = small()
+    done = sensing.descend(p, [Rule(lr=50.0), Rule()], epochs=60)
+    assert not done.distance[0, 0, -1].isfinite()
+    close(done.u[1], sensing.descend(p, [Rule()], epochs=60).u[0])
+
+
+def three() -> list[Rule]:
+    noise = {"sigma": 0.08, "lr": 0.0125}
+    return [Rule(lr=0.0125), Rule(sides=1, **noise), Rule(**noise)]
+
+
+def test_single_precision_ends_where_double_does():
+    single, double = (
+        sensing.descend(
+            sensing.problem(d=20, rank=1, dtype=dtype), three(), epochs=600, every=300
+        )
+        for dtype in (torch.float32, torch.float64)
+    )
+    torch.testing.assert_close(single.distance, double.distance, rtol=1e-3, atol=0)
+    torch.testing.assert_close(single.val_error, double.val_error, rtol=1e-3, atol=0)
+
+
+def test_noise_recovers_what_gradient_descent_does_not():
+    ratios = []
+    for seed in range(3):
+        p = sensing.problem(d=20, rank=1, seed=seed)
+        done = sensing.descend(p, three(), epochs=2000, seeds=range(3), every=2000)
+        plain, one, two = done.distance[:, :, -1].sqrt()
+        assert (
+            done.train_error[0, :, -1].max() < 1e-3
+        )  # it interpolates, far from the target
+        assert plain.min() > 3 * one.max()
+        assert one.max() < 0.15
+        ratios.append(one / two)
+    assert torch.cat(ratios).median() > 1.2
+
+
+def test_what_is_not_allowed_is_said():
+    for bad in ({"d": 0}, {"rank": 2.0}, {"m": True}, {"rank": 7}, {"seed": -1}):
+        with pytest.raises(ValueError, match=r"allowed|at most"):
+            small(**{"seed": 0, **bad})
+    with pytest.raises(ValueError, match=r"float16; allowed: torch\.float32"):
+        sensing.problem(dtype=torch.float16)
+    for bad in (
+        {"lr": 0.0},
+        {"lr": math.nan},
+        {"sigma": -0.1},
+        {"k": 0},
+        {"sides": 3},
+        {"init_scale": 0.0},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))}=.*allowed"):
+            Rule(**bad)
+    for bad in (
+        {"epochs": 0},
+        {"every": 0},
+        {"width": 1.5},
+        {"seeds": []},
+        {"seeds": [1, 1]},
+    ):
+        with pytest.raises(ValueError, match="allowed"):
+            sensing.descend(small(), [Rule()], **{"epochs": 1, **bad})
+    with pytest.raises(ValueError, match="0 rules"):
+        sensing.descend(small(), [])

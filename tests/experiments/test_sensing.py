@@ -1,0 +1,26 @@
+import pytest
+from made import record_of
+
+from flatnb.experiments import sensing
+from flatnb.results import records
+
+TINY = {"d": 6, "rank": 1, "m": 40}
+
+
+def test_makes_a_valid_record_at_a_small_size(monkeypatch):
+    monkeypatch.setattr(sensing, "SIZES", TINY)
+    monkeypatch.setattr(sensing, "EPOCHS", 60)
+    one = sensing.experiment("NSO")
+    record = record_of(one)
+    assert all(check.inside for check in records.verify(record, one.sample))
+    assert record["settings"][0]["sigma"] == 0.08
+
+
+def test_without_noise_both_rules_are_gradient_descent():
+    rules = [{"lr": 0.0025, "sigma": 0.0, "sides": sides} for sides in (1, 2)]
+    value = sensing.train(
+        rules=rules, seeds=[3], epochs=20, every=10, double=True, **TINY
+    )
+    first, second = value["metrics"]["distance"]
+    assert first[0] == pytest.approx(second[0])
+    assert value["epochs"] == [0, 10, 20]

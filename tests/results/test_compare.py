@@ -1,0 +1,445 @@
+import math
+
+import numpy as np
+import pandas
+import pytest
+from scipy import stats
+
+from flatnb.results import compare, records
+
+
+def runs(values, metric="test_accuracy"):
+    """{(task, method): [of each seed]} as `select` gives it."""
+    rows = [
+        {
+            "task": task,
+            "method": method,
+            "seed": seed,
+            metric: value,
+            "train_loss": 0.1,
+            "test_loss": 0.5 + seed,
+        }
+        for (task, method), row in values.items()
+        for seed, value in enumerate(row)
+    ]
+    return pandas.DataFrame(rows)
+
+
+def saved(name, final, *, settings, chosen, budget, otherwise=None, **task):
+    seeds = list(range(len(chosen)))
+    method = name.rpartition("/")[2]
+    record = {
+        "schema": 1,
+        "name": name,
+        "task": {"name": "t", **task},
+        "method": method,
+        "passes": 2,
+        "settings": settings,
+        "seeds": seeds,
+        "final": final,
+        "curves": {"epochs": [], "setting": chosen, "metrics": {}},
+        "selection": {
+            "space": "-",
+            "budget": budget,
+            "split": "val",
+            "metric": "accuracy",
+            "ties": "loss",
+            "per": "seed",
+            "chosen": chosen,
+        },
+        "failures": [],
+        "sample": {
+            "call": "flatnb.m:f",
+            "settings": {},
+            "metrics": {},
+            "tolerance": {},
+        },
+        "provenance": {**records.provenance(), "seconds": 1.0},
+    }
+    if otherwise:
+        record["selection"]["otherwise"] = {"rule": "-", "chosen": otherwise}
+    records.save(record)
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    final = {
+        "train_loss": [[0.1, 0.2], [0.3, 0.4], [0.5, None]],
+        "test_loss": [[1.0, 2.0], [3.0, 4.0], [5.0, None]],
+    }
+    settings = [{"rho": 0.1}, {"rho": 0.2}, {"rho": 0.05}]
+    saved("a/SAM", final, settings=settings, chosen=[1, 0], budget=2)
+
+
+def test_select_takes_the_chosen_setting_of_each_seed(record):
+    found = compare.select(["a/*"])
+    assert found["test_loss"].tolist() == [3.0, 2.0]
+    assert found["loss_gap"].tolist() == pytest.approx([2.7, 1.8])
+    default = compare.select(["a/*"], default=True)
+    assert default["test_loss"].tolist()[0] == 5.0
+    assert math.isnan(default["loss_gap"][1])
+    one = {"test_loss": [[1.0, 2.0]]}
+    saved("a/ERM", one, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1)
+    saved(
+        "a/GNP",
+        {"test_loss": [[1.0], [2.0]]},
+        settings=[{"r": 1}, {"r": 2}],
+        chosen=[0],
+        budget=2,
+    )
+    default = compare.select(["a/*"], default=True)
+    assert set(default["method"]) == {
+        "SAM",
+        "ERM",
+    }  # with nothing to set, as it is; no default
+
+
+def test_a_tuned_learning_rate_makes_another_task(record):
+    final = {"test_loss": [[1.0, 2.0]]}
+    saved(
+        "b/SAM", final, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1, design="tuned"
+    )
+    saved(
+        "c/SAM", final, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1, design="grid"
+    )
+    found = compare.select(["*"])
+    assert dict(zip(found["record"], found["task"], strict=True)) == {
+        "a/SAM": "t",
+        "b/SAM": "t, tuned lr",
+        "c/SAM": "t",
+    }
+
+
+def test_a_record_that_changed_is_read_again(record):
+    (before,) = compare.loaded(["a/*"])
+    assert compare.loaded(["a/SAM"]) == [before] == [records.load("a/SAM")]
+    records.save(before | {"passes": 1}, replace=True)
+    assert compare.loaded(["a/*"])[0]["passes"] == 1
+
+
+def test_select_takes_the_other_rules_choice_where_there_is_one(record):
+    final = {"test_loss": [[1.0, 2.0], [3.0, 4.0]]}
+    settings = [{"rho": 0.1}, {"rho": 0.2}]
+    saved("a/GNP", final, settings=settings, chosen=[0, 0], budget=2, otherwise=[1, 0])
+    found = compare.select(["a/*"], otherwise=True)
+    assert found["method"].tolist() == ["GNP", "GNP"]
+    assert found["test_loss"].tolist() == [3.0, 2.0]
+
+
+def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
+    saved(
+        "a/ERM",
+        {"test_loss": [[1.0, 1.0], [0.5, 2.0]]},
+        settings=[{"lr": 1.0}, {"lr": 2.0}],
+        chosen=[0, 1],
+        budget=2,
+    )
+    found = compare.grid(["a/*"], "ERM", "test_loss")
+    assert found["method"].tolist() == ["SAM"] * 3
+    assert found["rho"].tolist() == [0.1, 0.2, 0.05]
+    # The baseline is 1 and 2; the last setting's second run failed.
+    assert found["difference"].tolist() == [0.0, 2.0, 4.0]
+    assert found["n"].tolist() == [2, 2, 1]
+    assert found["chosen"].tolist() == [0.5, 0.5, 0.0]
+    with pytest.raises(ValueError, match="no run of the baseline 'SGD'"):
+        compare.grid(["a/*"], "SGD", "test_loss")
+    with pytest.raises(ValueError, match="has no ece; there are: test_loss"):
+        compare.grid(["a/*"], "ERM", "ece")
+
+
+def test_common_tasks_are_those_with_all_the_methods():
+    own = runs(
+        {("t", "A"): [1.0], ("u", "A"): [1.0], ("u", "B"): [1.0], ("v", "B"): [1.0]}
+    )
+    assert set(compare.common(own)["task"]) == {"u"}
+    more = pandas.concat([own, runs({("w", m): [1.0] for m in ("B", "A")})])
+    found = compare.common(more)
+    assert sorted(zip(found["task"], found["method"], strict=True)) == [
+        ("u", "A"),
+        ("u", "B"),
+        ("w", "A"),
+        ("w", "B"),
+    ]
+
+
+def test_tally_counts_what_tests_could_tell():
+    tests = pandas.DataFrame(
+        {
+            "task": ["t", "u", "v", "t"],
+            "method": ["A", "A", "A", "B"],
+            "difference": [0.1, -0.1, 0.2, 0.1],
+            "p_holm": [0.01, 0.04, 0.06, math.nan],
+        }
+    )
+    found = compare.tally({"test_accuracy": tests, "test_loss": tests})
+    assert found.loc["A", "test_accuracy"].tolist() == [1, 1, 1, 3]
+    assert found.loc["A", "test_loss"].tolist() == [1, 1, 1, 3]
+    assert found.loc["B", "test_loss"].tolist() == [0, 0, 1, 1]
+    assert compare.tally({"norm": tests}, level=0.02).loc["A"].tolist() == [0, 1, 2, 3]
+
+
+def test_sensitivity_has_every_setting(record):
+    found = compare.sensitivity(["a/*"], "test_loss")
+    assert found["rho"].tolist() == [0.1, 0.2, 0.05]
+    assert found["mean"].tolist() == [1.5, 3.5, 5.0]
+    assert found["n"].tolist() == [2, 2, 1]
+    with pytest.raises(ValueError, match="there are: test_loss"):
+        compare.sensitivity(["a/*"], "accuracy")
+    with pytest.raises(ValueError, match="with the test loss"):
+        compare.sensitivity(["a/*"], "loss_gap")
+
+
+def test_the_interval_is_students():
+    values = [0.9, 0.92, 0.95, 0.91]
+    found = compare.table(runs({("t", "SAM"): values}), ["test_accuracy"])
+    low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
+    mean, half, n = found.loc[("t", "SAM"), "test_accuracy"]
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert n == 4
+
+
+def test_a_loss_gap_never_comes_without_the_test_loss():
+    own = compare._with_gap(runs({("t", "SAM"): [0.9, 0.8]}))
+    assert list(compare.table(own, ["loss_gap"]).columns.levels[0]) == [
+        "loss_gap",
+        "test_loss",
+    ]
+
+
+def test_paired_differences_are_scipys_and_holms():
+    erm, sam, gnp = [1, 2, 3, 4, 5.0], [2, 2.5, 4, 5, 6.5], [1.1, 2, 3, 4.2, 5]
+    own = runs({("t", "ERM"): erm, ("t", "SAM"): sam, ("t", "GNP"): gnp})
+    found = compare.paired(own, "ERM", "test_accuracy").set_index("method")
+    p = [stats.ttest_rel(values, erm).pvalue for values in (sam, gnp)]
+    assert found["p"].tolist() == pytest.approx(p)
+    assert found["p_holm"].tolist() == pytest.approx([2 * p[0], max(p[1], 2 * p[0])])
+    assert found["difference"].tolist() == pytest.approx([1.0, 0.06])
+    with pytest.raises(ValueError, match="no run of the baseline 'SGD'; there are"):
+        compare.paired(own, "SGD", "test_accuracy")
+
+
+def test_over_all_tasks_a_seed_counts_once():
+    rng = np.random.default_rng(1)
+    base, gain = rng.normal(0.8, 0.05, (3, 8)), rng.normal(0.01, 0.005, (2, 3, 8))
+    own = runs(
+        {
+            (f"t{task}", method): list(base[task] + change[task])
+            for task in range(3)
+            for method, change in (
+                ("ERM", 0 * base),
+                ("SAM", gain[0]),
+                ("NSO", -gain[1]),
+            )
+        }
+    )
+    found = compare.overall(own, "ERM", "test_accuracy").set_index("method")
+    for method, each in (("SAM", gain[0]), ("NSO", -gain[1])):
+        row, means = found.loc[method], each.mean(axis=0)
+        assert row["difference"] == pytest.approx(means.mean())
+        assert row["p"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+        assert (row["n"], row["tasks"]) == (8, 3)
+    assert found["p_holm"].tolist() == pytest.approx(compare.holm(found["p"].tolist()))
+    # A seed that one task lacks is left out of all.
+    fewer = own[
+        ~((own["task"] == "t1") & (own["method"] == "SAM") & (own["seed"] == 0))
+    ]
+    found = compare.overall(fewer, "ERM", "test_accuracy").set_index("method")
+    assert found["n"].to_dict() == {"SAM": 7, "NSO": 8}
+    assert found.loc["SAM", "difference"] == pytest.approx(gain[0, :, 1:].mean())
+    # Of one task it is the paired test.
+    one = own[own["task"] == "t0"]
+    paired = compare.paired(one, "ERM", "test_accuracy").drop(columns="task")
+    pandas.testing.assert_frame_equal(
+        compare.overall(one, "ERM", "test_accuracy").drop(columns="tasks"), paired
+    )
+
+
+def test_tasks_of_the_same_seeds_are_those_with_the_most():
+    few = runs({("few", "ERM"): [1, 2], ("few", "SAM"): [1, 2]})
+    two = runs({(task, "ERM"): [1, 2, 3] for task in ("t", "u")})
+    other = two[two["task"] == "t"].assign(task="v", seed=lambda t: t["seed"] + 1)
+    found = compare.same_seeds(pandas.concat([few, two, other]))
+    assert found["task"].unique().tolist() == ["t", "u"] and len(found) == 6
+    assert compare.same_seeds(few[:0]).empty
+
+
+def test_over_all_tasks_methods_and_seeds_must_be_shared():
+    own = runs({("t", "ERM"): [0.8, 0.9], ("t", "SAM"): [0.7, 0.9]})
+    other = own.assign(task="u", seed=own["seed"] + 2)
+    with pytest.raises(
+        ValueError, match="SAM and ERM share no seed that has test_accuracy"
+    ):
+        compare.overall(pandas.concat([own, other]), "ERM", "test_accuracy")
+    alone = own[own["method"] == "SAM"].assign(task="u")
+    with pytest.raises(
+        ValueError, match="u has no run of the baseline 'ERM'; there are: SAM"
+    ):
+        compare.overall(pandas.concat([own, alone]), "ERM", "test_accuracy")
+
+
+def test_holm_on_a_worked_case():
+    assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )
+    assert compare.holm([0.9, 0.8]) == [1.0, 1.0]
+    found = compare.holm([0.02, math.nan])
+    assert found[0] == 0.02 and math.isnan(found[1])
+
+
+def test_too_few_seeds_are_not_tested_and_failed_runs_are_not_paired():
+    few = compare.paired(
+        runs({("t", "ERM"): [1, 2, 3, 4.0], ("t", "SAM"): [2, 3, 4, 6.0]}),
+        "ERM",
+        "test_accuracy",
+    )
+    assert math.isnan(few["p"][0]) and math.isnan(few["p_holm"][0])
+    own = runs({("t", "ERM"): [1, 2, None], ("t", "SAM"): [2, None, 4.0]})
+    found = compare.paired(own, "ERM", "test_accuracy")
+    assert found["n"][0] == 1 and found["difference"][0] == 1
+
+
+def test_equal_results_differ_by_nothing():
+    own = runs({("t", "ERM"): [1.0] * 5, ("t", "SAM"): [1.0] * 5})
+    assert compare.paired(own, "ERM", "test_accuracy")["p"].tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("test_accuracy", "A"), ("test_error", "C")]
+)
+def test_ranks_are_over_tasks_and_know_what_is_better(metric, best):
+    values = {
+        ("t", "A"): [3.0, 3.0],
+        ("t", "B"): [2.0, 2.0],
+        ("t", "C"): [1.0, 1.0],
+        ("u", "A"): [3.0, 3.0],
+        ("u", "B"): [2.0, 2.0],
+        ("u", "C"): [2.0, 2.0],
+    }
+    found = compare.ranks(runs(values, metric), metric)
+    assert found.index[0] == best
+    assert found["tasks"].tolist() == [2, 2, 2]
+    assert found["rank"].sum() == pytest.approx(6)
+    assert found.loc["C", "u"] == found.loc["B", "u"]
+    del values["u", "B"]
+    with pytest.raises(ValueError, match=f"B has no {metric} on u"):
+        compare.ranks(runs(values, metric), metric)
+
+
+def test_rank_correlation_is_within_tasks_and_for_both_targets():
+    nets = pandas.DataFrame(
+        {
+            "task": ["a"] * 6 + ["b"] * 6,
+            "train_loss": [0.0] * 12,
+            "test_loss": [1, 2, 3, 4, 5, 6.0, 11, 12, 13, 14, 15, 16],
+            "trace": [1, 2, 3, 5, 4, 6.0, 6, 5, 4, 3, 2, 1],
+        }
+    )
+    found = compare.rank_correlation(nets, ["trace"]).set_index(["task", "target"])
+    assert found.loc[("b", "loss_gap"), "correlation"] == pytest.approx(-1)
+    one = found.loc[("a", "test_loss")]
+    assert one["correlation"] == pytest.approx(1 - 6 * 2 / (6 * 35))
+    assert one["low"] < one["correlation"] < one["high"] < 1
+    with pytest.raises(ValueError, match="no sharpness"):
+        compare.rank_correlation(nets, ["sharpness"])
+
+
+def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    random = np.random.default_rng(0)
+    names = ("trace", "train_loss", "test_loss", "test_accuracy")
+    tables, settings = {}, [{"rho": i} for i in range(15)]
+    for method in ("SAM", "GNP"):
+        tables[method] = {name: random.random((15, 3)).tolist() for name in names}
+        saved(
+            f"a/{method}",
+            tables[method],
+            settings=settings,
+            chosen=[0, 0, 0],
+            budget=15,
+        )
+
+    def of(seed, methods=("SAM", "GNP")):
+        parts = [tables[method] for method in methods]
+        own = {
+            k: np.concatenate([np.array(t[k], float)[:, seed] for t in parts])
+            for k in names
+        }
+        return pandas.DataFrame(own).assign(
+            gap=lambda t: t["test_loss"] - t["train_loss"]
+        )
+
+    found = compare.flatness(["a/*"], ["trace"]).set_index("target")
+    for target, column, sign in (
+        ("loss_gap", "gap", 1),
+        ("test_loss", "test_loss", 1),
+        ("test_error", "test_accuracy", -1),
+    ):
+        each = [
+            sign * stats.spearmanr(of(s)["trace"], of(s)[column])[0] for s in range(3)
+        ]
+        assert found.loc[target, "correlation"] == pytest.approx(np.mean(each))
+        half = stats.sem(each) * stats.t.ppf(0.975, 2)
+        assert found.loc[target, "interval"] == pytest.approx(half)
+    assert found["nets"].tolist() == [30] * 3 and found["n"].tolist() == [3] * 3
+
+    # Within a method, given the training loss: the correlation of what regressions of
+    # ranks leave.
+    one = compare.flatness(
+        ["a/*"], ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
+    ).set_index("method")
+    each = []
+    for seed in range(3):
+        own = of(seed, ["GNP"])[["trace", "test_loss", "train_loss"]].rank()
+        left = [
+            own[name]
+            - np.poly1d(np.polyfit(own["train_loss"], own[name], 1))(own["train_loss"])
+            for name in ("trace", "test_loss")
+        ]
+        each.append(np.corrcoef(*left)[0, 1])
+    assert one.loc["GNP", "correlation"] == pytest.approx(np.mean(each))
+
+    some = compare.flatness(["a/*"], ["trace"], ["test_loss"], where="train_loss < 0.6")
+    each = [of(s).query("train_loss < 0.6") for s in range(3)]
+    assert min(map(len, each)) >= compare.LEAST_NETS
+    expected = np.mean(
+        [stats.spearmanr(own["trace"], own["test_loss"])[0] for own in each]
+    )
+    assert some["correlation"][0] == pytest.approx(expected)
+    assert some["nets"][0] == pytest.approx(np.mean([len(own) for own in each]))
+
+    with pytest.raises(ValueError, match="no sharpness; there are"):
+        compare.flatness(["a/*"], ["sharpness"])
+    with pytest.raises(ValueError, match="given='trace' is a measure or a target"):
+        compare.flatness(["a/*"], ["trace"], given="trace")
+
+
+def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    n = 12
+    tables = {
+        "trace": [[float(i)] * 2 for i in range(n)],
+        "train_loss": [[0.0] * 2] * n,
+        "test_loss": [[float(i)] * 2 for i in range(n)],
+    }
+    tables["trace"][3] = [None, None]
+    for i in (4, 5):  # nine nets are left of the second seed
+        tables["trace"][i] = [99.0 if i == 4 else 4.5, None]
+    settings = [{"rho": i} for i in range(n)]
+    saved("a/SAM", tables, settings=settings, chosen=[0, 0], budget=n)
+    found = compare.flatness(["a/*"], ["trace"], ["test_loss"])
+    left = [i for i in range(n) if i != 3]
+    expected = stats.spearmanr([tables["trace"][i][0] for i in left], left)[0]
+    assert found["correlation"].tolist() == [pytest.approx(expected)] and expected < 1
+    assert found["n"].tolist() == [1] and found["nets"].tolist() == [11]
+    # What the held metric tells whole leaves nothing to correlate.
+    told = compare.flatness(["a/*"], ["trace"], ["test_loss"], given="rho")
+    assert math.isnan(told["correlation"][0])
+
+
+def test_two_scales_of_one_task_do_not_mix():
+    own = runs({("t", "SAM"): [0.9, 0.8]})
+    with pytest.raises(ValueError, match="SAM on t is there twice with seed 0"):
+        compare.table(pandas.concat([own, own]), ["test_loss"])

@@ -1,0 +1,570 @@
+"""Records: their form, their files, paths into them, samples repeated, numbers in
+prose.
+"""
+
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from flatnb.results import records, sweep
+from flatnb.results.records import RecordError
+
+NAME = "plane/circle-0.05/SAM"
+
+
+def example(name: str = NAME) -> dict[str, Any]:
+    """A record of three settings and two seeds; one run failed."""
+    return {
+        "schema": 1,
+        "name": name,
+        "task": {
+            "name": "plane",
+            "data": {"set": "circle", "noise": 0.05},
+            "epochs": 2,
+        },
+        "method": "SAM",
+        "passes": 2,
+        "settings": [
+            {"lr": 0.1, "rho": 0.05},
+            {"lr": 0.1, "rho": 0.1},
+            {"lr": 1 / 3, "rho": None},
+        ],
+        "seeds": [0, 7],
+        "final": {
+            "test_accuracy": [[0.9, 0.92], [0.94, 0.93], [0.5, None]],
+            "test_loss": [[0.3, 1 / 3], [0.2, 0.25], [math.nan, math.inf]],
+        },
+        "curves": {
+            "epochs": [0, 1, 2],
+            "setting": [1, 0],
+            "metrics": {"test_loss": [[0.7, 0.5, 0.2], [0.7, 0.4, 1 / 3]]},
+        },
+        "selection": {
+            "space": "lr 0.1, 1/3; rho 0.05, 0.1",
+            "budget": 3,
+            "split": "val",
+            "metric": "accuracy",
+            "ties": "loss",
+            "per": "seed",
+            "chosen": [1, 0],
+            "otherwise": {"rule": "ties to the largest rho", "chosen": [1, 1]},
+        },
+        "failures": [{"setting": 2, "seed": 7, "error": "the loss was nan in epoch 1"}],
+        "sample": {
+            "call": "flatnb.experiments.plane:train",
+            "settings": {"values": [1 / 3, 1.0]},
+            "metrics": {"loss": 2 / 3},
+            "tolerance": {"loss": 0.001},
+        },
+        "provenance": {**records.provenance(), "seconds": 12.3456789},
+    }
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path / "records"))
+    return tmp_path / "records"
+
+
+# --- the folder ---------------------------------------------------------------------
+
+
+def test_root_is_that_of_the_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("FLATNB_RECORDS")
+    monkeypatch.chdir(tmp_path)
+    assert records.root() == Path(__file__).resolve().parents[2] / "book" / "records"
+    monkeypatch.setattr(records, "PACKAGE", tmp_path / "site-packages" / "flatnb")
+    with pytest.raises(RecordError, match="set FLATNB_RECORDS to a folder"):
+        records.root()
+
+
+def test_names_are_paths_and_temporary_files_have_none(folder: Path) -> None:
+    assert records.names() == []
+    with pytest.raises(RecordError, match="nothing is named b; there is nothing yet"):
+        records.match(["b"], records.names())
+    for name in ("b", "a/2.5/SAM", "a/10/SAM"):
+        records.save(example(name))
+    (folder / "a" / ".b.json").touch()
+    (folder / ".checkpoints").mkdir()
+    (folder / ".checkpoints" / "b.json").touch()
+    assert records.names() == ["a/10/SAM", "a/2.5/SAM", "b"]
+    assert records.match(["b", "a/*"], records.names()) == [
+        "b",
+        "a/10/SAM",
+        "a/2.5/SAM",
+    ]
+    with pytest.raises(
+        RecordError, match=r"nothing is named c\*; the closest are .*a/10/SAM"
+    ):
+        records.match(["b", "c*"], records.names())
+
+
+@pytest.mark.parametrize(
+    "name", ["../a", "/a", "a/../b", "a//b", "", "a/", "a b", ".a", "a\n"]
+)
+def test_a_name_cannot_leave_the_folder(name: str) -> None:
+    with pytest.raises(RecordError, match="no name of a record"):
+        records.load(name)
+    with pytest.raises(RecordError):
+        records.save(example(name))
+
+
+# --- saving and loading -------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded_rounded_where_it_is_a_result(folder: Path) -> None:
+    record = example()
+    path = records.save(record)
+    assert path == folder / f"{NAME}.json"
+    loaded = records.load(NAME)
+    assert loaded["settings"] == record["settings"]
+    assert loaded["sample"]["settings"] == {"values": [1 / 3, 1.0]}
+    assert loaded["final"]["test_loss"] == [[0.3, 0.333333], [0.2, 0.25], [None, None]]
+    assert loaded["curves"]["metrics"]["test_loss"][1][2] == 0.333333
+    assert loaded["sample"]["metrics"]["loss"] == 0.666667
+    assert loaded["provenance"]["seconds"] == 12.3457
+    assert list(loaded) == list(records.schema()["properties"])
+
+
+def test_arrays_and_tensors_become_lists() -> None:
+    record = example()
+    record["seeds"] = np.array([0, 7])
+    record["passes"] = np.int64(2)
+    record["final"]["test_loss"] = torch.tensor(
+        [[0.1, 0.2], [0.3, 0.4], [0.5, math.nan]]
+    )
+    record["curves"]["epochs"] = (0, 1, 2)
+    records.save(record)
+    loaded = records.load(NAME)
+    assert loaded["seeds"] == [0, 7] and loaded["passes"] == 2
+    assert loaded["final"]["test_loss"] == [[0.1, 0.2], [0.3, 0.4], [0.5, None]]
+
+
+def test_the_text_depends_on_the_content_alone_and_keeps_runs_on_lines() -> None:
+    record = example()
+    text = records.save(record).read_text()
+    turned = {key: record[key] for key in reversed(record)}
+    turned["settings"] = [dict(reversed(one.items())) for one in record["settings"]]
+    assert records.save(turned, replace=True).read_text() == text
+    assert text.endswith("}\n") and "NaN" not in text and "Infinity" not in text
+    lines = [line.strip() for line in text.splitlines()]
+    assert '{"lr": 0.1, "rho": 0.05},' in lines
+    assert "[0.94, 0.93]," in lines
+    assert '"seeds": [0, 7],' in lines
+
+
+def test_another_result_is_not_replaced_unasked() -> None:
+    path = records.save(example())
+    before = path.read_bytes()
+    again = example()
+    again["provenance"]["seconds"] = 99
+    records.save(again)  # the same result
+    assert path.read_bytes() == before
+    other = example()
+    other["final"]["test_loss"][0][0] = 0.31
+    with pytest.raises(RecordError, match="holds another result"):
+        records.save(other)
+    assert path.read_bytes() == before
+    records.save(other, replace=True)
+    assert records.load(NAME)["final"]["test_loss"][0][0] == 0.31
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, Path("a"), {1: 2}, b"a"])
+def test_a_setting_must_be_finite_and_plain(value: object, folder: Path) -> None:
+    record = example()
+    record["task"]["epochs"] = value
+    with pytest.raises(RecordError, match=r"record\.task\.epochs"):
+        records.save(record)
+    assert not folder.exists()
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """Called, it lets no file grow beyond 1 kB, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_loses_nothing(folder: Path, full_disk: Callable[[], None]) -> None:
+    path = records.save(example())
+    before = path.read_bytes()
+    other = example()
+    other["method"] = "ASAM"
+    full_disk()
+    with pytest.raises(OSError, match="the record is not saved") as error:
+        records.save(other, replace=True)
+    assert error.value.filename == str(path)
+    with pytest.raises(OSError, match="the record is not saved"):
+        records.save(example("other"))
+    assert path.read_bytes() == before
+    assert [file for file in folder.rglob("*") if file.is_file()] == [path]
+
+
+def test_a_folder_that_cannot_be_is_a_clear_error(folder: Path) -> None:
+    folder.write_text("a file")
+    with pytest.raises(OSError, match="the record is not saved") as error:
+        records.save(example())
+    assert error.value.filename == str(folder / f"{NAME}.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"schema": NaN}', "NaN is no finite number"),
+        ('{"schema": 1e999}', "1e999 is no finite number"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ("[]", r"a.json is not a valid record: record: \[\] is not of type 'object'"),
+        ('{"schema": 2}', r"record\.schema: 2 is not one of"),
+    ],
+)
+def test_other_files_are_refused(folder: Path, text: str | bytes, message: str) -> None:
+    folder.mkdir()
+    (folder / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecordError, match=message):
+        records.load("a")
+
+
+def test_a_record_under_another_name_is_refused(folder: Path) -> None:
+    records.save(example()).rename(folder / "a.json")
+    with pytest.raises(RecordError, match=f"holds the record {NAME}"):
+        records.load("a")
+    with pytest.raises(RecordError, match=r"no record gone in .*flatnb records list"):
+        records.load("gone")
+
+
+def test_reading_and_saving_need_no_package_of_the_book() -> None:
+    code = (
+        "import sys\nfor name in ('nbformat', 'pandas', 'scipy', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "from flatnb.results import records; import json\n"
+        "record = json.load(sys.stdin); records.save(record); records.load(record['name'])"
+    )
+    record = json.loads(records.save(example()).read_text())
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps({**record, "name": "b"}),
+        text=True,
+        capture_output=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    assert records.names() == ["b", NAME]
+
+
+# --- the form -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("settings", [], "needs a setting and a seed"),
+        ("seeds", [3, 3], "has one twice"),
+        (
+            "final.test_loss",
+            [[0.1, 0.2], [0.3, 0.4], [0.5]],
+            "is not 3 settings × 2 seeds",
+        ),
+        ("final.test_loss", [[0.1, 0.2]], "is not 3 settings × 2 seeds"),
+        ("final.rho", [[0.1, 0.2]] * 3, "a hyperparameter named like the column rho"),
+        ("curves.metrics.test_loss", [[0.1, 0.2]] * 2, "is not 2 seeds × 3 epochs"),
+        ("curves.setting", [0], "record.curves.setting is not one index"),
+        ("selection.chosen", [0, 3], "record.selection.chosen is not one index"),
+        (
+            "selection.otherwise.chosen",
+            [3, 0],
+            "record.selection.otherwise.chosen is not one",
+        ),
+        ("selection.per", "task", "differs between seeds"),
+        (
+            "failures",
+            [{"setting": 0, "seed": 1, "error": ""}],
+            "names setting 0, seed 1",
+        ),
+        ("sample.tolerance", {"norm": 0}, "one tolerance for each metric"),
+        ("sample.call", "os:system", "record.sample.call: 'os:system' does not match"),
+        ("provenance.date", "today", "record.provenance.date: 'today' does not match"),
+    ],
+)
+def test_lists_that_do_not_fit_are_named(
+    path: str, value: object, message: str
+) -> None:
+    record = example()
+    *parents, last = path.split(".")
+    part = record
+    for key in parents:
+        part = part[key]
+    part[last] = value
+    with pytest.raises(RecordError, match=message):
+        records.save(record)
+
+
+# --- looking in ---------------------------------------------------------------------
+
+
+def test_values_by_path() -> None:
+    records.save(example())
+    for path, expected in (
+        ("passes", 2),
+        ("task.data.noise", 0.05),
+        ("settings.2.lr", 1 / 3),
+        ("curves.metrics.test_loss.0.-1", 0.2),
+        ("seeds", [0, 7]),
+        ("selected.test_accuracy", [0.94, 0.92]),
+        ("seeds.mean", 3.5),
+    ):
+        assert records.value(NAME, path) == expected
+    assert records.value(NAME, "selected.test_accuracy.mean") == pytest.approx(0.93)
+    low, high = stats.t.interval(0.95, 1, loc=0.93, scale=0.01)
+    half = records.value(NAME, "selected.test_accuracy.interval")
+    assert (0.93 - half, 0.93 + half) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing", f"{NAME}: no 'nothing' at the top; there is schema, name, task"),
+        (
+            "task.sets",
+            "no 'sets' at task; there is name, data, epochs|data, epochs, name",
+        ),
+        ("seeds.2", "no '2' at seeds; there is a list of 2"),
+        ("seeds.-3", "no '-3' at seeds"),
+        ("method.x", "no 'x' at method; there is 'SAM', where the path ends"),
+        ("", "no '' at the top"),
+        ("final.test_accuracy.2.mean", "null is a run that failed"),
+        ("settings.mean", "of lists of numbers"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_what_there_is(path: str, message: str) -> None:
+    records.save(example())
+    with pytest.raises(RecordError, match=message):
+        records.value(NAME, path)
+
+
+def test_mean_and_interval_are_students() -> None:
+    values = [0.3, 0.5, 0.1, 0.9]
+    mean, half = records.mean_interval([*values, None])
+    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert records.mean_interval([2.0])[0] == 2.0 and math.isnan(
+        records.mean_interval([2.0])[1]
+    )
+    assert all(math.isnan(one) for one in records.mean_interval([None]))
+
+
+@pytest.mark.parametrize("scale", [2.0**1022, 2.0**-1000, 1.0])
+def test_mean_and_interval_neither_overflow_nor_vanish(scale: float) -> None:
+    mean, half = records.mean_interval([0.5, 0.75, -0.25])
+    large = records.mean_interval([0.5 * scale, 0.75 * scale, -0.25 * scale])
+    assert large == (mean * scale, half * scale)
+    top = sys.float_info.max
+    assert records.mean_interval([top, top]) == (top, 0.0)
+    assert records.mean_interval([top, -top]) == (0.0, math.inf)
+
+
+def test_the_frame_has_a_row_for_each_setting_and_seed() -> None:
+    records.save(example())
+    table = records.frame(records.load(NAME))
+    assert list(table) == ["lr", "rho", "seed", "test_accuracy", "test_loss"]
+    assert table["seed"].tolist() == [0, 7] * 3
+    assert table["test_accuracy"].tolist()[:5] == [0.9, 0.92, 0.94, 0.93, 0.5]
+    assert table["test_loss"].dtype == float and table["test_loss"].isna().sum() == 2
+
+
+# --- provenance ---------------------------------------------------------------------
+
+
+def test_provenance_is_of_this_process() -> None:
+    found = records.provenance()
+    assert found["threads"] == torch.get_num_threads()
+    assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["python"] == sys.version.split()[0]
+    assert found["deterministic"]["algorithms"] is False
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_command_names_no_folder_of_the_machine() -> None:
+    words = [
+        "/opt/venv/bin/python",
+        "-m",
+        "flatnb",
+        "--folder=/data/a",
+        "/x/y",
+        "book/records",
+        "dask://host:80/a",
+    ]
+    assert records._command(words) == (
+        "python -m flatnb --folder=a y book/records dask://host:80/a"
+    )
+
+
+def git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_commit_is_that_of_the_package_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # set where a hook runs the tests
+    package = tmp_path / "flatnb"
+    package.mkdir()
+    (package / "a.py").write_text("1")
+    monkeypatch.setattr(records, "PACKAGE", package)
+    assert records._commit() == (None, None)
+    git(tmp_path, "init", "-q")
+    assert records._commit() == (None, None)  # nothing committed
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "a")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    assert records._commit() == (head, False)
+    (tmp_path / "notes").write_text("no code")
+    assert records._commit() == (head, False)
+    before = records._code()
+    (package / "a.py").write_text("2")
+    assert records._commit() == (head, True) and records._code() != before
+    installed = tmp_path / "env" / "flatnb"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(records, "PACKAGE", installed)
+    assert records._commit() == (None, None)  # another project's
+
+
+# --- samples ------------------------------------------------------------------------
+
+
+def repeating(run: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """A job that calls `run`, under the name that the example's sample states."""
+    job = sweep.Job(example()["sample"]["call"], settings)
+    object.__setattr__(job, "run", lambda: run(**settings))
+    return job
+
+
+def test_verifying_repeats_the_sample() -> None:
+    record = example()
+
+    def run(**settings: Any) -> dict[str, Any]:
+        assert settings == {"seed": 3}
+        return {
+            "loss": torch.tensor(1 / 3),
+            "runs": [{"norm": 2.0, "lost": math.nan}],
+            "text": "a",
+        }
+
+    job = repeating(run, {"seed": 3})
+    record["sample"] |= {
+        "settings": {"seed": 3},
+        "metrics": {"loss": 1 / 3, "runs.0.norm": 2.1, "runs.0.lost": math.nan},
+        "tolerance": {"loss": 0.0, "runs.0.norm": 0.1, "runs.0.lost": 0.0},
+    }
+    records.save(record)
+    checks = records.verify(records.load(NAME), job)
+    assert {one.metric for one in checks} == {"loss", "runs.0.norm", "runs.0.lost"}
+    assert [one.inside for one in checks] == [True, True, True]
+    record["sample"]["metrics"] = {
+        "loss": 0.3333,
+        "runs.0.norm": 2.10001,
+        "runs.0.lost": 1.0,
+    }
+    assert [one.inside for one in records.verify(record, job)] == [False, False, False]
+    for metric, message in (("gone", "no 'gone' at the top"), ("text", "no number")):
+        record["sample"]["metrics"] = record["sample"]["tolerance"] = {metric: 0.0}
+        with pytest.raises(RecordError, match=message):
+            records.verify(record, job)
+
+
+# --- numbers in prose ---------------------------------------------------------------
+
+
+def marked(before: str, path: str, name: str = NAME) -> str:
+    return f"A line.\n{before}<!-- record: {name}:{path} --> and more."
+
+
+@pytest.mark.parametrize(
+    ("before", "path"),
+    [
+        ("SAM reaches 0.94", "final.test_accuracy.1.0"),
+        ("SAM reaches 94 %", "final.test_accuracy.1.0"),
+        ("94%", "final.test_accuracy.1.0"),
+        ("(93.00 %", "selected.test_accuracy.mean"),
+        ("0.9", "final.test_accuracy.1.0"),
+        ("0.333", "final.test_loss.0.1"),
+        ("**2", "passes"),
+        ("4e-1", "curves.metrics.test_loss.1.1"),
+        ("± 0.13", "selected.test_accuracy.interval"),
+        ("7", "seeds.-1"),
+    ],
+)
+def test_numbers_that_agree_to_the_digits_typed(before: str, path: str) -> None:
+    records.save(example())
+    assert records.faults(marked(before, path)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            marked("0.95", "final.test_accuracy.1.0"),
+            "0.95 is typed, and the record has 0.94",
+        ),
+        (marked("0.940001", "final.test_accuracy.1.0"), "0.940001 is typed"),
+        (
+            marked("0.94 %", "final.test_accuracy.1.0"),
+            "0.94 is typed, and the record has 94.00",
+        ),
+        (marked("−0.94", "final.test_accuracy.1.0"), "-0.94 is typed"),
+        (
+            marked("1,0.94", "final.test_accuracy.1.0"),
+            "no number stands directly before",
+        ),
+        (marked("x2", "passes"), "no number stands directly before"),
+        (marked("2 ", "passes"), "no number stands directly before"),
+        (marked("two", "passes"), "no number stands directly before"),
+        (marked("2", "method"), "leads to 'SAM', not to a number"),
+        (marked("2", "final.test_accuracy.2.1"), "leads to None, not to a number"),
+        (marked("2", "gone"), "no 'gone' at the top"),
+        (marked("2", "passes", "other"), "no record other"),
+        (f"2<!--record: {NAME}:passes-->", "not of the form"),
+        (f"2<!-- record {NAME}:passes -->", "not of the form"),
+        ("2<!-- Record: passes -->", "not of the form"),
+    ],
+)
+def test_markers_that_do_not_hold_are_named_with_their_line(
+    text: str, message: str
+) -> None:
+    records.save(example())
+    (fault,) = records.faults(text)
+    assert message in fault
+    assert fault.startswith(f"line {2 if text.startswith('A') else 1}: <!--")
+
+
+def test_other_comments_are_left_alone() -> None:
+    assert (
+        records.faults("1<!-- recorded elsewhere --> <!-- a --> <!--\nrecord: no\n")
+        == []
+    )

@@ -1,0 +1,398 @@
+"""`flatnb records …`, run as a reader runs it; experiments are stand-ins, sweeps are
+real once.
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from test_records import NAME, example
+
+from flatnb.book import cli
+from flatnb.results import records
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the commands use of an experiment. Its jobs parse JSON, which fails for
+    "{".
+    """
+
+    name: str
+    value: int
+    texts: tuple[str, ...] = ('{"loss": 0.5}', '{"loss": 1.5}')
+    title: str = "SAM in the plane"
+    gpu_minutes: float = 2.0
+    cpu_minutes: float = 60.0
+
+    def jobs(self) -> list[Any]:
+        from flatnb.results.sweep import Job
+
+        return [Job("json:loads", {"s": text}) for text in self.texts]
+
+    @property
+    def sample(self) -> Any:
+        return self.jobs()[-1]
+
+    def record(self, results: list[Any]) -> dict[str, Any]:
+        if all(result.value is None for result in results):
+            raise RuntimeError("no run to record")
+        losses = [
+            result.value["loss"] if result.value else math.nan for result in results
+        ]
+        record = example(self.name)
+        record["final"] = {"test_loss": [losses] * 3}
+        return record
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path / "records"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "records"
+
+
+@pytest.fixture
+def experiments(monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
+    """The list that the commands see."""
+    module: Any = ModuleType("flatnb.experiments")
+    module.EXPERIMENTS = []
+    monkeypatch.setitem(sys.modules, "flatnb.experiments", module)
+    return module.EXPERIMENTS
+
+
+@pytest.fixture
+def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of each sweep; the sweeps compute nothing, and a job for "{"
+    fails.
+    """
+    module: Any = pytest.importorskip("flatnb.results.sweep")
+    calls: list[dict[str, Any]] = []
+
+    def run(jobs: list[Any], folder: Path, **options: Any) -> list[Any]:
+        calls.append({"folder": folder, **options})
+        texts = [job.settings["s"] for job in jobs]
+        return [
+            SimpleNamespace(value=None, error="ValueError: no")
+            if text == "{"
+            else SimpleNamespace(value=json.loads(text), error=None)
+            for text in texts
+        ]
+
+    monkeypatch.setattr(module, "run", run)
+    return calls
+
+
+def out(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:
+    """What a command prints, one space between words; it must end with the status."""
+    assert cli.main(["records", *words]) == status
+    printed = capsys.readouterr()
+    text = printed.err if status == 2 else printed.out
+    return "\n".join(" ".join(line.split()) for line in text.splitlines())
+
+
+# --- list, show ---------------------------------------------------------------------
+
+
+def test_list_has_a_line_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    assert out(capsys, "list").startswith("no records in ")
+    record = example()
+    record["provenance"] |= {"device": "H100", "date": "2026-01-02T03:04:05+00:00"}
+    records.save(record)
+    assert out(capsys, "list").splitlines() == [
+        "name method seeds settings device date",
+        f"{NAME} SAM 2 3 H100 2026-01-02",
+    ]
+
+
+def test_show_tells_what_was_chosen_and_found(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    record = example()
+    record["final"]["test_error"] = [[0.1, 0.2], [0.3, None], [0.5, 0.6]]
+    record["selection"]["chosen"] = [1, 1]
+    records.save(record)
+    mean, half = records.mean_interval([0.94, 0.93])
+    text = out(capsys, "show", "plane/*")
+    for line in (
+        NAME,
+        "task data {'noise': 0.05, 'set': 'circle'}, epochs 2, name plane",
+        "tried 3 settings × 2 seeds: lr 0.1, 1/3; rho 0.05, 0.1",
+        "chosen lr 0.1, rho 0.1 (seeds 0, 7)",
+        "by val accuracy, ties: loss, per seed",
+        "otherwise by ties to the largest rho: lr 0.1, rho 0.1 (seeds 0, 7)",
+        "failed setting 2, seed 7: the loss was nan in epoch 1",
+        f"test_accuracy {mean:.4g} ± {half:.2g} n = 2 of 2",
+        "test_error 0.3 n = 1 of 2",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_a_name_that_is_not_there_is_a_mistake(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    records.save(example())
+    text = out(capsys, "show", "plain/*", status=2)
+    assert text == f"flatnb: nothing is named plain/*; the closest are {NAME}"
+
+
+def test_a_broken_record_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder.mkdir()
+    (folder / "a.json").write_text("{}")
+    text = out(capsys, "list", status=2)
+    assert (
+        "a.json is not a valid record: record: 'schema' is a required property" in text
+    )
+
+
+# --- todo ---------------------------------------------------------------------------
+
+
+def test_todo_lists_what_is_missing_most_valuable_first(
+    experiments: list[Experiment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments += [Experiment("c", 3), Experiment(NAME, 2), Experiment("a", 1)]
+    records.save(example())
+    assert out(capsys, "todo").splitlines() == [
+        "experiment GPU min CPU min command",
+        "SAM in the plane 2 60 flatnb records make a",
+        "SAM in the plane 2 60 flatnb records make c",
+        "together 4 120",
+    ]
+    del experiments[2], experiments[0]
+    assert out(capsys, "todo") == "every experiment is recorded"
+
+
+# --- make ---------------------------------------------------------------------------
+
+
+def test_make_runs_a_sweep_and_records_it(
+    experiments: list[Experiment], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments += [
+        Experiment(NAME, 1),
+        Experiment("plane/a", 2, ('{"loss": 2.5}',) * 2),
+    ]
+    text = out(capsys, "make", "plane/*", "--workers", "1", "--folder", "runs")
+    assert text.splitlines()[-2:] == [
+        f"recorded in records/{name}.json" for name in (NAME, "plane/a")
+    ]
+    assert records.load(NAME)["final"]["test_loss"][0] == [0.5, 1.5]
+    assert records.load("plane/a")["final"]["test_loss"][0] == [2.5, 2.5]
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 3
+
+
+def test_make_leaves_what_is_recorded_unless_told(
+    experiments: list[Experiment], sweeps: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments += [Experiment(NAME, 1), Experiment("plane/a", 2)]
+    before = records.save(example()).read_bytes()
+    text = out(capsys, "make", "plane/*", "--executor", "dask://host:80", "--retry")
+    assert (
+        text.splitlines()[0] == f"{NAME} is recorded already (--replace makes it anew)"
+    )
+    assert (records.root() / f"{NAME}.json").read_bytes() == before
+    assert set(records.names()) == {NAME, "plane/a"}
+    (options,) = sweeps
+    assert options == {
+        "folder": Path.cwd() / "_build" / "sweep",
+        "executor": "dask://host:80",
+        "workers": None,
+        "retry": True,
+    }
+    out(capsys, "make", NAME, "--replace")
+    assert records.load(NAME)["final"]["test_loss"][0] == [0.5, 1.5]
+
+
+def test_failed_runs_are_told_and_recorded(
+    experiments: list[Experiment], sweeps: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments += [
+        Experiment("a", 1, ('{"loss": 1}', "{")),
+        Experiment("b", 2, ("{", "{")),
+    ]
+    assert cli.main(["records", "make", "a", "b"]) == 1
+    err = capsys.readouterr().err
+    assert "flatnb: a: 1 of 2 runs failed, the first with ValueError: no" in err
+    assert "flatnb: b: 2 of 2 runs failed" in err
+    assert "flatnb: b is not recorded: no run to record" in err
+    assert records.names() == ["a"]
+    assert records.load("a")["final"]["test_loss"][0] == [1, None]
+
+
+def test_mistakes_before_a_sweep_are_one_line(
+    experiments: list[Experiment], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments.append(Experiment("a", 1))
+    assert (
+        out(capsys, "make", "b", status=2)
+        == "flatnb: nothing is named b; the closest are a"
+    )
+    line = out(capsys, "make", "a", "--workers", "0", status=2)
+    assert line.startswith("flatnb: workers=0; allowed")
+    assert records.names() == []
+
+
+def test_an_interruption_is_status_130(
+    experiments: list[Experiment], sweeps: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*jobs: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    experiments.append(Experiment("a", 1))
+    monkeypatch.setattr(sys.modules["flatnb.results.sweep"], "run", interrupted)
+    assert cli.main(["records", "make", "a"]) == 130
+    assert records.names() == []
+
+
+# --- verify -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The arguments of each call of flatnb.data.sample:run, which returns its
+    argument's half.
+    """
+    module: Any = ModuleType("flatnb.data.sample")
+    calls: list[float] = []
+
+    def run(x: float) -> dict[str, float]:
+        calls.append(x)
+        return {"half": x / 2}
+
+    module.run = run
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return calls
+
+
+def sampled(
+    name: str, x: float | str, half: float, tolerance: float, **sample: Any
+) -> Any:
+    """An experiment that computes the half of x, and its record, with the sample
+    changed.
+    """
+    from flatnb.results.sweep import Job
+
+    record, job = example(name), Job("flatnb.data.sample:run", {"x": x})
+    record["sample"] = {
+        "call": job.call,
+        "settings": job.settings,
+        "metrics": {"half": half},
+        "tolerance": {"half": tolerance},
+        **sample,
+    }
+    records.save(record)
+    return SimpleNamespace(name=name, sample=job)
+
+
+def test_verify_says_inside_or_outside(
+    experiments: list[Any], called: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert out(capsys, "verify") == ""
+    experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 4.0, 1.9, 0.11)]
+    assert out(capsys, "verify").splitlines() == [
+        "inside a half: recorded 1.5, now 1.5, tolerance 0",
+        "inside b half: recorded 1.9, now 2.0, tolerance 0.11",
+    ]
+    experiments += [sampled("c", 4.0, 1.9, 0.09), sampled("d", "4", 2.0, 0.0)]
+    lines = out(capsys, "verify", "[a-d]", status=1).splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["inside", "a"],
+        ["inside", "b"],
+        ["outside", "c"],
+        ["outside", "d"],
+    ]
+    assert "TypeError" in lines[-1]
+    assert called == [3.0, 4.0, 3.0, 4.0, 4.0, "4"]
+
+
+def test_verify_takes_what_a_record_does_not_name_from_the_experiment(
+    experiments: list[Any], called: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments += [sampled("a", 3.0, 1.5, 0.0, settings={})]
+    assert out(capsys, "verify").startswith("inside a half: recorded 1.5, now 1.5")
+
+
+# What a stranger's record may ask for; none is called, and no other sample either.
+HOSTILE: dict[str, dict[str, Any]] = {
+    "another module": {
+        "call": "flatnb.book.notebook:write",
+        "settings": {"path": "x", "text": ""},
+    },
+    "a folder and a download": {
+        "call": "flatnb.data.images:images",
+        "settings": {"name": "MNIST", "root": "made"},
+    },
+    "a folder": {
+        "call": "flatnb.results.sweep:run",
+        "settings": {"jobs": [], "folder": "made"},
+    },
+    "a checkpoint": {
+        "call": "flatnb.experiments.images:study",
+        "settings": {"checkpoint": "made"},
+    },
+    "terabytes": {"settings": {"x": 1e15}},
+    "terabytes at its own entry": {
+        "call": "flatnb.experiments.sensing:train",
+        "settings": {"d": 10**6, "rank": 1, "m": 10**9, "rules": [], "seeds": [0]},
+    },
+    "another argument": {"settings": {"x": 3.0, "checkpoint": "made"}},
+    "another type": {"settings": {"x": [3.0]}},
+    "a nested one": {"settings": {"x": {"task": {"data": "made"}}}},
+}
+
+
+@pytest.mark.parametrize("sample", HOSTILE.values(), ids=HOSTILE)
+def test_verify_runs_nothing_when_a_record_asks_for_something_else(
+    sample: dict[str, Any],
+    experiments: list[Any],
+    called: list[float],
+    capsys: pytest.CaptureFixture[str],
+    folder: Path,
+) -> None:
+    experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 3.0, 1.5, 0.0, **sample)]
+    text = out(capsys, "verify", status=2)
+    assert text.startswith(
+        "flatnb: b is not verified, because its sample is not that of the exp"
+    )
+    assert len(text.splitlines()) == 1
+    experiments.pop()
+    text = out(capsys, "verify", status=2)
+    assert text.startswith(
+        "flatnb: b is not verified: no experiment of flatnb has this name"
+    )
+    assert called == [] and list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    "call", ["os:system", "flatnb.a:b c", "flatnb:fit", "", "flatnb.a.b"]
+)
+def test_a_call_of_another_package_is_not_even_read(
+    call: str, experiments: list[Any], capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    experiments += [sampled("a", 3.0, 1.5, 0.0)]
+    content = json.loads((folder / "a.json").read_text())
+    content["sample"]["call"] = call
+    (folder / "a.json").write_text(json.dumps(content))
+    assert "a.json is not a valid record: record.sample.call: " in out(
+        capsys, "verify", status=2
+    )
+
+
+def test_all_samples_of_the_book_are_those_of_their_experiments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flatnb.experiments import EXPERIMENTS
+
+    monkeypatch.delenv("FLATNB_RECORDS")
+    made = {one.name: one.sample for one in EXPERIMENTS}
+    for name in records.names():
+        record = json.loads(records.path_of(name).read_text(encoding="utf-8"))
+        records.check_sample(record, made[name])

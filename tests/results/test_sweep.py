@@ -1,0 +1,728 @@
+"""Sweeps: results are kept, once and whole, whatever dies, fails, fills up or runs
+beside.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sweep_jobs
+from sweep_jobs import writing
+
+from flatnb.results import sweep
+from flatnb.results.sweep import Job, Result, run
+
+TESTS = Path(__file__).resolve().parent
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Workers that start at once: for what a process of its own would not change."""
+    with ThreadPoolExecutor(2) as executor:
+        yield executor
+
+
+def process(folder: Path, log: Path, count: int, seconds: float, workers: int) -> Any:
+    """`sweep_jobs` as a program, in a process group of its own."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "sweep_jobs",
+            str(folder),
+            str(log),
+            str(count),
+            str(seconds),
+            str(workers),
+        ],
+        env=os.environ | {"PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parents[1]}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(fact: Callable[[], Any], seconds: float = 200) -> None:
+    end = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def records(folder: Path) -> dict[str, tuple[int, int, str]]:
+    """Each record's file number, time of change and text: a file written again
+    differs.
+    """
+    found = {}
+    for path in folder.glob("*.json"):
+        state = path.stat()
+        found[path.name] = (state.st_ino, state.st_mtime_ns, path.read_text())
+    return found
+
+
+def group_is_gone(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def assert_whole(
+    folder: Path, jobs: list[Job], results: list[Result], beside: Collection[str] = ()
+) -> None:
+    """Every job has its value, in order; the folder holds their records, and those of
+    the keys `beside`, and nothing else."""
+    assert [result.value and result.value["name"] for result in results] == [
+        job.settings["name"] for job in jobs
+    ]
+    keys = {job.key for job in jobs} | set(beside)
+    assert {path.name for path in folder.iterdir()} == {f"{key}.json" for key in keys}
+    for job in jobs:
+        record = json.loads((folder / f"{job.key}.json").read_text())
+        assert record["job"] == {"call": job.call, "settings": job.settings}
+        assert record["threads"] >= 1
+
+
+# --- jobs and their keys ------------------------------------------------------------
+
+
+def test_key_is_that_of_the_content() -> None:
+    key = Job("m:f", {"a": 1, "b": [1, 2]}).key
+    assert len(key) == 16 and int(key, 16) >= 0
+    assert key == Job("m:f", {"b": (1, 2), "a": 1}, cost=9).key
+    others = [
+        Job("m:g", {"a": 1, "b": [1, 2]}),
+        Job("m:f", {"a": 1.0, "b": [1, 2]}),
+        Job("m:f", {"a": 1, "b": [2, 1]}),
+        Job("m:f", {}),
+    ]
+    assert len({key, *(job.key for job in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        (Job("sweep_jobs.fill", {}), "package.module:function"),
+        (Job("__main__:f", {}), "workers cannot import"),
+        (Job("no_such_module:f", {}), "cannot be imported"),
+        (Job("sweep_jobs:absent", {}), "no function absent"),
+        (Job("sweep_jobs:fill", {"sise": 3}), "size"),
+        (Job("sweep_jobs:fill", {"size": {1}}), "not JSON serializable"),
+        (Job("sweep_jobs:fill", {"size": float("nan")}), "JSON"),
+        (
+            Job("sweep_jobs:resumable", {"upto": 1, "stop": 0, "checkpoint": "x"}),
+            "leave it out",
+        ),
+    ],
+)
+def test_what_cannot_run_is_refused_before_anything_runs(
+    job: Job, message: str, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    log = tmp_path / "log"
+    with pytest.raises(ValueError, match=message):
+        run([*writing(log, 1), job], tmp_path / "runs", executor=threads)
+    assert not log.exists()
+
+
+def test_duplicates_run_once_and_the_costly_first(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    jobs = [
+        Job(job.call, job.settings, cost)
+        for job, cost in zip(writing(log, 4, 0), (1, 3, 2, 3), strict=True)
+    ]
+    with ThreadPoolExecutor(1) as one:
+        results = run([*jobs, jobs[0]], tmp_path / "runs", executor=one)
+    assert log.read_text().splitlines() == ["job 1", "job 3", "job 2", "job 0"]
+    assert [result.job for result in results] == [*jobs, jobs[0]]
+    assert results[0] == results[4]
+    assert_whole(tmp_path / "runs", jobs, results[:4])
+
+
+def test_what_is_there_is_not_computed_again(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    first = run(writing(log, 3), folder, executor=threads)
+    before = records(folder)
+    again = run(writing(log, 5), folder, executor=threads)
+    assert again[:3] == first
+    assert before.items() <= records(folder).items()
+    assert Counter(log.read_text().splitlines()) == {f"job {i}": 1 for i in range(5)}
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"job": {}}', "another", "both", "\udc80"]
+)
+def test_a_file_that_is_no_record_of_the_job_is_reported_and_left(
+    damage: str, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    jobs = writing(tmp_path / "log", 2)
+    run(jobs, tmp_path, executor=threads)
+    path = tmp_path / f"{jobs[0].key}.json"
+    if damage == "another":
+        damage = (tmp_path / f"{jobs[1].key}.json").read_text()
+    elif damage == "both":
+        damage = json.dumps(json.loads(path.read_text()) | {"error": {}})
+    text = damage.encode(errors="surrogateescape")
+    path.write_bytes(text)
+    for retry in (False, True):
+        with pytest.raises(ValueError, match=f"{jobs[0].key}.json .*not overwritten"):
+            run(jobs, tmp_path, executor=threads, retry=retry)
+    assert path.read_bytes() == text
+
+
+# --- failures -----------------------------------------------------------------------
+
+
+def test_a_failure_is_kept_and_stops_nothing_until_it_is_retried(
+    tmp_path: Path, threads: ThreadPoolExecutor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, marker = tmp_path / "runs", tmp_path / "marker"
+    failing = Job("sweep_jobs:fail_unless", {"marker": str(marker)}, cost=2)
+    jobs = [failing, Job("sweep_jobs:nothing", {}), *writing(tmp_path / "log", 3)]
+    results = run(jobs, folder, executor=threads)
+    assert (
+        results[0].error == "ArithmeticError: marker is missing"
+        and results[0].value is None
+    )
+    assert results[1].error and results[1].error.startswith(
+        "TypeError: sweep_jobs:nothing"
+    )
+    assert all(result.value for result in results[2:])
+    kept = json.loads((folder / f"{failing.key}.json").read_text())["error"]
+    assert kept["type"] == "ArithmeticError" and kept["message"] == "marker is missing"
+    assert "in fail_unless" in kept["traceback"]
+    assert "2 of them failed" in capsys.readouterr().out
+
+    before = records(folder)
+    marker.touch()
+    assert run(jobs, folder, executor=threads) == results, "only retry tries again"
+    assert records(folder) == before
+    again = run(jobs, folder, executor=threads, retry=True)
+    assert again[0].value == {"found": True} and again[0].error is None
+    assert again[1].error == results[1].error
+    assert again[2:] == results[2:]
+
+
+def test_a_checkpoint_is_given_kept_over_a_failure_and_removed(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    job = Job("sweep_jobs:resumable", {"upto": 5, "stop": 3})
+    (result,) = run([job], tmp_path, executor=threads)
+    assert result.error == "InterruptedError: at 3"
+    assert (tmp_path / f"{job.key}.pt").read_text() == "3"
+    (result,) = run([job], tmp_path, executor=threads, retry=True)
+    assert result.value == {"start": 3, "count": 5}
+    assert [path.name for path in tmp_path.iterdir()] == [f"{job.key}.json"]
+
+
+@contextlib.contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file grows beyond `size` bytes: what is written up to there is written, as on
+    a full disk; the error is EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing_finished(tmp_path: Path) -> None:
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    big = Job("sweep_jobs:fill", {"size": 1 << 24})
+    jobs = [*writing(log, 2), big, *writing(log, 4)[2:]]
+    with ThreadPoolExecutor(1) as one:
+        with files_up_to(1 << 23), pytest.raises(OSError, match="too large") as caught:
+            run(jobs, folder, executor=one)
+        assert caught.value.errno == errno.EFBIG
+        before = records(folder)
+        assert f"{len(before)} finished jobs are kept" in caught.value.__notes__[0]
+        # Those before it, and the one that may have begun before it was known.
+        names = [f"{job.key}.json" for job in jobs if job is not big]
+        assert set(names[:2]) <= set(before) <= set(names[:3])
+        assert {path.name for path in folder.iterdir()} == set(before)
+        results = run(jobs, folder, executor=one)
+    assert all(result.value for result in results)
+    assert before.items() <= records(folder).items()
+    assert Counter(log.read_text().splitlines()) == {f"job {i}": 1 for i in range(4)}
+
+
+def test_a_disk_that_is_full_for_the_job_is_not_its_result(
+    tmp_path: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**settings: object) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sweep_jobs, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(writing(tmp_path / "log", 3), tmp_path / "runs", executor=threads)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+ODD = (
+    "null",
+    "true",
+    "-1",
+    "1",
+    "[]",
+    "{}",
+    '""',
+    '"x"',
+    "[null]",
+    '{"type": 1}',
+    "NaN",
+    "1e400",
+    "9" * 5000,
+    "[" * 500 + "]" * 500,
+    "[" * 10**5 + "]" * 10**5,
+    r'"\ud800"',
+    "",
+    "[",
+)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_changed_result_is_taken_whole_or_refused_and_left_alone(
+    failed: bool, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    settings = {"s": "{" if failed else "{}"}
+    job, folder = Job("json:loads", settings), tmp_path / "runs"
+    (before,) = run([job], folder, executor=threads, progress=False)
+    path = folder / f"{job.key}.json"
+    whole = json.loads(path.read_text())
+    parts = [(whole, key) for key in list(whole)] + [
+        (whole["job"], k) for k in whole["job"]
+    ]
+    parts += [(whole["error"], key) for key in list(whole.get("error", ()))]
+    texts = [*ODD]
+    for part, key in parts:
+        kept, part[key] = part[key], "@@"
+        texts += [json.dumps(whole).replace('"@@"', odd) for odd in ODD]
+        del part[key]
+        texts.append(json.dumps(whole))
+        part[key] = kept
+    for text in texts:
+        path.write_text(text)
+        try:
+            (result,) = run([job], folder, executor=threads, progress=False)
+        except ValueError as error:
+            assert str(path) in str(error) and "not overwritten" in str(error)
+        else:
+            assert (result.value is None) == failed and (
+                result.error is not None
+            ) == failed
+        assert path.read_text() == text
+    assert before.key == job.key
+
+
+# --- other executors ----------------------------------------------------------------
+
+
+def test_executors_are_named_in_errors(
+    tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    jobs = writing(tmp_path / "log", 1)
+    with pytest.raises(ValueError, match="dask://host:port"):
+        run(jobs, tmp_path, executor="local")
+    with pytest.raises(ValueError, match="leave it out"):
+        run(jobs, tmp_path, executor=threads, workers=2)
+    with pytest.raises(ValueError, match="workers=0; allowed: an integer >= 1"):
+        run(jobs, tmp_path, workers=0)
+
+
+@pytest.mark.parametrize(
+    ("executor", "module"),
+    [("dask://localhost:1", "distributed"), ("submitit://", "submitit")],
+)
+def test_what_is_not_installed_is_named(
+    executor: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'flatnb\[cluster\]'"):
+        run(writing(tmp_path / "log", 1), tmp_path, executor=executor)
+
+
+class Cluster:
+    """Stands in for Dask's client: how many workers each look finds; jobs run at the
+    last look.
+    """
+
+    def __init__(self, *workers: int) -> None:
+        self.workers = list(workers)
+        self.waiting: list[Callable[[], None]] = []
+
+    def __call__(self, address: str) -> "Cluster":
+        assert address == "tcp://host:1"
+        return self
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def get_executor(self, pure: bool) -> Executor:
+        assert not pure
+        cluster = self
+
+        class Waiting(Executor):
+            def submit(
+                self, function: Any, /, *args: Any, **kwargs: Any
+            ) -> "Future[Any]":
+                future: Future[Any] = Future()
+                cluster.waiting.append(
+                    lambda: future.set_result(function(*args, **kwargs))
+                )
+                return future
+
+        return Waiting()
+
+    def scheduler_info(self) -> dict[str, Any]:
+        now = self.workers.pop(0)
+        if not self.workers:
+            self.workers = [now]
+            for call in self.waiting if now else []:
+                call()
+            self.waiting = []
+        return {"workers": {worker: {} for worker in range(now)}}
+
+
+def test_a_cluster_whose_workers_are_all_gone_ends_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = writing(tmp_path / "log", 2)
+    monkeypatch.setattr(sweep, "AGAIN", 0)
+    monkeypatch.setattr(sweep, "GONE", 0.1)
+    monkeypatch.setitem(
+        sys.modules, "distributed", SimpleNamespace(Client=Cluster(2, 0))
+    )
+    with pytest.raises(RuntimeError, match="host:1 has had no worker for") as caught:
+        run(jobs, tmp_path / "runs", executor="dask://host:1")
+    assert "0 finished jobs are kept" in caught.value.__notes__[0]
+    # The first worker is waited for, and one that comes back in time counts.
+    for looks in ((0, 0, 0, 1), (1, 0, 1)):
+        monkeypatch.setitem(
+            sys.modules, "distributed", SimpleNamespace(Client=Cluster(*looks))
+        )
+        monkeypatch.setattr(sweep, "GONE", 0.1 if looks[0] == 0 else 100)
+        folder = tmp_path / str(looks[0])
+        assert_whole(folder, jobs, run(jobs, folder, executor="dask://host:1"))
+
+
+def test_an_executor_that_loses_a_job_or_is_shut_down_ends_the_sweep(
+    tmp_path: Path,
+) -> None:
+    class Forgetful(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            future: Future[Any] = Future()
+            future.cancel()
+            return future
+
+    jobs = writing(tmp_path / "log", 2)
+    with (
+        Forgetful(1) as executor,
+        pytest.raises(RuntimeError, match=r"cancelled write\(.*gone"),
+    ):
+        run(jobs, tmp_path / "runs", executor=executor)
+    with ThreadPoolExecutor(1) as closed:
+        pass
+    with pytest.raises(RuntimeError, match="takes no more jobs"):
+        run(jobs, tmp_path / "runs", executor=closed)
+
+
+def test_environments_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def chosen(gpus: int, workers: int | None) -> list[tuple[str, str | None]]:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        found = sweep._environments(workers)
+        return [
+            (one["OMP_NUM_THREADS"], one.get("CUDA_VISIBLE_DEVICES")) for one in found
+        ]
+
+    assert chosen(0, None) == [("1", None)] * 8
+    assert chosen(0, 3) == [("2", None)] * 3
+    assert chosen(0, 20) == [("1", None)] * 20
+    assert chosen(1, None) == [("8", None)]
+    assert chosen(2, None) == [("4", "0"), ("4", "1")]
+    assert chosen(2, 3) == [("2", "0"), ("2", "1"), ("2", "0")]
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert chosen(0, None) == [("2", None)] * 4
+    assert chosen(2, None) == [("2", "5"), ("2", "7")]
+
+
+# --- progress -----------------------------------------------------------------------
+
+
+def test_progress_estimates_the_time_left_from_costs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
+    progress = sweep._Progress(5)
+    jobs = [Job("m:f", {"i": i}, cost) for i, cost in enumerate((8, 4, 4, 4))]
+    progress.start(jobs, 2)
+    now[0] += 16
+    progress.done(Result(jobs[0], {}, None, 16.0, ""))
+    assert progress.left() == pytest.approx(12)  # 12 cost × 2 seconds / 2 workers
+    progress.workers = None  # so far 16 busy seconds in 16: one at a time
+    assert progress.left() == pytest.approx(24)
+
+
+# --- two sweeps, and what dies ------------------------------------------------------
+
+
+def test_two_sweeps_in_one_folder_share_the_jobs(tmp_path: Path) -> None:
+    folder, log, jobs = (
+        tmp_path / "runs",
+        tmp_path / "log",
+        writing(tmp_path / "log", 16),
+    )
+    results: list[list[Result]] = []
+
+    def one() -> None:
+        with ThreadPoolExecutor(2) as executor:
+            results.append(run(jobs, folder, executor=executor))
+
+    sweeps = [threading.Thread(target=one) for _ in range(2)]
+    for thread in sweeps:
+        thread.start()
+    for thread in sweeps:
+        thread.join()
+    assert results[0] == results[1]
+    assert Counter(log.read_text().splitlines()) == {f"job {i}": 1 for i in range(16)}
+    assert_whole(folder, jobs, results[0])
+
+
+def test_a_lock_whose_file_was_removed_excludes_nobody_and_is_not_held(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "key.lock"
+    with sweep._lock(path) as held:
+        assert held
+        with sweep._lock(path) as second:
+            assert not second
+        path.unlink()
+        with sweep._lock(path) as third:
+            assert third
+    assert not path.exists()
+
+
+class Deadly(ThreadPoolExecutor):
+    """Its worker dies under every job that is about to run `die`."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        job, *_, died = args
+        if job.call == "sweep_jobs:die" and not died:
+            return super().submit(self._die)
+        return super().submit(function, *args, **kwargs)
+
+    def _die(self) -> None:
+        raise BrokenProcessPool("the process is gone")
+
+
+def test_after_its_worker_died_twice_a_job_is_a_failure_and_the_rest_runs(
+    tmp_path: Path,
+) -> None:
+    killer = Job("sweep_jobs:die", {"log": "", "times": 99}, cost=2)
+    jobs = [killer, *writing(tmp_path / "log", 4)]
+    with Deadly(1) as executor:
+        results = run(jobs, tmp_path / "runs", executor=executor)
+    assert results[0].error and results[0].error.startswith(
+        "WorkerDied: 2 worker processes died"
+    )
+    assert_whole(tmp_path / "runs", jobs[1:], results[1:], beside={killer.key})
+
+
+def test_workers_that_cannot_even_write_the_failure_end_the_sweep(
+    tmp_path: Path,
+) -> None:
+    class Dead(Deadly):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return ThreadPoolExecutor.submit(self, self._die)
+
+    with Dead(1) as executor, pytest.raises(BrokenProcessPool):
+        run(writing(tmp_path / "log", 2), tmp_path / "runs", executor=executor)
+
+
+def test_a_worker_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    once = Job("sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 1}, cost=2)
+    threads = Job("sweep_jobs:environment", {"name": "OMP_NUM_THREADS"})
+    jobs = [once, threads, *writing(log, 4, 0)]
+    results = run(jobs, folder, workers=1)
+    assert results[0].value == {"times": 1}
+    assert results[1].value == {
+        "OMP_NUM_THREADS": sweep._environments(1)[0]["OMP_NUM_THREADS"]
+    }
+    assert (tmp_path / "deaths").read_text() == "die\ndie\n"
+    assert_whole(folder, jobs[2:], results[2:], beside={once.key, threads.key})
+
+
+def test_killing_the_sweep_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
+    folder, log, jobs = (
+        tmp_path / "runs",
+        tmp_path / "log",
+        writing(tmp_path / "log", 12, 0.3),
+    )
+    with process(folder, log, 12, 0.3, workers=1) as sweeping:
+        until(lambda: len(records(folder)) >= 2)
+        time.sleep(random.uniform(0, 0.3))
+        sweeping.kill()
+    before = records(folder)
+    until(lambda: group_is_gone(sweeping.pid))  # the workers, too
+    assert 2 <= len(before) < 12
+    with ThreadPoolExecutor(4) as executor:
+        results = run(jobs, folder, executor=executor)
+    assert_whole(folder, jobs, results)
+    assert before.items() <= records(folder).items()
+    assert max(Counter(log.read_text().splitlines()).values()) <= 2
+
+
+def test_what_a_killed_worker_left_beside_its_result_goes_with_the_next_sweep(
+    tmp_path: Path,
+) -> None:
+    jobs, folder = writing(tmp_path / "log", 2), tmp_path / "runs"
+    with ThreadPoolExecutor(1) as executor:
+        run(jobs, folder, executor=executor)
+        before = records(folder)
+        for job in jobs:
+            for left in ("{}.lock", "{}.pt", ".{}.json.1a.part"):
+                (folder / left.format(job.key)).touch()
+        with sweep._lock(
+            folder / f"{jobs[0].key}.lock"
+        ):  # a worker that has not ended yet
+            run(jobs, folder, executor=executor)
+            left = {path.name for path in folder.iterdir()} - set(before)
+            key = jobs[0].key
+            assert left == {f"{key}.lock", f"{key}.pt", f".{key}.json.1a.part"}
+        (folder / f"{jobs[0].key}.lock").touch()
+        assert_whole(folder, jobs, run(jobs, folder, executor=executor))
+    assert records(folder) == before
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_running_jobs_and_says_how_to_go_on(tmp_path: Path) -> None:
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    with process(folder, log, 3, 300, workers=1) as sweeping:
+        until(log.exists)
+        os.killpg(
+            sweeping.pid, signal.SIGINT
+        )  # as a terminal does: the workers get it, too
+        output, errors = sweeping.communicate(timeout=250)
+    assert "0 finished jobs are kept" in output and "again to go on" in output
+    assert "KeyboardInterrupt" in errors
+    until(lambda: group_is_gone(sweeping.pid))
+    assert not list(folder.glob("*.json"))
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_its_worker_is_a_failure_and_other_workers_live(
+    tmp_path: Path,
+) -> None:
+    killer = Job(
+        "sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 99}, cost=2
+    )
+    jobs = [killer, *writing(tmp_path / "log", 40, 0.2)]
+    results = run(jobs, tmp_path / "runs", workers=2)
+    assert results[0].error and results[0].error.startswith(
+        "WorkerDied: 2 worker processes died"
+    )
+    assert (tmp_path / "deaths").read_text() == "die\ndie\n"
+    assert_whole(tmp_path / "runs", jobs[1:], results[1:], beside={killer.key})
+    names = (tmp_path / "log").read_text().splitlines()
+    assert Counter(names) == {f"job {i}": 1 for i in range(40)}
+
+
+@pytest.mark.slow
+def test_a_broken_executor_is_reported_and_nothing_finished_lost(
+    tmp_path: Path,
+) -> None:
+    killer = Job(
+        "sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 99}, cost=0.5
+    )
+    jobs = [killer, *writing(tmp_path / "log", 3)]
+    with (
+        ProcessPoolExecutor(1) as pool,
+        pytest.raises(RuntimeError, match="give a new one"),
+    ):
+        run(jobs, tmp_path / "runs", executor=pool)
+    before = records(tmp_path / "runs")
+    assert len(before) == 3
+    results = run(jobs, tmp_path / "runs", workers=1)
+    assert before.items() <= records(tmp_path / "runs").items()
+    assert results[0].error and "WorkerDied" in results[0].error
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_twenty_kills_lose_double_and_halve_no_record(tmp_path: Path) -> None:
+    """Two sweeps share a folder; at random moments one of them, or its worker, is
+    killed.
+    """
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    count, seconds, kills = 1500, 0.05, 20
+    jobs = writing(log, count, seconds)
+    dice = random.Random(0)
+    sweeps = [process(folder, log, count, seconds, workers=1) for _ in range(2)]
+    seen: dict[str, tuple[int, int, str]] = {}
+    for kill in range(kills):
+        victim = sweeps[kill % 2]
+        until(lambda victim=victim: workers_of(victim.pid))
+        time.sleep(dice.uniform(0, 5))  # to start takes a worker some seconds
+        if dice.random() < 0.5:
+            victim.kill()
+            victim.communicate()
+            sweeps[kill % 2] = process(folder, log, count, seconds, workers=1)
+        else:
+            for worker in workers_of(victim.pid):
+                os.kill(worker, signal.SIGKILL)
+        now = records(folder)
+        assert all("value" in json.loads(text) for _, _, text in now.values())
+        assert seen.items() <= now.items(), (
+            "a finished record is gone, or was written again"
+        )
+        seen = now
+    assert 0 < len(seen) < count, "the kills fell outside the sweep"
+    for sweeping in sweeps:
+        _, errors = sweeping.communicate(timeout=250)
+        assert sweeping.returncode == 0, errors
+    with ThreadPoolExecutor(1) as executor:
+        results = run(jobs, folder, executor=executor)
+    assert_whole(folder, jobs, results)
+    assert seen.items() <= records(folder).items()
+    # Only a job that a kill met runs again; each sweep runs one at a time.
+    again = Counter(log.read_text().splitlines()).total() - count
+    assert 0 <= again <= kills
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes that a process started."""
+    command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [
+        int(row[0]) for row in rows if int(row[1]) == pid and "spawn_main" in row[2]
+    ]

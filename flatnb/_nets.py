@@ -1,4 +1,4 @@
-"""What is done to any net: taking its wrappers off, and setting its mode for a while.
+"""What is done to any net: unwrapping it, setting its mode for a while, factors per member.
 
 Wrappers are known by their class, since a net may call a part of its own `_orig_mod`.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -43,3 +43,15 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def along_members(factor: Tensor, like: Tensor) -> Tensor:
+    """`factor`, () or (members,), on the device and in the dtype and shape to multiply
+    `like`, or its members on the leading axis.
+
+    >>> import torch
+    >>> along_members(torch.tensor([1.0, 2.0]), torch.ones(2, 3, 4)).shape
+    torch.Size([2, 1, 1])
+    """
+    shape = (-1, *[1] * (like.dim() - 1)) if factor.dim() else ()
+    return factor.to(like.device, like.dtype).view(shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointError
 
+from flatnb._kappa import kappa_direction, kappa_of_logits
 from flatnb._nets import compiled, unwrap
 from flatnb.methods._model import ensemble
 from flatnb.methods.base import Closure, Hyperparameter, Method, Value, per_member
@@ -200,21 +201,21 @@ class FAM(Method):
                 "estimate, which takes any loss"
             )
         weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
-        size = phi.to(weight.dtype).square().sum(-1)
         if self.loss == "auto":
+            size = phi.to(weight.dtype).square().sum(-1)
             return (size * _trace(losses, z, weight @ weight.mT)).mean(-1)
         graph = _graph(losses, z)
         if graph not in self._checked:
             _check_cross_entropy(losses, z)
             self._checked.add(graph)
-        return (size * _row_variance(z.to(weight.dtype).softmax(-1), weight)).mean(-1)
+        return kappa_of_logits(phi, z, weight).mean(-1)
 
     def _estimate(self, model: nn.Module, losses: Tensor) -> Tensor:
         weight = _named(model, str(self.layer)).weight
         members = ensemble(model)
         seeds = (0,) if members is None else members.seeds
         a, v = self._stream.draw([weight[..., 0, :], weight[..., 0, :]], seeds)
-        z = (weight @ a.unsqueeze(-1)) * v.unsqueeze(-2)
+        z = kappa_direction(weight, a, v)
         try:
             (g,) = torch.autograd.grad(
                 losses.mean(-1).sum(), weight, create_graph=True, materialize_grads=True
@@ -248,13 +249,6 @@ def _graph(losses: Tensor, z: Tensor) -> tuple[str, ...]:
             names[node] = node.name()
             waiting.extend(before for before, _ in node.next_functions)
     return tuple(names.values())
-
-
-def _row_variance(p: Tensor, weight: Tensor) -> Tensor:
-    """sum_c p_c ||w_c||^2 - ||sum_c p_c w_c||^2 for each row of p, (..., n)."""
-    return (p @ weight.square().sum(-1, keepdim=True)).squeeze(-1) - (
-        p @ weight
-    ).square().sum(-1)
 
 
 def _trace(losses: Tensor, z: Tensor, gram: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""Relative flatness kappa of a linear layer in plain tensors, for training and curvature.
+
+For the weight W (d, m) with rows w_s, and the blocks H_{s,s'} of the loss's Hessian,
+
+    kappa = sum_{s,s'} <w_s, w_s'> tr H_{s,s'}      (Petzka et al. 2021, definition 3)
+
+Leading axes of all arguments, such as the members of an ensemble, are kept.
+"""
+
+from torch import Tensor
+
+
+def kappa_of_logits(phi: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+    """Each example's kappa where the layer makes the logits of a softmax cross-entropy.
+
+        |phi_i|^2 (sum_c p_ic |w_c|^2 - |sum_c p_ic w_c|^2),     p = softmax(logits)
+
+    The kappa of the mean loss is the mean over examples. Rounding may leave a value
+    slightly below 0.
+
+    Args:
+        phi: inputs of the layer, (..., n, m).
+        logits: its outputs, (..., n, d).
+        weight: (..., d, m), of the dtype to compute in.
+
+    Returns:
+        (..., n).
+
+    >>> import torch
+    >>> kappa_of_logits(torch.ones(1, 3), torch.zeros(1, 2), torch.eye(2, 3)).tolist()
+    [1.5]
+    """
+    p = logits.to(weight.dtype).softmax(-1)
+    squares = (p @ weight.square().sum(-1, keepdim=True)).squeeze(-1)
+    spread = squares - (p @ weight).square().sum(-1)
+    return phi.to(weight.dtype).square().sum(-1) * spread
+
+
+def kappa_direction(root: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Z = (R a) b', for which E <Z, H Z> = kappa if a and b are independent signs.
+
+    Args:
+        root: R with R R' = W W', such as W itself, (..., d, k).
+        a: (..., k).
+        b: (..., m).
+
+    Returns:
+        (..., d, m).
+
+    >>> import torch
+    >>> kappa_direction(torch.eye(2), torch.tensor([1.0, -1.0]), torch.ones(3)).tolist()
+    [[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]
+    """
+    return (root @ a.unsqueeze(-1)) * b.unsqueeze(-2)

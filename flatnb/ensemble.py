@@ -270,6 +270,78 @@ def groups(
     ]
 
 
+def member_learning_rates(
+    optimizer: torch.optim.Optimizer,
+    rates: Sequence[float],
+    decays: Sequence[float] | None = None,
+) -> None:
+    """Give each member of an ensemble its own learning rate and decoupled weight decay.
+
+        w <- w_old + rate_m / lr * (w_new - w_old) - rate_m decay_m w_old
+
+    after each step, w_new being the optimizer's. This is exactly training with rate_m
+    if the optimizer's update is proportional to its learning rate and it remembers no
+    weights: SGD with momentum, Adam (with decays, AdamW). The optimizer's own rate must
+    be the largest, so that no rounding is enlarged; a scheduler may change it, and all
+    members' rates with it.
+
+    Args:
+        optimizer: on the parameters of an `Ensemble`, with one learning rate.
+        rates: one per member.
+        decays: one per member.
+
+    Raises:
+        ValueError: rates that are not positive, or whose largest is not the
+            optimizer's.
+
+    >>> net = nn.Sequential(nn.Linear(1, 1))
+    >>> model = Ensemble(lambda: net, members=2)
+    >>> before = net[0].weight.item()
+    >>> sgd = torch.optim.SGD(model.parameters(), lr=1.0)
+    >>> member_learning_rates(sgd, [1.0, 0.25])
+    >>> model(torch.ones(3, 1)).mean(1).sum().backward()
+    >>> sgd.step()
+    >>> [round(before - w, 4) for w in model.net[0].weight.flatten().tolist()]
+    [1.0, 0.25]
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    learning_rates = {group["lr"] for group in optimizer.param_groups}
+    if min(rates) <= 0 or learning_rates != {max(rates)}:
+        raise ValueError(
+            f"rates from {min(rates)} to {max(rates)} with the optimizer's "
+            f"{learning_rates}; allowed: rates > 0, the largest of them the optimizer's"
+        )
+    if min(rates) == max(rates) and decays is None:
+        return
+    device = params[0].device
+    shares = torch.tensor([rate / max(rates) for rate in rates], device=device)
+    shrink = None if decays is None else shares * torch.tensor(decays, device=device)
+    previous: list[Tensor] = []
+
+    def keep(*_: Any) -> None:
+        previous[:] = [p.detach().clone() for p in params]
+
+    @torch.no_grad()
+    def scale(*_: Any) -> None:
+        lr = optimizer.param_groups[0]["lr"]
+        for p, old in zip(params, previous, strict=True):
+            p.copy_(torch.lerp(old, p, along_members(shares, p)))
+            if shrink is not None:
+                p.sub_(old.mul_(along_members(lr * shrink, p)))
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(scale)
+
+
+def along_members(values: Tensor, p: Tensor) -> Tensor:
+    """Values (members,), shaped to multiply a parameter (members, ...).
+
+    >>> along_members(torch.ones(3), torch.zeros(3, 5, 2)).shape
+    torch.Size([3, 1, 1])
+    """
+    return values.to(p).view(-1, *[1] * (p.dim() - 1))
+
+
 class Linear(nn.Linear):
     r"""A Linear a member: :math:`y_m = x_m W_m^\top + b_m`.
 

@@ -14,11 +14,11 @@ from torch.optim.swa_utils import AveragedModel
 from flatnb.curvature import ensemble_flatness
 from flatnb.curvature.memory import available_bytes
 from flatnb.data import Data
-from flatnb.ensemble import Ensemble, groups
+from flatnb.ensemble import Ensemble, groups, member_learning_rates
 from flatnb.experiments import spaces
 from flatnb.experiments.base import METRICS, number
 from flatnb.experiments.spaces import Setting
-from flatnb.experiments.steps import average, ema, member_learning_rates, swa
+from flatnb.experiments.steps import average, ema, swa
 from flatnb.methods import ERM
 from flatnb.results.records import FLATNESS
 from flatnb.train import cross_entropy, fit

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 import flatnb
 from flatnb import models
 from flatnb.data import plane, stack
+from flatnb.ensemble import member_learning_rates
 from flatnb.experiments.ensembles import make_optimizer
-from flatnb.experiments.steps import average, ema, member_learning_rates, swa
+from flatnb.experiments.steps import average, ema, swa
 
 RATES = [0.1, 0.003, 0.02]
 

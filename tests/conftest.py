@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(
         waits.append(("data", "FLATNB_DATA names no folder of data sets"))
     for item in items:
         for marker, reason in waits:
-            if marker in item.keywords:
+            if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

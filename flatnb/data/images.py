@@ -37,6 +37,10 @@ def images(
     folder: str | Path | None = None,
     root: str | Path | None = None,
     val_fraction: float = 0.2,
+    n_train: int | None = None,
+    n_val: int | None = None,
+    n_test: int | None = None,
+    label_noise: float = 0.0,
     seed: int = 0,
     batch_size: int = 128,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
@@ -61,7 +65,13 @@ def images(
             ~/.cache/flatnb).
         val_fraction: share of the training set that becomes the validation set, in (0,
             1), the same of each class up to rounding.
-        seed: of the validation split.
+        n_train: as many training images, drawn by the seed without replacement after the
+            set is split and normalized. None: all.
+        n_val: likewise of the validation images.
+        n_test: likewise of the test images, which are the same under every seed.
+        label_noise: probability, in [0, 1), that the label of a training image is
+            redrawn, uniformly over all classes.
+        seed: of the validation split, the images drawn and the label noise.
         batch_size: of training batches.
         augment: see `flatnb.data.Data` and `flatnb.data.augment`.
         size: for folders: crop the middle square and resize it to so many pixels a
@@ -81,6 +91,9 @@ def images(
         f"text: {', '.join(BUILT_IN)}, or one of your own with folder=",
     )
     val_fraction = number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
+    label_noise = number(
+        "label_noise", label_noise, "a share in [0, 1)", 0, 1, closed=True
+    )
     seed = integer("seed", seed, 0, 2**32)
     batch_size = integer("batch_size", batch_size)
     for label, place in (("folder", folder), ("root", root)):
@@ -106,15 +119,42 @@ def images(
         pixels = _digits() if name == "digits" else _from_torchvision(name, _root(root))
     train, val = _validation_split(pixels.train_y, val_fraction, seed)
     mean, std = _statistics(pixels.train_x[train])
+    random = torch.Generator().manual_seed(seed)
+    train = train[_drawn("n_train", n_train, len(train), random)]
+    val = val[_drawn("n_val", n_val, len(val), random)]
+    test = _drawn(
+        "n_test", n_test, len(pixels.test_y), torch.Generator().manual_seed(0)
+    )
+    labels = _redrawn(pixels.train_y[train], label_noise, len(pixels.classes), random)
     return Data(
         name,
-        Split(_normalised(pixels.train_x[train], mean, std), pixels.train_y[train]),
+        Split(_normalised(pixels.train_x[train], mean, std), labels),
         Split(_normalised(pixels.train_x[val], mean, std), pixels.train_y[val]),
-        Split(_normalised(pixels.test_x, mean, std), pixels.test_y),
+        Split(_normalised(pixels.test_x[test], mean, std), pixels.test_y[test]),
         classes=pixels.classes,
         batch_size=batch_size,
         augment=augment,
     )
+
+
+def _drawn(
+    name: str, n: int | None, available: int, random: torch.Generator
+) -> Tensor | slice:
+    """Positions of n examples drawn without replacement; all, in order, where n is None."""
+    if n is None:
+        return slice(None)
+    n = integer(name, n, 1, available + 1)
+    return torch.randperm(available, generator=random)[:n]
+
+
+def _redrawn(y: Tensor, share: float, classes: int, random: torch.Generator) -> Tensor:
+    """Labels of which each is redrawn over all classes with probability `share`."""
+    if share == 0:
+        return y
+    y = y.clone()
+    noisy = torch.rand(len(y), generator=random) < share
+    y[noisy] = torch.randint(classes, (int(noisy.sum()),), generator=random)
+    return y
 
 
 def _check_place(name: str, value: object) -> None:

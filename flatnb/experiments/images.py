@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from flatnb import models
-from flatnb.data import Data, Split, images
+from flatnb.data import Data, images
 from flatnb.data.augment import Compose, Cutout, RandomCrop, RandomFlip
 from flatnb.data.images import BUILT_IN
 from flatnb.experiments import spaces
@@ -158,21 +158,16 @@ def load(task: Task, seed: int) -> Data:
                 f"{task.data} is a folder of images: set FLATNB_DATA to the folder that holds it"
             )
         folder = Path(os.environ["FLATNB_DATA"]) / task.data
-    data = images(task.data, folder=folder, seed=seed, batch_size=task.batch)
-    generator = torch.Generator().manual_seed(seed)
-    return replace(
-        data,
-        train=_few(data.train, task.n_train, generator),
-        val=_few(data.val, task.n_val, generator),
-        test=_few(data.test, task.n_test, torch.Generator().manual_seed(0)),
-        augment=_augmentation(task.augment, data),
+    data = images(
+        task.data,
+        folder=folder,
+        n_train=task.n_train,
+        n_val=task.n_val,
+        n_test=task.n_test,
+        seed=seed,
+        batch_size=task.batch,
     )
-
-
-def _few(split: Split, n: int | None, generator: torch.Generator) -> Split:
-    if n is None or n >= len(split):
-        return split
-    return split[torch.randperm(len(split), generator=generator)[:n]]
+    return replace(data, augment=_augmentation(task.augment, data))
 
 
 def _augmentation(

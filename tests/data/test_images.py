@@ -76,6 +76,40 @@ def test_the_seed_moves_the_validation_part_and_not_the_test_set() -> None:
     assert torch.equal(one.test.y, other.test.y)
 
 
+def test_few_images_are_drawn_from_the_whole_normalised_set() -> None:
+    whole, few = (
+        data.images(seed=3),
+        data.images(seed=3, n_train=40, n_val=30, n_test=20),
+    )
+    random = generator(3)
+    train, val = (
+        torch.randperm(len(s), generator=random) for s in (whole.train, whole.val)
+    )
+    test = torch.randperm(len(whole.test), generator=generator(0))
+    for part, split, order in (
+        (few.train, whole.train, train[:40]),
+        (few.val, whole.val, val[:30]),
+        (few.test, whole.test, test[:20]),
+    ):
+        assert torch.equal(part.x, split.x[order]) and torch.equal(
+            part.y, split.y[order]
+        )
+    assert torch.equal(few.test.y, data.images(seed=4, n_test=20).test.y)
+
+
+def test_label_noise_redraws_its_share_of_training_labels_over_all_classes() -> None:
+    clean, noisy = (data.images(seed=2, label_noise=p) for p in (0.0, 0.5))
+    for split in ("train", "val", "test"):
+        assert torch.equal(getattr(clean, split).x, getattr(noisy, split).x)
+    assert torch.equal(clean.val.y, noisy.val.y)
+    assert torch.equal(clean.test.y, noisy.test.y)
+    wrong = (clean.train.y != noisy.train.y).double().mean()
+    # 1,149 labels, each wrong with 0.5 * 0.9: standard deviation 0.0147; five of them.
+    assert abs(wrong - 0.45) < 0.074
+    few = data.images(seed=2, n_train=100, label_noise=0.5)
+    assert torch.equal(few.train.x, data.images(seed=2, n_train=100).train.x)
+
+
 def test_options_reach_the_data() -> None:
     flip = augment.RandomFlip()
     made = data.images("Digits", val_fraction=0.5, batch_size=7, augment=flip)
@@ -95,6 +129,9 @@ def test_options_reach_the_data() -> None:
         ({"val_fraction": 1.0}, r"val_fraction=1\.0"),
         ({"val_fraction": float("nan")}, "val_fraction=nan"),
         ({"val_fraction": 1e-6}, "val_fraction=1e-06 makes 1 of 1437 training images"),
+        ({"n_train": 1150}, r"n_train=1150; allowed: an integer in \[1, 1150\)"),
+        ({"n_test": 0}, "n_test=0"),
+        ({"label_noise": 1.0}, r"label_noise=1\.0; allowed: a share"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 1.5}, r"seed=1\.5"),
         ({"batch_size": 0}, "batch_size=0"),

@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.optim.swa_utils import AveragedModel
 
 from flatnb.curvature import ensemble_flatness
-from flatnb.curvature.memory import available_bytes
 from flatnb.data import Data
 from flatnb.ensemble import Ensemble, groups, member_learning_rates
 from flatnb.experiments import spaces
@@ -126,6 +125,13 @@ def _parts(net: nn.Module, members: int, device: torch.device) -> list[range]:
     # gradients and Adam's averages among them, and its activations.
     each = max(p.element_size() for p in net.parameters())
     return groups(net, members, available_bytes(device) // (20 * each))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of a GPU, with what PyTorch holds of tensors that are freed."""
+    reserved = torch.cuda.memory_reserved(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + reserved - torch.cuda.memory_allocated(device)
 
 
 def held_out_losses(

@@ -14,8 +14,8 @@ import torch
 
 import flatnb
 from flatnb import models
-from flatnb.curvature.memory import available_bytes
 from flatnb.experiments import finetune, images, plane, sensing, spaces
+from flatnb.experiments.ensembles import available_bytes
 
 # Their noise is drawn on the device: another stream than a CPU's.
 DRAW = {"NSO", "WeightNoise", "RSAM"}

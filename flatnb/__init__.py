@@ -33,7 +33,7 @@ from flatnb.methods import (
     WeightNoise,
     compose,
 )
-from flatnb.train import Run, fit
+from flatnb.train import Run, fit, fit_grid
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "WeightNoise",
     "compose",
     "fit",
+    "fit_grid",
 ]
 
 

@@ -9,10 +9,12 @@ evaluates (`evaluate`, `gradient_norm`), averages weights, and keeps a checkpoin
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import numbers
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from flatnb._checks import function, instance, integer, number, sequence, shown
 from flatnb._nets import in_mode
 from flatnb.checkpoint import Checkpoint, tensors
+from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.methods import Method
 from flatnb.methods._model import distributed
 from flatnb.methods._model import members as members_of
@@ -273,6 +276,112 @@ def fit(
             )
             written = time.monotonic()
     return run
+
+
+def fit_grid(
+    make_model: Callable[[], nn.Module],
+    make_data: Callable[[int], Data],
+    method: Method | Callable[..., Method],
+    grid: Mapping[str, Sequence[float]] | None = None,
+    *,
+    seeds: Sequence[int],
+    epochs: int,
+    every: int | None = None,
+    lr: float = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+    device: torch.device | str = "cpu",
+) -> tuple[pandas.DataFrame, Ensemble]:
+    """Train every combination of a grid on every seed, as one `Ensemble`.
+
+    The members are `itertools.product(*grid.values(), seeds)`, in this order: the
+    seeds run fastest. Members of one seed share data and initial weights, and all
+    members share the order of the batches, so any two are a paired comparison.
+
+    Args:
+        make_model: makes the plain net, see `Ensemble`.
+        make_data: gives the `Data` of a seed; all of the same sizes.
+        method: called with a tensor (members,) for each column of `grid` but "lr",
+            by name, such as `flatnb.SAM`. Or a method: then the columns of the grid
+            but "lr" only name the members.
+        grid: values to try by name, such as {"rho": [0.05, 0.1]}; "lr" holds learning
+            rates. None: one member per seed.
+        seeds: of data and initial weights.
+        epochs: passes over the training set.
+        every: evaluate after every so many epochs; only at the end if not given.
+        lr: learning rate of all members where the grid has none.
+        optimizer: called as optimizer(parameters, lr=...). Where learning rates differ
+            it is one that `member_learning_rates` allows.
+        seed: of batch order and of augmentation, see `fit`.
+        callbacks: see `fit`.
+        device: to train on.
+
+    Returns:
+        The history of `Run.frame` with a column for each name in the grid, "seed" and
+        "member"; and the trained ensemble.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or range.
+
+    >>> import flatnb
+    >>> from flatnb import data, models
+    >>> table, nets = flatnb.fit_grid(
+    ...     lambda: models.mlp(2, 4, 1, 2),
+    ...     lambda seed: data.plane("gaussian", n_test=100, seed=seed),
+    ...     flatnb.SAM,
+    ...     {"rho": [0.05, 0.1]},
+    ...     seeds=range(3),
+    ...     epochs=2,
+    ... )
+    >>> table.query("epoch == 2").groupby("rho").test_accuracy.count().to_dict()
+    {0.05: 3, 0.1: 3}
+    """
+    import pandas
+
+    from flatnb.data import stack
+
+    grid = _columns(grid)
+    seeds = [integer("seeds", s, 0) for s in sequence("seeds", seeds, object, "seeds")]
+    if not seeds:
+        raise ValueError("seeds=[]; allowed: at least one integer")
+    every = integer("epochs", epochs) if every is None else every
+    rows = list(itertools.product(*grid.values(), seeds))
+    keys = pandas.DataFrame(rows, columns=[*grid, "seed"])
+    keys["member"] = range(len(rows))
+    values = dict(zip(grid, zip(*rows, strict=True), strict=False))
+    rates = values.pop("lr", (lr,) * len(rows))
+    if not isinstance(method, Method):
+        function("method", method, "a method, or what makes one, such as flatnb.SAM")
+        method = method(**{name: torch.tensor(v) for name, v in values.items()})
+    sets = {s: make_data(s) for s in dict.fromkeys(seeds)}
+    data = stack([sets[row[-1]] for row in rows])
+    nets = Ensemble(make_model, len(rows), [row[-1] for row in rows]).to(device)
+    stepper = optimizer(nets.parameters(), lr=max(rates))
+    member_learning_rates(stepper, rates)
+    run = fit(
+        nets,
+        data,
+        method,
+        stepper,
+        epochs=epochs,
+        every=every,
+        seed=seed,
+        callbacks=callbacks,
+    )
+    history = run.frame().drop(columns=["method", "seed"])
+    return keys.merge(history, on="member"), nets
+
+
+def _columns(grid: Any) -> dict[str, list[Any]]:
+    """The columns of a grid, checked."""
+    allowed = 'lists of numbers by name, such as {"rho": [0.05, 0.1]}'
+    columns = {}
+    for name, values in instance("grid", grid or {}, Mapping, allowed).items():
+        columns[name] = sequence(f"grid[{name!r}]", values, numbers.Real, allowed)
+        if not columns[name] or name in ("seed", "member"):
+            raise ValueError(f"grid={shown(grid)}; allowed: {allowed}")
+    return columns
 
 
 def train_epoch(

@@ -816,3 +816,78 @@ def test_measuring_puts_back_the_mode_of_each_part_whatever_happens(measure):
     with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
         measure(model, data.Split(split.x, split.y + 9))
     assert [module.training for module in model.modules()] == before
+
+
+def grid_net():
+    return models.mlp(2, 8, 1, 2)
+
+
+def test_a_grid_is_every_value_on_every_seed_as_written_by_hand():
+    table, nets = flatnb.fit_grid(
+        grid_net,
+        plane,
+        flatnb.GNP,
+        {"r": [0.1, 0.2], "alpha": [0.5, 0.8]},
+        seeds=[3, 5],
+        epochs=4,
+        every=2,
+        lr=0.1,
+        optimizer=torch.optim.SGD,
+        seed=1,
+    )
+    rows = [(r, a, s) for r in (0.1, 0.2) for a in (0.5, 0.8) for s in (3, 5)]
+    radii, weights, seeds = (list(column) for column in zip(*rows, strict=True))
+    by_hand = flatnb.Ensemble(grid_net, 8, seeds)
+    run = flatnb.fit(
+        by_hand,
+        data.stack([plane(s) for s in seeds]),
+        flatnb.GNP(torch.tensor(radii), torch.tensor(weights)),
+        torch.optim.SGD(by_hand.parameters(), lr=0.1),
+        epochs=4,
+        every=2,
+        seed=1,
+    )
+    assert sorted(set(table.epoch)) == [0, 2, 4]
+    last = table[table.epoch == 4].sort_values("member")
+    assert [*zip(last.r, last.alpha, last.seed, strict=True)] == rows
+    assert last.test_loss.tolist() == run.history[-1]["test_loss"]
+    for p, q in zip(nets.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_learning_rates_of_a_grid_are_those_of_separate_trainings():
+    table, _ = flatnb.fit_grid(
+        grid_net, plane, flatnb.ERM, {"lr": [0.2, 0.05]}, seeds=[0, 1], epochs=3
+    )
+    for rate in (0.2, 0.05):
+        alone, _ = flatnb.fit_grid(
+            grid_net, plane, flatnb.ERM(), seeds=[0, 1], epochs=3, lr=rate
+        )
+        expected = alone[alone.epoch == 3].train_loss.tolist()
+        mine = table[(table.epoch == 3) & (table.lr == rate)].train_loss.tolist()
+        assert mine == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": {"level": []}}, "grid={'level': \\[\\]}; allowed: lists"),
+        ({"grid": {"level": 0.1}}, "grid\\['level'\\]=0.1; allowed: lists"),
+        ({"grid": {"seed": [1]}}, "grid={'seed': \\[1\\]}; allowed: lists"),
+        ({"grid": [0.1]}, "grid=\\[0.1\\]; allowed: lists"),
+        ({"seeds": []}, "seeds=\\[\\]; allowed: at least one"),
+        ({"seeds": 3}, "seeds=3; allowed: seeds"),
+        ({"method": "SAM"}, "method='SAM'; allowed: a method, or"),
+    ],
+)
+def test_a_grid_says_what_is_wrong_with_it(change, message):
+    usual = dict(
+        make_model=grid_net,
+        make_data=plane,
+        method=flatnb.Flooding,
+        grid={"level": [0.1]},
+        seeds=[0],
+        epochs=1,
+    )
+    with pytest.raises((TypeError, ValueError), match=message):
+        flatnb.fit_grid(**usual | change)

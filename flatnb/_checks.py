@@ -1,4 +1,9 @@
-"""Checks of what users give: each returns the value, or names it with what is allowed."""
+"""Checks of what users give: each returns the value, or raises with one grammar,
+`name=value; allowed: ...`.
+
+A value of the wrong type raises TypeError, one out of range ValueError; `integer` and
+`number` raise ValueError for both.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +31,15 @@ def shown(value: object) -> str:
 def integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
     """An integer >= low (and < high), of Python or NumPy.
 
-    Raises:
-        ValueError: anything else.
+    >>> integer("epochs", 0)
+    Traceback (most recent call last):
+    ValueError: epochs=0; allowed: an integer >= 1
     """
     fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if fits and low <= value and (high is None or value < high):
         return int(value)
-    allowed = (
-        f"an integer >= {low}" if high is None else f"an integer in [{low}, {high})"
-    )
-    raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")
+    limits = f">= {low}" if high is None else f"in [{low}, {high})"
+    raise ValueError(f"{name}={shown(value)}; allowed: an integer {limits}")
 
 
 def number(
@@ -49,8 +53,8 @@ def number(
 ) -> float:
     """A number in (low, high), or [low, high) if `closed`; `allowed` says it in words.
 
-    Raises:
-        ValueError: anything else.
+    >>> number("lr", 0.1, "a number > 0", 0.0)
+    0.1
     """
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # an integer that no float holds
@@ -60,34 +64,35 @@ def number(
     raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")
 
 
+def choice(name: str, value: Any, options: Iterable[str]) -> str:
+    """One of some names.
+
+    >>> choice("profile", "big", ["smoke", "paper"])
+    Traceback (most recent call last):
+    ValueError: profile='big'; allowed: smoke, paper
+    """
+    names = list(options)
+    if isinstance(value, str) and value in names:
+        return value
+    raise ValueError(f"{name}={shown(value)}; allowed: {', '.join(names)}")
+
+
 def instance(
     name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed: str
 ) -> T:
-    """An instance of `kind`; `allowed` says it in words.
-
-    Raises:
-        TypeError: anything else.
-    """
+    """An instance of `kind`; `allowed` says it in words."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}={shown(value)}; allowed: {allowed}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False.
-
-    Raises:
-        TypeError: anything else.
-    """
+    """True or False."""
     return instance(name, value, bool, "True or False")
 
 
 def function(name: str, value: Any, allowed: str) -> Any:
-    """What can be called; `allowed` says in words as what.
-
-    Raises:
-        TypeError: anything else.
-    """
+    """What can be called; `allowed` says in words as what."""
     if not callable(value):
         raise TypeError(f"{name}={shown(value)}; allowed: {allowed}")
     return value
@@ -96,11 +101,7 @@ def function(name: str, value: Any, allowed: str) -> Any:
 def sequence(
     name: str, value: Any, kind: type[T] | tuple[type[T], ...], allowed: str
 ) -> list[T]:
-    """A list, tuple or other iterable of `kind`, as a list; a text is none.
-
-    Raises:
-        TypeError: anything else, an entry of another type among them.
-    """
+    """A list, tuple or other iterable of `kind`, but no text, as a list."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise TypeError(f"{name}={shown(value)}; allowed: {allowed}")
     entries = list(value)
@@ -111,16 +112,11 @@ def sequence(
 
 
 def place(value: Any, name: str = "device") -> torch.device:
-    """A device.
-
-    Raises:
-        ValueError: none that PyTorch knows.
-    """
+    """A device."""
     import torch
 
     if isinstance(value, str | torch.device):
         with contextlib.suppress(RuntimeError):
             return torch.device(value)
-    raise ValueError(
-        f"{name}={shown(value)}; allowed: a device such as 'cpu' or 'cuda:0'"
-    )
+    allowed = "a device such as 'cpu' or 'cuda:0'"
+    raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are whole or absent."""
 
 import contextlib
 import glob
@@ -13,36 +13,36 @@ from typing import IO, Any
 def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write to, which becomes `path` once it is on the disk.
 
-    It is written under a fresh hidden name in the same folder, so no link that lies
-    there is followed and no other writer is met; then it is synced and renamed. No
-    reader and no crash meets half a file. After an error `path` is as it was, and the
-    new file is gone; what a killed writer leaves is removed by `sweep_up`.
+    It is written under a random hidden name in the same folder, so it follows no link
+    and meets no other writer; then it is synced and renamed. No reader and no crash
+    sees half a file; an error leaves `path` as it was. What a killed writer leaves is
+    removed by `sweep_up`.
 
     Args:
-        path: the file to make, or to replace.
+        path: the file to create or to replace.
         mode: "w", UTF-8 text, or "wb".
 
     Raises:
         OSError: the folder is missing or cannot be written, the disk is full.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    with contextlib.ExitStack() as stack:
-        try:  # "x" makes the file, or fails: it opens nothing that is there
-            file = part.open(
-                mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8"
-            )
-        except (FileNotFoundError, NotADirectoryError) as error:
-            why = f"there is no folder {path.parent}; make it, or give another path"
-            raise type(error)(error.errno, why, str(path)) from None
-        stack.callback(part.unlink, missing_ok=True)
+    encoding = None if "b" in mode else "utf-8"
+    try:  # "x" creates the file or fails: it never opens an existing one
+        file = part.open(mode.replace("w", "x"), encoding=encoding)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        reason = f"there is no folder {path.parent}; make it, or give another path"
+        raise type(error)(error.errno, reason, str(path)) from None
+    try:
         with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def sweep_up(path: Path) -> None:
-    """Remove what killed writers of `path` have left; only where nobody else writes it."""
+    """Remove what killed writers of `path` left; only where nobody else writes it."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         part.unlink(missing_ok=True)

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 import torch
 from matplotlib.colors import LinearSegmentedColormap
-from scipy import stats
+
+from flatnb.results.compare import sign
+from flatnb.results.statistics import LEVEL, interval
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.lines import Line2D
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from torch import Tensor
 
 
@@ -159,34 +161,6 @@ def color(method: object) -> str:
 def marker(method: object) -> str:
     """The marker of a method, or of a label that begins with a method's name."""
     return STYLE.get(name(method), OTHER).marker
-
-
-def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and half-width of the 95 % t-interval over the first axis.
-
-    Args:
-        values: shape (n, …): n independent repetitions (seeds, members) of some
-            quantity.
-
-    Returns:
-        Mean and half-width t(0.975, n - 1) s / sqrt(n), each of shape (…). The
-        half-width is NaN for n = 1: one repetition says nothing about spread. NaN in,
-        NaN out: a run that diverged is not left out of a mean in silence.
-
-    Raises:
-        ValueError: no repetition at all.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim == 0 or len(array) == 0:
-        raise ValueError(
-            f"interval needs values of shape (n, ...) with n >= 1, not {array.shape}: "
-            "give one entry a repetition"
-        )
-    n = len(array)
-    mean = array.mean(0)
-    if n == 1:
-        return mean, np.full_like(mean, np.nan)
-    return mean, stats.t.ppf(0.975, n - 1) * array.std(0, ddof=1) / np.sqrt(n)
 
 
 def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
@@ -344,23 +318,85 @@ def decision_boundary(
     ax.set_ylabel("$x_2$")
 
 
-def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = 0.05) -> None:
+def differences(
+    ax: Axes,
+    tests: pd.DataFrame,
+    each: pd.DataFrame | None = None,
+    *,
+    level: float = LEVEL,
+) -> None:
+    """Draw paired differences to a baseline as rows of points with error bars.
+
+    A star above a point marks a significant difference: Holm's adjusted p below the
+    level. Of one task each method is a row; of several each task is a row, with its
+    methods below one another: call `ax.legend()` for their names.
+
+    Args:
+        ax: where to draw.
+        tests: of `flatnb.results.compare.paired`.
+        each: of `flatnb.results.compare.differences`: its single seeds are drawn, too,
+            as grey points.
+        level: of the test.
+
+    >>> tests = pd.DataFrame({"task": "plane", "method": ["SAM", "NSO"],
+    ...                       "difference": [0.1, 0.2], "interval": [0.1, 0.1],
+    ...                       "p_holm": [0.01, 0.3]})
+    >>> ax = plt.figure().gca()
+    >>> differences(ax, tests)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['SAM', 'NSO']
+    """
+    tasks, methods = (list(dict.fromkeys(tests[by])) for by in ("task", "method"))
+    single = len(tasks) == 1
+    shifts = np.zeros(1) if single else np.linspace(-0.25, 0.25, len(methods))
+    for row in tests.itertuples():
+        place = methods.index(row.method)
+        if not single:
+            place = tasks.index(row.task) + shifts[place]
+        if each is not None:
+            points = each.loc[row.task, row.method]
+            ax.plot(points, [place] * len(points), ".", color="0.75", zorder=1)
+        first = row.task == tasks[0] and not single
+        ax.errorbar(
+            row.difference,
+            place,
+            xerr=row.interval,
+            capsize=3,
+            color=color(row.method),
+            marker=marker(row.method),
+            linestyle="",
+            label=row.method if first else None,
+        )
+        if row.p_holm < level:
+            ax.annotate(
+                "*",
+                (row.difference, place),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+            )
+    rows = methods if single else tasks
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.axvline(0, color="0.4", linewidth=1)
+    ax.locator_params(axis="x", nbins=5)
+
+
+def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -> None:
     """Draw paired differences to a baseline as a map of methods by tasks.
 
     Blue is better than the baseline, red is worse; the colour is full from the 90th
-    percentile of the differences' sizes on. An upward triangle is a method that a test
-    told to be better, a
-    downward one worse: Holm's adjusted p below the level.
+    percentile of the differences' sizes on. An upward triangle marks a significantly
+    better method, a downward one a significantly worse one: Holm's adjusted p below
+    the level.
 
     Args:
         ax: where to draw.
         table: of `flatnb.results.compare.paired`.
         metric: that of the table; of an accuracy more is better, of all else less.
-        level: of the family-wise error.
+        level: of the test.
     """
-    gain = table.assign(
-        gain=table["difference"] * (1 if metric.endswith("accuracy") else -1)
-    )
+    gain = table.assign(gain=table["difference"] * sign(metric))
     order = {by: list(dict.fromkeys(table[by])) for by in ("method", "task")}
     wide = gain.pivot(index="method", columns="task", values="gain")
     wide = wide.loc[order["method"], order["task"]]

@@ -22,7 +22,7 @@ import flatnb
 from flatnb import models, train
 from flatnb.data import Data, Split, images, plane, sensing, stack
 from flatnb.data.augment import Compose, Cutout, RandomCrop, RandomFlip
-from flatnb.results import compare, records, sweep
+from flatnb.results import compare, records, statistics, sweep
 
 ODD: dict[str, Any] = {
     "None": None,
@@ -273,16 +273,11 @@ CASES: dict[
     ),
     "select": (
         compare.select,
-        lambda: {"patterns": [NAME], "default": False, "otherwise": False},
-        {"patterns": "list", "default": "True", "otherwise": "True"},
+        lambda: {"patterns": [NAME], "choice": "chosen"},
+        {"patterns": "list"},
     ),
     "common": (compare.common, lambda: {"runs": runs()}, {}),
     "same_seeds": (compare.same_seeds, lambda: {"runs": runs()}, {}),
-    "table": (
-        compare.table,
-        lambda: {"runs": runs(), "metrics": ["test_loss"]},
-        {},
-    ),
     "paired": (
         compare.paired,
         lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
@@ -298,22 +293,38 @@ CASES: dict[
         lambda: {"tests": paired_tables(), "level": 0.05},
         {"level": "half"},
     ),
-    "holm": (compare.holm, lambda: {"p_values": [0.1, math.nan]}, {"p_values": "list"}),
-    "ranks": (compare.ranks, lambda: {"runs": runs(), "metric": "test_loss"}, {}),
-    "sensitivity": (
-        compare.sensitivity,
-        lambda: {"patterns": [NAME], "metric": "test_loss"},
-        {"patterns": "list"},
+    "best": (
+        compare.best,
+        lambda: {
+            "runs": runs().assign(val_accuracy=0.5, val_loss=0.5),
+            "by": ["method", "seed"],
+        },
+        {"by": "list"},
     ),
+    "differences": (
+        compare.differences,
+        lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
+        {},
+    ),
+    "recommend": (
+        compare.recommend,
+        lambda: {
+            "tests": paired_tables()["test_loss"],
+            "metric": "test_loss",
+            "level": 0.05,
+        },
+        {"metric": "text no_text nul", "level": "half"},
+    ),
+    "holm": (
+        statistics.holm,
+        lambda: {"p_values": [0.1, math.nan]},
+        {"p_values": "list"},
+    ),
+    "ranks": (compare.ranks, lambda: {"runs": runs(), "metric": "test_loss"}, {}),
     "grid": (
         compare.grid,
         lambda: {"patterns": [NAME], "baseline": "SAM", "metric": "test_loss"},
         {"patterns": "list"},
-    ),
-    "rank_correlation": (
-        compare.rank_correlation,
-        lambda: {"nets": runs(), "measures": ["trace"], "by": "task"},
-        {"measures": "list"},
     ),
     "flatness": (
         compare.flatness,

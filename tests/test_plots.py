@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.colors import to_rgb
-from scipy import stats
 
 from flatnb import methods, plots
 
@@ -118,34 +117,6 @@ def test_a_method_and_its_labels_are_drawn_alike():
     assert plots.color("SAMBA") == plots.color("") == plots.OTHER.color
 
 
-def test_interval_is_the_t_interval():
-    values = np.random.default_rng(0).normal(size=(7, 3))
-    mean, half = plots.interval(values)
-    for column in range(3):
-        low, high = stats.ttest_1samp(values[:, column], 0).confidence_interval(0.95)
-        np.testing.assert_allclose(
-            [mean[column] - half[column], mean[column] + half[column]], [low, high]
-        )
-
-
-def test_interval_of_one_value_has_no_width():
-    mean, half = plots.interval([2.5])
-    assert mean == 2.5
-    assert np.isnan(half)
-
-
-def test_interval_keeps_a_diverged_run_in_sight():
-    mean, half = plots.interval([[1.0, 2.0], [np.nan, 4.0]])
-    assert np.isnan(mean[0]) and np.isnan(half[0])
-    assert mean[1] == 3.0 and np.isfinite(half[1])
-
-
-@pytest.mark.parametrize("nothing", [[], 1.0, np.zeros((0, 3))])
-def test_interval_of_nothing_is_refused(nothing):
-    with pytest.raises(ValueError, match="one entry a repetition"):
-        plots.interval(nothing)
-
-
 def frame(methods=("ERM", "SAM(rho=0.1)"), repeats=4, epochs=3) -> pd.DataFrame:
     rng = np.random.default_rng(1)
     keys = itertools.product(methods, range(repeats), range(epochs))
@@ -247,7 +218,47 @@ def test_style_keeps_an_opaque_ground_and_readable_text():
         assert settings["xtick.labelsize"] * pixels_a_point >= 9
 
 
-def test_gains_are_blue_where_better_and_marked_where_told() -> None:
+def paired_tests(tasks, methods):
+    """A table like that of `compare.paired`; the first row alone is significant."""
+    rows = [
+        {"task": task, "method": method, "difference": 0.1 * i, "interval": 0.05}
+        for i, (task, method) in enumerate(itertools.product(tasks, methods))
+    ]
+    p_holm = [0.01, *[0.2] * (len(rows) - 2), np.nan]
+    return pd.DataFrame(rows).assign(p_holm=p_holm)
+
+
+def centers(ax):
+    """Of the error bars, by position."""
+    return [bar.lines[0].get_xydata()[0].tolist() for bar in ax.containers]
+
+
+def test_differences_of_one_task_are_a_row_for_each_method(ax) -> None:
+    tests = paired_tests("a", ("SAM", "NSO", "FAM"))
+    seeds = pd.MultiIndex.from_product([["a"], [0, 1]], names=["task", "seed"])
+    each = pd.DataFrame({m: [0.0, 0.3] for m in ("SAM", "NSO", "FAM")}, seeds)
+    plots.differences(ax, tests, each)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["SAM", "NSO", "FAM"]
+    assert centers(ax) == [pytest.approx([0.1 * i, i]) for i in range(3)]
+    (star,) = ax.texts
+    assert star.get_text() == "*" and star.xy == (0.0, 0)
+    points = [line for line in ax.lines if line.get_marker() == "."]
+    assert [line.get_xydata().tolist() for line in points] == [
+        [[0.0, i], [0.3, i]] for i in range(3)
+    ]
+
+
+def test_differences_of_several_tasks_are_a_row_for_each_task(ax) -> None:
+    plots.differences(ax, paired_tests("ab", ("SAM", "NSO")))
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    places = [y for _, y in centers(ax)]
+    assert places == pytest.approx([-0.25, 0.25, 0.75, 1.25])
+    assert ax.get_legend_handles_labels()[1] == ["SAM", "NSO"]
+    colors = [bar.lines[0].get_color() for bar in ax.containers]
+    assert colors == [plots.color("SAM"), plots.color("NSO")] * 2
+
+
+def test_gains_are_blue_where_better_and_marked_where_significant() -> None:
     table = pd.DataFrame(
         {
             "task": ["t", "u", "t", "u"],

@@ -25,6 +25,7 @@ from flatnb import __version__
 from flatnb.book import notebook
 from flatnb.book.notebook import PROFILES, TIMEOUTS, UserError
 from flatnb.results import records
+from flatnb.results.statistics import interval
 
 # What execution, editors and Colab leave in a notebook beside outputs and counts.
 TRACES = (
@@ -545,7 +546,7 @@ def _show(record: Mapping[str, Any]) -> None:
     )
     rows = []
     for metric, values in records.selected(record).items():
-        mean, half = records.mean_interval(values)
+        mean, half = interval([value for value in values if value is not None])
         n = sum(value is not None for value in values)
         text = f"{mean:.4g} ± {half:.2g}" if n > 1 else f"{mean:.4g}"
         rows.append((metric, text, f"n = {n} of {len(seeds)}"))

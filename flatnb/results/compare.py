@@ -1,27 +1,19 @@
-"""Statistics over records: what was reached, with which spread, and whether a
-difference is one.
+"""Statistics over runs: what was reached, with which spread, and which differences are
+significant.
 
-    runs = compare.select(["plane/*/narrow-grid"])     # a row for each record and seed
-    compare.table(runs)                                # mean, half-width of its
-    interval, n
-    compare.paired(runs, "ERM", "test_accuracy")       # differences seed by seed,
-    Holm-adjusted
-    compare.overall(runs, "ERM", "test_accuracy")      # the same over all tasks
-    together
-    compare.ranks(runs, "test_accuracy")               # mean rank over tasks
-    compare.tally({"test_accuracy": tests})            # on how many tasks better, and
-    worse
-    compare.sensitivity(["plane/*/narrow-grid"], "test_accuracy")     # over the whole
-    grid
-    compare.grid(["plane/*/narrow-grid"], "ERM", "test_accuracy")     # the same, less
-    the baseline
-    compare.flatness(["plane/*/narrow-tuned"])         # which measure orders all these
-    nets
+    runs = compare.select(["plane/*/narrow-grid"])          # a row per record and seed
+    best = compare.best(tries, by=["method", "seed"])       # chosen on validation data
+    tests = compare.paired(runs, "ERM", "test_accuracy")    # per task, seed by seed
+    compare.overall(runs, "ERM", "test_accuracy")           # over all tasks together
+    compare.tally({"test_accuracy": tests})                 # on how many tasks better
+    compare.recommend(tests, "test_accuracy")               # what to use
+    compare.ranks(runs, "test_accuracy")                    # mean rank over tasks
+    compare.grid(["plane/*/narrow-grid"], "ERM", "test_accuracy")    # every setting
+    compare.flatness(["plane/*/narrow-tuned"])              # which measure orders nets
 
-Intervals are Student's of 95 % over seeds (of ranks: over tasks). Seeds pair what they
-share: points, labels and initial weights. A loss gap comes with the test loss beside
-    it, since a method
-that holds the training loss up makes the gap small without generalising better.
+`runs` is a table with the columns task, method, seed and a column per metric. Intervals
+are `statistics.interval`'s, over seeds (of ranks: over tasks). Seeds pair what they
+share: points, labels and initial weights.
 """
 
 from __future__ import annotations
@@ -36,23 +28,32 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from flatnb._checks import flag, instance, number, sequence, shown
+from flatnb._checks import instance, number, sequence, shown
 from flatnb.results import records
+from flatnb.results.statistics import LEVEL, holm, interval, spearman
 
-METRICS = ("test_accuracy", "test_loss", "loss_gap")
-_METRICS = "a list of metrics, such as ['test_loss']"
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
 TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
 LEAST_NETS = 10  # of a seed, for a rank correlation
-LEVEL = 0.05  # of Holm's adjusted p, below which a difference counts as one
+
+
+def sign(metric: str) -> int:
+    """1 for a metric of which more is better (an accuracy), -1 for all others.
+
+    >>> sign("test_accuracy"), sign("test_loss")
+    (1, -1)
+    """
+    return 1 if metric.endswith("accuracy") else -1
+
+
+# --- runs ---------------------------------------------------------------------------
 
 
 def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
-    """The records that fit the patterns; each is read once while its file stays as it
-    is.
+    """The records that fit the patterns, not to be changed: each is read only once.
 
-    They are not to be changed. Raises records.RecordError for a pattern that no
-    record's name fits.
+    Raises:
+        records.RecordError: a pattern that no record's name fits.
     """
     files = {
         name: records.path_of(name) for name in records.match(patterns, records.names())
@@ -65,276 +66,349 @@ def _read(name: str, path: Path, changed: int) -> dict[str, Any]:
     return records.load(name)
 
 
-def select(
-    patterns: Iterable[str], *, default: bool = False, otherwise: bool = False
-) -> pandas.DataFrame:
+def select(patterns: Iterable[str], choice: str = "chosen") -> pandas.DataFrame:
     """A row for each record and seed, at the setting chosen for the seed.
-
-    Columns: record, task, method, passes, seed, setting (its index), and the final
-        metrics, with
-    `loss_gap` = test_loss - train_loss.
 
     Args:
         patterns: of record names, such as "plane/*/narrow-grid".
-        default: at the published default instead, the setting past the budget, or the
-            only one; a record that has neither is left out.
-        otherwise: at the setting that the record's other rule would have chosen
-            instead; a record that has no other rule is left out.
+        choice: "chosen"; or "default", the published default (the setting past the
+            budget, or the only one); or "otherwise", what the record's other rule would
+            have chosen. A record that has no such setting is left out.
+
+    Returns:
+        Columns record, task, method, passes, seed, setting (its index), and the final
+        metrics, with `loss_gap` = test_loss - train_loss.
 
     Raises:
+        ValueError: another choice.
         records.RecordError: a pattern that no record's name fits.
     """
-    flag("default", default), flag("otherwise", otherwise)
+    if choice not in ("chosen", "default", "otherwise"):
+        raise ValueError(
+            f"choice={shown(choice)}; allowed: 'chosen', 'default' or 'otherwise'"
+        )
     rows = []
     for record in loaded(patterns):
-        chosen, budget = record["selection"]["chosen"], record["selection"]["budget"]
-        if default:
-            if budget >= len(record["settings"]) > 1:
-                continue
-            chosen = [min(budget, len(record["settings"]) - 1)] * len(chosen)
-        if otherwise:
-            if "otherwise" not in record["selection"]:
-                continue
-            chosen = record["selection"]["otherwise"]["chosen"]
-        for place, (seed, setting) in enumerate(
-            zip(record["seeds"], chosen, strict=True)
-        ):
+        for place, setting in enumerate(_settings(record, choice)):
+            final = {m: table[setting][place] for m, table in record["final"].items()}
             rows.append(
                 {
                     "record": record["name"],
                     "task": _task(record),
                     "method": record["method"],
                     "passes": record["passes"],
-                    "seed": seed,
+                    "seed": record["seeds"][place],
                     "setting": setting,
-                    **{
-                        m: table[setting][place] for m, table in record["final"].items()
-                    },
+                    **final,
                 }
             )
     return _with_gap(pandas.DataFrame(rows))
 
 
+def _settings(record: Mapping[str, Any], choice: str) -> list[int]:
+    """The index of each seed's setting; empty if the record has none of that choice."""
+    selection, count = record["selection"], len(record["settings"])
+    if choice == "otherwise":
+        return selection.get("otherwise", {"chosen": []})["chosen"]
+    if choice == "default":
+        has_default = count == 1 or selection["budget"] < count
+        default = min(selection["budget"], count - 1)
+        return [default] * len(record["seeds"]) if has_default else []
+    return selection["chosen"]
+
+
 def _task(record: Mapping[str, Any]) -> str:
-    """The task's name; one whose learning rate is tuned, too, is another task."""
+    """The task's name; a task whose learning rate is tuned, too, is another task."""
     name = record["task"]["name"]
     return f"{name}, tuned lr" if record["task"].get("design") == "tuned" else name
 
 
+def _with_gap(runs: pandas.DataFrame) -> pandas.DataFrame:
+    if "loss_gap" in runs or not {"train_loss", "test_loss"} <= set(runs):
+        return runs
+    return runs.assign(
+        loss_gap=runs["test_loss"].astype(float) - runs["train_loss"].astype(float)
+    )
+
+
+def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
+    """In each group the run with the highest validation accuracy, ties by its loss.
+
+    Args:
+        runs: a row for each run tried, with columns val_accuracy and val_loss.
+        by: the columns whose values make the groups, such as ["method", "seed"].
+
+    Returns:
+        One row per group, sorted by `by`. Of equals it is the first.
+
+    Raises:
+        ValueError: columns that are not there.
+
+    >>> runs = pandas.DataFrame({"seed": [0, 0, 1], "rho": [0.1, 0.2, 0.1],
+    ...                          "val_accuracy": [0.5, 0.5, 0.7], "val_loss": [2, 1, 3]})
+    >>> best(runs, by=["seed"])["rho"].tolist()
+    [0.2, 0.1]
+    """
+    _check_runs(runs)
+    by = sequence("by", by, str, "names of columns, such as ['method', 'seed']")
+    if not by:
+        raise ValueError("by=[]; allowed: names of columns, such as ['method', 'seed']")
+    _check_columns(runs, [*by, "val_accuracy", "val_loss"])
+    order = runs.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+    return order.drop_duplicates(by).sort_values(by).reset_index(drop=True)
+
+
 def common(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs on those tasks that have all the methods of the task with the most of
-    them.
+    """The runs on those tasks that have all methods of the task with the most methods.
 
     Of tasks with equally many methods the first decides; what else ran elsewhere is
     left out.
+
+    >>> runs = pandas.DataFrame({"task": ["a", "b", "b"], "method": ["SAM", "SAM", "GNP"]})
+    >>> common(runs)["task"].unique().tolist()
+    ['b']
     """
     _check_runs(runs)
     if runs.empty:
         return runs
-    own = runs.groupby("task", sort=False)["method"].agg(set)
-    wanted = max(own, key=len)
-    tasks = [task for task, methods in own.items() if methods >= wanted]
+    present = runs.groupby("task", sort=False)["method"].agg(set)
+    wanted = max(present, key=len)
+    tasks = [task for task, methods in present.items() if methods >= wanted]
     return runs[runs["task"].isin(tasks) & runs["method"].isin(wanted)]
 
 
 def same_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs on those tasks that have the same seeds, and the most, as `overall` asks
-    for.
+    """The runs on those tasks that have the same seeds, and the most: `overall` needs it.
 
     Of sets of equally many seeds the first decides.
+
+    >>> runs = pandas.DataFrame({"task": ["a", "b", "b"], "seed": [0, 0, 1]})
+    >>> same_seeds(runs)["task"].unique().tolist()
+    ['b']
     """
     _check_runs(runs)
     if runs.empty:
         return runs
     seeds = runs.groupby("task", sort=False)["seed"].agg(frozenset)
-    wanted = max(seeds, key=len)
-    return runs[runs["task"].map(seeds) == wanted]
+    return runs[runs["task"].map(seeds) == max(seeds, key=len)]
 
 
-def table(runs: pandas.DataFrame, metrics: Sequence[str] = METRICS) -> pandas.DataFrame:
-    """Mean and half-width of its 95 % interval over seeds, for each task and method.
+# --- differences --------------------------------------------------------------------
 
-    Columns: for each metric (metric, "mean"), (metric, "interval"), (metric, "n"); n
-        counts the
-    runs that have the number. With loss_gap, test_loss is always there.
+
+def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
+    """Each method minus the baseline, seed by seed.
+
+    Returns:
+        A row for each task and seed (its index), a column for each other method in the
+        order of the runs. NaN where a run of the pair is missing.
 
     Raises:
-        ValueError: a metric that the runs do not have, or a task and method twice (as
-            of two scales): select fewer records.
+        ValueError: no such metric, a task and method twice, or a task without the
+            baseline.
+
+    >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "ERM", "SAM", "SAM"],
+    ...                          "seed": [0, 1, 0, 1], "test_loss": [3.0, 4.0, 2.5, 3.0]})
+    >>> differences(runs, "ERM", "test_loss")["SAM"].tolist()
+    [-0.5, -1.0]
     """
-    metrics = list(dict.fromkeys(sequence("metrics", metrics, str, _METRICS)))
-    if not metrics:
-        raise ValueError(f"metrics=[]; allowed: {_METRICS}")
-    if "loss_gap" in metrics and "test_loss" not in metrics:
-        metrics.insert(metrics.index("loss_gap"), "test_loss")
-    _check(runs, metrics)
-    rows = {}
-    for key, own in runs.groupby(["task", "method"], sort=False):
-        rows[key] = {
-            (metric, part): value
-            for metric in metrics
-            for part, value in _summary(own[metric]).items()
-        }
-    found = pandas.DataFrame.from_dict(rows, orient="index")
-    found.index = pandas.MultiIndex.from_tuples(rows, names=["task", "method"])
-    found.columns = pandas.MultiIndex.from_tuples(found.columns)
-    return found
+    _check(runs, metric)
+    _check_baseline(runs, baseline)
+    wide = runs.pivot(index=["task", "seed"], columns="method", values=metric)
+    methods = [name for name in runs["method"].unique() if name != baseline]
+    wide = wide.astype(float)
+    return wide[methods].sub(wide[baseline], axis=0)
 
 
 def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
     """Each method minus the baseline, seed by seed, for each task.
 
-    Columns: task, method, difference (mean), interval (half-width), n (seeds that both
-        have), p
-    (two-sided paired t-test; nan below LEAST_SEEDS seeds), p_holm: p adjusted by Holm's
-    method over all tests of this table, so that the chance of any false rejection among
-    them stays below the level.
+    Returns:
+        Columns task, method, difference (mean), interval (half-width), n (seeds that
+        both have), p (two-sided paired t-test; NaN below LEAST_SEEDS seeds), p_holm (p
+        adjusted by `holm` over all tests of this table).
 
     Raises:
-        ValueError: no such metric, a task and method twice, or a task without the
-            baseline.
+        ValueError: as `differences`.
+
+    >>> losses = {"ERM": [3.0, 4.0, 3.0, 4.0, 3.0], "SAM": [2.5, 3.0, 2.5, 3.0, 2.5]}
+    >>> runs = pandas.DataFrame([("a", method, seed, value)
+    ...                          for method, row in losses.items()
+    ...                          for seed, value in enumerate(row)],
+    ...                         columns=["task", "method", "seed", "test_loss"])
+    >>> paired(runs, "ERM", "test_loss")[["method", "n"]].values.tolist()
+    [['SAM', 5]]
     """
-    _check(runs, [instance("metric", metric, str, "text")])
-    instance("baseline", baseline, str, "the name of a method")
-    rows = []
-    for task, own in runs.groupby("task", sort=False):
-        wide = own.pivot(index="seed", columns="method", values=metric)
-        _check_baseline(task, wide, baseline)
-        for method in [name for name in own["method"].unique() if name != baseline]:
-            difference = (wide[method] - wide[baseline]).dropna()
-            summary = _summary(difference)
-            rows.append(
-                {
-                    "task": task,
-                    "method": method,
-                    "difference": summary["mean"],
-                    "interval": summary["interval"],
-                    "n": summary["n"],
-                    "p": _p_value(difference),
-                }
-            )
-    columns = ["task", "method", "difference", "interval", "n", "p"]
-    found = pandas.DataFrame(rows, columns=columns)
-    return found.assign(p_holm=holm(found["p"].tolist()))
+    wide = differences(runs, baseline, metric)
+    rows = [
+        {"task": task, "method": method, **_test(wide.loc[task, method])}
+        for task, table in runs.groupby("task", sort=False)
+        for method in table["method"].unique()
+        if method != baseline
+    ]
+    return _with_holm(rows, ["task", "method", "difference", "interval", "n", "p"])
 
 
 def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
-    """Each method minus the baseline over all tasks together: one test a method.
+    """Each method minus the baseline over all tasks together: one test per method.
 
     Within a seed the differences are averaged over the tasks, and the means of the
-    seeds are tested as in `paired`. A gain that is small on every task can be told here
-    though no task tells it alone; it is one of the mean over these tasks, and may be
-    absent, or a loss, on some.
+    seeds are tested as in `paired`. A gain that is small on every task can be
+    significant here; it is a gain of the mean over these tasks, and may be absent, or a
+    loss, on some.
 
-    Columns: method, difference (mean), interval (half-width over seeds), n (seeds that
-        the method
-    and the baseline have on all tasks), tasks, p, p_holm (over all methods).
+    Returns:
+        Columns method, difference (mean), interval (half-width over seeds), n (seeds
+        that the method and the baseline have on all tasks), tasks, p, p_holm (over all
+        methods).
 
     Raises:
         ValueError: as `paired`, or no seed that all tasks have.
     """
-    _check(runs, [instance("metric", metric, str, "text")])
-    instance("baseline", baseline, str, "the name of a method")
-    for task, own in runs.groupby("task", sort=False):
-        _check_baseline(task, own["method"].unique(), baseline)
-    wide = runs.pivot(index="seed", columns=["method", "task"], values=metric)
+    wide = differences(runs, baseline, metric)
     rows = []
-    for method in [name for name in runs["method"].unique() if name != baseline]:
-        difference = wide[method] - wide[baseline]
-        whole = difference.dropna()
-        if whole.empty:
+    for method in wide:
+        table = wide[method].unstack("task")
+        complete = table.dropna()
+        if complete.empty:
             raise ValueError(
                 f"{method} and {baseline} share no seed that has {metric} on all of "
-                f"{', '.join(difference)}; take tasks of the same seeds"
+                f"{', '.join(table)}; take tasks of the same seeds"
             )
-        summary = _summary(whole.mean(axis=1))
-        rows.append(
-            {
-                "method": method,
-                "difference": summary["mean"],
-                "interval": summary["interval"],
-                "n": summary["n"],
-                "tasks": whole.shape[1],
-                "p": _p_value(whole.mean(axis=1)),
-            }
-        )
-    found = pandas.DataFrame(
-        rows, columns=["method", "difference", "interval", "n", "tasks", "p"]
-    )
-    return found.assign(p_holm=holm(found["p"].tolist()))
+        test = _test(complete.mean(axis=1))
+        rows.append({"method": method, **test, "tasks": table.shape[1]})
+    return _with_holm(rows, ["method", "difference", "interval", "n", "tasks", "p"])
+
+
+def _over_seeds(values: pandas.Series) -> tuple[float, float, int]:
+    """Mean, half-width of its interval, and number of the values that are there."""
+    present = values.dropna()
+    mean, half = interval(present)
+    return float(mean), float(half), len(present)
+
+
+def _test(gaps: pandas.Series) -> dict[str, float]:
+    mean, half, n = _over_seeds(gaps)
+    gaps = gaps.dropna()
+    p = math.nan
+    if n >= LEAST_SEEDS:
+        if gaps.nunique() == 1:  # no spread, of which t is not defined
+            p = float(gaps.iloc[0] == 0)
+        else:
+            p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    return {"difference": mean, "interval": half, "n": n, "p": p}
+
+
+def _with_holm(rows: list[dict[str, Any]], columns: list[str]) -> pandas.DataFrame:
+    table = pandas.DataFrame(rows, columns=columns)
+    return table.assign(p_holm=holm(table["p"].tolist()))
 
 
 def tally(
     tests: Mapping[str, pandas.DataFrame], level: float = LEVEL
 ) -> pandas.DataFrame:
-    """On how many tasks each method is better than the baseline, and on how many worse.
-
-    Columns, for each metric: (metric, "better"), (metric, "worse"), (metric, "untold"),
-        where no
-    test could tell, and (metric, "tasks"); indexed by method, in the order of the
-    tests.
+    """On how many tasks each method is significantly better or worse than the baseline.
 
     Args:
-        tests: for each metric its table of `paired`; of an accuracy more is better, of
-            all else less.
-        level: a difference counts if Holm's adjusted p is below it.
+        tests: for each metric its table of `paired`.
+        level: a difference is significant if Holm's adjusted p is below it.
+
+    Returns:
+        Columns, for each metric, (metric, "better"), (metric, "worse") and (metric,
+        "tasks"); indexed by method, in the order of the tests.
+
+    Raises:
+        ValueError: no table, or a level outside (0, 1).
+
+    >>> tests = pandas.DataFrame({"method": ["SAM", "SAM"], "task": ["a", "b"],
+    ...                           "difference": [-0.1, -0.2], "p_holm": [0.01, 0.3]})
+    >>> tally({"test_loss": tests})["test_loss"].loc["SAM"].to_dict()
+    {'better': 1, 'worse': 0, 'tasks': 2}
     """
     level = number("level", level, "a number in (0, 1)", 0, 1)
     if not instance("tests", tests, Mapping, "a dict of tables of `paired`"):
         raise ValueError("tests={}; allowed: a dict of at least one table of `paired`")
-    found = {}
+    counts = {}
     for metric, table in tests.items():
         instance("tests", table, pandas.DataFrame, "a dict of tables of `paired`")
-        gain = table["difference"] * (1 if metric.endswith("accuracy") else -1)
-        told = table["p_holm"] < level  # nan, of a difference without a test, is not
-        counts = pandas.DataFrame(
-            {
-                "method": table["method"],
-                "better": told & (gain > 0),
-                "worse": told & (gain < 0),
-                "untold": ~told,
-                "tasks": True,
-            }
-        )
-        found[metric] = counts.groupby("method", sort=False).sum()
-    return pandas.concat(found, axis=1)
+        gain = table["difference"] * sign(metric)
+        significant = table["p_holm"] < level  # NaN, of a difference without a test: no
+        flags = {
+            "method": table["method"],
+            "better": significant & (gain > 0),
+            "worse": significant & (gain < 0),
+            "tasks": True,
+        }
+        counts[metric] = pandas.DataFrame(flags).groupby("method", sort=False).sum()
+    return pandas.concat(counts, axis=1)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: max over j <= i of min(1, (k - j + 1) p_(j)), k tests
-    in order.
+def recommend(
+    tests: pandas.DataFrame, metric: str, level: float = LEVEL
+) -> pandas.DataFrame:
+    """What paired tests against the baseline say about using each method.
 
-    nan stays nan and counts as no test. Source: S. Holm, "A simple sequentially
-        rejective multiple
-    test procedure", Scandinavian Journal of Statistics 6 (1979).
+    - "use": better on more than half of the tasks (and on more than one), never worse;
+    - "try": better on some task, never worse;
+    - "depends": better on some task and worse on another;
+    - "avoid": worse on some task, never better;
+    - "no evidence": no significant difference.
+
+    Args:
+        tests: the metric's table of `paired`.
+        metric: of an accuracy more is better, of all else less.
+        level: a difference is significant if Holm's adjusted p is below it.
+
+    Returns:
+        Columns better, worse, tasks (counts of tasks), rank (mean over tasks, 1 the
+        best of the methods), advice; indexed by method: "use" first, then "try"; within
+        one advice the most often better first.
+
+    >>> tests = pandas.DataFrame({"method": ["SAM", "NSO"] * 2, "task": list("aabb"),
+    ...                           "difference": [-0.1, 0.1] * 2, "p_holm": [0.01] * 4})
+    >>> recommend(tests, "test_loss")["advice"].to_dict()
+    {'SAM': 'use', 'NSO': 'avoid'}
     """
-    allowed = "numbers in [0, 1], or nan"
-    p_values = [float(p) for p in sequence("p_values", p_values, (int, float), allowed)]
-    for p in p_values:
-        if not (0 <= p <= 1 or math.isnan(p)):
-            raise ValueError(f"p_values has {p}; allowed: {allowed}")
-    there = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, highest = [math.nan] * len(p_values), 0.0
-    for place, (p, i) in enumerate(there):
-        highest = max(highest, min(1.0, (len(there) - place) * p))
-        adjusted[i] = highest
-    return adjusted
+    instance("metric", metric, str, "text")
+    table = tally({metric: tests}, level)[metric]
+    gain = tests.set_index(["method", "task"])["difference"] * sign(metric)
+    ranks = gain.groupby("task").rank(ascending=False)
+    table["rank"] = ranks.groupby("method").mean()
+    advice = [_advice(*row) for row in table[["better", "worse", "tasks"]].to_numpy()]
+    table["advice"] = pandas.Series(advice, table.index, dtype=object)
+    return table.sort_values(
+        ["advice", "better", "rank"], ascending=[False, False, True]
+    )
+
+
+def _advice(better: int, worse: int, tasks: int) -> str:
+    if worse:
+        return "depends" if better else "avoid"
+    if better > max(1, tasks / 2):
+        return "use"
+    return "try" if better else "no evidence"
 
 
 def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     """Mean rank of each method over tasks, 1 the best; indexed by method, best first.
 
-    On each task the methods are ranked by their mean over seeds (accuracy: the highest
-    is best;
-    any other metric: the lowest), ties sharing the mean of their ranks. Columns: rank,
-        interval
-    (half-width over tasks), tasks (how many), and the rank on each task.
+    On each task the methods are ranked by their mean over seeds, ties sharing the mean
+    of their ranks.
+
+    Returns:
+        Columns rank, interval (half-width over tasks), tasks (how many), and the rank
+        on each task.
 
     Raises:
         ValueError: no such metric, a task and method twice, or a method without a
             number on some task: ranks over different tasks do not compare.
+
+    >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"], "seed": 0,
+    ...                          "test_loss": [3.0, 2.0]})
+    >>> ranks(runs, "test_loss")["rank"].to_dict()
+    {'SAM': 1.0, 'ERM': 2.0}
     """
-    _check(runs, [instance("metric", metric, str, "text")])
+    _check(runs, metric)
     means = (
         runs.groupby(["task", "method"], sort=False)[metric].mean().unstack("method")
     )
@@ -344,155 +418,86 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
         raise ValueError(
             f"{method} has no {metric} on {task}; rank only what ran on all tasks"
         )
-    each = means.rank(axis=1, ascending=not metric.endswith("accuracy")).T
-    found = pandas.DataFrame(
-        [_summary(each.loc[method]) for method in each.index], each.index
-    )
-    found = found.rename(columns={"mean": "rank", "n": "tasks"})
-    return found.join(each).sort_values("rank")
+    by_task = means.rank(axis=1, ascending=sign(metric) < 0).T
+    mean, half = interval(by_task.T)
+    summary = {"rank": mean, "interval": half, "tasks": len(means)}
+    table = pandas.DataFrame(summary, by_task.index).join(by_task)
+    return table.sort_values("rank")
 
 
-def sensitivity(patterns: Iterable[str], metric: str) -> pandas.DataFrame:
-    """How the metric depends on the hyperparameters: a row for each record and setting.
-
-    Columns: record, task, method, setting (index), the hyperparameters, mean, interval,
-        n. Where a
-    setting was tuned under one seed alone, `tuning_<metric>` has its number.
-
-    Raises:
-        records.RecordError: a pattern that no record's name fits. ValueError: a record
-            without the metric.
-    """
-    instance("metric", metric, str, "text")
-    rows = []
-    for record in loaded(patterns):
-        if metric == "loss_gap":
-            raise ValueError(
-                "metric='loss_gap' is shown with the test loss; take test_loss and train_loss"
-            )
-        for index, setting in enumerate(record["settings"]):
-            rows.append(
-                {
-                    "record": record["name"],
-                    "task": _task(record),
-                    "method": record["method"],
-                    "setting": index,
-                    **setting,
-                    **_summary(_metric(record, metric)[index]),
-                }
-            )
-    return pandas.DataFrame(rows)
+# --- all settings of records --------------------------------------------------------
 
 
 def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
     """Each setting of each other method minus the baseline as chosen, seed by seed.
 
-    Columns: task, method, setting (index), its hyperparameters, difference (mean),
-        interval, n
-    (seeds that have both), chosen (the share of seeds that chose the setting).
+    Returns:
+        Columns task, method, setting (index), its hyperparameters, difference (mean),
+        interval, n (seeds that have both), chosen (the share of seeds that chose the
+        setting).
 
     Raises:
-        records.RecordError: a pattern that no record's name fits. ValueError: no such
-            metric, or a task without the baseline.
+        records.RecordError: a pattern that no record's name fits.
+        ValueError: no such metric, or a task without the baseline.
     """
     instance("metric", metric, str, "text")
     instance("baseline", baseline, str, "the name of a method")
-    found = loaded(patterns)
-    for record in found:
-        _metric(record, metric)
-    bases = {_task(one): one for one in found if one["method"] == baseline}
+    tables = loaded(patterns)
+    for record in tables:
+        if metric not in record["final"]:
+            raise ValueError(
+                f"metric={metric!r}: {record['name']} has no {metric}; there are: "
+                f"{', '.join(record['final'])}"
+            )
+    bases = {_task(record): record for record in tables if record["method"] == baseline}
     rows = []
-    for record in found:
+    for record in tables:
         task, chosen = _task(record), record["selection"]["chosen"]
         if record["method"] == baseline:
             continue
         if task not in bases:
             raise ValueError(f"{task} has no run of the baseline {baseline!r}")
-        base = _chosen(bases[task], metric).reindex(record["seeds"]).to_numpy()
-        differences = (
-            np.array(_metric(record, metric), dtype=float) - base
-        )  # (setting, seed)
+        base = pandas.Series(
+            records.selected(bases[task])[metric], bases[task]["seeds"], dtype=float
+        )
+        gaps = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
+        gaps = gaps.astype(float) - base.reindex(record["seeds"])  # (setting, seed)
         for index, setting in enumerate(record["settings"]):
-            summary = _summary(differences[index])
+            mean, half, n = _over_seeds(gaps.loc[index])
             rows.append(
                 {
                     "task": task,
                     "method": record["method"],
                     "setting": index,
                     **setting,
-                    "difference": summary["mean"],
-                    "interval": summary["interval"],
-                    "n": summary["n"],
+                    "difference": mean,
+                    "interval": half,
+                    "n": n,
                     "chosen": chosen.count(index) / len(chosen),
                 }
             )
     return pandas.DataFrame(rows)
 
 
-def _chosen(record: Mapping[str, Any], metric: str) -> pandas.Series:
-    table = _metric(record, metric)
-    values = [table[i][place] for place, i in enumerate(record["selection"]["chosen"])]
-    return pandas.Series(values, record["seeds"], dtype=float)
+def optimism(record: Mapping[str, Any]) -> pandas.DataFrame:
+    """What choosing on the test set would add to the accuracy of a record, per seed.
 
-
-def _metric(record: Mapping[str, Any], metric: str) -> list[list[float | None]]:
-    tables = record["final"]
-    if metric not in tables:
-        raise ValueError(
-            f"metric={metric!r}: {record['name']} has no {metric}; there are: {', '.join(tables)}"
-        )
-    return tables[metric]
-
-
-def rank_correlation(
-    nets: pandas.DataFrame, measures: Sequence[str], by: str = "task"
-) -> pandas.DataFrame:
-    """Spearman's correlation of flatness measures with the loss gap and with the test
-    loss.
-
-    Columns: the group, measure, target ("loss_gap", "test_loss"), correlation, low,
-        high (a 95 %
-    interval by Fisher's transform with the variance 1.06 / (n - 3) of E. C. Fieller et
-    al., 1957; it takes the nets for independent), n.
-
-    Args:
-        nets: a row for each trained net, with train_loss, test_loss, the measures and
-            `by`.
-        measures: columns.
-        by: correlations are within its groups, since tasks differ in both.
-
-    Raises:
-        ValueError: columns that are not there.
+    Returns:
+        A row per seed: setting, the test accuracy gained if the test set chose the
+        setting; epoch, the gain if it chose among the recorded epochs; tied, the share
+        of settings that tie for the highest validation accuracy.
     """
-    instance("nets", nets, pandas.DataFrame, "a table")
-    measures = sequence("measures", measures, str, "names of columns")
-    instance("by", by, str, "the name of a column")
-    nets = _with_gap(nets)
-    _check_columns(nets, [*measures, "loss_gap", "test_loss", by])
-    rows = []
-    for group, own in nets.groupby(by, sort=False):
-        for measure in measures:
-            for target in ("loss_gap", "test_loss"):
-                pairs = own[[measure, target]].dropna()
-                n = len(pairs)
-                rho = (
-                    float(stats.spearmanr(pairs[measure], pairs[target])[0])
-                    if n > 2
-                    else math.nan
-                )
-                low, high = _fisher(rho, n)
-                rows.append(
-                    {
-                        by: group,
-                        "measure": measure,
-                        "target": target,
-                        "correlation": rho,
-                        "low": low,
-                        "high": high,
-                        "n": n,
-                    }
-                )
-    return pandas.DataFrame(rows)
+    budget = record["selection"]["budget"]
+    chosen = np.array(records.selected(record)["test_accuracy"], dtype=float)
+    test = np.array(record["final"]["test_accuracy"][:budget], dtype=float)
+    validation = np.array(record["final"]["val_accuracy"][:budget], dtype=float)
+    epochs = np.array(record["curves"]["metrics"]["test_accuracy"], dtype=float)
+    columns = {
+        "setting": np.nanmax(test, 0) - chosen,
+        "epoch": epochs[:, 1:].max(1) - chosen,
+        "tied": (validation == np.nanmax(validation, 0)).mean(0),
+    }
+    return pandas.DataFrame(columns, pandas.Index(record["seeds"], name="seed"))
 
 
 def flatness(
@@ -504,163 +509,127 @@ def flatness(
     given: str | None = None,
     where: str | None = None,
 ) -> pandas.DataFrame:
-    """Spearman's correlation of measures and targets over all nets of the records, in
-    each seed.
+    """Spearman's correlation of measures and targets over all nets of records, per seed.
 
     All settings of all methods, not only those chosen. Nets that lack a number are left
-    out, so that every measure orders the same nets; so are seeds of fewer than 10 nets.
-
-    Columns: `within`, measure, target, correlation (mean over seeds), interval (its
-        half-width),
-    n (seeds), nets (a seed, on average).
+    out, so that every measure orders the same nets; so are seeds of fewer than
+    LEAST_NETS nets.
 
     Args:
         patterns: of record names.
         measures: final metrics; by default those of the records of ensembles.
         targets: final metrics, "loss_gap" or "test_error" (1 - test_accuracy).
-        within: "task", or "task" and "method": only nets of one of these are ordered.
+        within: "task", or "task" and "method": only nets of the same are ordered.
         given: a final metric that is held constant, by partial rank correlation.
         where: of the nets only those for which this holds, as "train_accuracy == 1".
 
+    Returns:
+        Columns `within`, measure, target, correlation (mean over seeds), interval (its
+        half-width), n (seeds), nets (per seed, on average).
+
     Raises:
-        records.RecordError: a pattern that no record's name fits. ValueError: no such
-            metric, or one that is both to be ordered by and held constant.
+        records.RecordError: a pattern that no record's name fits.
+        ValueError: no such metric, or one that is both to be ordered by and held
+            constant.
     """
     measures = sequence("measures", measures, str, "names of metrics")
     targets = sequence("targets", targets, str, "names of metrics")
     within = sequence("within", within, str, "'task', or 'task' and 'method'")
     if not set(within) <= {"task", "method"}:
         raise ValueError(f"within={within}; allowed: 'task', or 'task' and 'method'")
-    for label, text in (("given", given), ("where", where)):
-        instance(label, text, (str, type(None)), "None, or text")
+    instance("given", given, (str, type(None)), "None, or text")
     if given in (*measures, *targets):
         raise ValueError(
             f"given={given!r} is a measure or a target; nothing of it would be left"
         )
-    frames = [
-        records.frame(one).assign(task=_task(one), method=one["method"])
-        for one in loaded(patterns)
+    held = [] if given is None else [given]
+    nets = _nets(patterns, [*measures, *targets, *held], where)
+    rows = []
+    for key, group in nets.groupby([*within, "seed"], sort=False):
+        if len(group) < LEAST_NETS:
+            continue
+        columns = {
+            name: group[name].to_numpy() for name in (*measures, *targets, *held)
+        }
+        constant = None if given is None else columns[given]
+        for measure in measures:
+            for target in targets:
+                value = spearman(columns[measure], columns[target], constant).value
+                row = (*key[:-1], measure, target, value, len(group))
+                rows.append(row)
+    names = [*within, "measure", "target"]
+    each = pandas.DataFrame(rows, columns=[*names, "value", "nets"])
+    summary = [
+        (*key, *_over_seeds(group["value"]), group["nets"].mean())
+        for key, group in each.groupby(names, sort=False)
     ]
-    if not frames:
+    return pandas.DataFrame(
+        summary, columns=[*names, "correlation", "interval", "n", "nets"]
+    )
+
+
+def _nets(
+    patterns: Iterable[str], metrics: Sequence[str], where: str | None
+) -> pandas.DataFrame:
+    """A row for each net of the records that has all the metrics."""
+    tables = [
+        records.frame(record).assign(task=_task(record), method=record["method"])
+        for record in loaded(patterns)
+    ]
+    if not tables:
         raise ValueError(
             "patterns=[]; allowed: at least one, such as 'plane/*/narrow-tuned'"
         )
-    nets = _with_gap(pandas.concat(frames))
+    nets = _with_gap(pandas.concat(tables))
     if "test_accuracy" in nets:
         nets = nets.assign(test_error=1 - nets["test_accuracy"])
-    names = list(
-        dict.fromkeys([*measures, *targets, *([] if given is None else [given])])
-    )
-    _check_columns(nets, names)
-    nets = nets.dropna(subset=names)
-    nets = _where(nets, where) if where else nets
-    rows = []
-    for place, own in nets.groupby([*within, "seed"], sort=False):
-        if len(own) < LEAST_NETS:
-            continue
-        found = own[names].corr("spearman")
-        for measure in measures:
-            for target in targets:
-                value = float(found.loc[measure, target])
-                if given is not None:
-                    one, two = found.loc[measure, given], found.loc[target, given]
-                    rest = (1 - one**2) * (1 - two**2)
-                    value = (
-                        (value - one * two) / math.sqrt(rest)
-                        if rest > 1e-12
-                        else math.nan
-                    )
-                rows.append(
-                    {
-                        **dict(zip(within, place, strict=False)),
-                        "measure": measure,
-                        "target": target,
-                        "value": value,
-                        "nets": len(own),
-                    }
-                )
-    columns = [*within, "measure", "target"]
-    each = pandas.DataFrame(rows, columns=[*columns, "value", "nets"]).groupby(
-        columns, sort=False
-    )
-    summary = pandas.DataFrame(
-        [{**_summary(own["value"]), "nets": own["nets"].mean()} for _, own in each],
-        index=each.first().index,
-        columns=["mean", "interval", "n", "nets"],
-    )
-    return summary.rename(columns={"mean": "correlation"}).reset_index()
-
-
-def _where(nets: pandas.DataFrame, condition: str) -> pandas.DataFrame:
+    _check_columns(nets, metrics)
+    nets = nets.dropna(subset=list(metrics))
+    if instance("where", where, (str, type(None)), "None, or text") is None:
+        return nets
     try:
-        return nets[nets.eval(condition).astype(bool)]
+        return nets[nets.eval(where).astype(bool)]
     except Exception as error:  # pandas raises many kinds for what it cannot read
         raise ValueError(
-            f"where={shown(condition)} is no condition on {', '.join(map(str, nets))}: {error}"
+            f"where={shown(where)} is no condition on {', '.join(map(str, nets))}: {error}"
         ) from error
 
 
-def _fisher(rho: float, n: int) -> tuple[float, float]:
-    if n < 4 or math.isnan(rho):
-        return math.nan, math.nan
-    if abs(rho) == 1:
-        return rho, rho
-    half = stats.norm.ppf(0.975) * math.sqrt(1.06 / (n - 3))
-    centre = math.atanh(rho)
-    return math.tanh(centre - half), math.tanh(centre + half)
-
-
-def _p_value(differences: pandas.Series) -> float:
-    if len(differences) < LEAST_SEEDS:
-        return math.nan
-    if (
-        differences == differences.iloc[0]
-    ).all():  # no spread, of which t is not defined
-        return 1.0 if differences.iloc[0] == 0 else 0.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
-
-
-def _summary(values: Iterable[float | None]) -> dict[str, float]:
-    there = [float(v) for v in values if v is not None and not math.isnan(v)]
-    mean, half = records.mean_interval(there)
-    return {"mean": mean, "interval": half, "n": len(there)}
-
-
-def _with_gap(runs: pandas.DataFrame) -> pandas.DataFrame:
-    if "loss_gap" in runs or not {"train_loss", "test_loss"} <= set(runs):
-        return runs
-    return runs.assign(
-        loss_gap=runs["test_loss"].astype(float) - runs["train_loss"].astype(float)
-    )
-
-
-def _check_baseline(task: object, methods: Iterable[str], baseline: str) -> None:
-    if baseline not in (there := list(methods)):
-        raise ValueError(
-            f"{task} has no run of the baseline {baseline!r}; there are: {', '.join(there)}"
-        )
+# --- checks -------------------------------------------------------------------------
 
 
 def _check_runs(runs: object) -> None:
     instance("runs", runs, pandas.DataFrame, "a table of `select`")
 
 
-def _check(runs: pandas.DataFrame, metrics: Sequence[str]) -> None:
+def _check(runs: pandas.DataFrame, metric: str) -> None:
     _check_runs(runs)
-    _check_columns(runs, ["task", "method", "seed", *metrics])
+    instance("metric", metric, str, "text")
+    _check_columns(runs, ["task", "method", "seed", metric])
     twice = runs.duplicated(["task", "method", "seed"])
     if twice.any():
-        one = runs[twice].iloc[0]
+        run = runs[twice].iloc[0]
         raise ValueError(
-            f"{one['method']} on {one['task']} is there twice with seed {one['seed']}, as from two "
-            "scales; select the records of one"
+            f"{run['method']} on {run['task']} is there twice with seed {run['seed']}, as "
+            "from two scales; select the records of one"
         )
 
 
-def _check_columns(frame: pandas.DataFrame, names: Sequence[str]) -> None:
-    lacks = [name for name in names if name not in frame]
+def _check_baseline(runs: pandas.DataFrame, baseline: str) -> None:
+    instance("baseline", baseline, str, "the name of a method")
+    for task, table in runs.groupby("task", sort=False):
+        methods = table["method"].unique()
+        if baseline not in methods:
+            raise ValueError(
+                f"{task} has no run of the baseline {baseline!r}; there are: "
+                f"{', '.join(methods)}"
+            )
+
+
+def _check_columns(table: pandas.DataFrame, names: Sequence[str]) -> None:
+    lacks = [name for name in names if name not in table]
     if lacks:
         raise ValueError(
-            f"no {', '.join(lacks)}; there are: {', '.join(map(str, frame))}; ask for a metric, "
-            "measure or column of these"
+            f"no {', '.join(lacks)}; there are: {', '.join(map(str, table))}; ask for a "
+            "metric, measure or column of these"
         )

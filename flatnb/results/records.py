@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any
 
 from flatnb._checks import flag, instance, sequence, shown
 from flatnb._files import whole
+from flatnb.results.statistics import interval
 
 if TYPE_CHECKING:
     import pandas
@@ -257,7 +258,8 @@ def _of_all(values: Sequence[Any]) -> tuple[float, float]:
         raise RecordError(
             "mean and interval are of lists of numbers; null is a run that failed"
         )
-    return mean_interval(values)
+    mean, half = interval(values)
+    return float(mean), float(half)
 
 
 def selected(record: Mapping[str, Any]) -> dict[str, list[float | None]]:
@@ -267,34 +269,6 @@ def selected(record: Mapping[str, Any]) -> dict[str, list[float | None]]:
         metric: [table[setting][seed] for seed, setting in enumerate(chosen)]
         for metric, table in record["final"].items()
     }
-
-
-def mean_interval(values: Sequence[float | None]) -> tuple[float, float]:
-    """Mean, and half-width of its 95 % interval: t₀.₉₇₅(n−1) s / √n, Student's, of what
-    is no None.
-
-    The mean of nothing and the interval of less than two values are nan.
-    """
-    numbers = [value for value in values if value is not None]
-    n = len(numbers)
-    # A power of two takes the largest near 1: exact, and neither sums nor squares
-    # overflow.
-    scale = 2.0 ** min(1023, math.frexp(max(map(abs, numbers), default=0.0))[1])
-    scaled = [number / scale for number in numbers]
-    mean = math.fsum(scaled) / n if n else math.nan
-    if n < 2:
-        return scale * mean, math.nan
-    deviation = math.sqrt(
-        math.fsum((number - mean) ** 2 for number in scaled) / (n - 1)
-    )
-    return scale * mean, scale * (_t975(n - 1) * deviation / math.sqrt(n))
-
-
-@functools.cache
-def _t975(freedom: int) -> float:
-    from scipy import stats
-
-    return float(stats.t.ppf(0.975, freedom))
 
 
 def frame(record: Mapping[str, Any]) -> pandas.DataFrame:

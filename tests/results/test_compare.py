@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from flatnb.results import compare, records
+from flatnb.results.statistics import holm
 
 
 def runs(values, metric="test_accuracy"):
@@ -76,7 +77,7 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
     found = compare.select(["a/*"])
     assert found["test_loss"].tolist() == [3.0, 2.0]
     assert found["loss_gap"].tolist() == pytest.approx([2.7, 1.8])
-    default = compare.select(["a/*"], default=True)
+    default = compare.select(["a/*"], choice="default")
     assert default["test_loss"].tolist()[0] == 5.0
     assert math.isnan(default["loss_gap"][1])
     one = {"test_loss": [[1.0, 2.0]]}
@@ -88,7 +89,7 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
         chosen=[0],
         budget=2,
     )
-    default = compare.select(["a/*"], default=True)
+    default = compare.select(["a/*"], choice="default")
     assert set(default["method"]) == {
         "SAM",
         "ERM",
@@ -122,7 +123,7 @@ def test_select_takes_the_other_rules_choice_where_there_is_one(record):
     final = {"test_loss": [[1.0, 2.0], [3.0, 4.0]]}
     settings = [{"rho": 0.1}, {"rho": 0.2}]
     saved("a/GNP", final, settings=settings, chosen=[0, 0], budget=2, otherwise=[1, 0])
-    found = compare.select(["a/*"], otherwise=True)
+    found = compare.select(["a/*"], choice="otherwise")
     assert found["method"].tolist() == ["GNP", "GNP"]
     assert found["test_loss"].tolist() == [3.0, 2.0]
 
@@ -163,7 +164,7 @@ def test_common_tasks_are_those_with_all_the_methods():
     ]
 
 
-def test_tally_counts_what_tests_could_tell():
+def test_tally_counts_significant_differences():
     tests = pandas.DataFrame(
         {
             "task": ["t", "u", "v", "t"],
@@ -173,38 +174,10 @@ def test_tally_counts_what_tests_could_tell():
         }
     )
     found = compare.tally({"test_accuracy": tests, "test_loss": tests})
-    assert found.loc["A", "test_accuracy"].tolist() == [1, 1, 1, 3]
-    assert found.loc["A", "test_loss"].tolist() == [1, 1, 1, 3]
-    assert found.loc["B", "test_loss"].tolist() == [0, 0, 1, 1]
-    assert compare.tally({"norm": tests}, level=0.02).loc["A"].tolist() == [0, 1, 2, 3]
-
-
-def test_sensitivity_has_every_setting(record):
-    found = compare.sensitivity(["a/*"], "test_loss")
-    assert found["rho"].tolist() == [0.1, 0.2, 0.05]
-    assert found["mean"].tolist() == [1.5, 3.5, 5.0]
-    assert found["n"].tolist() == [2, 2, 1]
-    with pytest.raises(ValueError, match="there are: test_loss"):
-        compare.sensitivity(["a/*"], "accuracy")
-    with pytest.raises(ValueError, match="with the test loss"):
-        compare.sensitivity(["a/*"], "loss_gap")
-
-
-def test_the_interval_is_students():
-    values = [0.9, 0.92, 0.95, 0.91]
-    found = compare.table(runs({("t", "SAM"): values}), ["test_accuracy"])
-    low, high = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=stats.sem(values))
-    mean, half, n = found.loc[("t", "SAM"), "test_accuracy"]
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert n == 4
-
-
-def test_a_loss_gap_never_comes_without_the_test_loss():
-    own = compare._with_gap(runs({("t", "SAM"): [0.9, 0.8]}))
-    assert list(compare.table(own, ["loss_gap"]).columns.levels[0]) == [
-        "loss_gap",
-        "test_loss",
-    ]
+    assert found.loc["A", "test_accuracy"].tolist() == [1, 1, 3]
+    assert found.loc["A", "test_loss"].tolist() == [1, 1, 3]
+    assert found.loc["B", "test_loss"].tolist() == [0, 0, 1]
+    assert compare.tally({"norm": tests}, level=0.02).loc["A"].tolist() == [0, 1, 3]
 
 
 def test_paired_differences_are_scipys_and_holms():
@@ -239,7 +212,7 @@ def test_over_all_tasks_a_seed_counts_once():
         assert row["difference"] == pytest.approx(means.mean())
         assert row["p"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
         assert (row["n"], row["tasks"]) == (8, 3)
-    assert found["p_holm"].tolist() == pytest.approx(compare.holm(found["p"].tolist()))
+    assert found["p_holm"].tolist() == pytest.approx(holm(found["p"].tolist()))
     # A seed that one task lacks is left out of all.
     fewer = own[
         ~((own["task"] == "t1") & (own["method"] == "SAM") & (own["seed"] == 0))
@@ -276,15 +249,6 @@ def test_over_all_tasks_methods_and_seeds_must_be_shared():
         ValueError, match="u has no run of the baseline 'ERM'; there are: SAM"
     ):
         compare.overall(pandas.concat([own, alone]), "ERM", "test_accuracy")
-
-
-def test_holm_on_a_worked_case():
-    assert compare.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
-        [0.03, 0.06, 0.06, 0.02]
-    )
-    assert compare.holm([0.9, 0.8]) == [1.0, 1.0]
-    found = compare.holm([0.02, math.nan])
-    assert found[0] == 0.02 and math.isnan(found[1])
 
 
 def test_too_few_seeds_are_not_tested_and_failed_runs_are_not_paired():
@@ -324,24 +288,6 @@ def test_ranks_are_over_tasks_and_know_what_is_better(metric, best):
     del values["u", "B"]
     with pytest.raises(ValueError, match=f"B has no {metric} on u"):
         compare.ranks(runs(values, metric), metric)
-
-
-def test_rank_correlation_is_within_tasks_and_for_both_targets():
-    nets = pandas.DataFrame(
-        {
-            "task": ["a"] * 6 + ["b"] * 6,
-            "train_loss": [0.0] * 12,
-            "test_loss": [1, 2, 3, 4, 5, 6.0, 11, 12, 13, 14, 15, 16],
-            "trace": [1, 2, 3, 5, 4, 6.0, 6, 5, 4, 3, 2, 1],
-        }
-    )
-    found = compare.rank_correlation(nets, ["trace"]).set_index(["task", "target"])
-    assert found.loc[("b", "loss_gap"), "correlation"] == pytest.approx(-1)
-    one = found.loc[("a", "test_loss")]
-    assert one["correlation"] == pytest.approx(1 - 6 * 2 / (6 * 35))
-    assert one["low"] < one["correlation"] < one["high"] < 1
-    with pytest.raises(ValueError, match="no sharpness"):
-        compare.rank_correlation(nets, ["sharpness"])
 
 
 def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
@@ -434,12 +380,80 @@ def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
     expected = stats.spearmanr([tables["trace"][i][0] for i in left], left)[0]
     assert found["correlation"].tolist() == [pytest.approx(expected)] and expected < 1
     assert found["n"].tolist() == [1] and found["nets"].tolist() == [11]
-    # What the held metric tells whole leaves nothing to correlate.
-    told = compare.flatness(["a/*"], ["trace"], ["test_loss"], given="rho")
-    assert math.isnan(told["correlation"][0])
+    # Of what the held metric determines nothing is left to correlate.
+    held = compare.flatness(["a/*"], ["trace"], ["test_loss"], given="rho")
+    assert math.isnan(held["correlation"][0])
 
 
 def test_two_scales_of_one_task_do_not_mix():
     own = runs({("t", "SAM"): [0.9, 0.8]})
     with pytest.raises(ValueError, match="SAM on t is there twice with seed 0"):
-        compare.table(pandas.concat([own, own]), ["test_loss"])
+        compare.ranks(pandas.concat([own, own]), "test_loss")
+
+
+def test_the_best_run_is_that_of_the_highest_accuracy_then_the_lowest_loss():
+    rows = [
+        ("A", 0, 0.5, 1.0),
+        ("A", 0, 0.6, 3.0),
+        ("A", 0, 0.6, 2.0),
+        ("A", 1, None, 0),
+    ]
+    rows += [("B", 0, 0.6, 2.0), ("A", 1, 0.1, 9.0)]
+    columns = ["method", "seed", "val_accuracy", "val_loss"]
+    tries = pandas.DataFrame(rows, columns=columns).assign(rho=range(6))
+    assert compare.best(tries, by=["method", "seed"])["rho"].tolist() == [2, 5, 4]
+    assert compare.best(tries, by=["seed"])["rho"].tolist() == [2, 5]
+    with pytest.raises(ValueError, match="no task; there are: method"):
+        compare.best(tries, by=["task"])
+
+
+def test_advice_follows_the_rule():
+    p = {"use": [0.01] * 3 + [0.5], "try": [0.01, 0.5, 0.5, 0.5], "none": [0.5] * 4}
+    signs = {"depends": [1, 1, 1, -1], "avoid": [-1] * 4}
+    rows = [
+        {
+            "task": task,
+            "method": method,
+            "difference": -0.1 * signs.get(method, [1] * 4)[task],
+            "p_holm": p.get(method, [0.01] * 4)[task],
+        }
+        for method in ("none", "avoid", "depends", "try", "use")
+        for task in range(4)
+    ]
+    advice = compare.recommend(pandas.DataFrame(rows), "test_loss")
+    assert advice["advice"].to_dict() == {
+        "use": "use",
+        "try": "try",
+        "none": "no evidence",
+        "depends": "depends",
+        "avoid": "avoid",
+    }
+    assert advice.index[:2].tolist() == ["use", "try"]
+    assert advice.loc["avoid", "rank"] == (5 + 5 + 5 + 4.5) / 4
+    # Better on one task alone, though that is more than half of them, is worth a try.
+    one = pandas.DataFrame(rows).query("task == 0 and method == 'use'")
+    assert compare.recommend(one, "test_loss")["advice"].tolist() == ["try"]
+
+
+def test_optimism_is_what_the_test_set_would_add(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    final = {
+        "test_accuracy": [[0.5, 0.6], [0.7, 0.5], [0.9, 0.9]],
+        "val_accuracy": [[0.8, 0.7], [0.8, 0.6], [1.0, 1.0]],
+    }
+    settings = [{"rho": rho} for rho in (0.1, 0.2, 0.3)]
+    saved("a/SAM", final, settings=settings, chosen=[0, 0], budget=2)
+    record = records.load("a/SAM")
+    curves = {"test_accuracy": [[1.0, 0.6, 0.5], [1.0, 0.6, 0.6]]}  # epoch 0 counts not
+    record["curves"] = {"epochs": [0, 1, 2], "setting": [0, 0], "metrics": curves}
+    gains = compare.optimism(record)
+    assert gains["setting"].tolist() == pytest.approx([0.2, 0.0])
+    assert gains["epoch"].tolist() == pytest.approx([0.1, 0.0])
+    assert gains["tied"].tolist() == [1.0, 0.5]
+
+
+def test_differences_pair_runs_by_seed():
+    own = runs({("t", "ERM"): [1, 2, 3.0], ("t", "SAM"): [2, 2.5], ("u", "ERM"): [1.0]})
+    gaps = compare.differences(own, "ERM", "test_accuracy")
+    assert gaps.loc["t", "SAM"].tolist()[:2] == [1.0, 0.5]
+    assert gaps["SAM"].isna().sum() == 2 and list(gaps) == ["SAM"]

@@ -358,27 +358,6 @@ def test_a_path_that_leads_nowhere_says_what_there_is(path: str, message: str) -
         records.value(NAME, path)
 
 
-def test_mean_and_interval_are_students() -> None:
-    values = [0.3, 0.5, 0.1, 0.9]
-    mean, half = records.mean_interval([*values, None])
-    low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
-    assert (mean - half, mean + half) == pytest.approx((low, high))
-    assert records.mean_interval([2.0])[0] == 2.0 and math.isnan(
-        records.mean_interval([2.0])[1]
-    )
-    assert all(math.isnan(one) for one in records.mean_interval([None]))
-
-
-@pytest.mark.parametrize("scale", [2.0**1022, 2.0**-1000, 1.0])
-def test_mean_and_interval_neither_overflow_nor_vanish(scale: float) -> None:
-    mean, half = records.mean_interval([0.5, 0.75, -0.25])
-    large = records.mean_interval([0.5 * scale, 0.75 * scale, -0.25 * scale])
-    assert large == (mean * scale, half * scale)
-    top = sys.float_info.max
-    assert records.mean_interval([top, top]) == (top, 0.0)
-    assert records.mean_interval([top, -top]) == (0.0, math.inf)
-
-
 def test_the_frame_has_a_row_for_each_setting_and_seed() -> None:
     records.save(example())
     table = records.frame(records.load(NAME))

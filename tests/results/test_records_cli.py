@@ -15,6 +15,7 @@ from test_records import NAME, example
 
 from flatnb.book import cli
 from flatnb.results import records
+from flatnb.results.statistics import interval
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def test_show_tells_what_was_chosen_and_found(
     record["final"]["test_error"] = [[0.1, 0.2], [0.3, None], [0.5, 0.6]]
     record["selection"]["chosen"] = [1, 1]
     records.save(record)
-    mean, half = records.mean_interval([0.94, 0.93])
+    mean, half = interval([0.94, 0.93])
     text = out(capsys, "show", "plane/*")
     for line in (
         NAME,

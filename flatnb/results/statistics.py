@@ -1,0 +1,182 @@
+"""Statistics of repeated runs: intervals of means, Holm's correction, rank correlation.
+
+Interval of a mean: mean ± t(0.975, n - 1) s / √n, Student's of 95 %, with s the standard
+deviation of n - 1 degrees of freedom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from flatnb._checks import sequence, shown
+
+if TYPE_CHECKING:
+    import pandas
+    from numpy.typing import ArrayLike, NDArray
+
+LEVEL = 0.05  # of a test: p, adjusted by `holm`, below it is significant
+
+
+def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and half-width of its 95 % t-interval over the first axis.
+
+        mean ± t(0.975, n - 1) · s / √n
+
+    Args:
+        values: shape (n, …): n independent repetitions (seeds, members).
+
+    Returns:
+        Mean and half-width, each of shape (…). The half-width of n < 2 and the mean of
+        nothing are NaN. NaN (or None) in, NaN out: a run that diverged is not left out
+        of a mean in silence.
+
+    Raises:
+        ValueError: one number instead of repetitions, or no numbers.
+
+    >>> mean, half = interval([1.0, 2.0, 3.0])
+    >>> f"{mean:.1f} ± {half:.2f}"
+    '2.0 ± 2.48'
+    """
+    from scipy import stats  # here, so that records can be read without it
+
+    try:
+        array = np.asarray(values, dtype=np.float64)
+        n = len(array)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"values={shown(values)}; allowed: numbers of shape (n, ...), one entry per "
+            "repetition"
+        ) from None
+    if n == 0:
+        nothing = np.full(array.shape[1:], np.nan)[()]
+        return nothing, nothing
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = array.mean(0)
+        if n == 1:
+            return mean, np.full_like(mean, np.nan)[()]
+        return mean, stats.t.ppf(0.975, n - 1) * array.std(0, ddof=1) / math.sqrt(n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: max over j <= i of min(1, (k - j + 1) p_(j)), k tests.
+
+    With them the chance of any false rejection stays below the level. NaN stays NaN and
+    counts as no test. Source: S. Holm, "A simple sequentially rejective multiple test
+    procedure", Scandinavian Journal of Statistics 6 (1979).
+
+    Raises:
+        TypeError, ValueError: entries that are not numbers in [0, 1] or NaN.
+
+    >>> holm([0.5, 0.125, 0.25])
+    [0.5, 0.375, 0.5]
+    """
+    allowed = "numbers in [0, 1], or nan"
+    p_values = [float(p) for p in sequence("p_values", p_values, (int, float), allowed)]
+    for p in p_values:
+        if not (0 <= p <= 1 or math.isnan(p)):
+            raise ValueError(f"p_values has {p}; allowed: {allowed}")
+    tests = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    adjusted, highest = [math.nan] * len(p_values), 0.0
+    for rank, (p, i) in enumerate(tests):
+        highest = max(highest, min(1.0, (len(tests) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
+class Correlation(NamedTuple):
+    """A rank correlation, its 95 % interval [low, high], and the number of pairs."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Correlation:
+    """Spearman's rank correlation; with `given`, the partial one at constant `given`.
+
+        partial = (r_xy - r_xz r_yz) / √((1 - r_xz²)(1 - r_yz²)),   z = given
+
+    Entries where a number is missing are left out. The interval is Fisher's,
+    tanh(atanh r ± 1.96 √(1.06 / (n - 3))), n - 4 for a partial correlation; it takes
+    the pairs for independent. Source: E. C. Fieller, H. O. Hartley and E. S. Pearson,
+    "Tests for rank correlation coefficients", Biometrika 44 (1957).
+
+    Args:
+        x: shape (n,).
+        y: shape (n,).
+        given: shape (n,), what is held constant.
+
+    Returns:
+        The correlation; NaN if fewer than 3 pairs, or a constant column, define none.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    >>> spearman([1, 2, 3, 4], [1, 4, 9, 16]).value
+    1.0
+    >>> spearman([1, 2, 3, 4], [4, 3, 1, 2]).n
+    4
+    """
+    from scipy import stats
+
+    columns = [x, y] if given is None else [x, y, given]
+    table = np.stack([np.asarray(column, dtype=np.float64) for column in columns])
+    table = table[:, ~np.isnan(table).any(0)]
+    n = table.shape[1]
+    ranks = stats.rankdata(table, axis=1) - (n + 1) / 2
+    products = ranks @ ranks.T
+    if n < 3 or not products.diagonal().all():
+        return Correlation(math.nan, math.nan, math.nan, n)
+    squares = products.diagonal()
+    r = (products / np.sqrt(np.outer(squares, squares))).clip(-1, 1)
+    value = float(r[0, 1])
+    if given is not None:
+        remainder = (1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)
+        if remainder < 1e-12:
+            return Correlation(math.nan, math.nan, math.nan, n)
+        value = float((value - r[0, 2] * r[1, 2]) / math.sqrt(remainder))
+    return Correlation(value, *_fisher(value, n - (given is not None)), n)
+
+
+def _fisher(r: float, n: int) -> tuple[float, float]:
+    if n < 4:
+        return math.nan, math.nan
+    if abs(r) >= 1:
+        return r, r
+    half = 1.959963984540054 * math.sqrt(1.06 / (n - 3))
+    center = math.atanh(r)
+    return math.tanh(center - half), math.tanh(center + half)
+
+
+def correlations(
+    table: pandas.DataFrame, x: str, y: str, *, by: str, given: str | None = None
+) -> pandas.Series:
+    """Spearman's correlation of two columns within each group, as `spearman` has it.
+
+    With seeds as groups, `interval` of the result says how sure the correlation is.
+
+    Args:
+        table: one row per net.
+        x: a column.
+        y: a column.
+        by: the column whose values make the groups.
+        given: a column that is held constant.
+
+    Returns:
+        One correlation per group, indexed by the group.
+
+    >>> import pandas
+    >>> nets = pandas.DataFrame({"seed": [0, 0, 0, 1, 1, 1], "trace": [1, 2, 3] * 2,
+    ...                          "loss": [1, 2, 3, 3, 2, 1]})
+    >>> correlations(nets, "trace", "loss", by="seed").tolist()
+    [1.0, -1.0]
+    """
+    columns = [x, y] if given is None else [x, y, given]
+    return table.groupby(by, sort=False)[columns].apply(
+        lambda group: spearman(*(group[column] for column in columns)).value
+    )

@@ -1,0 +1,102 @@
+"""Intervals, Holm's correction and rank correlation, against scipy's."""
+
+import math
+
+import numpy as np
+import pandas
+import pytest
+from scipy import stats
+
+from flatnb.results.statistics import correlations, holm, interval, spearman
+
+
+def test_interval_is_the_t_interval():
+    values = np.random.default_rng(0).normal(size=(7, 3))
+    mean, half = interval(values)
+    for column in range(3):
+        low, high = stats.ttest_1samp(values[:, column], 0).confidence_interval(0.95)
+        np.testing.assert_allclose(
+            [mean[column] - half[column], mean[column] + half[column]], [low, high]
+        )
+
+
+def test_interval_of_one_value_has_no_width():
+    mean, half = interval([2.5])
+    assert mean == 2.5
+    assert np.isnan(half)
+
+
+def test_interval_of_nothing_is_no_number():
+    assert all(math.isnan(number) for number in interval([]))
+    assert interval(np.zeros((0, 3)))[0].shape == (3,)
+
+
+def test_interval_keeps_a_diverged_run_in_sight():
+    mean, half = interval([[1.0, 2.0], [None, 4.0]])
+    assert np.isnan(mean[0]) and np.isnan(half[0])
+    assert mean[1] == 3.0 and np.isfinite(half[1])
+
+
+@pytest.mark.parametrize("values", [1.0, "text", None, ["a"], [[1.0], [1.0, 2.0]]])
+def test_interval_of_anything_else_is_refused(values):
+    with pytest.raises(ValueError, match=r"values=.*; allowed: numbers of shape"):
+        interval(values)
+
+
+def test_holm_on_a_worked_case():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    adjusted = holm([0.02, math.nan])
+    assert adjusted[0] == 0.02 and math.isnan(adjusted[1])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spearman_is_scipys(seed):
+    random = np.random.default_rng(seed)
+    x, y = random.integers(4, size=(2, 12)).astype(float)  # with ties
+    expected = stats.spearmanr(x, y)[0]
+    assert spearman(x, y).value == pytest.approx(expected)
+    x[3], y[5] = math.nan, math.nan
+    present = ~np.isnan(x + y)
+    rank = spearman(x, y)
+    assert rank.value == pytest.approx(stats.spearmanr(x[present], y[present])[0])
+    assert rank.n == 10
+    assert -1 <= rank.low < rank.value < rank.high <= 1
+
+
+def test_partial_spearman_correlates_what_regressions_on_ranks_leave():
+    x, y, z = np.random.default_rng(0).normal(size=(3, 20)) + np.arange(20) / 8
+    ranks = [stats.rankdata(column) for column in (x, y, z)]
+    residuals = [
+        column - np.poly1d(np.polyfit(ranks[2], column, 1))(ranks[2])
+        for column in ranks[:2]
+    ]
+    expected = np.corrcoef(*residuals)[0, 1]
+    assert spearman(x, y, z).value == pytest.approx(expected)
+    assert math.isnan(spearman(x, y, x).value)  # nothing of x is left
+
+
+def test_the_interval_of_a_rank_correlation_covers():
+    """That of Fieller, Hartley and Pearson, for normal pairs of correlation 0.6."""
+    random, covered = np.random.default_rng(1), 0
+    exact = 6 / math.pi * math.asin(0.3)
+    for _ in range(400):
+        x, noise = random.normal(size=(2, 40))
+        rank = spearman(x, 0.6 * x + 0.8 * noise)
+        covered += rank.low < exact < rank.high
+    assert 0.91 < covered / 400 < 0.985
+
+
+def test_a_constant_or_too_short_column_has_no_rank_correlation():
+    assert math.isnan(spearman([1, 1, 1, 1], [1, 2, 3, 4]).value)
+    assert math.isnan(spearman([1, 2], [1, 2]).value)
+    assert spearman([1, 2, 3, 4], [1, 2, 3, 4])[:3] == (1.0, 1.0, 1.0)
+
+
+def test_correlations_are_within_groups():
+    table = pandas.DataFrame({"seed": list("ab") * 5, "x": range(10), "y": range(10)})
+    table["z"] = np.random.default_rng(0).random(10)
+    table.loc[table["seed"] == "b", "y"] *= -1
+    assert correlations(table, "x", "y", by="seed").to_dict() == {"a": 1.0, "b": -1.0}
+    partial = correlations(table, "x", "z", by="seed", given="y")
+    assert partial.isna().all()

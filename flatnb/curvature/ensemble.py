@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flatnb._ensemble_layers import EnsembleBatchNorm, EnsembleLinear
 from flatnb._nets import in_mode
 from flatnb.curvature.piecewise import check_piecewise_linear
 from flatnb.curvature.result import Progress, ProgressCallback, Result
-from flatnb.ensemble import BatchNorm, Ensemble, Linear
+from flatnb.ensemble import Ensemble
 
 _EVERY = 4  # products between two looks at the Ritz values
 
@@ -207,7 +208,7 @@ def _watched(model: Ensemble) -> Iterator[list[_Use]]:
 
     def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         a = inputs[0].detach()
-        if isinstance(layer, BatchNorm) and layer.running_mean is not None:
+        if isinstance(layer, EnsembleBatchNorm) and layer.running_mean is not None:
             assert layer.running_var is not None
             a = (a - layer.running_mean.unsqueeze(1)) * torch.rsqrt(
                 layer.running_var.unsqueeze(1) + layer.eps
@@ -217,7 +218,7 @@ def _watched(model: Ensemble) -> Iterator[list[_Use]]:
     handles = [
         layer.register_forward_hook(see)
         for layer in model.modules()
-        if isinstance(layer, Linear | BatchNorm)
+        if isinstance(layer, EnsembleLinear | EnsembleBatchNorm)
     ]
     try:
         yield uses
@@ -228,7 +229,7 @@ def _watched(model: Ensemble) -> Iterator[list[_Use]]:
 
 def _check(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> None:
     last, _, output = uses[-1]
-    if not isinstance(last, Linear) or output is not logits:
+    if not isinstance(last, EnsembleLinear) or output is not logits:
         raise ValueError(
             f"the net ends in {last} and more; it must end in the logits' Linear"
         )
@@ -236,7 +237,7 @@ def _check(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> No
     for layer in layers:
         if layers.count(layer) > 1:
             raise ValueError(f"{layer} is used twice; measure such members one by one")
-        if isinstance(layer, BatchNorm) and layer.running_mean is None:
+        if isinstance(layer, EnsembleBatchNorm) and layer.running_mean is None:
             raise ValueError(
                 f"{layer} has no running statistics: its examples are not independent"
             )
@@ -261,7 +262,7 @@ def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Te
             if weight is not None and id(weight) in trained:
                 each = (
                     _squares(a) * _squares(delta)
-                    if isinstance(layer, Linear)
+                    if isinstance(layer, EnsembleLinear)
                     else _squares(a * delta)
                 )
                 total += each.sum(-1)
@@ -271,7 +272,7 @@ def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Te
 def _kappa(use: _Use, logits: Tensor) -> Tensor:
     """mean_i |phi_i|^2 (sum_c p_ic |w_c|^2 - |sum_c p_ic w_c|^2), w_c the rows; (members,)."""
     layer, phi, _ = use
-    assert isinstance(layer, Linear)
+    assert isinstance(layer, EnsembleLinear)
     p, weight = logits.detach().double().softmax(-1), layer.weight.detach().double()
     spread = (p @ _squares(weight).unsqueeze(-1)).squeeze(-1) - _squares(p @ weight)
     return (_squares(phi) * spread.clamp(min=0)).mean(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from flatnb.ensemble import along_members
+from flatnb._nets import along_members
 
 # t -> how far the average goes to the weights after step t = 0, 1, ...: a number, or
 # (members,).

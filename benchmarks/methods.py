@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import flatnb
 from benchmarks import keep_memory
 from flatnb import models
-from flatnb.methods import base
+from flatnb.methods.method import Step
 from flatnb.methods.noise import Stream
 
 BATCH = 64
@@ -157,13 +157,13 @@ def measure(
 # What a step is made of: the part, and the functions (owner, name) whose time it is.
 PARTS = {
     "backward": [(Tensor, "backward")],
-    "norms": [(base.Step, "norm"), (base.Step, "norms"), (base.Step, "dot")],
+    "norms": [(Step, "norm"), (Step, "norms"), (Step, "dot")],
     "noise": [(Stream, "draw")],
     "moves": [
-        (base.Step, "move"),
-        (base.Step, "mirror"),
-        (base.Step, "close"),
-        (base.Step, "add_gradient"),
+        (Step, "move"),
+        (Step, "mirror"),
+        (Step, "close"),
+        (Step, "add_gradient"),
     ],
     "penalty": [(flatnb.FAM, "penalty")],
     "optimizer": [(torch.optim.SGD, "step")],

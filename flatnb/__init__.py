@@ -7,64 +7,14 @@ where `loss.backward()` stood. The rest measures what that did to the loss surfa
 from importlib import import_module
 from types import ModuleType
 
+from flatnb import methods
 from flatnb.ensemble import Ensemble
-from flatnb.methods import (
-    ASAM,
-    BSAM,
-    ERM,
-    FAM,
-    GNP,
-    GSAM,
-    NSO,
-    RSAM,
-    SAM,
-    USAM,
-    AdaFlood,
-    Cosine,
-    Every,
-    Flooding,
-    FollowLR,
-    FriendlySAM,
-    IFlood,
-    Linear,
-    LookSAM,
-    Method,
-    SoftAD,
-    WeightNoise,
-    compose,
-)
+from flatnb.methods import *  # noqa: F403
 from flatnb.train import Run, fit, fit_grid
 
 __version__ = "0.1.0"
-__all__ = [
-    "ASAM",
-    "BSAM",
-    "ERM",
-    "FAM",
-    "GNP",
-    "GSAM",
-    "NSO",
-    "RSAM",
-    "SAM",
-    "USAM",
-    "AdaFlood",
-    "Cosine",
-    "Ensemble",
-    "Every",
-    "Flooding",
-    "FollowLR",
-    "FriendlySAM",
-    "IFlood",
-    "Linear",
-    "LookSAM",
-    "Method",
-    "Run",
-    "SoftAD",
-    "WeightNoise",
-    "compose",
-    "fit",
-    "fit_grid",
-]
+__all__ = ["Ensemble", "Run", "fit", "fit_grid"]
+__all__ += methods.__all__
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -45,13 +45,13 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def along_members(factor: Tensor, like: Tensor) -> Tensor:
+def along_members(factor: Tensor, target: Tensor) -> Tensor:
     """`factor`, () or (members,), on the device and in the dtype and shape to multiply
-    `like`, or its members on the leading axis.
+    `target`, or its members on the leading axis.
 
     >>> import torch
     >>> along_members(torch.tensor([1.0, 2.0]), torch.ones(2, 3, 4)).shape
     torch.Size([2, 1, 1])
     """
-    shape = (-1, *[1] * (like.dim() - 1)) if factor.dim() else ()
-    return factor.to(like.device, like.dtype).view(shape)
+    shape = (-1, *[1] * (target.dim() - 1)) if factor.dim() else ()
+    return factor.to(target.device, target.dtype).view(shape)

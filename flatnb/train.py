@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from flatnb._checks import function, instance, integer, number, sequence, shown
-from flatnb._nets import in_mode
+from flatnb._nets import in_mode, unwrap
 from flatnb.checkpoint import Checkpoint, tensors
 from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.methods import Method
 from flatnb.methods._model import distributed
 from flatnb.methods._model import members as members_of
-from flatnb.methods.base import Real, _wide, dense, l2_norm, present, real, unwrap
+from flatnb.methods._tensors import dense, l2_norm, present, wide
+from flatnb.methods.method import Real, real
 
 if TYPE_CHECKING:
     import pandas
@@ -577,7 +578,7 @@ def calibration_error(logits: Tensor, y: Tensor, bins: int = _BINS) -> Tensor:
 
 def _gaps(log_p: Tensor, correct: Tensor, bins: int) -> Tensor:
     """The sum of correct - confidence over the examples of each bin, (..., bins)."""
-    confidence = log_p.amax(-1).exp().to(_wide(log_p))
+    confidence = log_p.amax(-1).exp().to(wide(log_p))
     place = confidence.mul(bins).ceil().long().sub(1).clamp(0, bins - 1)
     sums = confidence.new_zeros(*confidence.shape[:-1], bins)
     return sums.scatter_add_(-1, place, correct.to(confidence.dtype) - confidence)

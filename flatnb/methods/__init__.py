@@ -1,6 +1,5 @@
-"""Training methods: each turns a batch of per-example losses into a gradient. One file a paper."""
+"""Training methods: each turns per-example losses into a gradient. One file per paper."""
 
-from flatnb.methods.base import ERM, Method
 from flatnb.methods.bsam import BSAM
 from flatnb.methods.compose import compose
 from flatnb.methods.every import Every
@@ -16,6 +15,7 @@ from flatnb.methods.friendly import FriendlySAM
 from flatnb.methods.gnp import GNP
 from flatnb.methods.gsam import GSAM
 from flatnb.methods.looksam import LookSAM
+from flatnb.methods.method import ERM, Method
 from flatnb.methods.nso import NSO, WeightNoise
 from flatnb.methods.sam import ASAM, RSAM, SAM, USAM
 from flatnb.methods.schedules import Cosine, FollowLR, Linear

@@ -41,11 +41,14 @@ class Streams:
             self._set(self._end)
 
     def _get(self) -> list[Any]:
-        states = [torch.get_rng_state()]
-        states += [
+        devices = [
             torch.get_device_module(d).get_rng_state(*_args(d)) for d in self._devices
         ]
-        return states + [g.get_state() for g in self._generators]
+        return [
+            torch.get_rng_state(),
+            *devices,
+            *(g.get_state() for g in self._generators),
+        ]
 
     def _set(self, states: list[Any]) -> None:
         states = list(states)
@@ -84,31 +87,26 @@ class Buffers:
     Python number, say) is not seen.
 
     Args:
-        core: the net without wrappers.
+        net: the model without wrappers.
         modules: all its modules.
-        once: the method takes one pass, so that only checkpointing writes a second
-        time.
+        single: the method takes one pass, so that only checkpointing writes twice.
     """
 
     def __init__(
-        self, core: nn.Module, modules: Sequence[nn.Module], *, once: bool
+        self, net: nn.Module, modules: Sequence[nn.Module], *, single: bool
     ) -> None:
-        self._core, self._once = core, once
-        self._slots = _buffers(modules) + ([] if once else _frozen(modules))
+        self._net, self._single = net, single
+        self._slots = _slots(modules, frozen=not single)
         self._start: _Copies | None = None
         self._end: _Copies | None = None
         self._sums: list[tuple[Slot, Any]] = []
-        self._mode: tuple[Any, ...] = ()
         self._written: set[Key] = set()
+        self._learning = False
         if self._slots:
-            self._mode = (
-                len(self._slots),
-                *(m.training for m in modules if m._buffers),
-            )
-            mode, self._written = _WRITTEN.get(core, {}).get(
-                once, (None, self._written)
-            )
-        self._learning = bool(self._slots) and mode != self._mode
+            modes = (m.training for m in modules if m._buffers)
+            self._mode: tuple[Any, ...] = (len(self._slots), *modes)
+            mode, self._written = _WRITTEN.get(net, {}).get(single, (None, set()))
+            self._learning = mode != self._mode
 
     @property
     def may_change(self) -> bool:
@@ -122,7 +120,7 @@ class Buffers:
         elif self._learning:
             self._start = _Copies([s for s in self._slots if _size(s) <= _SMALL])
             self._sums = [(s, _sum(s)) for s in self._slots if _size(s) > _SMALL]
-        elif self._slots and not self._once:
+        elif self._slots and not self._single:
             self._start = _Copies([s for s in self._slots if s[2] and self._copied(s)])
 
     def mark(self) -> None:
@@ -133,7 +131,8 @@ class Buffers:
         if self._learning and self._start is not None:
             large = {_key(s) for s, total in self._sums if total != _sum(s)}
             self._written = self._start.changed() | large
-            _WRITTEN.setdefault(self._core, {})[self._once] = self._mode, self._written
+            known = _WRITTEN.setdefault(self._net, {})
+            known[self._single] = self._mode, self._written
             self._learning = False
         self._end = _Copies([s for s in self._slots if self._copied(s)])
 
@@ -160,9 +159,9 @@ class _Copies:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self._entries: list[tuple[Slot, Tensor, Tensor | None, int | None]] = []
         for slot in slots:
-            tensor = slot[0][slot[1]].detach()
-            copy = tensor.clone() if not slot[2] or _plain(tensor) else None
-            self._entries.append((slot, slot[0][slot[1]], copy, _version(tensor)))
+            tensor = slot[0][slot[1]]
+            copy = tensor.detach().clone() if not slot[2] or _plain(tensor) else None
+            self._entries.append((slot, tensor, copy, _version(tensor)))
 
     @torch.no_grad()
     def restore(self, written: set[Key]) -> None:
@@ -175,13 +174,10 @@ class _Copies:
                 continue
             if tensor.shape != copy.shape:
                 tensor.data = copy.clone()
-            # Others are let alone, for writing to them would spoil graphs that hold
-            # them.
-            elif (
-                slot[1] in _STATISTICS
-                or _key(slot) in written
-                or _version(tensor) != version
-            ):
+                continue
+            # Others are let alone: writing to them would spoil graphs that hold them.
+            known = slot[1] in _STATISTICS or _key(slot) in written
+            if known or _version(tensor) != version:
                 tensors.append(tensor)
                 copies.append(copy)
         if tensors:
@@ -197,27 +193,19 @@ class _Copies:
         }
 
 
-def _buffers(modules: Sequence[nn.Module]) -> list[Slot]:
-    """Those that a forward may write."""
+def _slots(modules: Sequence[nn.Module], *, frozen: bool) -> list[Slot]:
+    """The buffers, and the frozen parameters, that a forward may write, each once."""
     slots: dict[int, Slot] = {}
     for module in modules:
-        if not module._buffers:
-            continue
-        store, training = module._buffers, module.training
+        buffers, params = module._buffers, module._parameters
         known = type(module).__module__.partition(".")[0] in ("torch", "flatnb")
-        for name, buffer in store.items():
+        for name, buffer in buffers.items():
             statistic = name in _STATISTICS
-            if buffer is not None and (training or not statistic):
-                slots[id(buffer)] = store, name, not (known and statistic)
-    return list(slots.values())
-
-
-def _frozen(modules: Sequence[nn.Module]) -> list[Slot]:
-    slots: dict[int, Slot] = {}
-    for module in modules:
-        for name, p in module._parameters.items():
+            if buffer is not None and (module.training or not statistic):
+                slots[id(buffer)] = buffers, name, not (known and statistic)
+        for name, p in params.items() if frozen else ():
             if p is not None and not p.requires_grad:
-                slots[id(p)] = module._parameters, name, True
+                slots[id(p)] = params, name, True
     return list(slots.values())
 
 
@@ -228,29 +216,12 @@ def _key(slot: Slot) -> Key:
 def _plain(tensor: Tensor) -> bool:
     """Whether its entries can be read and written one by one."""
     return (
-        type(tensor) in _KINDS
+        type(tensor) in (Tensor, nn.Parameter)
         and tensor.layout is torch.strided
-        and tensor.dtype in _DTYPES
-        and not tensor.is_inference()
+        and not (tensor.is_quantized or tensor.is_inference())
+        and (not tensor.is_floating_point() or tensor.element_size() > 1)
         and (tensor.numel() < 2 or 0 not in tensor.stride())
     )
-
-
-_KINDS = (Tensor, nn.Parameter)
-_DTYPES = (
-    torch.float32,
-    torch.int64,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.bool,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.complex64,
-    torch.complex128,
-)
 
 
 def _size(slot: Slot) -> int:
@@ -264,9 +235,5 @@ def _version(tensor: Tensor) -> int | None:
 
 def _sum(slot: Slot) -> Any:
     tensor = slot[0][slot[1]].detach()
-    wide = (
-        torch.float64
-        if tensor.is_floating_point() and tensor.device.type != "mps"
-        else None
-    )
-    return tensor.sum(dtype=wide).item()
+    real = tensor.is_floating_point() and tensor.device.type != "mps"
+    return tensor.sum(dtype=torch.float64 if real else None).item()

@@ -1,8 +1,7 @@
-"""Bayesian SAM (bSAM): an optimizer that learns a Gaussian over the weights under SAM's loss."""
+"""Bayesian SAM (bSAM): an optimizer that learns a Gaussian over the weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,65 +9,52 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatnb.methods.base import dense, number
+from flatnb import _checks
+from flatnb.methods._tensors import dense, present
 from flatnb.methods.noise import Stream, normal
 
 Closure = Callable[[], Any]
+Grads = list[Tensor | None]
 
 
 class BSAM(torch.optim.Optimizer):
-    """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)) over the
-    weights.
+    """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)) over the weights.
 
-    One step, all operations elementwise, N the number of training examples, u ~ N(0,
-    1):
+    One step, all operations elementwise, N the number of training examples, u ~ N(0, 1):
 
         g  = grad L(w + u / sqrt(N s))
         g~ = grad L(w + rho g / s)
         m <- beta1 m + (1 - beta1) (g~ + delta w / N)
-        w <- w - lr m / s                                   (with s from before the
-        step) s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
+        w <- w - lr m / s                           (with s from before the step)
+        s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
 
-    Two passes a step. The closure is that of `torch.optim`: it computes the mean loss
-        of the batch,
-    calls `backward()`, and returns the loss. m-sharpness: give `step` a list of
-    closures, one a part of the batch; each part has its own u, and sqrt(s) |g| and g~
-    are averaged over them.
-
-        optimizer = BSAM(model.parameters(), lr=0.5, examples=50_000)
-        def closure():
-            loss = F.cross_entropy(model(x), y)
-            loss.backward()
-            return loss
-        loss = optimizer.step(closure)
-
-    The weights are the posterior's mean. `sampled` puts draws from it in their place,
-    to predict by the average over several:
-
-        generator = torch.Generator().manual_seed(0)
-        probabilities = torch.zeros(len(x), classes)
-        model.eval()
-        for _ in range(32):
-            with optimizer.sampled(generator), torch.no_grad():
-                probabilities += model(x).softmax(1) / 32
+    The weights are the posterior's mean; `sampled` puts draws from it in their place.
+    m-sharpness: give `step` a list of closures, one per part of the batch; each part has
+    its own u, and sqrt(s) |g| and g~ are averaged over them.
 
     This is an optimizer, no `Method`: weight decay (the prior) and momentum are part of
-        it, it does
-    not join others by `compose`, and it knows no net. So BatchNorm's running statistics
-    see both perturbed passes, as in the authors' code, dropout draws new masks in each,
-    and a GradScaler is not supported. Trainable tensors that it does not hold (a second
-    net's) get the gradients of both passes, and of each closure, unless that clears
-    them. Under DistributedDataParallel both
-    passes are synchronised, and all processes draw the same u: it equals one process
-        with the whole
-    batch.
+    it, it does not `compose`, and it knows no net. So BatchNorm's running statistics see
+    both perturbed passes, as in the authors' code, dropout draws new masks in each, and a
+    GradScaler is not supported. Trainable tensors that it does not hold get the gradients
+    of all passes, unless the closure clears them. Under DistributedDataParallel both
+    passes are synchronized, and all processes draw the same u: it equals one process
+    with the whole batch.
 
     Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in
-        the form of
-    the authors' code, whose settings for CIFAR-10 and ResNet-18 are the defaults here
-    (8 parts of a batch of 200; the prior precision 10 printed in the paper is, by its
-    author, a misprint for 40). That code multiplies N by a factor where data is
-    augmented.
+    the form of the authors' code, whose settings for CIFAR-10 and ResNet-18 are the
+    defaults here (8 parts of a batch of 200; the prior precision 10 printed in the paper
+    is, by its author, a misprint for 40). That code multiplies N by a factor where data
+    is augmented.
+
+    >>> net = torch.nn.Linear(2, 1)
+    >>> optimizer = BSAM(net.parameters(), lr=0.5, examples=50_000)
+    >>> def closure():
+    ...     loss = net(torch.ones(4, 2)).square().mean()
+    ...     loss.backward()
+    ...     return loss
+    >>> loss = optimizer.step(closure)
+    >>> with optimizer.sampled(torch.Generator().manual_seed(0)), torch.no_grad():
+    ...     prediction = net(torch.ones(1, 2))
 
     Args:
         params: parameters, or groups of them.
@@ -97,29 +83,41 @@ class BSAM(torch.optim.Optimizer):
     ) -> None:
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas={betas!r}; allowed: two numbers in [0, 1)")
-        below_one = math.nextafter(1.0, 0.0)
-        defaults = {
-            "lr": number("lr", lr, open_low=True),
-            "examples": number("examples", examples, open_low=True),
-            "rho": number("rho", rho),
-            "betas": tuple(number("betas", beta, high=below_one) for beta in betas),
-            "prior_precision": number("prior_precision", prior_precision),
-            "damping": number("damping", damping),
-            "s_init": number("s_init", s_init, open_low=True),
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "examples": examples,
+            "rho": rho,
+            "prior_precision": prior_precision,
+            "damping": damping,
+            "s_init": s_init,
         }
+        for name, value in defaults.items():
+            closed = name in ("rho", "prior_precision", "damping")
+            allowed = "a finite number >= 0" if closed else "a finite number > 0"
+            defaults[name] = _checks.number(name, value, allowed, 0.0, closed=closed)
+        defaults["betas"] = tuple(
+            _checks.number(
+                "betas", beta, "two numbers in [0, 1)", 0.0, 1.0, closed=True
+            )
+            for beta in betas
+        )
         self._stream = Stream(seed, normal)
+        self._in_sample = False
         super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Closure | Sequence[Closure]
     ) -> Tensor:
-        """One step; returns the detached loss at w + rho g / s, averaged over the
-        closures.
+        """One step; returns the detached loss at w + rho g / s, averaged over closures.
 
         Gradients that were there before are dropped; the average g~ is in `p.grad`
         afterwards. Where any gradient is not finite no parameter, m or s changes, and
         `p.grad` shows it.
+
+        Args:
+            closure: computes the mean loss of the batch, calls `backward()`, and returns
+                the loss; or a list of such closures.
         """
         self._refuse_in_sample("step")
         closures = [closure] if callable(closure) else list(closure or ())
@@ -127,65 +125,48 @@ class BSAM(torch.optim.Optimizer):
             raise ValueError(
                 "step needs a closure that calls backward() and returns the loss"
             )
-        slots = [
-            (group, p)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.requires_grad
-        ]
-        for group, p in slots:
+        pairs = self._pairs()
+        for group, p in pairs:
             if not self.state[p]:
                 self.state[p]["m"] = torch.zeros_like(p)
                 self.state[p]["s"] = torch.full_like(p, group["s_init"])
-        sizes: list[Tensor | None] = [None] * len(slots)
-        grads: list[Tensor | None] = [None] * len(slots)
-        losses = []
-        for one in closures:
-            own_sizes, own_grads, loss = self._gradients(slots, one)
-            sizes = _accumulate(sizes, own_sizes, len(closures))
-            grads = _accumulate(grads, own_grads, len(closures))
-            losses.append(loss)
-        finite = _finite([*sizes, *grads])
-        for (group, p), size, grad in zip(slots, sizes, grads, strict=True):
+        results = [self._gradients(pairs, part) for part in closures]
+        sizes = _mean([result[0] for result in results])
+        grads = _mean([result[1] for result in results])
+        checks = [torch.isfinite(t).all() for t in present([*sizes, *grads])]
+        finite = bool(torch.stack([c.to(checks[0].device) for c in checks]).all())
+        for (group, p), size, grad in zip(pairs, sizes, grads, strict=True):
             p.grad = grad
             if grad is not None and finite:
-                self._update(
-                    group, p, torch.zeros_like(p) if size is None else size, grad
-                )
-        return torch.stack(losses).mean()
+                self._update(group, p, 0.0 if size is None else size, grad)
+        return torch.stack([loss for _, _, loss in results]).mean()
 
     @contextmanager
     def sampled(self, generator: torch.Generator) -> Iterator[None]:
         """Within this context the trainable parameters are a draw from N(w, 1 / (N s)).
 
         Afterwards they are w again, bit for bit. The training's own noise is not drawn
-        from, so that a run goes on as if nothing had been sampled. Running statistics
-        of BatchNorm stay those of the training; evaluate in `model.eval()`.
+        from. To predict by the average over several draws, evaluate in `model.eval()`:
+        running statistics of BatchNorm stay those of the training.
 
         Args:
             generator: of the draw, each time another; on any device.
 
         Raises:
-            TypeError: no generator. RuntimeError: within another draw; `step` there
-                raises it too.
+            TypeError: no generator.
+            RuntimeError: within another draw; `step` there raises it too.
         """
-        if not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"generator={generator!r}; allowed: a torch.Generator, such as "
-                "torch.Generator().manual_seed(0)"
-            )
+        allowed = "a torch.Generator, such as torch.Generator().manual_seed(0)"
+        _checks.instance("generator", generator, torch.Generator, allowed)
         self._refuse_in_sample("sampled")
-        slots = [
-            (g, p) for g in self.param_groups for p in g["params"] if p.requires_grad
-        ]
-        params = [p for _, p in slots]
+        pairs = self._pairs()
+        params = [p for _, p in pairs]
         copies = [p.detach().clone() for p in params]
         self._in_sample = True
         try:
-            for group, p in slots:
+            for group, p in pairs:
                 self._draw(group, p, generator)
-            # Inside an autocast region low-precision weights are cached by tensor, not
-            # by value.
+            # An autocast region caches low-precision weights by tensor, not by value.
             torch.clear_autocast_cache()
             yield
         finally:
@@ -193,6 +174,11 @@ class BSAM(torch.optim.Optimizer):
             with torch.no_grad():
                 torch._foreach_copy_(params, copies)
             torch.clear_autocast_cache()
+
+    def _pairs(self) -> list[tuple[dict[str, Any], Tensor]]:
+        """Each trainable parameter, with its group."""
+        groups = self.param_groups
+        return [(g, p) for g in groups for p in g["params"] if p.requires_grad]
 
     @torch.no_grad()
     def _draw(
@@ -206,26 +192,26 @@ class BSAM(torch.optim.Optimizer):
         p.addcdiv_(u.to(p.device), (group["examples"] * s).sqrt_())
 
     def _refuse_in_sample(self, call: str) -> None:
-        if getattr(self, "_in_sample", False):
+        if self._in_sample:
             raise RuntimeError(
-                f"{call}() within sampled(): the parameters are a draw, not the mean; leave the "
-                "context first"
+                f"{call}() within sampled(): the parameters are a draw, not the mean; "
+                "leave the context first"
             )
 
     def _gradients(
-        self, slots: Sequence[tuple[dict[str, Any], Tensor]], closure: Closure
-    ) -> tuple[list[Tensor | None], list[Tensor | None], Tensor]:
+        self, pairs: Sequence[tuple[dict[str, Any], Tensor]], closure: Closure
+    ) -> tuple[Grads, Grads, Tensor]:
         """sqrt(s) |g|, g~ and the loss there; the parameters are back at w afterwards."""
-        params = [p for _, p in slots]
+        params = [p for _, p in pairs]
         copies = [p.clone() for p in params]
         try:
-            for (group, p), u in zip(slots, self._stream.draw(params), strict=True):
+            for (group, p), u in zip(pairs, self._stream.draw(params), strict=True):
                 p.addcdiv_(u, (group["examples"] * self.state[p]["s"]).sqrt_())
             grads, _ = _evaluate(params, closure)
-            sizes: list[Tensor | None] = []
-            for (group, p), w, g in zip(slots, copies, grads, strict=True):
+            torch._foreach_copy_(params, copies)
+            sizes: Grads = []
+            for (group, p), g in zip(pairs, grads, strict=True):
                 s = self.state[p]["s"]
-                p.copy_(w)
                 if g is not None:
                     p.addcdiv_(g, s, value=group["rho"])
                 sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
@@ -238,7 +224,7 @@ class BSAM(torch.optim.Optimizer):
         return sizes, grads, loss
 
     def _update(
-        self, group: dict[str, Any], p: Tensor, size: Tensor, grad: Tensor
+        self, group: dict[str, Any], p: Tensor, size: Tensor | float, grad: Tensor
     ) -> None:
         m, s = self.state[p]["m"], self.state[p]["s"]
         beta1, beta2 = group["betas"]
@@ -255,43 +241,32 @@ class BSAM(torch.optim.Optimizer):
         """Take back what `state_dict` gave."""
         if "noise" not in state_dict:
             raise ValueError(
-                f"expected the entry 'noise' of a BSAM; got {sorted(state_dict)}"
+                f"state has the entries {sorted(state_dict)}; allowed: those of a BSAM, "
+                "'noise' among them"
             )
         self._stream.load_state_dict(state_dict["noise"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})
 
 
-def _evaluate(
-    params: Sequence[Tensor], closure: Closure
-) -> tuple[list[Tensor | None], Tensor]:
+def _evaluate(params: Sequence[Tensor], closure: Closure) -> tuple[Grads, Tensor]:
     for p in params:
         p.grad = None
     with torch.enable_grad():
         loss = closure()
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        given = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise TypeError(
-            f"the closure returned {given}; it must return the loss, a scalar tensor"
+            f"the closure returned {kind}; it must return the loss, a scalar tensor"
         )
     grads = [dense(p.grad) for p in params]
-    if all(g is None for g in grads):
+    if not present(grads):
         raise ValueError(
             "the closure left no gradient; it must call backward() on the loss"
         )
     return grads, loss.detach().reshape(())
 
 
-def _finite(tensors: Sequence[Tensor | None]) -> bool:
-    checks = [torch.isfinite(t).all() for t in tensors if t is not None]
-    return bool(torch.stack([c.to(checks[0].device) for c in checks]).all())
-
-
-def _accumulate(
-    sums: list[Tensor | None], terms: Sequence[Tensor | None], parts: int
-) -> list[Tensor | None]:
-    """sums + terms / parts; None counts as zero."""
-    shares = [None if t is None else t / parts for t in terms]
-    return [
-        b if a is None else a if b is None else a + b
-        for a, b in zip(sums, shares, strict=True)
-    ]
+def _mean(parts: Sequence[Grads]) -> Grads:
+    """The mean over parts, tensor by tensor; None counts as zero."""
+    terms = [[t / len(parts) for t in present(ts)] for ts in zip(*parts, strict=True)]
+    return [sum(ts[1:], start=ts[0]) if ts else None for ts in terms]

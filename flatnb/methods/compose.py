@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatnb.methods.base import ERM, Method, Step
+from flatnb._checks import instance
+from flatnb.methods.method import ERM, Method, Step, present
 
 
 class Composed(Method):
@@ -16,8 +17,8 @@ class Composed(Method):
 
     def __init__(self, *parts: Method) -> None:
         self.parts = parts
-        self._transform = _only("objective", "loss transforms", parts)
-        self._rule = _only("rule", "gradient rules", parts)
+        self._transform = _single("objective", "loss transforms", parts)
+        self._rule = _single("rule", "gradient rules", parts)
         self._penalties = [part for part in parts if "penalty" in part.hooks()]
         self.passes = max(part.passes for part in parts)
 
@@ -34,9 +35,8 @@ class Composed(Method):
             return stack.pop_all()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
-        terms = [part.penalty(model, losses) for part in self._penalties]
-        present = [term for term in terms if term is not None]
-        return torch.stack(present).sum(0) if present else None
+        terms = present([part.penalty(model, losses) for part in self._penalties])
+        return torch.stack(terms).sum(0) if terms else None
 
     def hooks(self) -> list[str]:
         return [hook for part in self.parts for hook in part.hooks()]
@@ -46,30 +46,22 @@ class Composed(Method):
         for part in self.parts:
             part.advance()
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        states = state.get("parts", ())
-        if set(state) != {"parts"} or len(states) != len(self.parts):
-            raise ValueError(
-                f"{self!r} needs a state of {len(self.parts)} parts; got {state!r}"
-            )
-        for part, s in zip(self.parts, states, strict=True):
-            part.load_state_dict(s)
+    def memory(self) -> dict[str, Any]:
+        return {str(i): part for i, part in enumerate(self.parts)}
 
     def __repr__(self) -> str:
         return f"compose({', '.join(map(repr, self.parts))})"
 
 
-def _only(hook: str, what: str, parts: tuple[Method, ...]) -> Method:
-    found = [part for part in parts if hook in part.hooks()]
-    if len(found) > 1:
+def _single(hook: str, kind: str, parts: tuple[Method, ...]) -> Method:
+    owners = [part for part in parts if hook in part.hooks()]
+    if len(owners) > 1:
         raise ValueError(
-            f"{' and '.join(map(repr, found))} are {what}, and a step has room for one; join at "
-            "most one loss transform, one gradient rule, and any number of penalties"
+            f"{' and '.join(map(repr, owners))} are {kind}, and a step has room for one; "
+            "join at most one loss transform, one gradient rule, and any number of "
+            "penalties"
         )
-    return found[0] if found else ERM()
+    return owners[0] if owners else ERM()
 
 
 def compose(*methods: Method) -> Method:
@@ -77,19 +69,20 @@ def compose(*methods: Method) -> Method:
 
     `compose(SoftAD(theta=0.1), SAM(rho=0.05))` takes SAM's gradient of SoftAD's
     objective: the ascent direction, too, is that of the transformed loss. ERM joins
-        anything and adds nothing.
+    anything and adds nothing.
 
     Raises:
-        TypeError: an argument is not a method. ValueError: none given, or two for one
-            place.
+        TypeError: an argument is not a method.
+        ValueError: none given, or two for one place.
+
+    >>> from flatnb import SAM, SoftAD
+    >>> compose(SoftAD(theta=0.1), SAM(rho=0.05)).passes
+    2
     """
     parts: list[Method] = []
     for method in methods:
-        if not isinstance(method, Method):
-            raise TypeError(
-                f"compose got {method!r} ({type(method).__name__}); it joins methods such as "
-                "SoftAD(theta=0.1) and SAM(rho=0.05); an optimizer stays outside, in the loop"
-            )
+        allowed = "methods such as SAM(rho=0.05); an optimizer stays in the loop"
+        instance("compose: method", method, Method, allowed)
         parts += method.parts if isinstance(method, Composed) else [method]
     if not parts:
         raise ValueError("compose() needs at least one method")

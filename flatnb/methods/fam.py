@@ -1,24 +1,21 @@
-"""Flatness-aware minimisation (FAM): relative flatness of one linear layer as a penalty."""
+"""Flatness-aware minimization (FAM): relative flatness of one linear layer as a penalty."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import CheckpointError
 
+from flatnb import _checks
 from flatnb._kappa import kappa_direction, kappa_of_logits
 from flatnb._nets import compiled, unwrap
 from flatnb.methods._model import ensemble
-from flatnb.methods.base import Closure, Hyperparameter, Method, Value, per_member
+from flatnb.methods.method import Hyperparameter, Method, Value, per_member
 from flatnb.methods.noise import Stream, rademacher
-from flatnb.methods.normalisation import Elementary
-
-_LOSSES = ("cross_entropy", "auto")
+from flatnb.methods.normalization import Elementary
 
 
 class FAM(Method):
@@ -26,56 +23,47 @@ class FAM(Method):
 
         objective  L(w) + lam kappa(W),   kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}
 
-    W has one row w_s an output, and H_{s,s'} is the block (d^2 L / d w_s d w_s') of the
-    Hessian of the plain mean loss L; under `compose`, too, kappa is that of the plain
-    loss. The layer's bias is no part of it. kappa does not change under W -> cW, phi ->
-    phi / c, phi being the layer's input. The gradient of kappa is exact and reaches all
-    parameters that phi and W depend on.
+    W has one row w_s per output, and H_{s,s'} is the block (d^2 L / d w_s d w_s') of the
+    Hessian of the plain mean loss L, also under `compose`. kappa does not change under
+    W -> cW, phi -> phi / c, phi being the layer's input. The gradient of kappa is exact
+    and reaches all parameters that phi and W depend on.
 
     **The last layer** (layer=None): the last `nn.Linear` that the closure executes; its
-        output z
-    must be the logits. For softmax cross-entropy, p = softmax(z) and w_c the rows of W,
+    output z must be the logits. One pass, for softmax cross-entropy of hard, smoothed
+    or mixed targets, with p = softmax(z):
 
-        kappa = mean_i ||phi_i||^2 (sum_c p_ic ||w_c||^2 - ||sum_c p_ic w_c||^2),
+        kappa = mean_i ||phi_i||^2 (sum_c p_ic ||w_c||^2 - ||sum_c p_ic w_c||^2)
 
-    which is mean_i ||phi_i||^2 (sum_c G_cc p_ic - p_i^T G p_i) with G = W W^T. It holds
-    for hard, smoothed and mixed targets. With loss="auto" the Hessian of each example's
-    loss in logit space,
-    H_i, is taken by automatic differentiation, one product a class: kappa = mean_i
-        ||phi_i||^2
-    Tr(G H_i), exact for every loss that couples no two examples (class weights,
+    With loss="auto" kappa = mean_i ||phi_i||^2 Tr(W W^T H_i), where the Hessian H_i of
+    each example's loss in z is taken by automatic differentiation, one product per
+    class: exact for every loss that couples no two examples (class weights,
     ignore_index, temperatures, squared error).
 
-    **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and
-        v of
-    independent signs, one Hessian-vector product a step. It is unbiased, and so is its
-    gradient; one draw has a relative standard deviation of about 1. Any loss will do.
-    Norm layers on
-    the way are computed by elementary operations: the third derivatives of PyTorch's
-        are wrong.
-    Attention is PyTorch's plain one; attention of other packages must be differentiable
-    twice.
+    **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and v
+    of independent signs, for any loss. It is unbiased, and so is its gradient; one draw
+    has a relative standard deviation of about 1. A step costs about as much as 3 passes.
+    Norm layers are computed by elementary operations, because the third derivatives of
+    PyTorch's are wrong: leave those outside of checkpoints. Attention is PyTorch's plain
+    one.
 
-    One pass for the last layer, at next to no cost; with a named layer a step costs
-    about as much as 3 passes, since it differentiates three times. BatchNorm, weight
-    decay and momentum are untouched. Works on an `Ensemble`, with one kappa a member.
-    Under DistributedDataParallel kappa is each process's own: the average is that of
-    the global batch, since kappa is a mean.
+    Works on an `Ensemble`, with one kappa per member. Under DistributedDataParallel the
+    average of the processes' kappas is that of the global batch, since kappa is a mean.
 
     Source: Adilova, Abourayya, Li, Dada, Petzka, Egger, Kleesiek and Kamp, "FAM:
-        Relative Flatness
-    Aware Minimization", TAG-ML 2023; kappa is Definition 3 of Petzka, Kamp, Adilova,
-    Sminchisescu and Boley, "Relative Flatness and Generalization", NeurIPS 2021. The
-    authors' training code divides kappa by the number of inputs of the layer, so its
-    lam is that many times larger, and holds the Hessian constant, so that only W sees
-    the penalty.
+    Relative Flatness Aware Minimization", TAG-ML 2023; kappa is Definition 3 of Petzka,
+    Kamp, Adilova, Sminchisescu and Boley, "Relative Flatness and Generalization",
+    NeurIPS 2021. The authors' training code divides kappa by the number of inputs of the
+    layer, so its lam is that many times larger, and holds the Hessian constant, so that
+    only W sees the penalty.
+
+    >>> FAM(lam=0.1).passes, FAM(lam=0.1, layer="head").passes
+    (1, 3)
 
     Args:
         lam: weight of the penalty >= 0. kappa scales as the loss's curvature, a few to
             hundreds.
         layer: None, or the name of an `nn.Linear` as in `model.named_modules()`.
-        loss: of layer=None: "cross_entropy" (checked at the first step, and whenever
-            the graph from the logits to the losses is a new one) or "auto".
+        loss: of layer=None: "cross_entropy" (checked in each pass) or "auto".
         seed: of the generator that draws a and v.
     """
 
@@ -90,73 +78,43 @@ class FAM(Method):
         seed: int = 0,
     ) -> None:
         self.lam = lam
-        if layer is not None and not isinstance(layer, str):
-            raise TypeError(
-                f"layer={layer!r} is {type(layer).__name__}; allowed: None for the last linear "
-                "layer, or the name of one, as in model.named_modules()"
-            )
-        if loss not in _LOSSES:
-            raise ValueError(
-                f"loss={loss!r}; allowed: {' or '.join(map(repr, _LOSSES))}"
-            )
-        self.layer, self.loss = layer, loss
+        allowed = "None for the last linear layer, or the name of one"
+        self.layer = _checks.instance("layer", layer, (str, type(None)), allowed)
+        self.loss = _checks.choice("loss", loss, ["cross_entropy", "auto"])
         self.passes = 1 if layer is None else 3
-        self._stream = Stream(seed, rademacher)
-        self.seed = self._stream.seed
-        self._seen: tuple[nn.Linear, Tensor, Tensor] | None = None
+        stream = Stream(seed, rademacher)
+        self.seed = stream.seed
+        self._stream = None if layer is None else stream
+        self._call: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._attached = False
-        # Graphs from the last layer's output to the losses that are softmax
-        # cross-entropy.
-        self._checked: set[tuple[str, ...]] = set()
 
     def attach(self, model: nn.Module) -> None:
         """Prepare a model for `torch.compile`: call it once, before compiling.
 
         A compiled graph holds only the hooks that were there when it was traced. Not
-        needed
-        otherwise: then the hooks come and go with each pass.
+        needed otherwise: then the hooks come and go with each pass.
         """
         for layer in unwrap(model).modules():
             if isinstance(layer, nn.Linear):
-                layer.register_forward_hook(self._see)
+                layer.register_forward_hook(self._record)
         self._attached = True
-
-    def backward(
-        self,
-        model: nn.Module,
-        closure: Closure,
-        *,
-        weight: float = 1.0,
-        scaler: Any = None,
-    ) -> Tensor:
-        try:
-            return super().backward(model, closure, weight=weight, scaler=scaler)
-        except CheckpointError as error:
-            if self.layer is None:
-                raise
-            raise RuntimeError(
-                f"{self!r} takes BatchNorm, InstanceNorm and LayerNorm apart in the closure, since "
-                "the fused ones have no right third derivatives, and a checkpoint that runs them "
-                "again in the backward finds others; leave layers with such norms out of "
-                "checkpoints, or use the closed form for the last layer, layer=None"
-            ) from error
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
-        self._seen = None
-        handles = []
-        if self.layer is None and not self._attached:
-            handles = [
-                layer.register_forward_hook(self._see) for layer in _linear(model)
-            ]
+        self._call = None
+        hooked = self.layer is None and not self._attached
+        layers = _linear(model) if hooked else []
+        handles = [layer.register_forward_hook(self._record) for layer in layers]
+        # Fused norms and attention have no derivatives as high as the estimate's.
+        exact = self.layer is None
         try:
-            if self.layer is None:
+            if exact:
                 yield
-            else:  # fused norms and attention have no derivatives as high as the estimate's
+            else:
                 with Elementary(), sdpa_kernel(SDPBackend.MATH):
                     yield
         except BaseException:
-            self._seen = None
+            self._call = None
             raise
         finally:
             for handle in handles:
@@ -164,74 +122,54 @@ class FAM(Method):
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor:
         exact = self.layer is None
-        kappa = self._exact(model, losses) if exact else self._estimate(model, losses)
+        kappa = self._exact(losses) if exact else self._estimate(model, losses)
         return per_member("lam", self.lam, losses) * kappa
 
-    def state_dict(self) -> dict[str, Any]:
-        noise = {} if self.layer is None else self._stream.state_dict()
-        return {**super().state_dict(), **noise}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.layer is None:
-            super().load_state_dict(state)
-        else:
-            self._stream.load_state_dict(self.load_calls(state))
-
-    def _see(
+    def _record(
         self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor
     ) -> None:
         if torch.is_grad_enabled():
-            self._seen = layer, inputs[0], output
+            self._call = layer, inputs[0], output
 
-    def _exact(self, model: nn.Module, losses: Tensor) -> Tensor:
-        seen, self._seen = self._seen, None
-        if seen is None:
+    def _exact(self, losses: Tensor) -> Tensor:
+        call, self._call = self._call, None
+        if call is None:
             raise ValueError(
-                f"{self!r} saw no nn.Linear run in the closure. If the model is compiled, call "
-                "attach(model) on this very method before torch.compile(model); a layer inside a "
-                "checkpoint with use_reentrant=True runs without gradients: leave the last layer "
-                "out of it"
+                f"{self!r} saw no nn.Linear run in the closure. If the model is "
+                "compiled, call attach(model) on this very method before "
+                "torch.compile(model); a layer inside a checkpoint with "
+                "use_reentrant=True runs without gradients: leave the last layer out"
             )
-        layer, phi, z = seen
+        layer, phi, z = call
         if z.shape[:-1] != losses.shape:
             raise ValueError(
-                f"the last linear layer gave an output of shape {tuple(z.shape)} for losses of "
-                f"shape {tuple(losses.shape)}; {self!r} needs one row of logits per example: mask "
-                "and flatten tokens before that layer, and do not average. Or name a layer for the "
-                "estimate, which takes any loss"
+                f"the last linear layer gave an output of shape {tuple(z.shape)} for "
+                f"losses of shape {tuple(losses.shape)}; {self!r} needs one row of "
+                "logits per example: mask and flatten tokens before that layer, and do "
+                "not average. Or name a layer, for the estimate, which takes any loss"
             )
         weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
+        slope = _slope(losses, z)
         if self.loss == "auto":
             size = phi.to(weight.dtype).square().sum(-1)
-            return (size * _trace(losses, z, weight @ weight.mT)).mean(-1)
-        graph = _graph(losses, z)
-        if graph not in self._checked:
-            _check_cross_entropy(losses, z)
-            self._checked.add(graph)
+            return (size * _trace(slope, z, weight @ weight.mT)).mean(-1)
+        _check_cross_entropy(slope, z)
         return kappa_of_logits(phi, z, weight).mean(-1)
 
     def _estimate(self, model: nn.Module, losses: Tensor) -> Tensor:
         weight = _named(model, str(self.layer)).weight
-        members = ensemble(model)
-        seeds = (0,) if members is None else members.seeds
+        net = ensemble(model)
+        seeds = (0,) if net is None else net.seeds
+        assert self._stream is not None
         a, v = self._stream.draw([weight[..., 0, :], weight[..., 0, :]], seeds)
         z = kappa_direction(weight, a, v)
         try:
-            (g,) = torch.autograd.grad(
-                losses.mean(-1).sum(), weight, create_graph=True, materialize_grads=True
-            )
-            if (
-                not g.requires_grad
-            ):  # the loss is linear in this layer, or does not see it
+            g = _derivative(losses.mean(-1).sum(), weight)
+            if not g.requires_grad:  # the loss is linear in this layer, or without it
                 return torch.zeros_like(losses[..., 0])
-            (hz,) = torch.autograd.grad(
-                (g * z.detach()).sum(),
-                weight,
-                create_graph=True,
-                materialize_grads=True,
-            )
+            hz = _derivative((g * z.detach()).sum(), weight)
         except RuntimeError as error:
-            _refuse_double_backward(error, f"the estimate for layer {self.layer!r}")
+            _explain(error, f"the estimate for layer {self.layer!r}")
             raise
         # The value is <Z, HZ>. H must not see through Z in the product, but Z depends
         # on W all the same: the second term is zero, and brings d<Z, HZ> through both
@@ -239,71 +177,63 @@ class FAM(Method):
         return (z.detach() * hz + 2 * (z - z.detach()) * hz.detach()).sum((-1, -2))
 
 
-def _graph(losses: Tensor, z: Tensor) -> tuple[str, ...]:
-    """The names of the operations between z and the losses."""
-    names: dict[Any, str] = {}
-    waiting = [losses.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node != z.grad_fn and node not in names:
-            names[node] = node.name()
-            waiting.extend(before for before, _ in node.next_functions)
-    return tuple(names.values())
+def _derivative(value: Tensor, tensor: Tensor) -> Tensor:
+    """With its graph, and zero where `value` does not depend on `tensor`."""
+    (grad,) = torch.autograd.grad(
+        value, tensor, create_graph=True, materialize_grads=True
+    )
+    return grad
 
 
-def _trace(losses: Tensor, z: Tensor, gram: Tensor) -> Tensor:
-    """Tr(G H_i), H_i the Hessian of losses[..., i] in z[..., i, :], for each example, (..., n)."""
-    g = _logit_gradient(losses, z)
-    traces = torch.zeros_like(losses, dtype=gram.dtype)
-    if g.requires_grad:  # else the loss is linear in the logits
-        for c in range(z.shape[-1]):
-            (row,) = torch.autograd.grad(
-                g[..., c].sum(), z, create_graph=True, materialize_grads=True
-            )
-            traces = traces + (
-                row.to(gram.dtype) @ gram[..., c, :].unsqueeze(-1)
-            ).squeeze(-1)
-    return traces
-
-
-def _logit_gradient(losses: Tensor, z: Tensor) -> Tensor:
+def _slope(losses: Tensor, z: Tensor) -> Tensor:
+    """Each loss's gradient in its logits, with its graph."""
     try:
         (g,) = torch.autograd.grad(
             losses.sum(), z, create_graph=True, allow_unused=True
         )
     except RuntimeError as error:
-        _refuse_double_backward(error, "the Hessian in logit space")
+        _explain(error, "the Hessian in logit space")
         raise
     if g is None:
         raise ValueError(
-            "the losses do not depend on the output of the last linear layer that ran; FAM needs "
-            "its output to be the logits. If the loss is compiled together with the model, compile "
-            "the model alone"
+            "the losses do not depend on the output of the last linear layer that ran; "
+            "FAM needs its output to be the logits. If the loss is compiled together "
+            "with the model, compile the model alone"
         )
     return g
 
 
-def _check_cross_entropy(losses: Tensor, z: Tensor) -> None:
-    """Raise unless the losses have the Hessian in z of softmax cross-entropy, by one product."""
-    g = _logit_gradient(losses, z)
+def _trace(slope: Tensor, z: Tensor, gram: Tensor) -> Tensor:
+    """Tr(G H_i), H_i the Hessian of loss i in z[..., i, :], for each example, (..., n)."""
+    traces = torch.zeros_like(z[..., 0], dtype=gram.dtype)
+    if slope.requires_grad:  # else the loss is linear in the logits
+        for c in range(z.shape[-1]):
+            row = _derivative(slope[..., c].sum(), z).to(gram.dtype)
+            traces = traces + (row @ gram[..., c, :].unsqueeze(-1)).squeeze(-1)
+    return traces
+
+
+def _check_cross_entropy(slope: Tensor, z: Tensor) -> None:
+    """Raise unless the losses have the Hessian in z of softmax cross-entropy.
+
+    It is compared with the formula's by one product.
+    """
     u = torch.arange(z.shape[-1], device=z.device).cos().to(z.dtype)
     hu = torch.zeros_like(z)
-    if g.requires_grad:
+    if slope.requires_grad:
         (hu,) = torch.autograd.grad(
-            g @ u,
-            z,
-            torch.ones_like(losses, dtype=g.dtype),
-            retain_graph=True,
-            materialize_grads=True,
+            (slope @ u).sum(), z, retain_graph=True, materialize_grads=True
         )
     p, u = z.detach().float().softmax(-1), u.float()
     expected = p * u - p * (p @ u).unsqueeze(-1)
-    off = float((hu.float() - expected).abs().nan_to_num().max())
-    if off > 4 * torch.finfo(z.dtype).eps ** 0.5 * float(expected.abs().max()) + 1e-6:
+    error = float((hu.float() - expected).abs().nan_to_num().max())
+    rounding = 4 * torch.finfo(z.dtype).eps ** 0.5 * float(expected.abs().max())
+    if error > rounding + 1e-6:
         raise ValueError(
-            "the losses are not softmax cross-entropy of the last linear layer's output (their "
-            f"Hessian differs by {off:.2g}); use loss='auto', which takes any loss of the logits "
-            "(class weights, ignore_index, a temperature), or name a layer"
+            "the losses are not softmax cross-entropy of the last linear layer's output "
+            f"(their Hessian differs by {error:.2g}); use loss='auto', which takes any "
+            "loss of the logits (class weights, ignore_index, a temperature), or name a "
+            "layer"
         )
 
 
@@ -312,9 +242,9 @@ def _named(model: nn.Module, name: str) -> nn.Linear:
     layer = layers.get(name)
     if not isinstance(layer, nn.Linear):
         linear = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
+        kind = "no module" if layer is None else type(layer).__name__
         raise ValueError(
-            f"layer={name!r} is {'no module' if layer is None else type(layer).__name__} of the "
-            f"model; its linear layers are {linear}"
+            f"layer={name!r} is {kind} of the model; its linear layers are {linear}"
         )
     if not layer.weight.requires_grad:
         raise ValueError(
@@ -333,16 +263,17 @@ def _linear(model: nn.Module) -> list[nn.Linear]:
     layers = [m for m in modules if isinstance(m, nn.Linear)]
     if not layers:
         raise ValueError(
-            "the model has no nn.Linear, whose output FAM takes for the logits. Write the last "
-            "layer as one: a 1x1 convolution is an nn.Linear on the channels, after "
-            "x.permute(0, 2, 3, 1)"
+            "the model has no nn.Linear, whose output FAM takes for the logits. Write "
+            "the last layer as one: a 1x1 convolution is an nn.Linear on the channels, "
+            "after x.permute(0, 2, 3, 1)"
         )
     return layers
 
 
-def _refuse_double_backward(error: RuntimeError, what: str) -> None:
+def _explain(error: RuntimeError, task: str) -> None:
     if "double backward" in str(error):
         raise RuntimeError(
-            f"{what} needs a double backward, which a compiled graph refuses (torch.compile); use "
-            "the closed form for the last layer, layer=None, or do not compile the model"
+            f"{task} needs a double backward, which a compiled graph refuses "
+            "(torch.compile); use the closed form for the last layer, layer=None, or do "
+            "not compile the model"
         ) from error

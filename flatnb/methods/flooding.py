@@ -1,4 +1,4 @@
-"""Flooding and its per-example relatives: the loss is held at a level instead of driven to zero."""
+"""Flooding and its per-example relatives: the loss is held at a level, not driven to 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flatnb.methods.base import Hyperparameter, Method, Value, count, number, per_member
+from flatnb import _checks
+from flatnb.methods.method import Hyperparameter, Method, Value, per_member
 
 
 class Flooding(Method):
@@ -17,13 +18,14 @@ class Flooding(Method):
         objective  |L - b| + b              gradient  sign(L - b) grad L,  sign(0) = 0
 
     One pass. L is the mean over the batch, not over examples: with another batch size
-        Flooding is
-    another method. BatchNorm, weight decay and momentum are untouched by it.
+    Flooding is another method.
 
     Source: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training
-        Error?",
-    ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this, by the
-    formula.
+    Error?", ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this,
+    by the formula.
+
+    >>> Flooding(level=1.0).objective(torch.tensor([0.5, 0.0])).item()
+    1.75
 
     Args:
         level: flood level b >= 0, in units of the loss. Papers search 0.01 to 0.5.
@@ -39,26 +41,23 @@ class Flooding(Method):
         return (losses.mean(-1) - level).abs() + level
 
 
-class IFlood(Method):
+class IFlood(Flooding):
     """iFlood: each example's loss l_i is reflected at the flood level b.
 
-        objective  mean_i (|l_i - b| + b)   gradient  mean_i sign(l_i - b) grad l_i,
-        sign(0) = 0
+        objective  mean_i (|l_i - b| + b)
+        gradient   mean_i sign(l_i - b) grad l_i,      sign(0) = 0
 
-    One pass. The limit sigma -> 0 of SoftAD, and Flooding when the batch is a single
-    example: also where the closure returns a loss that is one number, which knows no
-        examples.
+    One pass. The limit sigma -> 0 of SoftAD, and Flooding where the batch is a single
+    example, as a loss that is one number is.
 
     Source: Xie et al., "iFlood: A Stable and Effective Regularizer", ICLR 2022.
+
+    >>> IFlood(level=1.0).objective(torch.tensor([0.5, 1.5])).item()
+    1.5
 
     Args:
         level: flood level b >= 0, in units of the loss.
     """
-
-    level = Hyperparameter()
-
-    def __init__(self, level: Value) -> None:
-        self.level = level
 
     def objective(self, losses: Tensor) -> Tensor:
         level = per_member("level", self.level, losses, pointwise=True)
@@ -68,27 +67,22 @@ class IFlood(Method):
 class AdaFlood(Method):
     """AdaFlood: each training example i has a flood level b_i of its own.
 
-        objective  mean_i (|l_i - b_i| + b_i)   gradient  mean_i sign(l_i - b_i) grad
-        l_i, sign(0) = 0
+        objective  mean_i (|l_i - b_i| + b_i)
+        gradient   mean_i sign(l_i - b_i) grad l_i,    sign(0) = 0
 
-    One pass. Levels come from auxiliary models that did not see the example:
-        `held_out_losses`,
-    then `adaflood_levels`. The method must be told which examples a batch holds:
-
-        method = AdaFlood(levels)                  # levels[i] belongs to training
-        example i for index, x, y in batches:
-            method.select(index)
-            method.backward(model, lambda: F.cross_entropy(model(x), y,
-            reduction="none"))
-
-    In `compose(AdaFlood(levels), SAM(0.05))` the part is told in the same way: keep it
-    in a variable. With all levels equal this is IFlood. It needs one loss per example,
-    and refuses a loss that is one number. BatchNorm, weight decay and momentum are
-    untouched by it.
+    One pass. With all levels equal this is IFlood. Levels come from auxiliary models
+    that did not see the example: `held_out_losses`, then `adaflood_levels`. Before each
+    `backward`, `select` says which examples the batch holds; in `compose`, call it on
+    this part. It refuses a loss that is one number.
 
     Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. The
-        authors' code can
-    also learn alpha and beta of the levels together with the net; here they are fixed.
+    authors' code can also learn alpha and beta of the levels together with the net; here
+    they are fixed.
+
+    >>> method = AdaFlood(torch.tensor([0.0, 1.0, 2.0]))
+    >>> method.select(torch.tensor([2, 0]))  # the batch holds examples 2 and 0
+    >>> method.objective(torch.tensor([1.0, 1.0])).item()
+    2.0
 
     Args:
         levels: levels b_i >= 0 of the whole training set, in units of the loss:
@@ -98,36 +92,21 @@ class AdaFlood(Method):
 
     def __init__(self, levels: Tensor) -> None:
         allowed = "a tensor of finite levels >= 0, (examples,) or (members, examples)"
-        if not isinstance(levels, Tensor) or not levels.is_floating_point():
-            kind = levels.dtype if isinstance(levels, Tensor) else type(levels).__name__
-            raise TypeError(f"levels is {kind}; allowed: {allowed}, of floating point")
+        self.levels = _losses("levels", levels, allowed)
         if levels.dim() not in (1, 2) or levels.numel() == 0:
-            raise ValueError(
-                f"levels has shape {tuple(levels.shape)}; allowed: {allowed}"
-            )
-        bad = ~(levels.isfinite() & (levels >= 0))
-        if bad.any():
-            raise ValueError(
-                f"levels has {int(bad.sum())} entries that are negative or not finite, the first "
-                f"{levels[bad][0].item()!r}; allowed: {allowed}"
-            )
-        self.levels = levels.detach()
+            shape = tuple(levels.shape)
+            raise ValueError(f"levels has shape {shape}; allowed: {allowed}")
         self._selected: Tensor | None = None
 
     def select(self, indices: Tensor) -> None:
-        """Say which training examples the coming batch holds, in its order; shape (n,)."""
-        if not isinstance(indices, Tensor) or indices.dtype not in (
-            torch.int32,
-            torch.int64,
-        ):
-            kind = (
-                indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        """Say which training examples the coming batch holds, in its order; (n,)."""
+        allowed = "a 1-D tensor of int64, one per example"
+        _checks.instance("indices", indices, Tensor, allowed)
+        if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
+            raise ValueError(
+                f"indices is {indices.dtype} of shape {tuple(indices.shape)}; allowed: "
+                f"{allowed}"
             )
-            raise TypeError(
-                f"indices is {kind}; allowed: a 1-D tensor of int64, one an example"
-            )
-        if indices.dim() != 1:
-            raise ValueError(f"indices has shape {tuple(indices.shape)}; allowed: (n,)")
         self.levels = self.levels.to(indices.device)
         self._selected = self.levels[..., indices]
 
@@ -135,15 +114,14 @@ class AdaFlood(Method):
         levels = self._selected
         if levels is None:
             raise ValueError(
-                "AdaFlood does not know which examples the batch holds; call select(indices) first"
+                "AdaFlood does not know which examples the batch holds; call "
+                "select(indices) first"
             )
-        if levels.shape[-1] != losses.shape[-1] or levels.shape[:-1] not in (
-            (),
-            losses.shape[:-1],
-        ):
+        if levels.shape not in (losses.shape, losses.shape[-1:]):
             raise ValueError(
-                f"the levels selected have shape {tuple(levels.shape)}, but the losses have shape "
-                f"{tuple(losses.shape)}; call select with the indices of this batch's examples"
+                f"the levels selected have shape {tuple(levels.shape)}, but the losses "
+                f"have shape {tuple(losses.shape)}; call select with the indices of "
+                "this batch's examples"
             )
         levels = levels.to(losses.device, losses.dtype)
         return ((losses - levels).abs() + levels).mean(-1)
@@ -152,16 +130,16 @@ class AdaFlood(Method):
 def adaflood_levels(
     losses: Tensor, *, gamma: float = 0.5, alpha: float = 1.0, beta: float = 0.0
 ) -> Tensor:
-    """AdaFlood's levels b_i from losses l_i of auxiliary models on examples held out
-    from them.
+    """AdaFlood's levels b_i, from losses l_i on examples held out of auxiliary models.
 
         b_i = -log((1 - gamma) exp(-(alpha l_i + beta)) + gamma)
 
     For cross-entropy, alpha = 1 and beta = 0, exp(-b_i) is the auxiliary probability of
-    the true
-    class moved towards 1 by gamma: the larger gamma, the lower the levels, which never
-        exceed
-    -log gamma.
+    the true class moved towards 1 by gamma: the larger gamma, the lower the levels,
+    which never exceed -log gamma.
+
+    >>> [round(b, 3) for b in adaflood_levels(torch.tensor([1.0, 4.0])).tolist()]
+    [0.38, 0.675]
 
     Args:
         losses: (..., examples), in nats, >= 0.
@@ -172,65 +150,63 @@ def adaflood_levels(
     Returns:
         Levels in the shape of `losses`, computed in float64 and of their dtype.
     """
-    g, a, b = (
-        number(name, value, high=high)
-        for name, value, high in (
-            ("gamma", gamma, 1.0),
-            ("alpha", alpha, math.inf),
-            ("beta", beta, math.inf),
-        )
-    )
-    if not isinstance(losses, Tensor) or not losses.is_floating_point():
-        raise TypeError(
-            f"losses is {type(losses).__name__}; allowed: a floating-point tensor"
-        )
-    if not bool((losses.isfinite() & (losses >= 0)).all()):
-        raise ValueError(
-            "losses has entries that are negative or not finite; allowed: >= 0"
-        )
-    log_p = -(a * losses.detach().double() + b)
-    log_keep = math.log1p(-g) if g < 1 else -math.inf
-    log_gamma = torch.full_like(log_p, math.log(g) if g > 0 else -math.inf)
+    top = math.nextafter(1.0, 2.0)
+    _checks.number("gamma", gamma, "a number in [0, 1]", 0.0, top, closed=True)
+    _checks.number("alpha", alpha, "a number >= 0", 0.0, closed=True)
+    _checks.number("beta", beta, "a number >= 0", 0.0, closed=True)
+    losses = _losses("losses", losses, "a tensor of finite losses >= 0")
+    log_p = -(alpha * losses.double() + beta)
+    log_rest = math.log1p(-gamma) if gamma < 1 else -math.inf
+    log_gamma = torch.full_like(log_p, math.log(gamma) if gamma > 0 else -math.inf)
     # A level is >= 0; rounding would make the smallest ones -1e-17.
-    return -torch.logaddexp(log_keep + log_p, log_gamma).clamp_max(0).to(losses.dtype)
+    return -torch.logaddexp(log_rest + log_p, log_gamma).clamp_max(0).to(losses.dtype)
 
 
 def held_out_losses(
-    examples: int, folds: int, train: Callable[[Tensor], Callable[[Tensor], Tensor]]
+    order: Tensor, folds: int, train: Callable[[Tensor], Callable[[Tensor], Tensor]]
 ) -> Tensor:
-    """Each training example's loss under an auxiliary model that was trained without
-    it.
+    """Each training example's loss under an auxiliary model trained without it.
 
-    The examples are cut into contiguous folds, as in the authors' code: shuffle data
-    that is sorted. For each fold, one auxiliary model is trained on all the others.
+    The examples are cut into folds, contiguous in `order`; for each fold one auxiliary
+    model, or an ensemble, is trained on all the others.
+
+    >>> held_out_losses(torch.arange(4), 2, lambda others: lambda fold: fold + 0.5)
+    tensor([0.5000, 1.5000, 2.5000, 3.5000])
 
     Args:
-        examples: size of the training set.
-        folds: number of auxiliary models, 2 to `examples`.
-        train: `train(indices)` trains a fresh auxiliary model on those examples and
-            returns a function that gives the plain per-example losses of the examples
-            it is asked for.
+        order: the indices of all examples, (n,): `torch.arange(n)`, or
+            `torch.randperm(n)` where the examples are sorted.
+        folds: number of folds, 2 to n.
+        train: `train(indices)` trains a fresh model on these examples, and returns a
+            function from indices to plain per-example losses, (..., indices).
 
     Returns:
-        Losses, (examples,), on the CPU: what `adaflood_levels` takes.
+        Losses in the examples' own order, (..., n), on the CPU: for `adaflood_levels`.
     """
-    count("examples", examples, low=2)
-    count("folds", folds, low=2)
-    if folds > examples:
-        raise ValueError(
-            f"folds={folds}; allowed: 2 to the number of examples, {examples}"
-        )
-    parts = torch.arange(examples).tensor_split(folds)
+    _checks.integer("folds", folds, 2, len(order) + 1)
     losses = []
-    for i, held_out in enumerate(parts):
-        score = train(torch.cat([part for j, part in enumerate(parts) if j != i]))
+    for fold in order.tensor_split(folds):
+        score = train(order[~torch.isin(order, fold)])
         with torch.no_grad():
-            own = score(held_out)
-        if not isinstance(own, Tensor) or own.shape != held_out.shape:
-            shape = tuple(own.shape) if isinstance(own, Tensor) else type(own).__name__
+            scored = score(fold)
+        if scored.shape[-1:] != fold.shape:
             raise ValueError(
-                f"the auxiliary model of fold {i} returned losses of shape {shape} for "
-                f"{len(held_out)} examples; expected ({len(held_out)},), one loss per example"
+                f"the auxiliary model returned losses of shape {tuple(scored.shape)}; "
+                f"allowed: (..., {len(fold)}), one per example"
             )
-        losses.append(own.detach().cpu())
-    return torch.cat(losses)
+        losses.append(scored.cpu())
+    return torch.cat(losses, -1)[..., order.argsort().cpu()]
+
+
+def _losses(name: str, values: Tensor, allowed: str) -> Tensor:
+    """A floating-point tensor of finite values >= 0, without its graph."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} is {kind}; allowed: {allowed}, of floating point")
+    bad = ~(values.isfinite() & (values >= 0))
+    if bad.any():
+        raise ValueError(
+            f"{name} has {int(bad.sum())} entries that are negative or not finite, the "
+            f"first {values[bad][0].item()!r}; allowed: {allowed}"
+        )
+    return values.detach()

@@ -1,19 +1,13 @@
-"""Surrogate gap minimisation (GSAM): SAM that also lowers the rise of the loss above w."""
+"""Surrogate gap minimization (GSAM): SAM that also lowers the rise of the loss above w."""
 
 from __future__ import annotations
 
-from flatnb.methods.base import (
-    TINY,
-    Hyperparameter,
-    Method,
-    Perturb,
-    Step,
-    Value,
-    selection,
-)
+from flatnb.methods._step import TINY
+from flatnb.methods.method import Hyperparameter, Perturb, Step, Value
+from flatnb.methods.sam import SAM
 
 
-class GSAM(Method):
+class GSAM(SAM):
     """GSAM: SAM's gradient, minus what the gradient at w has across it.
 
         g = grad L(w),   g_p = grad L(w + rho g / ||g||)
@@ -22,50 +16,38 @@ class GSAM(Method):
 
     Going down g_p lowers the perturbed loss L_p. Going up g_across leaves L_p as it is,
     to first order, and raises L, so that the surrogate gap L_p - L, a measure of
-    sharpness, shrinks. Two passes. alpha = 0 is SAM. Norms and products are over all
-    trainable parameters together, in float64; ||g|| in the perturbation is over the
-    perturbed ones. BatchNorm, weight decay and momentum are as in SAM. Under
-    DistributedDataParallel each process takes its own gradients apart, and the results
-    are averaged, outside of DDP's communication hooks.
+    sharpness, shrinks. Two passes; alpha = 0 is SAM. Products are over all trainable
+    parameters. Under DistributedDataParallel each process takes its own gradients apart,
+    and the results are averaged, outside of DDP's communication hooks.
 
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
-        Training", ICLR
-    2022. There rho follows the learning rate: `rho=FollowLR(optimizer, ...)`. The
-    authors' PyTorch code sums the gradients of several processes where this one
-    averages, and has an option for ASAM's perturbation.
+    Training", ICLR 2022. There rho follows the learning rate: `FollowLR`. The authors'
+    PyTorch code sums the gradients of several processes where this one averages, and has
+    an option for ASAM's perturbation.
 
-        >>> from flatnb import GSAM
-        >>> GSAM(rho=0.05, alpha=0.4)
-        GSAM(rho=0.05, alpha=0.4)
+    >>> GSAM(rho=0.05, alpha=0.4)
+    GSAM(rho=0.05, alpha=0.4)
 
     Args:
         rho: radius >= 0, in units of the parameters.
-        alpha: weight of the part across >= 0, no unit. Example of the authors' code:
-            0.2.
-        perturb: which parameters are moved, all by default; see
-            `flatnb.methods.perturb`.
+        alpha: weight of the part across >= 0, no unit. Example of the authors: 0.2.
+        perturb: which parameters are moved, all by default.
     """
 
-    passes = 2
-    rho = Hyperparameter()
     alpha = Hyperparameter()
-    perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
         self, rho: Value = 0.05, alpha: Value = 0.2, *, perturb: Perturb | None = None
     ) -> None:
-        self.rho, self.alpha, self.perturb = rho, alpha, perturb
+        super().__init__(rho, perturb=perturb)
+        self.alpha = alpha
 
     def rule(self, step: Step) -> None:
-        rho, alpha = (
-            step.per_member("rho", self.rho),
-            step.per_member("alpha", self.alpha),
-        )
+        alpha = step.per_member("alpha", self.alpha)
         grads = step.gradient()
-        norm = step.norm(grads, self.perturb)
-        step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
+        finite = step.ascend(grads, step.per_member("rho", self.rho), self.perturb)
         uphill = step.gradient()
         share = step.dot(grads, uphill) / step.dot(uphill, uphill).clamp_min(TINY**2)
         step.add_gradient(uphill, 1 + alpha * share)
-        step.add_gradient(grads, -alpha * step.unless_finite(norm))
+        step.add_gradient(grads, -alpha * finite)
         step.average()

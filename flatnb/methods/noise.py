@@ -1,9 +1,7 @@
 """Noise on the parameters: its distributions, and the random streams it is drawn from.
 
 A distribution is a function `fill(out, generator)` that overwrites a tensor with
-independent draws
-of mean 0 and variance 1: `normal`, `laplace`, `uniform`, `rademacher`, or one of your
-    own.
+independent draws of mean 0 and variance 1: one of these, or one of your own.
 """
 
 from __future__ import annotations
@@ -16,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatnb.methods.base import count
+from flatnb._checks import function
+from flatnb.methods.method import count
 
 Distribution = Callable[[Tensor, torch.Generator], Any]
 
-# A net is often initialised under the same small seed; its noise must not repeat its
+# A net is often initialized under the same small seed; its noise must not repeat its
 # weights.
 _OFFSET = 0x6E6F6973
 
@@ -31,83 +30,98 @@ _OFFSET = 0x6E6F6973
 _BLOCK = 1 << 17
 
 
-def normal(out: Tensor, generator: torch.Generator) -> None:
-    """Standard normal."""
-    out.normal_(generator=generator)
+def normal(values: Tensor, generator: torch.Generator) -> None:
+    """Standard normal.
+
+    >>> values = torch.empty(3)
+    >>> normal(values, torch.Generator().manual_seed(0))
+    """
+    values.normal_(generator=generator)
 
 
-def laplace(out: Tensor, generator: torch.Generator) -> None:
-    """Laplace of scale 1/sqrt(2): heavier tails than normal."""
-    sign = torch.empty_like(out)
+def laplace(values: Tensor, generator: torch.Generator) -> None:
+    """Laplace of scale 1/sqrt(2): heavier tails than normal.
+
+    >>> laplace(torch.empty(3), torch.Generator())
+    """
+    sign = torch.empty_like(values)
     rademacher(sign, generator)
-    out.exponential_(generator=generator).mul_(sign).mul_(math.sqrt(0.5))
+    values.exponential_(generator=generator).mul_(sign).mul_(math.sqrt(0.5))
 
 
-def uniform(out: Tensor, generator: torch.Generator) -> None:
-    """Uniform on [-sqrt(3), sqrt(3))."""
-    out.uniform_(-math.sqrt(3.0), math.sqrt(3.0), generator=generator)
+def uniform(values: Tensor, generator: torch.Generator) -> None:
+    """Uniform on [-sqrt(3), sqrt(3)).
+
+    >>> uniform(torch.empty(3), torch.Generator())
+    """
+    values.uniform_(-math.sqrt(3.0), math.sqrt(3.0), generator=generator)
 
 
-def rademacher(out: Tensor, generator: torch.Generator) -> None:
-    """-1 or 1 with equal probability."""
-    out.uniform_(-1.0, 1.0, generator=generator).ge_(0.0).mul_(2.0).sub_(1.0)
+def rademacher(values: Tensor, generator: torch.Generator) -> None:
+    """-1 or 1 with equal probability.
+
+    >>> values = torch.empty(4)
+    >>> rademacher(values, torch.Generator())
+    >>> values.abs()
+    tensor([1., 1., 1., 1.])
+    """
+    values.uniform_(-1.0, 1.0, generator=generator).ge_(0.0).mul_(2.0).sub_(1.0)
 
 
 class Stream:
     """Noise for the parameters of a net, from generators of its own.
 
-    Each device a net lies on has a generator, and in an ensemble each distinct member
-    seed has one. They are made when first drawn from, seeded by `seed` plus the
-    member's seed (0 for a plain net). So a member draws what the same net draws alone,
-    and all processes of one training draw the same.
+    Each device that a net lies on has a generator, and in an ensemble each distinct
+    member seed, made when first drawn from and seeded by `seed` plus the member's seed
+    (0 for a plain net). So a member draws what the same net draws alone, and all
+    processes of one training draw the same.
+
+    >>> Stream(0, rademacher).draw([torch.zeros(2, 3)])[0].shape
+    torch.Size([2, 3])
     """
 
     def __init__(self, seed: int, fill: Distribution) -> None:
-        if not callable(fill):
-            raise TypeError(
-                f"noise={fill!r}; allowed: normal, laplace, uniform, rademacher of "
-                "flatnb.methods.noise, or a function fill(out, generator) like them"
-            )
-        self.seed, self.fill = count("seed", seed, low=0), fill
+        allowed = (
+            "normal, laplace, uniform, rademacher of flatnb.methods.noise, or a "
+            "function fill(values, generator) like them"
+        )
+        self.fill: Distribution = function("noise", fill, allowed)
+        self.seed = count("seed", seed, low=0)
         self._generators: dict[tuple[int, int], torch.Generator] = {}
         self._loaded: dict[tuple[int, int], Tensor] = {}
 
     def draw(
         self, params: Sequence[Tensor], seeds: Sequence[int] = (0,)
     ) -> list[Tensor]:
-        """Noise in the shape of each parameter; `seeds`: one a member on the leading axis."""
+        """Noise in the shape of each parameter.
+
+        `seeds` has one per member, the leading axis of the parameters.
+        """
         noise: list[Tensor] = [torch.empty(0)] * len(params)
         devices = list(dict.fromkeys(p.device for p in params))
         distinct = {seed: row for row, seed in enumerate(dict.fromkeys(seeds))}
-        for device, dtype in dict.fromkeys((p.device, p.dtype) for p in params):
-            mine = [
-                i
-                for i, p in enumerate(params)
-                if (p.device, p.dtype) == (device, dtype)
-            ]
-            sizes = [params[i].numel() // len(seeds) for i in mine]
+        for kind in dict.fromkeys((p.device, p.dtype) for p in params):
+            device, dtype = kind
+            places = [i for i, p in enumerate(params) if (p.device, p.dtype) == kind]
+            sizes = [params[i].numel() // len(seeds) for i in places]
             # One draw for all tensors: many small ones cost more.
             flat = torch.empty(len(distinct), sum(sizes), dtype=dtype, device=device)
             for row, seed in zip(flat, distinct, strict=True):
                 self._fill(row, self._generator(devices.index(device), device, seed))
             if len(seeds) > len(distinct):
                 flat = flat[[distinct[seed] for seed in seeds]]
-            for i, part in zip(mine, flat.split(sizes, dim=1), strict=True):
+            for i, part in zip(places, flat.split(sizes, dim=1), strict=True):
                 noise[i] = part.view(params[i].shape)
         return noise
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[Any, Tensor]:
         """The states of all generators."""
         states = {key: g.get_state() for key, g in self._generators.items()}
-        return {"generators": {**self._loaded, **states}}
+        return {**self._loaded, **states}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[Any, Tensor]) -> None:
         """Take back what `state_dict` gave."""
-        if set(state) != {"generators"}:
-            raise ValueError(
-                f"expected a state with the entry 'generators'; got {sorted(state)}"
-            )
-        self._generators, self._loaded = {}, dict(state["generators"])
+        self._generators, self._loaded = {}, dict(state)
 
     def _fill(self, row: Tensor, generator: torch.Generator) -> None:
         if row.device.type != "cpu" or len(row) <= _BLOCK:
@@ -115,9 +129,9 @@ class Stream:
             return
         blocks = row.split(_BLOCK)
         seeds = torch.randint(1 << 32, (len(blocks),), generator=generator).tolist()
-        own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(self.fill, blocks, own))
+            list(threads.map(self.fill, blocks, generators))
 
     def _generator(
         self, place: int, device: torch.device, seed: int
@@ -133,8 +147,9 @@ class Stream:
                 state = self._loaded.pop(key)
                 if state.numel() != generator.get_state().numel():
                     raise ValueError(
-                        f"the saved noise generator is not of a {device.type} device; resume on "
-                        "the kind of device the checkpoint was saved on, or leave out its state"
+                        f"the saved noise generator is not of a {device.type} device; "
+                        "resume on the kind of device that it was saved on, or leave "
+                        "out its state"
                     )
                 generator.set_state(state.cpu())
             self._generators[key] = generator

@@ -1,64 +1,99 @@
-"""Which parameters a method moves: the functions for its argument `perturb`.
+"""Which parameters a method moves: functions for its argument `perturb`.
 
-A method that moves the weights (SAM and its variants, GNP, NSO, WeightNoise) moves all
-trainable parameters, unless `perturb` is given. It is a function
+Methods that move the weights move all trainable parameters, unless given a function
 
     perturb(name, parameter, module) -> bool or float >= 0
 
-that is asked about each trainable parameter: `name` is the parameter's name in the net,
-`module` the layer that holds it. Its answer f multiplies the move of this parameter.
-False or 0 leaves it in place, True or 1 moves it in full; any other number gives the
-parameter, or its group, a radius of its own. With g_t the part of the gradient g that
-belongs to tensor t, SAM moves tensor t by
+that is asked about each of them in every step: `name` is the parameter's name in the net
+("net. ..." in an `Ensemble`), `module` the layer that holds it. Its answer f_t
+multiplies the move of tensor t, and norms are taken over the tensors with f_t > 0: SAM
+moves tensor t by
 
-    eps_t = f_t rho g_t / ||g||_P,      ||g||_P^2 = sum of ||g_t||^2 over all t with f_t
-    > 0
+    eps_t = f_t rho g_t / ||g||_P,      ||g||_P^2 = sum of ||g_t||^2 over f_t > 0
 
-so rho is the radius of the ball that holds the perturbed parameters alone, where f is 0
-or
-1. Every other method does the same: what it would add to tensor t is multiplied by f_t,
-and the norm in its formula is taken over the tensors with f_t > 0. The gradient is
-still that of all trainable parameters, and every pass costs what it did.
+so that False leaves a tensor in place, True moves it in full, and another number gives
+it a radius of its own. The gradient is still that of all parameters.
 
-    >>> from flatnb.methods import SAM
-    >>> from flatnb.methods.perturb import only_norms
-    >>> SAM(rho=0.5, perturb=only_norms)
-    SAM(rho=0.5, perturb=only_norms)
-    >>> def tenth_in_the_head(name, parameter, module):
-    ...     return 0.1 if name.startswith("head") else 1.0
-    >>> method = SAM(rho=0.05, perturb=tenth_in_the_head)
-
-`perturb` is asked in each step, so layers may be frozen and unfrozen in between. In an
-`Ensemble`, names begin with "net.", and parameters have a leading member axis. A tensor
-with several names is asked about under the first.
+>>> from flatnb import SAM
+>>> SAM(rho=0.5, perturb=only_norms)
+SAM(rho=0.5, perturb=only_norms)
+>>> def tenth_in_the_head(name, parameter, module):
+...     return 0.1 if name.startswith("head") else 1.0
+>>> method = SAM(rho=0.05, perturb=tenth_in_the_head)
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+
+from flatnb import _checks
+from flatnb.methods._tensors import scalar
+
+Perturb = Callable[[str, Tensor, nn.Module], float]
 
 _NORM = re.compile(r".*Norm(\dd)?", re.IGNORECASE)
 
 
 def only_norms(name: str, parameter: Tensor, module: nn.Module) -> bool:
-    """True for the scales and shifts of normalisation layers: SAM-ON.
+    """True for the scales and shifts of normalization layers: SAM-ON.
 
     A layer counts if its class, or a class that it inherits from, has a name that ends
-    in Norm, Norm1d, Norm2d or Norm3d. These are the batch, layer, group, instance and
-    RMS norms of PyTorch and most of other packages.
+    in Norm, Norm1d, Norm2d or Norm3d.
 
     Source: Mueller, Vlaar, Rolnick and Hein, "Normalization Layers Are All That
-        Sharpness-Aware
-    Minimization Needs", NeurIPS 2023. The authors' code selects parameters whose name
-    contains "norm" or "bn", and takes ||g|| over these, as here.
+    Sharpness-Aware Minimization Needs", NeurIPS 2023. The authors' code goes by the
+    parameter's name, and takes ||g|| over the selected ones, as here.
+
+    >>> norm = nn.BatchNorm1d(3)
+    >>> only_norms("body.1.weight", norm.weight, norm)
+    True
     """
     return any(_NORM.fullmatch(kind.__name__) for kind in type(module).__mro__)
 
 
 def all_but_norms_and_biases(name: str, parameter: Tensor, module: nn.Module) -> bool:
-    """False for what `only_norms` selects, and where the last part of a name has "bias" in it."""
-    return "bias" not in name.rpartition(".")[2] and not only_norms(
-        name, parameter, module
-    )
+    """False for what `only_norms` selects, and where a name's last part has "bias" in it.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> all_but_norms_and_biases("head.bias", layer.bias, layer)
+    False
+    """
+    bias = "bias" in name.rpartition(".")[2]
+    return not bias and not only_norms(name, parameter, module)
+
+
+def factors(perturb: Perturb, net: nn.Module, params: Sequence[Tensor]) -> list[float]:
+    """What `perturb` answers for each of `params`; a tied one is asked about once.
+
+    Raises:
+        ValueError: an answer is not True, False or a finite number >= 0; all are 0.
+
+    >>> net = nn.Linear(3, 2)
+    >>> factors(all_but_norms_and_biases, net, list(net.parameters()))
+    [1.0, 0.0]
+    """
+    answers: dict[int, float] = {}
+    trainable = {id(p) for p in params}
+    for path, module in net.named_modules():
+        for key, p in module._parameters.items():
+            if p is not None and id(p) in trainable and id(p) not in answers:
+                name = f"{path}.{key}" if path else key
+                answers[id(p)] = _factor(name, perturb(name, p, module))
+    if not any(answers.values()):
+        raise ValueError(
+            f"perturb={getattr(perturb, '__name__', perturb)} selects none of the "
+            f"{len(params)} trainable parameters; allowed: a function that selects at "
+            "least one. ERM() moves none"
+        )
+    return [answers[id(p)] for p in params]
+
+
+def _factor(name: str, answer: float) -> float:
+    if isinstance(answer, bool):
+        return float(answer)
+    allowed = "True, False or a finite number >= 0"
+    answer = scalar(answer)
+    return _checks.number(f"perturb({name!r}, …)", answer, allowed, 0.0, closed=True)

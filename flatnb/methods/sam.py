@@ -1,34 +1,31 @@
-"""Sharpness-aware minimization and its variants: the gradient is taken uphill from the
-parameters.
+"""Sharpness-aware minimization and its variants: the gradient is taken uphill of w.
 
 Common to all of them: two passes on the same batch; all trainable parameters are moved
-    together,
-BatchNorm and biases included, unless `perturb` selects some; weight decay and momentum
-are the optimizer's, at w. BatchNorm uses batch statistics in both passes, its running
+together, BatchNorm and biases included, unless `perturb` selects some; norms are over
+all perturbed parameters together, in float64. Weight decay and momentum are the
+optimizer's, at w. BatchNorm uses batch statistics in both passes, and its running
 statistics see one pass at w only. Under DistributedDataParallel each process moves by
 its own gradient (m-sharpness), and the gradients taken there are averaged. The authors'
-JAX code of SAM has weight decay inside the
-loss, so that it also tilts the perturbation: for that, add
-0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's losses, and set
-the optimizer's weight decay to 0.
+JAX code of SAM has weight decay inside the loss, so that it also tilts the perturbation:
+for that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's
+losses, and set the optimizer's weight decay to 0.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from flatnb.methods.base import (
-    TINY,
+from flatnb._checks import flag
+from flatnb._nets import along_members
+from flatnb.methods._step import TINY
+from flatnb.methods.method import (
+    Gradient,
     Hyperparameter,
     Method,
     Perturb,
     Step,
     Value,
-    aligned,
-    flag,
     selection,
 )
 from flatnb.methods.noise import Stream, normal
@@ -39,16 +36,16 @@ class SAM(Method):
 
         eps = rho g / ||g||,  g = grad L(w)         gradient  grad L(w + eps)
 
-    Two passes. ||g|| is the norm over all perturbed parameters together, in float64; a
-    zero
-    gradient moves nothing. BatchNorm, weight decay, momentum: as said at the head of
-        this file.
+    Two passes; a zero gradient moves nothing. What all variants share is said at the
+    head of `flatnb.methods.sam`.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
-        Generalization",
-    ICLR 2021, equations (2) and (3). The authors' JAX code puts weight decay inside the
-    loss, has no guard against a zero norm, clips the gradient to a norm of 5, and
-    reports the loss of the second pass.
+    Generalization", ICLR 2021, equations (2) and (3). The authors' JAX code puts weight
+    decay inside the loss, has no guard against a zero norm, clips the gradient to a norm
+    of 5, and reports the loss of the second pass.
+
+    >>> SAM(rho=0.1)
+    SAM(rho=0.1)
 
     Args:
         rho: radius of the ball >= 0, in units of the parameters. The paper searches
@@ -66,47 +63,39 @@ class SAM(Method):
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
-        norm = step.norm(grads, self.perturb)
-        rho = step.per_member("rho", self.rho)
-        step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
+        finite = step.ascend(grads, step.per_member("rho", self.rho), self.perturb)
         del grads  # one parameter-sized tensor fewer while the second pass runs
-        step.backward(step.unless_finite(norm))
+        step.backward(finite)
 
 
-class ASAM(Method):
-    """ASAM: SAM in an ellipsoid that follows the size of each weight, invariant to
-    rescaling.
+class ASAM(SAM):
+    """ASAM: SAM in an ellipsoid that follows the weights, invariant to rescaling.
 
-        eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise      gradient  grad L(w +
-        eps)
+        eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise
+        gradient  grad L(w + eps)
 
     Two passes. T applies to the parameters whose name contains "weight" (so also to
-    BatchNorm's scale); for the others (biases, BatchNorm's shift, tensors named
-    otherwise) T = 1, as in the authors' code. BatchNorm, weight decay, momentum: as
-    said at the head of this file.
+    BatchNorm's scale); for the others T = 1, as in the authors' code.
 
     Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for
-        Scale-Invariant Learning
-    of Deep Neural Networks", ICML 2021. The authors' class has eta = 0.01 by default,
-    their training script eta = 0, and it updates BatchNorm's running statistics in both
-    passes. Widely used re-implementations take T = |w| for every tensor, biases too,
-    without eta (`all_tensors=True, eta=0`); rho does not carry over from one to the
-    other.
+    Scale-Invariant Learning of Deep Neural Networks", ICML 2021. The authors' class has
+    eta = 0.01 by default, their training script eta = 0, and it updates BatchNorm's
+    running statistics in both passes. Widely used re-implementations take T = |w| for
+    every tensor, biases too (`all_tensors=True, eta=0`); rho does not carry over.
+
+    >>> ASAM(rho=0.5, eta=0.0)
+    ASAM(rho=0.5, eta=0.0)
 
     Args:
-        rho: radius >= 0, relative to the weights. The authors' code uses 0.5 to 1
-            (CIFAR).
+        rho: radius >= 0, relative to the weights. The authors use 0.5 to 1 (CIFAR).
         eta: added to |w| >= 0, in units of the parameters, so that zero weights can
             move.
         all_tensors: apply T to every parameter, whatever its name.
         perturb: which parameters are moved, all by default; ||T g|| is over these.
     """
 
-    passes = 2
-    rho = Hyperparameter()
     eta = Hyperparameter()
     all_tensors = Hyperparameter(flag)
-    perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
         self,
@@ -116,8 +105,8 @@ class ASAM(Method):
         all_tensors: bool = False,
         perturb: Perturb | None = None,
     ) -> None:
-        self.rho, self.eta = rho, eta
-        self.all_tensors, self.perturb = all_tensors, perturb
+        super().__init__(rho, perturb=perturb)
+        self.eta, self.all_tensors = eta, all_tensors
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -133,51 +122,44 @@ class ASAM(Method):
         del grads
         step.backward(step.unless_finite(norm))
 
-    def _sizes(
-        self, step: Step, grads: list[Tensor | None]
-    ) -> tuple[list[Tensor], tuple[Tensor, ...] | list[Tensor]]:
+    def _sizes(self, step: Step, grads: Gradient) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients that are scaled, and T for each."""
-        chosen = [
+        pairs = [
             (p.detach(), g)
             for name, p, g in zip(step.names, step.params, grads, strict=True)
             if g is not None and (self.all_tensors or "weight" in name)
         ]
-        if not chosen:
+        if not pairs:
             return [], []
-        sizes = torch._foreach_abs([p for p, _ in chosen])
+        sizes = list(torch._foreach_abs([p for p, _ in pairs]))
         eta = step.per_member("eta", self.eta)
         if isinstance(eta, Tensor):
             for size in sizes:
-                size.add_(aligned(eta, size))
+                size.add_(along_members(eta, size))
         else:
             torch._foreach_add_(sizes, eta)
-        return [g for _, g in chosen], sizes
+        return [g for _, g in pairs], sizes
 
 
-class USAM(Method):
-    """Unnormalised SAM: the step uphill is proportional to the gradient.
+class USAM(SAM):
+    """Unnormalized SAM: the step uphill is proportional to the gradient.
 
         eps = rho g,  g = grad L(w)                 gradient  grad L(w + eps)
 
-    Two passes. BatchNorm, weight decay, momentum: as said at the head of this file.
+    Two passes.
 
     Source: the form of SAM that most theory studies; the `unnormalize` option of the
-        SAM in the
-    code of Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima", is
-    this.
+    SAM in the code of Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat
+    Minima", is this.
+
+    >>> USAM(rho=0.01)
+    USAM(rho=0.01)
 
     Args:
         rho: step uphill >= 0, in units of parameters per gradient, a learning rate. Not
             comparable with SAM's rho: the two agree where rho_SAM = rho ||g||.
         perturb: which parameters are moved, all by default.
     """
-
-    passes = 2
-    rho = Hyperparameter()
-    perturb = Hyperparameter(selection, schedule=False)
-
-    def __init__(self, rho: Value = 0.05, *, perturb: Perturb | None = None) -> None:
-        self.rho, self.perturb = rho, perturb
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -187,7 +169,7 @@ class USAM(Method):
         step.backward(step.unless_finite(norm))
 
 
-class RSAM(Method):
+class RSAM(SAM):
     """Random SAM: the ascent direction is taken at a randomly perturbed point.
 
         delta ~ N(0, sigma^2 I),   g = grad L(w + delta)
@@ -195,37 +177,32 @@ class RSAM(Method):
         gradient  grad L(w + eps)
 
     Two passes, neither at w: a net with BatchNorm costs one more forward pass without
-        gradient, for
-    its running statistics. The returned loss is that of this pass, else the average
-    over the two perturbed ones. With sigma = 0 and lam = 1 this is SAM. Every tensor
-    gets noise of the same sigma, unless `perturb` selects some. In an ensemble the
-    member of seed s (its place, unless given) draws as a plain net under `seed + s`;
-    all processes of a distributed training
-    draw the same. Weight decay, momentum: as said at the head of this file.
+    gradient, for its running statistics. The returned loss is that of this pass, else
+    the average over the two perturbed ones. With sigma = 0 and lam = 1 this is SAM. In
+    an ensemble the member of seed s draws as a plain net under `seed + s`; all processes
+    of a distributed training draw the same.
 
     Source: the `RSAM` baseline in the code of Zhang, Li and Ju, "Noise Stability
-        Optimization for
-    Finding Flat Minima", after Liu et al., "Random Sharpness-Aware Minimization",
-    NeurIPS 2022. That code scales noise by filter for convolutions and then overwrites
-    it by the noise above; it also perturbs the copy it restores from, so its weights
-    drift by eps each step. Not repeated.
+    Optimization for Finding Flat Minima", after Liu et al., "Random Sharpness-Aware
+    Minimization", NeurIPS 2022. That code scales noise by filter for convolutions and
+    then overwrites it by the noise above; it also perturbs the copy it restores from, so
+    its weights drift by eps each step. Not repeated.
+
+    >>> RSAM(rho=0.05, sigma=0.02)
+    RSAM(rho=0.05, sigma=0.02)
 
     Args:
-        rho: radius >= 0, in units of the parameters. Default of that code: 0.05.
-        sigma: standard deviation of the noise >= 0, in units of the parameters. Default
-            there 0.01.
-        lam: weight of the gradient's norm in N >= 0. Default there 1.
+        rho: radius >= 0, in units of the parameters. That code's default: 0.05.
+        sigma: standard deviation of the noise >= 0, in units of the parameters; there
+            0.01.
+        lam: weight of the gradient's norm in N >= 0; there 1.
         seed: of the noise.
         perturb: which parameters are moved, both by delta and by eps, all by default; N
-            is a sum over these, and delta the noise times the number that `perturb`
-            returns.
+            is a sum over these, and delta the noise times what `perturb` returns.
     """
 
-    passes = 2
-    rho = Hyperparameter()
     sigma = Hyperparameter()
     lam = Hyperparameter()
-    perturb = Hyperparameter(selection, schedule=False)
 
     def __init__(
         self,
@@ -236,7 +213,8 @@ class RSAM(Method):
         seed: int = 0,
         perturb: Perturb | None = None,
     ) -> None:
-        self.rho, self.sigma, self.lam, self.perturb = rho, sigma, lam, perturb
+        super().__init__(rho, perturb=perturb)
+        self.sigma, self.lam = sigma, lam
         self._stream = Stream(seed, normal)
         self.seed = self._stream.seed
 
@@ -245,8 +223,8 @@ class RSAM(Method):
         sigma = step.per_member("sigma", self.sigma)
         noise = self._stream.draw(step.params, step.seeds)
         noise_norms = step.norms(noise)
-        factors = noise_norms.new_tensor(step.factors(self.perturb))
-        factors = factors.view(-1, *[1] * (noise_norms.dim() - 1))
+        factors = torch.tensor(step.factors(self.perturb), dtype=torch.float64)
+        factors = along_members(factors, noise_norms)
         noise_norms = sigma * factors * noise_norms
         step.move(noise, sigma, self.perturb)
         del noise
@@ -258,9 +236,3 @@ class RSAM(Method):
         step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
         del grads
         step.backward(step.unless_finite(norm))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self._stream.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stream.load_state_dict(self.load_calls(state))

@@ -1,20 +1,18 @@
 """Schedules: a radius, a width or a level that changes during training.
 
-In place of a number, a hyperparameter takes a function of the number of earlier calls
-of the method's `backward`, 0 at the first. Here are the usual ones; any other function
-will do:
+In place of a number, a hyperparameter takes a function of the number of earlier calls of
+the method's `backward`, 0 at the first: one of these, or any other.
 
-    >>> from flatnb import SAM, Cosine, Linear
-    >>> SAM(rho=Linear(0.0, 0.05, steps=1000))  # rises over the first 1000 calls
-    SAM(rho=Linear(start=0.0, end=0.05, steps=1000))
-    >>> method = SAM(rho=lambda calls: 0.05 if calls >= 500 else 0.0)  # starts late
-    >>> method.rho  # that of the next call
-    0.0
+>>> from flatnb import SAM
+>>> SAM(rho=Linear(0.0, 0.05, steps=1000))  # rises over the first 1000 calls
+SAM(rho=Linear(start=0.0, end=0.05, steps=1000))
+>>> method = SAM(rho=lambda calls: 0.05 if calls >= 500 else 0.0)  # starts late
+>>> method.rho  # that of the next call
+0.0
 
-The value is checked at each call as a number is when it is set, and may be a tensor
-with one entry per member of an ensemble. The method keeps the count, and has it in
-`state_dict`; set `method.rho = Linear(...)` later, and the schedule starts at the calls
-there have been. A call that raises is not counted; one whose gradient is not finite is.
+The value is checked at each call as a number is when it is set, and may be a tensor with
+one entry per member of an ensemble. The method keeps the count, and has it in
+`state_dict`. A call that raises is not counted; one whose gradient is not finite is.
 With accumulation every micro-batch is a call: for a schedule over n steps of the
 optimizer, each of k micro-batches, give `steps=n * k`. `FollowLR` needs no count.
 """
@@ -26,24 +24,22 @@ from dataclasses import dataclass, field
 
 import torch
 
-from flatnb.methods.base import Real, count, number, real
+from flatnb import _checks
+from flatnb.methods.method import Real, count, real
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A straight line from `start` to `end`, then constant: with s = min(1, calls /
-    steps),
+    """A straight line, then constant: (1 - s) start + s end, s = min(1, calls / steps).
 
-        (1 - s) start + s end
+    >>> [Linear(0.0, 1.0, steps=4)(calls) for calls in (0, 1, 4, 9)]
+    [0.0, 0.25, 1.0, 1.0]
 
     Args:
         start: value at the first call >= 0; a number, or a tensor with one entry per
             member.
         end: value from call `steps` on >= 0.
         steps: number of calls of `backward` in between >= 1.
-
-    Raises:
-        TypeError, ValueError: an argument is not what is allowed.
     """
 
     start: Real
@@ -66,31 +62,33 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine(Linear):
-    """Half a cosine from `start` to `end`, then constant: as `Linear`, with
+    """Half a cosine, then constant: `Linear` with s = (1 - cos(pi min(1, calls/steps)))/2.
 
-    s = (1 - cos(pi min(1, calls / steps))) / 2
+    >>> [round(Cosine(0.0, 1.0, steps=2)(calls), 6) for calls in range(3)]
+    [0.0, 0.5, 1.0]
     """
 
     def share(self, calls: int) -> float:
+        """How far the value is from `start` to `end`, 0 to 1."""
         return (1 - math.cos(math.pi * super().share(calls))) / 2
 
 
 @dataclass(frozen=True)
 class FollowLR:
-    """A value that moves with the learning rate eta of an optimizer:
+    """A value that moves with the learning rate eta of an optimizer.
 
         low + (high - low) (eta - lr_low) / (lr_high - lr_low)
 
-    With the defaults for `low` and `lr_low` the value is proportional to the learning
-    rate.
+    With the defaults for `low` and `lr_low` it is proportional to the learning rate.
 
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
-        Training", ICLR
-    2022, for GSAM's rho.
+    Training", ICLR 2022, for GSAM's rho.
 
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        method = GSAM(rho=FollowLR(optimizer, high=0.6, lr_high=0.1, low=0.2),
-        alpha=0.2)
+    >>> from flatnb import GSAM
+    >>> sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    >>> method = GSAM(rho=FollowLR(sgd, high=0.5, lr_high=0.2))
+    >>> method.rho
+    0.25
 
     Args:
         optimizer: whose first parameter group's learning rate is followed.
@@ -98,9 +96,6 @@ class FollowLR:
         lr_high: a learning rate above `lr_low`, usually the largest of the training.
         low: value at the learning rate `lr_low` >= 0.
         lr_low: a learning rate >= 0, usually the smallest of the training.
-
-    Raises:
-        TypeError, ValueError: an argument is not what is allowed.
     """
 
     optimizer: torch.optim.Optimizer = field(repr=False)
@@ -110,19 +105,22 @@ class FollowLR:
     lr_low: float = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise TypeError(
-                f"optimizer={self.optimizer!r}; allowed: a torch.optim.Optimizer"
-            )
-        for name in ("high", "low"):
-            object.__setattr__(self, name, real(name, getattr(self, name)))
-        lr_low = number("lr_low", self.lr_low)
-        object.__setattr__(self, "lr_low", lr_low)
-        lr_high = number("lr_high", self.lr_high, low=lr_low, open_low=True)
-        object.__setattr__(self, "lr_high", lr_high)
+        kind = torch.optim.Optimizer
+        _checks.instance("optimizer", self.optimizer, kind, "a torch.optim.Optimizer")
+        lr_low = _checks.number(
+            "lr_low", self.lr_low, "a number >= 0", 0.0, closed=True
+        )
+        larger = f"a number > lr_low, {lr_low:g}"
+        values = {
+            "high": real("high", self.high),
+            "low": real("low", self.low),
+            "lr_low": lr_low,
+            "lr_high": _checks.number("lr_high", self.lr_high, larger, lr_low),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, calls: int) -> Real:
-        s = (self.optimizer.param_groups[0]["lr"] - self.lr_low) / (
-            self.lr_high - self.lr_low
-        )
+        eta = self.optimizer.param_groups[0]["lr"]
+        s = (eta - self.lr_low) / (self.lr_high - self.lr_low)
         return (1 - s) * self.low + s * self.high

@@ -7,30 +7,29 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flatnb.methods.base import Hyperparameter, Method, Value, flag, per_member, real
+from flatnb._checks import flag
+from flatnb.methods.method import Hyperparameter, Method, Value, per_member, real
 
 
 class SoftAD(Method):
-    """Soft ascent-descent: examples above the threshold descend, those below ascend,
-    softly.
+    """SoftAD: examples above the threshold descend, those below ascend, softly.
 
         objective  theta + sigma mean_i rho(x_i),   x_i = (l_i - theta) / sigma
         gradient   mean_i phi(x_i) grad l_i
         rho(x) = sqrt(x^2 + 1) - 1,   phi(x) = rho'(x) = x / sqrt(x^2 + 1)
 
     One pass. Borderline examples (l_i near theta) count little, outliers at most 1.
-    With sigma -> 0 the weights become signs, which is IFlood. The objective is smooth
-    where the loss is. A closure
-    that returns a loss that is one number has one example: the batch as a whole is
-        weighted.
-    BatchNorm, weight decay and momentum are untouched by it.
+    With sigma -> 0 the weights become signs, which is IFlood. A loss that is one number
+    is one example: the batch as a whole is weighted.
 
     Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible
-        alternative to
-    flooding", NeurIPS 2024 (arXiv 2310.10006), equations (7) and (8), which have sigma
-    = 1. For other sigma the authors' loss class uses sigma^2 rho(x), whose weights
-    sigma phi(x) vanish with sigma; the form here keeps phi(x), as their figures do. The
-    two agree at sigma = 1.
+    alternative to flooding", NeurIPS 2024 (arXiv 2310.10006), equations (7) and (8),
+    which have sigma = 1. For other sigma the authors' loss class uses sigma^2 rho(x),
+    whose weights sigma phi(x) vanish with sigma; the form here keeps phi(x), as their
+    figures do.
+
+    >>> SoftAD(theta=1.0).objective(torch.tensor([1.0, 1.0])).item()
+    1.0
 
     Args:
         theta: threshold >= 0, in units of the loss. The paper searches 0.01 to 2.
@@ -50,7 +49,7 @@ class SoftAD(Method):
     def objective(self, losses: Tensor) -> Tensor:
         theta = per_member("theta", self.theta, losses, pointwise=True)
         sigma = per_member("sigma", self.sigma, losses, pointwise=True)
-        # sigma rho(x) = d^2 / (sigma + sqrt(d^2 + sigma^2)): the root less sigma would
+        # sigma rho(x) = d^2 / (sigma + sqrt(d^2 + sigma^2)): the root minus sigma would
         # lose all digits for small d.
         d = losses - theta
         root = torch.hypot(d, torch.as_tensor(sigma, dtype=d.dtype))

@@ -56,7 +56,10 @@ def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(
     for name, values in (
         ("train_loss", found.loss),
         *((name, getattr(found, name)) for name in records.FLATNESS),
-        ("norm", flatnb.methods.base.l2_norm(list(model.parameters()), model.members)),
+        (
+            "norm",
+            flatnb.methods._tensors.l2_norm(list(model.parameters()), model.members),
+        ),
     ):
         flat = [value for row in final[name] for value in row]
         assert flat == pytest.approx(values.tolist(), rel=1e-4, abs=1e-7)

@@ -114,7 +114,7 @@ def test_no_auxiliary_model_sees_the_example_it_judges() -> None:
 
         return score
 
-    losses = held_out_losses(11, 4, train)
+    losses = held_out_losses(torch.randperm(11), 4, train)
     assert losses.tolist() == [i + 0.5 for i in range(11)]
     assert len(seen) == 4
 
@@ -131,11 +131,11 @@ def test_wrong_selections_are_refused() -> None:
         oracle.made_by(method, problem)
     with pytest.raises(IndexError):
         method.select(torch.tensor([40]))
-    with pytest.raises(TypeError, match="list; allowed"):
+    with pytest.raises(TypeError, match=r"indices=\[0, 1\]; allowed"):
         method.select([0, 1])
-    with pytest.raises(TypeError, match="float32; allowed"):
+    with pytest.raises(ValueError, match="float32 of shape"):
         method.select(torch.zeros(3))
-    with pytest.raises(ValueError, match=r"shape \(1, 2\); allowed: \(n,\)"):
+    with pytest.raises(ValueError, match=r"shape \(1, 2\); allowed: a 1-D"):
         method.select(torch.zeros(1, 2, dtype=torch.int64))
     two = AdaFlood(torch.zeros(2, 12))
     two.select(torch.arange(12))
@@ -169,7 +169,7 @@ def test_bad_settings_of_the_levels_are_refused(name: str, value: object) -> Non
 
 
 def test_bad_losses_and_folds_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"gamma=1\.1; allowed.* <= 1"):
+    with pytest.raises(ValueError, match=r"gamma=1\.1; allowed: a number in \[0, 1\]"):
         adaflood_levels(torch.ones(3), gamma=1.1)
     with pytest.raises(ValueError, match="negative or not finite"):
         adaflood_levels(torch.tensor([1.0, -1.0]))
@@ -177,8 +177,8 @@ def test_bad_losses_and_folds_are_refused() -> None:
         adaflood_levels([1.0])
     for folds in (0, 1, 6):
         with pytest.raises(ValueError, match=f"folds={folds}"):
-            held_out_losses(5, folds, lambda _: lambda i: i.float())
+            held_out_losses(torch.arange(5), folds, lambda _: lambda i: i.float())
     with pytest.raises(
-        ValueError, match=r"fold 0 returned losses of shape \(\) for 3 examples"
+        ValueError, match=r"losses of shape \(\); allowed: \(\.\.\., 3\)"
     ):
-        held_out_losses(6, 2, lambda _: lambda i: i.float().mean())
+        held_out_losses(torch.arange(6), 2, lambda _: lambda i: i.float().mean())

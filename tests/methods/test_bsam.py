@@ -211,7 +211,7 @@ def test_wrong_closures_are_refused() -> None:
         optimizer.step(lambda: None)
     with pytest.raises(ValueError, match="left no gradient; it must call backward"):
         optimizer.step(lambda: loss_at(net.weight))
-    with pytest.raises(ValueError, match="entry 'noise' of a BSAM"):
+    with pytest.raises(ValueError, match="those of a BSAM, 'noise' among them"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
 
 

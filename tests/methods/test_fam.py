@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, FAM, NSO, SAM, Flooding, SoftAD, compose
-from flatnb.methods.normalisation import Elementary
+from flatnb.methods.normalization import Elementary
 
 LABELS = torch.arange(12) % 3
 MIXED = torch.softmax(
@@ -352,12 +352,12 @@ def test_layer_names() -> None:
     [
         ({"lam": -1.0}, ValueError, "lam=-1.0"),
         ({"lam": float("nan")}, ValueError, "lam=nan"),
-        ({"lam": "1"}, TypeError, "lam='1' is str"),
-        ({"lam": 1.0, "layer": 3}, TypeError, "layer=3 is int; allowed: None"),
+        ({"lam": "1"}, ValueError, "lam='1'"),
+        ({"lam": 1.0, "layer": 3}, TypeError, "layer=3; allowed: None"),
         (
             {"lam": 1.0, "loss": "mse"},
             ValueError,
-            "loss='mse'; allowed: 'cross_entropy' or 'auto'",
+            "loss='mse'; allowed: cross_entropy, auto",
         ),
         ({"lam": 1.0, "seed": -1}, ValueError, "seed=-1"),
     ],
@@ -548,9 +548,7 @@ def test_estimate_refuses_a_checkpoint_with_batchnorm_and_leaves_the_net_as_it_w
 ):
     problem = inputs.checkpointed(False)
     before = [p.detach().clone() for p in problem.params]
-    with pytest.raises(
-        RuntimeError, match="leave layers with such norms out of checkpoints"
-    ):
+    with pytest.raises(RuntimeError, match="Recomputed values"):
         FAM(0.05, layer="head").backward(problem.model, problem)
     assert all(torch.equal(p, b) for p, b in zip(problem.params, before, strict=True))
     FAM(0.05).backward(

@@ -208,7 +208,7 @@ def test_other_models_and_states_are_refused() -> None:
     ):
         method.backward(other.model, other)
     for state in ({}, {"calls": 1}, {"calls": 1, "turn": {}, "more": 1}, {"turn": {}}):
-        with pytest.raises(ValueError, match=r"state with the entry '(calls|turn)'"):
+        with pytest.raises(ValueError, match=r"state has the entries"):
             LookSAM().load_state_dict(state)
 
 

@@ -326,16 +326,17 @@ def test_what_is_no_function_is_refused(value: Any) -> None:
         (-1, ValueError),
         (float("nan"), ValueError),
         (float("inf"), ValueError),
-        (None, TypeError),
-        ("yes", TypeError),
-        (1j, TypeError),
-        (torch.ones(2), TypeError),
+        (None, ValueError),
+        ("yes", ValueError),
+        (1j, ValueError),
+        (torch.ones(2), ValueError),
     ],
 )
 def test_bad_answers_are_refused(answer: Any, error: type[Exception]) -> None:
     problem = normalised()
     with pytest.raises(
-        error, match=r"perturb\('body.0.weight', …\).*allowed: a finite number"
+        error,
+        match=r"perturb\('body.0.weight', …\).*allowed: True, False or a finite number",
     ):
         SAM(perturb=lambda *_: answer).backward(problem.model, problem)
     assert all(p.grad is None for p in problem.params)

@@ -78,7 +78,7 @@ def optimizer(problem: Problem) -> torch.optim.Optimizer:
         (lambda m, p: m.backward([p.model], p), r"model is list.*nn\.ModuleList"),
         (
             lambda m, p: m.backward(p.model, p, weight="a"),
-            "weight='a' is str; allowed: a finite",
+            "weight='a'; allowed: a finite",
         ),
         (
             lambda m, p: m.backward(p.model, p, weight=float("nan")),

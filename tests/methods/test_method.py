@@ -39,7 +39,8 @@ from flatnb.methods import (
     WeightNoise,
     compose,
 )
-from flatnb.methods.base import Hyperparameter, l2_norm
+from flatnb.methods._tensors import l2_norm
+from flatnb.methods.method import Hyperparameter
 
 METHODS = [ERM(), SAM(0.1), NSO(0.1)]
 
@@ -356,5 +357,5 @@ def test_repr_is_how_it_is_written() -> None:
 def test_state_of_a_method_without_state() -> None:
     assert SAM().state_dict() == {}
     SAM().load_state_dict({})
-    with pytest.raises(ValueError, match=r"keeps no state; got the entries \['x'\]"):
+    with pytest.raises(ValueError, match=r"state has the entries \['x'\]"):
         SAM().load_state_dict({"x": 1})

@@ -5,7 +5,7 @@ DataLoader.
 
 The data has the shape of CIFAR, 32 x 32 x 3 in uint8; pixels are random, which no step
 looks at. Ours normalises the whole set once, when it is read, and then selects, crops
-(4 pixels of zeros) and flips whole batches in the training process. torchvision's
+(4 reflected pixels) and flips whole batches in the training process. torchvision's
 transforms treat one image at a time in worker processes; two forms of them are timed,
 with the same crop and flip:
 
@@ -106,7 +106,10 @@ def main() -> None:
     once = time.perf_counter() - start
 
     t = _torchvision.load().transforms
-    crop, flip = t.RandomCrop(32, padding=4), t.RandomHorizontalFlip()
+    crop, flip = (
+        t.RandomCrop(32, padding=4, padding_mode="reflect"),
+        t.RandomHorizontalFlip(),
+    )
     usual = [t.ToPILImage(), crop, flip, t.ToTensor(), t.Normalize(MEAN, DEVIATION)]
     split = Split(x, labels)
     ours = Data(
@@ -116,7 +119,7 @@ def main() -> None:
         split[:2],
         tuple("0123456789"),
         args.batch,
-        Compose(RandomCrop(4, "constant"), RandomFlip()),
+        Compose([RandomCrop(4), RandomFlip()]),
     )
     some = labels[: args.fewer]
     forms: dict[str, tuple[Callable[[], Iterable], int]] = {

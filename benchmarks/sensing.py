@@ -1,17 +1,15 @@
-"""A step of matrix sensing beside the plain NumPy form, at the size of the publication.
+"""A step of matrix sensing next to the plain NumPy form, at the published size.
 
-    python -m benchmarks.sensing [--threads 2] [--rounds 15] [--seeds 5]
+    python -m benchmarks.sensing [--threads 2] [--rounds 15]
 
 The plain form holds the m x d^2 measurement matrix in float64 and multiplies it once
-for the residuals and once for the gradient, for each side of the noise apart; it has no
-metrics. `descend` takes the same steps, NSO alone and then gradient descent, one-sided
-noise and NSO for several seeds at once; its time includes noise and updates, not
-metrics. In each round both run in turn in this
-one process, with a pause before each: threads that wait for work hold their core for a
-    while, and
-without it each library is timed beside the other's. The ratio is of each round, medians
-and interquartile ranges are printed. NumPy takes its threads from the environment
-(OMP_NUM_THREADS), all cores unless told.
+for the residuals and once for the gradient, separately for each side of the noise; it
+has no metrics. `descend` takes the same steps: NSO alone, then gradient descent,
+one-sided noise and NSO at once; its time includes noise and updates, not metrics. In
+each round both run in turn in this one process, with a pause before each, because
+threads that wait for work hold their core for a while. The ratio is of each round;
+medians and interquartile ranges are printed. NumPy takes its threads from the
+environment (OMP_NUM_THREADS), by default all cores.
 """
 
 from __future__ import annotations
@@ -65,16 +63,14 @@ def plain_seconds(plain: Plain, rules: list[Rule]) -> float:
     return passed / steps
 
 
-def descend_seconds(problem: sensing.Problem, rules: list[Rule], seeds: int) -> float:
-    """Seconds a step of all rules and seeds; metrics, at both ends, are taken off."""
+def descend_seconds(problem: sensing.Problem, rules: list[Rule]) -> float:
+    """Seconds per step of all rules, minus those of the metrics at both ends."""
     time.sleep(PAUSE)
     begin = time.perf_counter()
-    done = sensing.descend(
-        problem, rules, epochs=STEPS, seeds=range(seeds), every=STEPS
-    )
+    run = sensing.descend(problem, rules, epochs=STEPS, every=STEPS)
     middle = time.perf_counter()
-    for _ in done.epochs:
-        problem.metrics(done.u)
+    for _ in run.epochs:
+        problem.metrics(run.u)
     return (2 * middle - begin - time.perf_counter()) / STEPS
 
 
@@ -88,7 +84,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problem = sensing.problem()
@@ -96,18 +91,12 @@ def main() -> None:
     print(
         f"d=100, rank=5, m=2500, threads={args.threads}; median (quartiles) of {args.rounds}"
     )
-    for title, rules, seeds in (
-        ("NSO, 1 seed", RULES[2:], 1),
-        (f"all three, {args.seeds} seeds", RULES, args.seeds),
-    ):
+    for title, rules in (("NSO", RULES[2:]), ("all three", RULES)):
         times = [
-            (
-                seeds * plain_seconds(plain, rules),
-                descend_seconds(problem, rules, seeds),
-            )
+            (plain_seconds(plain, rules), descend_seconds(problem, rules))
             for _ in range(args.rounds + 1)
         ][1:]  # the first wakes threads and fills caches
-        print(f"{title}: milliseconds a step")
+        print(f"{title}: milliseconds per step")
         show("plain NumPy, float64", [1e3 * a for a, _ in times])
         show("descend, float32", [1e3 * b for _, b in times])
         show("ratio", [a / b for a, b in times])

@@ -21,7 +21,7 @@ from torch import nn
 import flatnb
 from flatnb import models, train
 from flatnb.data import Data, Split, images, plane, sensing, stack
-from flatnb.data.augment import Compose, Cutout, RandomCrop, RandomFlip
+from flatnb.data.augment import Compose, RandomCrop, RandomFlip
 from flatnb.results import compare, records, statistics, sweep
 
 ODD: dict[str, Any] = {
@@ -203,7 +203,6 @@ CASES: dict[
     ),
     "Split.to": (points().test.to, lambda: {"device": "cpu"}, {}),
     "Data.to": (points().to, lambda: {"device": "cpu"}, {}),
-    "Split[index]": (lambda index: points().test[index], lambda: {"index": [0, 1]}, {}),
     "Data.batches": (
         lambda generator: list(points().batches(generator)),
         lambda: {"generator": torch.Generator()},
@@ -212,10 +211,9 @@ CASES: dict[
     "stack": (stack, lambda: {"parts": [points(), points()]}, {}),
     "RandomCrop": (
         RandomCrop,
-        lambda: {"pad": 1, "mode": "reflect"},
+        lambda: {"pad": 1},
         {"pad": "huge longest"},
     ),
-    "Cutout": (Cutout, lambda: {"size": 1}, {"size": "huge longest"}),
     "crop": (
         RandomCrop(1),
         lambda: {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator()},
@@ -227,9 +225,9 @@ CASES: dict[
         {"generator": "None"},
     ),
     "Compose": (
-        lambda steps: Compose(steps),
-        lambda: {"steps": RandomFlip()},
-        {"steps": "class"},
+        Compose,
+        lambda: {"steps": [RandomFlip()]},
+        {"steps": "list"},
     ),
     "problem": (
         sensing.problem,
@@ -259,17 +257,11 @@ CASES: dict[
             "problem": sensing.problem(3, 1, 4),
             "rules": [sensing.Rule()],
             "epochs": 1,
-            "seeds": [0],
+            "seed": 0,
             "width": 2,
             "every": 1,
         },
-        {"width": "None", "every": "huge longest"},
-    ),
-    "pack": (sensing.pack, lambda: {"x": torch.eye(3)}, {}),
-    "unpack": (
-        sensing.unpack,
-        lambda: {"packed": torch.zeros(6)},
-        {"packed": "tensor"},
+        {"width": "None", "every": "huge longest", "seed": "huge longest"},
     ),
     "select": (
         compare.select,

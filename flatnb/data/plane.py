@@ -1,10 +1,5 @@
 r"""Two classes in the plane: three synthetic tasks with label noise.
 
-The generators are those of the public SoftAD code (M. J. Holland and K. Nakatani, "Soft
-ascent- descent as a stable and flexible alternative to flooding", NeurIPS 2024);
-sinusoid and spiral descend from T. Ishida et al., "Do we need zero training loss after
-achieving zero training error?", ICML 2020.
-
 * gaussian: class k in {0, 1} is :math:`N((k, k), I/10)`, half of the points each.
 * sinusoid: :math:`x \sim N(0, I)`; class 1 where
   :math:`x_1 + x_2 + \sin(x_2 - x_1) > 0`, else 0.
@@ -12,16 +7,22 @@ achieving zero training error?", ICML 2020.
   is :math:`r(\cos r, \sin r) + \varepsilon` and class 0 is
   :math:`(r + \pi)(\cos r, \sin r) + \varepsilon`, with
   :math:`\varepsilon \sim N(0, I)`.
+
+The generators are those of the public SoftAD code (M. J. Holland and K. Nakatani, "Soft
+ascent-descent as a stable and flexible alternative to flooding", NeurIPS 2024);
+sinusoid and spiral descend from T. Ishida et al., "Do we need zero training loss after
+achieving zero training error?", ICML 2020.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 
-from flatnb._checks import integer, number, shown
+from flatnb._checks import choice, integer, number
 from flatnb.data.base import Data, Split
 
 _MOST = 1 << 31  # points
@@ -37,18 +38,21 @@ def plane(
     seed: int = 0,
     batch_size: int = 50,
 ) -> Data:
-    """A task in the plane, by default of the sizes and the batch size of the SoftAD
-    paper.
+    """A task in the plane, by default of the SoftAD paper's sizes and batch size.
 
     Label noise lies on **all three** splits, the test set included, as in that paper:
-        with noise p
-    no classifier is expected to be right on more than a share 1 - p of the test set.
-    The points do not depend on the noise, so ``plane(name, noise=0.0, seed=seed)`` has
-    the clean labels of the same points. Features are not scaled.
+    with noise p, no classifier is expected to be right on more than a share 1 - p of
+    the test set. The points do not depend on the noise. Features are not scaled.
+
+    >>> clean, noisy = plane("spiral"), plane("spiral", noise=0.05)
+    >>> bool((clean.train.x == noisy.train.x).all())
+    True
+    >>> int((clean.train.y != noisy.train.y).sum())
+    5
 
     Args:
         name: "gaussian", "sinusoid" or "spiral".
-        n_train: training points. With gaussian and spiral, half are of each class (an
+        n_train: training points; half are of each class with gaussian and spiral (an
             odd one is of class 1).
         n_val: validation points.
         n_test: test points.
@@ -65,35 +69,27 @@ def plane(
         ValueError: an unknown name, a split of fewer than two points, or noise outside
             [0, 0.5).
     """
-    if not isinstance(name, str) or name not in _POINTS:
-        raise ValueError(f"name={shown(name)}; allowed: {', '.join(_POINTS)}")
-    n_train, n_val, n_test = (
-        integer(label, n, 2, _MOST)
-        for label, n in (("n_train", n_train), ("n_val", n_val), ("n_test", n_test))
-    )
-    allowed = "a share of flipped labels in [0, 0.5)"
-    noise = number("noise", noise, allowed, 0, 0.5, closed=True)
-    seed, batch_size = integer("seed", seed, 0), integer("batch_size", batch_size)
+    points_of = _POINTS[choice("name", name, _POINTS)]
+    sizes = {"train": n_train, "val": n_val, "test": n_test}
+    for label, n in sizes.items():
+        integer(f"n_{label}", n, 2, _MOST)
+    integer("batch_size", batch_size)
+    noise = number("noise", noise, "a share in [0, 0.5)", 0, 0.5, closed=True)
     # Two streams, so that the points are the same whatever the noise.
-    points, flips = (
-        np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(2)
-    )
-    splits = []
-    for n in (n_train, n_val, n_test):
-        x, y = _POINTS[name](points, n)
-        groups = (
-            [np.flatnonzero(y == k) for k in (0, 1)]
-            if name == "gaussian"
-            else [np.arange(n)]
-        )
+    streams = np.random.SeedSequence(integer("seed", seed, 0)).spawn(2)
+    points, flips = (np.random.default_rng(stream) for stream in streams)
+    splits: dict[str, Any] = {}
+    for label, n in sizes.items():
+        x, y = points_of(points, n)
+        groups = [np.arange(n)]
+        if name == "gaussian":
+            groups = [np.flatnonzero(y == k) for k in (0, 1)]
         for group in groups:
             flipped = flips.choice(group, size=int(len(group) * noise), replace=False)
             y[flipped] = 1 - y[flipped]
-        splits.append(
-            Split(torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y))
-        )
-    train, val, test = splits
-    return Data(name, train, val, test, ("0", "1"), batch_size)
+        features = torch.from_numpy(x.astype(np.float32))
+        splits[label] = Split(features, torch.from_numpy(y))
+    return Data(name, **splits, classes=("0", "1"), batch_size=batch_size)
 
 
 def _gaussian(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,9 +104,8 @@ def _sinusoid(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]
 
 def _spiral(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     y = _halves(n)
-    angle = np.concatenate(
-        [np.linspace(0, 4 * math.pi, int((y == k).sum())) for k in (0, 1)]
-    )
+    grids = [np.linspace(0, 4 * math.pi, int((y == k).sum())) for k in (0, 1)]
+    angle = np.concatenate(grids)
     radius = angle + math.pi * (1 - y)
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return x + rng.standard_normal((n, 2)), y

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from flatnb import models
 from flatnb.data import Data, images
-from flatnb.data.augment import Compose, Cutout, RandomCrop, RandomFlip
+from flatnb.data.augment import Compose, RandomCrop, RandomFlip
 from flatnb.data.images import BUILT_IN
 from flatnb.experiments import spaces
 from flatnb.experiments.base import METRICS, Experiment, assemble, finished, number
@@ -167,20 +167,16 @@ def load(task: Task, seed: int) -> Data:
         seed=seed,
         batch_size=task.batch,
     )
-    return replace(data, augment=_augmentation(task.augment, data))
+    return replace(data, augment=_augmentation(task.augment))
 
 
 def _augmentation(
-    name: str, data: Data
+    names: str,
 ) -> Callable[[Tensor, torch.Generator], Tensor] | None:
-    parts: dict[str, Any] = {
-        "crop": RandomCrop(4),
-        "flip": RandomFlip(),
-        "cutout": Cutout(data.train.x.shape[-1] // 2),
-    }
-    if name == "none":
+    if names == "none":
         return None
-    return Compose(*(parts[part] for part in name.split(", ")))
+    steps: dict[str, Any] = {"crop": RandomCrop(4), "flip": RandomFlip()}
+    return Compose([steps[name] for name in names.split(", ")])
 
 
 def make_net(task: Task, data: Data) -> nn.Module:

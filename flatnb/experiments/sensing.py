@@ -61,13 +61,13 @@ def train(
             problem,
             [sensing.Rule(**rule) for rule in rules],
             epochs=epochs,
-            seeds=[seed],
+            seed=seed,
             every=every,
         )
         done = run.epochs.tolist()
         for metric in METRICS:
             for row, curve in zip(tables[metric], getattr(run, metric), strict=True):
-                row.append([number(value) for value in curve[0].tolist()])
+                row.append([number(value) for value in curve.tolist()])
     return {
         "epochs": done,
         "metrics": tables,

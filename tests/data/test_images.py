@@ -112,7 +112,7 @@ def test_label_noise_redraws_its_share_of_training_labels_over_all_classes() -> 
 
 def test_options_reach_the_data() -> None:
     flip = augment.RandomFlip()
-    made = data.images("Digits", val_fraction=0.5, batch_size=7, augment=flip)
+    made = data.images("digits", val_fraction=0.5, batch_size=7, augment=flip)
     assert (made.name, made.batch_size, made.augment) == ("digits", 7, flip)
     assert (len(made.train), len(made.val)) == (718, 719)
 
@@ -120,22 +120,21 @@ def test_options_reach_the_data() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (
-            {"name": "CIFAR-11"},
-            r"no data set 'CIFAR-11' \(did you mean CIFAR10\?\); allowed: dig",
-        ),
-        ({"name": "cifar10-jpeg"}, "or a name of your own with folder="),
+        ({"name": "CIFAR-11"}, "name='CIFAR-11'; allowed: digits, MNIST, "),
         ({"val_fraction": 0.0}, r"val_fraction=0\.0"),
         ({"val_fraction": 1.0}, r"val_fraction=1\.0"),
         ({"val_fraction": float("nan")}, "val_fraction=nan"),
-        ({"val_fraction": 1e-6}, "val_fraction=1e-06 makes 1 of 1437 training images"),
+        (
+            {"val_fraction": 1e-6},
+            "val_fraction=1e-06 cannot split 1437 .* number of classes",
+        ),
         ({"n_train": 1150}, r"n_train=1150; allowed: an integer in \[1, 1150\)"),
         ({"n_test": 0}, "n_test=0"),
         ({"label_noise": 1.0}, r"label_noise=1\.0; allowed: a share"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 1.5}, r"seed=1\.5"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({"size": 16}, "size=16 is for image folders"),
+        ({"size": 16}, "size=16; allowed for digits: None"),
         ({"size": 0, "folder": "f", "name": "own"}, "size=0"),
     ],
 )
@@ -199,17 +198,22 @@ def test_a_folder_becomes_normalised_data(pictures) -> None:
     assert (x.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-6
 
 
+def write_all(path: Path, arrays: list[np.ndarray]) -> Path:
+    """A folder in which both classes of both parts have these images."""
+    for part in ("train", "test"):
+        for name in "ab":
+            for i, array in enumerate(arrays):
+                write(path / part / name / f"{i}.png", array)
+    return path
+
+
 def test_channels_are_normalised_apart_and_a_constant_one_becomes_zero(
     tmp_path: Path,
 ) -> None:
-    rng = np.random.default_rng(0)
-    for part, name, i in [
-        (p, c, i) for p in ("train", "test") for c in "ab" for i in range(4)
-    ]:
-        array = rng.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    arrays = list(np.random.default_rng(0).integers(0, 256, (4, 3, 3, 3), np.uint8))
+    for array in arrays:
         array[..., 1] = 77
-        write(tmp_path / "f" / part / name / f"{i}.png", array)
-    made = read(tmp_path / "f", val_fraction=0.25)
+    made = read(write_all(tmp_path / "f", arrays), val_fraction=0.25)
     assert torch.equal(made.test.x[:, 1], torch.zeros(8, 3, 3))
     assert made.test.x.isfinite().all() and made.test.x[:, 0].std() > 0.5
 
@@ -217,19 +221,14 @@ def test_channels_are_normalised_apart_and_a_constant_one_becomes_zero(
 def test_grey_images_have_one_channel_and_mixed_ones_three(
     tmp_path: Path, cache: Path
 ) -> None:
-    for part, name, i in [
-        (p, c, i) for p in ("train", "test") for c in "ab" for i in range(2)
-    ]:
-        write(
-            tmp_path / "f" / part / name / f"{i}.png",
-            np.full((2, 2), 10 * i, dtype=np.uint8),
-        )
-    grey = folder.read_folder(tmp_path / "f", None, cache)
+    arrays = [np.full((2, 2), value, dtype=np.uint8) for value in (0, 10)]
+    path = write_all(tmp_path / "f", arrays)
+    grey = folder.read_folder(path, None, cache)
     assert grey.train_x.shape == (4, 1, 2, 2)
     assert grey.train_x[:, 0, 0, 0].tolist() == [0, 10, 0, 10]
     color = np.full((2, 2, 3), (1, 2, 3), dtype=np.uint8)
-    write(tmp_path / "f" / "test" / "b" / "1.png", color)
-    mixed = folder.read_folder(tmp_path / "f", None, cache)
+    write(path / "test" / "b" / "1.png", color)
+    mixed = folder.read_folder(path, None, cache)
     assert mixed.train_x[:, :, 0, 0].tolist() == [[v] * 3 for v in (0, 10, 0, 10)]
     assert mixed.test_x[-1, :, 0, 0].tolist() == [1, 2, 3]
 
@@ -240,12 +239,8 @@ def test_size_resizes_the_shorter_side_and_crops_the_middle(
     # Left and right quarter black: at half size, the middle 4 x 4 of 4 x 8 is white.
     wide = np.zeros((8, 16, 3), dtype=np.uint8)
     wide[:, 4:12] = 255
-    for part, name, i in [
-        (p, c, i) for p in ("train", "test") for c in "ab" for i in range(2)
-    ]:
-        shape = wide if i else wide.transpose(1, 0, 2)
-        write(tmp_path / "f" / part / name / f"{i}.png", np.ascontiguousarray(shape))
-    x = folder.read_folder(tmp_path / "f", 4, cache).train_x
+    arrays = [np.ascontiguousarray(wide.transpose(1, 0, 2)), wide]
+    x = folder.read_folder(write_all(tmp_path / "f", arrays), 4, cache).train_x
     assert x.shape == (4, 3, 4, 4)
     assert x[1, :, :, 1:3].min() == 255 and x[0, :, 1:3].min() == 255
     assert x.float().mean() > 230
@@ -256,9 +251,12 @@ def test_a_folder_is_decoded_once(pictures, cache: Path, monkeypatch) -> None:
     first = folder.read_folder(path, None, cache)
     decoded = []
     decode = folder._decode
-    monkeypatch.setattr(
-        folder, "_decode", lambda p, s: decoded.append(p) or decode(p, s)
-    )
+
+    def watched(path: str, size: int | None) -> np.ndarray:
+        decoded.append(path)
+        return decode(path, size)
+
+    monkeypatch.setattr(folder, "_decode", watched)
     again = folder.read_folder(path, None, cache)
     assert decoded == []
     assert all(torch.equal(a, b) for a, b in zip(first[:4], again[:4], strict=True))
@@ -270,11 +268,19 @@ def test_a_folder_is_decoded_once(pictures, cache: Path, monkeypatch) -> None:
     assert decoded, "another size is another set"
 
 
-@pytest.mark.parametrize("change", ["content", "removed", "added", "cut"])
-def test_a_changed_folder_or_a_broken_cache_is_read_anew(
-    pictures, cache, change: str
+class Hostile:
+    """What runs code when it is unpickled by a careless reader."""
+
+    def __reduce__(self) -> tuple:
+        return (Path("hostile").touch, ())
+
+
+@pytest.mark.parametrize("change", ["content", "removed", "added", "cut", "hostile"])
+def test_a_changed_folder_or_a_broken_cache_is_read_again(
+    pictures, cache, change: str, tmp_path: Path, monkeypatch
 ) -> None:
     path, _ = pictures
+    monkeypatch.chdir(tmp_path)
     before = folder.read_folder(path, None, cache)
     victim = path / "train" / "ant" / "00.png"
     if change == "content":
@@ -286,11 +292,14 @@ def test_a_changed_folder_or_a_broken_cache_is_read_anew(
     elif change == "added":
         shutil.copy(victim, victim.with_name("zz.PNG"))
     else:
-        kept = next((cache / "folders").iterdir())
-        kept.write_bytes(kept.read_bytes()[:100])
+        file = next((cache / "folders").iterdir())
+        if change == "cut":
+            file.write_bytes(file.read_bytes()[:100])
+        else:
+            torch.save({"key": Hostile(), "pixels": Hostile()}, file)
     after = folder.read_folder(path, None, cache)
-    lengths = {"content": 20, "removed": 19, "added": 21, "cut": 20}
-    assert len(after.train_x) == lengths[change]
+    assert not Path("hostile").exists()
+    assert len(after.train_x) == {"removed": 19, "added": 21}.get(change, 20)
     assert bool((after.train_x[0] == 9).all()) == (change == "content")
     assert torch.equal(after.test_x, before.test_x)
 
@@ -326,17 +335,12 @@ def test_the_cache_lies_in_root_if_given(
     assert not (tmp_path / "shared").exists()
 
 
-@pytest.mark.parametrize(
-    "name", [*BUILT_IN, "cifar10", "CIFAR-10", "Cifar 10", "mnist", " ", ""]
-)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_a_folder_under_a_built_in_name_is_refused(pictures, name: str) -> None:
-    with pytest.raises(ValueError, match="give a name of its own"):
+    with pytest.raises(
+        ValueError, match=f"name='{name}' with folder=.* any but digits"
+    ):
         data.images(name, folder=pictures[0])
-
-
-def test_the_default_name_is_not_taken_for_a_folder(pictures) -> None:
-    with pytest.raises(ValueError, match="name='digits' for a folder"):
-        data.images(folder=pictures[0])
 
 
 def test_a_name_beside_a_built_in_one_is_allowed(pictures) -> None:
@@ -345,23 +349,18 @@ def test_a_name_beside_a_built_in_one_is_allowed(pictures) -> None:
 
 def test_errors_of_a_folder_name_what_is_wrong(pictures, tmp_path: Path) -> None:
     path, _ = pictures
-    with pytest.raises(FileNotFoundError, match=f"no folder {tmp_path / 'nowhere'}"):
-        read(tmp_path / "nowhere")
-    with pytest.raises(
-        FileNotFoundError, match=f"no folder {path / 'train' / 'train'}"
-    ):
-        read(path / "train")
-    for name in ("set.tar.xz", "set.TAR.GZ", "set.zip"):
-        (tmp_path / name).write_bytes(b"")
-        with pytest.raises(ValueError, match="is an archive; unpack it"):
-            read(tmp_path / name)
-
+    archive = tmp_path / "set.tar.xz"
+    archive.write_bytes(b"")
+    for wrong in (tmp_path / "nowhere", path / "train", archive):
+        with pytest.raises(FileNotFoundError, match=f"folder={wrong}; allowed"):
+            read(wrong)
     (path / "test" / "cat").mkdir()
-    with pytest.raises(ValueError, match="'cat' is only in test"):
+    write(path / "test" / "cat" / "0.png", np.zeros((4, 6, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="'cat'] in test; allowed: the same in both"):
         read(path)
     (path / "train" / "cat").mkdir()
     (path / "train" / "cat" / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=f"no images in {path / 'train' / 'cat'}"):
+    with pytest.raises(FileNotFoundError, match="no valid file for the classes cat"):
         read(path)
 
 
@@ -369,12 +368,10 @@ def test_a_folder_of_one_class_or_none_is_refused(pictures) -> None:
     path, _ = pictures
     for part in ("train", "test"):
         shutil.rmtree(path / part / "bee")
-    with pytest.raises(
-        ValueError, match=r"train has 1 class folders \(ant\); allowed: at least t"
-    ):
+    with pytest.raises(ValueError, match=r"\['ant'\] in train .* two or more"):
         read(path)
     shutil.rmtree(path / "train" / "ant")
-    with pytest.raises(ValueError, match="train has 0 class folders"):
+    with pytest.raises(FileNotFoundError, match="any class folder"):
         read(path)
 
 
@@ -384,7 +381,7 @@ def test_an_unreadable_image_is_named(
 ) -> None:
     victim = pictures[0] / "test" / "bee" / "01.png"
     victim.write_bytes(victim.read_bytes()[:60] if content is None else content)
-    with pytest.raises(ValueError, match=f"{victim} cannot be read as an image"):
+    with pytest.raises(ValueError, match=f"{victim} cannot be read"):
         read(pictures[0])
     assert not (cache / "folders").exists()
 
@@ -392,7 +389,7 @@ def test_an_unreadable_image_is_named(
 def test_images_of_more_than_8_bits_are_refused(pictures) -> None:
     victim = pictures[0] / "train" / "bee" / "04.png"
     write(victim, np.full((4, 6), 40_000, dtype=np.uint16))
-    with pytest.raises(ValueError, match=r"04\.png .* 8 bits a channel"):
+    with pytest.raises(ValueError, match=r"04\.png .* 8 bits per channel"):
         read(pictures[0])
 
 
@@ -411,7 +408,6 @@ def test_hidden_files_and_other_suffixes_are_passed_over(pictures, cache: Path) 
     path, _ = pictures
     (path / "train" / "ant" / "Thumbs.db").write_bytes(b"?")
     (path / "train" / "ant" / "._00.png").write_bytes(b"?")
-    (path / "train" / ".cache").mkdir()
     assert len(folder.read_folder(path, None, cache).train_x) == 20
 
 
@@ -471,7 +467,7 @@ def mnist(server: tuple[Path, str], monkeypatch) -> Path:
 def test_a_set_is_downloaded_once_to_the_users_cache(
     mnist: Path, cache: Path, capsys
 ) -> None:
-    made = data.images("mnist")
+    made = data.images("MNIST")
     assert made.name == "MNIST" and made.classes == tuple("0123456789")
     assert [len(s) for s in (made.train, made.val, made.test)] == [40, 10, 10]
     assert made.train.x.shape == (40, 1, 28, 28)
@@ -585,7 +581,7 @@ def test_color_sets_are_downloaded_and_turned_channels_first(
         "meta": {"filename": "meta", "key": "label_names", "md5": md5["meta"]},
     }.items():
         monkeypatch.setattr(kind, key, value)
-    made = data.images("cifar-10", val_fraction=0.5)
+    made = data.images("CIFAR10", val_fraction=0.5)
     assert made.name == "CIFAR10" and made.classes[3] == "class 3"
     assert made.test.y.tolist() == [i % 10 for i in range(20)]
     # Channels, rows and columns in their places: normalising is affine in each channel.
@@ -629,27 +625,22 @@ def pictures_of(
     return torch.rand(n, channels, height, width, generator=generator(9))
 
 
-def crop_one(image: np.ndarray, pad: int, mode: str, top: int, left: int) -> np.ndarray:
-    padded = np.pad(image, ((0, 0), (pad, pad), (pad, pad)), mode=mode)
-    return padded[:, top : top + image.shape[1], left : left + image.shape[2]]
-
-
-@pytest.mark.parametrize("mode", ["reflect", "constant"])
-def test_crop_is_exact(mode) -> None:
+def test_crop_is_exact() -> None:
     x = pictures_of(200)
-    out = augment.RandomCrop(2, mode)(x, generator(1))
-    top, left = torch.randint(5, (2, 200), generator=generator(1))
+    out = augment.RandomCrop(2)(x, generator(1))
+    top, left = torch.randint(5, (2, 200), generator=generator(1)).tolist()
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
     for i in range(200):
-        expected = crop_one(x[i].numpy(), 2, mode, int(top[i]), int(left[i]))
+        expected = padded[i, :, top[i] : top[i] + 6, left[i] : left[i] + 5]
         assert np.array_equal(out[i].numpy(), expected)
 
 
 def test_all_places_of_the_crop_are_equally_likely_and_independent() -> None:
-    # One bright pixel in the middle of 9 x 9 tells where the window was.
+    # A bright pixel in the middle of 9 x 9 shows where the window was.
     n, pad = 50_000, 2
     x = torch.zeros(n, 1, 9, 9)
     x[:, :, 4, 4] = 1
-    out = augment.RandomCrop(pad, "constant")(x, generator())
+    out = augment.RandomCrop(pad)(x, generator())
     place = out.flatten(1).argmax(1)
     row, column = 4 + pad - place // 9, 4 + pad - place % 9
     offset = (row * 5 + column).view(-1)
@@ -674,34 +665,10 @@ def test_flip_is_exact_fair_and_independent() -> None:
     assert abs(int((flipped[1:] & flipped[:-1]).sum()) - n / 4) < 354
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 20])
-def test_cutout_is_exact(size: int) -> None:
-    x = pictures_of(200) + 1
-    out = augment.Cutout(size)(x, generator(3))
-    g = generator(3)
-    rows, columns = (torch.randint(side, (200,), generator=g) for side in (6, 5))
-    for i in range(200):
-        expected = x[i].clone()
-        first = [int(c[i]) - size // 2 for c in (rows, columns)]
-        top, left = (max(0, f) for f in first)
-        expected[:, top : first[0] + size, left : first[1] + size] = 0
-        assert torch.equal(out[i], expected)
-
-
-def test_every_pixel_is_equally_likely_the_centre_of_cutout() -> None:
-    n = 30_000
-    out = augment.Cutout(1)(torch.ones(n, 1, 6, 5), generator())
-    counts = (out == 0).sum((0, 1))
-    assert int(counts.sum()) == n
-    assert (counts - n / 30).abs().max() < 5 * (n / 30) ** 0.5
-
-
 STEPS = [
     augment.RandomCrop(2),
-    augment.RandomCrop(3, "constant"),
     augment.RandomFlip(),
-    augment.Cutout(2),
-    augment.Compose(augment.RandomCrop(1), augment.RandomFlip(), augment.Cutout(3)),
+    augment.Compose([augment.RandomCrop(1), augment.RandomFlip()]),
 ]
 
 
@@ -729,17 +696,16 @@ def test_compose_is_one_after_the_other() -> None:
     crop, flip = augment.RandomCrop(2), augment.RandomFlip()
     x, g = pictures_of(30), generator(5)
     expected = flip(crop(x, g), g)
-    assert torch.equal(augment.Compose(crop, flip)(x, generator(5)), expected)
+    assert torch.equal(augment.Compose([crop, flip])(x, generator(5)), expected)
 
 
 def test_augmentations_print_as_written_and_compare_by_value() -> None:
-    made = augment.Compose(augment.RandomCrop(pad=4), augment.RandomFlip())
-    assert repr(made) == "Compose(RandomCrop(pad=4, mode='reflect'), RandomFlip())"
-    assert made == augment.Compose(augment.RandomCrop(4), augment.RandomFlip())
-    assert made != augment.Compose(augment.RandomCrop(3), augment.RandomFlip())
-    assert (
-        len({made, augment.Compose(augment.RandomCrop(4), augment.RandomFlip())}) == 1
-    )
+    steps = [augment.RandomCrop(pad=4), augment.RandomFlip()]
+    made = augment.Compose(steps)
+    assert repr(made) == "Compose(steps=(RandomCrop(pad=4), RandomFlip()))"
+    assert made == augment.Compose(tuple(steps))
+    assert made != augment.Compose([augment.RandomCrop(3), augment.RandomFlip()])
+    assert len({made, augment.Compose(steps)}) == 1
 
 
 @pytest.mark.parametrize(
@@ -747,17 +713,12 @@ def test_augmentations_print_as_written_and_compare_by_value() -> None:
     [
         (lambda: augment.RandomCrop(0), "pad=0"),
         (
-            lambda: augment.RandomCrop(1, "edge"),
-            "mode='edge'; allowed: 'reflect', 'constant'",
-        ),
-        (lambda: augment.Cutout(-1), "size=-1"),
-        (
             lambda: augment.RandomCrop(5)(pictures_of(1), generator()),
-            "pad=5 with images of 6 x 5",
+            "pad=5; allowed for images of 6 x 5",
         ),
         (
             lambda: augment.RandomFlip()(torch.zeros(3, 4, 5), generator()),
-            r"shape \(3, 4, 5\)",
+            r"x.shape=\(3, 4, 5\)",
         ),
     ],
 )
@@ -827,23 +788,14 @@ def test_resizing_is_that_of_torchvision(shape, tmp_path: Path, cache) -> None:
     assert (x - expected[0].float()).abs().mean() < pixel
 
 
-def test_very_large_images_warn_once(tmp_path: Path, cache, monkeypatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    path = folder_of(tmp_path / "f", {f"{i}.png": grey(11, 11 + i) for i in range(4)})
-    with pytest.warns(UserWarning) as caught:
-        folder.read_folder(path, 4, cache)
-    (warning,) = caught
-    assert "images have more than 100 pixels" in str(warning.message)
+def test_decompression_bombs_are_refused(tmp_path: Path, cache, monkeypatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(
-        ValueError, match=r"cannot be read as an image .*decompression bomb"
-    ):
+    path = folder_of(tmp_path / "f", {f"{i}.png": grey(11, 11 + i) for i in range(4)})
+    with pytest.raises(ValueError, match=r"cannot be read .*decompression bomb"):
         folder.read_folder(path, 5, cache)
 
 
-@pytest.mark.parametrize(
-    "part", ["train/a", "train/b/1.png", "test/b", "train", "train/c"]
-)
+@pytest.mark.parametrize("part", ["train/a", "train/b/1.png", "test/b", "train"])
 @pytest.mark.parametrize("target", ["itself", "nowhere", "through a file"])
 def test_links_that_lead_nowhere_are_named(
     part: str, target: str, tmp_path: Path, cache
@@ -859,13 +811,10 @@ def test_links_that_lead_nowhere_are_named(
         "through a file": Path(__file__) / "a",
     }
     place.symlink_to(targets[target])
-    with pytest.raises((ValueError, FileNotFoundError)) as error:
+    with pytest.raises((ValueError, OSError)) as error:
         read(path)
-    assert (
-        str(place) in str(error.value)
-        or "only in" in str(error.value)
-        or part == "train/c"
-    )
+    message = str(error.value)
+    assert str(place) in message or "the same in both" in message or part == "train"
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -915,11 +864,15 @@ def test_a_cache_of_another_decoder_is_not_used(
 ) -> None:
     path = folder_of(tmp_path / "f", {"1.png": grey(4, 4), "2.png": grey(4, 4)})
     folder.read_folder(path, None, cache)
-    monkeypatch.setattr(folder, "_DECODER", "another")
+    monkeypatch.setattr(folder, "_DECODER", 99)
     decoded = []
-    monkeypatch.setattr(
-        folder, "_decode", lambda p, s, f=folder._decode: decoded.append(p) or f(p, s)
-    )
+    decode = folder._decode
+
+    def watched(path: str, size: int | None) -> np.ndarray:
+        decoded.append(path)
+        return decode(path, size)
+
+    monkeypatch.setattr(folder, "_decode", watched)
     folder.read_folder(path, None, cache)
     assert decoded
 
@@ -934,14 +887,8 @@ def test_too_few_images_for_a_split_are_counted(
     if n > 1 and 2 <= kept <= 2 * n - 2:
         assert len(read(path, val_fraction=fraction).val) == kept
         return
-    message = (
-        "class 0 has 1 training image"
-        if n == 1
-        else "images the validation set; allowed"
-    )
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=f"val_fraction={fraction} cannot split"):
         read(path, val_fraction=fraction)
-    assert f"val_fraction={fraction}" in str(error.value)
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
@@ -961,7 +908,10 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     )
 
 
-@pytest.mark.parametrize("end", folder.SUFFIXES)
+SUFFIXES = (".bmp", ".jpg", ".pgm", ".png", ".tif", ".webp")
+
+
+@pytest.mark.parametrize("end", SUFFIXES)
 def test_damaged_images_are_read_or_named(end: str, tmp_path: Path, cache) -> None:
     """Whatever the bytes: an image of its size, or an error with the file's name."""
     path = folder_of(
@@ -977,6 +927,6 @@ def test_damaged_images_are_read_or_named(end: str, tmp_path: Path, cache) -> No
                 warnings.simplefilter("ignore")
                 x = folder.read_folder(path, 8, cache).train_x
         except ValueError as error:
-            assert f"{victim} cannot be read as an image" in str(error)
+            assert f"{victim} cannot be read" in str(error)
         else:
             assert x.shape[0] == 4 and x.shape[2:] == (8, 8)

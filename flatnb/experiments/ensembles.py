@@ -19,8 +19,9 @@ from flatnb.experiments.base import METRICS, number
 from flatnb.experiments.spaces import Setting
 from flatnb.experiments.steps import average, ema, swa
 from flatnb.methods import ERM
+from flatnb.metrics import cross_entropy
 from flatnb.results.records import FLATNESS
-from flatnb.train import cross_entropy, fit
+from flatnb.train import fit
 
 Curves = dict[str, list[list[float | None]]]  # metric -> [member][epoch]
 Flatness = dict[str, list[float | None]]  # measure -> [member]

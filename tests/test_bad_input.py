@@ -22,7 +22,7 @@ import flatnb
 from flatnb import metrics, models
 from flatnb.data import Data, Split, images, plane, sensing, stack
 from flatnb.data.augment import Compose, RandomCrop, RandomFlip
-from flatnb.results import compare, records, statistics, sweep
+from flatnb.results import compare, form, records, statistics, sweep
 
 ODD: dict[str, Any] = {
     "None": None,
@@ -339,23 +339,11 @@ CASES: dict[
         lambda: {"patterns": [NAME], "baseline": "SAM", "metric": "test_loss"},
         {"patterns": "list"},
     ),
+    "nets": (compare.nets, lambda: {"patterns": [NAME]}, {}),
     "flatness": (
         compare.flatness,
-        lambda: {
-            "patterns": [NAME],
-            "measures": ["trace"],
-            "targets": ["test_loss"],
-            "within": ["task"],
-            "given": None,
-            "where": None,
-        },
-        {
-            "given": "None",
-            "where": "None no_text",
-            "measures": "list",
-            "targets": "list",
-            "within": "list",
-        },
+        lambda: {"nets": compare.nets([NAME]), "measures": ["trace"]},
+        {"measures": "no_text list dict bytes"},
     ),
     "Job": (
         sweep.Job,
@@ -387,14 +375,12 @@ CASES: dict[
         {"patterns": "list texts"},
     ),
     "load": (records.load, lambda: {"name": NAME}, {}),
-    "value": (records.value, lambda: {"name": NAME, "path": "passes"}, {}),
     "save": (
         records.save,
         lambda: {"record": example(), "replace": True},
         {"replace": "True"},
     ),
-    "check": (records.check, lambda: {"record": example()}, {}),
-    "faults": (records.faults, lambda: {"text": ""}, {"text": "text no_text nul"}),
+    "check": (form.check, lambda: {"record": example()}, {}),
 }
 
 
@@ -408,7 +394,6 @@ WORDS = {
     "by": "column",
     "targets": "metric",
     "given": "metric",
-    "path": "no '",
     "name": "no record",
 }
 

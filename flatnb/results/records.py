@@ -130,19 +130,21 @@ def load(name: str) -> dict[str, Any]:
 
 
 def at(data: Any, path: str) -> Any:
-    """What stands at a dotted path of nested dicts and lists; integers index lists.
+    """What stands at a dotted path of nested dicts and lists.
+
+    Integers index lists, from the end with -1.
 
     Raises:
         RecordError: the path leads nowhere; it says what there is.
 
-    >>> at({"runs": [{"norm": 2.0}]}, "runs.0.norm")
+    >>> at({"runs": [{"norm": 2.0}]}, "runs.-1.norm")
     2.0
     """
     steps: list[str] = []
     for key in instance("path", path, str, "text, as final.test_loss.0.0").split("."):
         if isinstance(data, dict) and key in data:
             data = data[key]
-        elif isinstance(data, list) and key.isdecimal() and int(key) < len(data):
+        elif isinstance(data, list) and key in map(str, range(-len(data), len(data))):
             data = data[int(key)]
         else:
             place = ".".join(steps) or "the top"

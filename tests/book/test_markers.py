@@ -43,7 +43,7 @@ def marked(before: str, path: str, name: str = NAME) -> str:
         ("**2", "passes"),
         ("4e-1", "curves.metrics.test_loss.1.1"),
         ("± 0.13", "selected.test_accuracy.interval"),
-        ("7", "seeds.1"),
+        ("7", "seeds.-1"),
     ],
 )
 def test_numbers_that_agree_to_the_digits_typed(before: str, path: str) -> None:

@@ -7,8 +7,8 @@ from made import record_of
 
 import flatnb
 from flatnb.experiments import images
+from flatnb.experiments.ensembles import FLATNESS
 from flatnb.experiments.study import run as run_study
-from flatnb.results.records import FLATNESS
 
 DIGITS = images.TASKS[0][0]
 SMALL = dataclasses.replace(

@@ -324,7 +324,7 @@ def test_values_by_path() -> None:
         ("passes", 2),
         ("task.data.noise", 0.05),
         ("settings.2.lr", 1 / 3),
-        ("curves.metrics.test_loss.0.2", 0.2),
+        ("curves.metrics.test_loss.0.-1", 0.2),
         ("seeds", [0, 7]),
     ):
         assert records.at(record, path) == expected
@@ -337,7 +337,7 @@ def test_values_by_path() -> None:
         ("nothing", "no 'nothing' at the top; there is schema, name, task"),
         ("task.sets", "no 'sets' at task; there is data, epochs, name"),
         ("seeds.2", r"no '2' at seeds; there is \[0, 7\]"),
-        ("seeds.-1", "no '-1' at seeds"),
+        ("seeds.-3", "no '-3' at seeds"),
         ("method.x", "no 'x' at method; there is 'SAM'"),
         ("", "no '' at the top"),
     ],

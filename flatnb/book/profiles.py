@@ -1,4 +1,4 @@
-"""What a notebook imports from the book: its profile's settings and the first cell's line."""
+"""What notebooks import from the book: the settings of a profile, the first line."""
 
 import importlib
 from importlib.util import find_spec
@@ -6,24 +6,23 @@ from types import SimpleNamespace
 from typing import Any
 
 PROFILES = ("smoke", "laptop", "paper")
+Values = dict[str, Any]
 
 
 def settings(
-    profile: str,
-    *,
-    smoke: dict[str, Any],
-    laptop: dict[str, Any],
-    paper: dict[str, Any],
+    profile: str, *, smoke: Values, laptop: Values, paper: Values
 ) -> SimpleNamespace:
-    """The settings of one profile, by name:
-    `settings(profile, smoke=dict(epochs=2), …).epochs`.
+    """The settings of one profile; all three set the same names.
 
-    Raises ValueError for an unknown profile, or when the three do not set the same
-    names.
+    Raises:
+        ValueError: an unknown profile, or a name that one profile lacks.
+
+    >>> settings("smoke", smoke={"n": 1}, laptop={"n": 9}, paper={"n": 99}).n
+    1
     """
     choices = {"smoke": smoke, "laptop": laptop, "paper": paper}
     if profile not in choices:
-        raise ValueError(f"profile is {profile!r}; it can be {', '.join(PROFILES)}")
+        raise ValueError(f"profile={profile!r}; allowed: {', '.join(PROFILES)}")
     names = set().union(*choices.values())
     for name, values in choices.items():
         if missing := sorted(names - set(values)):
@@ -32,20 +31,21 @@ def settings(
 
 
 def about(revision: str) -> str:
-    """One line for the top of a page: device, torch, flatnb."""
+    """One line for the top of a page: device, versions of torch and flatnb."""
     import torch
 
     import flatnb
 
-    cuda = torch.cuda.is_available()
     threads = torch.get_num_threads()
-    cpu = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    device = torch.cuda.get_device_name() if cuda else cpu
-    return f"{device} · torch {torch.__version__} · flatnb {flatnb.__version__} ({revision})"
+    device = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    versions = f"torch {torch.__version__} · flatnb {flatnb.__version__}"
+    return f"{device} · {versions} ({revision})"
 
 
 class Missing:
-    """Stands for a package that is not installed: it is false, and its classes are `object`."""
+    """Stands for a package that is not installed: false, its classes are `object`."""
 
     def __bool__(self) -> bool:
         return False
@@ -57,22 +57,17 @@ class Missing:
 
 
 def optional(package: str) -> Any:
-    """A package, or where it is not installed a `Missing`, after a line that says what
-    to install.
+    """A package, or a `Missing` after a line that says what to install.
 
-    With it a page can define a class of a framework, and use that class only where
-    there is one:
+    A page can so define a class of a framework, and use it only where there is one.
 
-    >>> json = optional("json")
-    >>> bool(json)
+    >>> bool(optional("json"))
     True
     """
     if find_spec(package) is None:
-        print(
-            f"{package} is not installed, so its recipes do not run: pip install {package}"
-        )
+        print(f"{package} is not installed; its recipes need: pip install {package}")
         return Missing()
     from flatnb import _torchvision
 
-    _torchvision.load()  # before a framework does, and fails where the operators do not match
+    _torchvision.load()  # a framework that does it itself fails on unmatched operators
     return importlib.import_module(package)

@@ -2,19 +2,41 @@
 commands.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
-from flatnb.book import notebook
+from flatnb.book import stage
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMETERS = """\
 profile: str = "laptop"  # smoke, laptop or paper
-count: int = 3  # how many | with = in its help
+count: int = 3  # how many
 rate: float = 1  # a step
 quiet: bool = False
-names: list[str] = ["a", "b"]  # of methods
-seeds: list = [0, 1]"""
+names: str = "a, b"  # of methods"""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A notebook's content, unchecked."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(path: Path, content: Any) -> None:
+    """Write a notebook as Jupyter does."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n")
+
+
+def text_of(cell: dict[str, Any]) -> str:
+    """A cell's source, which a file holds as a string or as a list of lines."""
+    return "".join(cell["source"])
+
+
+def tagged(path: Path, tag: str) -> list[dict[str, Any]]:
+    """The cells that bear a tag."""
+    cells = read(path)["cells"]
+    return [cell for cell in cells if tag in cell["metadata"].get("tags", ())]
 
 
 def code(source: str, *tags: str, **metadata: Any) -> dict[str, Any]:
@@ -25,7 +47,7 @@ def code(source: str, *tags: str, **metadata: Any) -> dict[str, Any]:
         "execution_count": None,
         "metadata": metadata,
         "outputs": [],
-        "source": source,
+        "source": source.splitlines(keepends=True),
     }
 
 
@@ -34,11 +56,11 @@ def save(
 ) -> Path:
     """Write a notebook: a title, the parameters cell, then the code given."""
     cells: list[dict[str, Any]] = [
-        {"cell_type": "markdown", "metadata": {}, "source": f"# {path.stem}"}
+        {"cell_type": "markdown", "metadata": {}, "source": [f"# {path.stem}"]}
     ]
     if parameters is not None:
         cells.append(code(parameters, "parameters", "hide-input"))
-    cells += [code(one) if isinstance(one, str) else one for one in sources]
+    cells += [code(cell) if isinstance(cell, str) else cell for cell in sources]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -49,7 +71,7 @@ def save(
         "nbformat_minor": 5,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(notebook.dump(content), encoding="utf-8")
+    write(path, content)
     return path
 
 
@@ -64,6 +86,9 @@ def book(root: Path) -> Path:
     toc = "format: jb-book\nroot: book/intro\nchapters:\n  - file: notebooks/01_a\n"
     (root / "_toc.yml").write_text(toc)
     (root / "_config.yml").write_text((ROOT / "_config.yml").read_text())
-    first = code(notebook.bootstrap(), "bootstrap")
+    (cell,) = tagged(next((ROOT / "notebooks").glob("*.ipynb")), "bootstrap")
+    first = code(text_of(cell), "bootstrap")
     save(root / "notebooks" / "01_a.ipynb", first, "print(profile)")
+    for path, text in stage.with_address(root, "", "main").items():
+        path.write_text(text)
     return root

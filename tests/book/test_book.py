@@ -3,6 +3,7 @@ parameters.
 """
 
 import ast
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import markers
 import matplotlib.pyplot as plt
 import numpy as np
 import papermill
@@ -18,23 +18,23 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from small_book import tagged, text_of
 from torch import nn
 
 from flatnb import models
-from flatnb.book import cli, notebook, profiles
+from flatnb.book import cli, profiles, stage
+from flatnb.book import run as runner
 from flatnb.results import records
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PAGES = notebook.toc_files(ROOT)
+PAGES = stage.toc_files(ROOT)
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
 def code_cells(path: Path) -> list[dict[str, Any]]:
-    return [
-        cell for cell in notebook.read(path)["cells"] if cell["cell_type"] == "code"
-    ]
+    return [cell for cell in runner.read(path)["cells"] if cell["cell_type"] == "code"]
 
 
 def draws(source: str) -> bool:
@@ -67,51 +67,53 @@ def test_settings_name_files_that_are_there() -> None:
 
 @each
 def test_sources_hold_no_trace_of_a_run(path: Path) -> None:
-    clean = cli.stripped(path) == notebook.dump(notebook.read(path))
-    assert clean, f"{path.name} holds outputs, counts or traces: run `flatnb clean`"
+    before, after = cli.stripped(path)
+    assert before == after, (
+        f"{path.name} holds outputs, counts or traces: run `flatnb clean`"
+    )
 
 
 @each
 def test_opening_is_title_first_cell_parameters(path: Path) -> None:
-    title, first, parameters = notebook.read(path)["cells"][:3]
-    assert title["cell_type"] == "markdown" and notebook.text_of(title).startswith("# ")
+    title, first, parameters = runner.read(path)["cells"][:3]
+    assert title["cell_type"] == "markdown" and text_of(title).startswith("# ")
     assert first["metadata"]["tags"] == ["bootstrap", "hide-input"]
     assert "parameters" in parameters["metadata"]["tags"]
-    declared = list(notebook.parameters(path).values())
-    assert (declared[0].name, declared[0].type, declared[0].default) == (
-        "profile",
-        "str",
-        "laptop",
-    )
-    assert all(one.help for one in declared), "a parameter without help"
+    declared = list(runner.parameters(path).values())
+    assert declared[0][:3] == ("profile", "str", '"laptop"')
+    assert len(declared) == len(text_of(parameters).splitlines())
+    for parameter in declared:
+        assert parameter.inferred_type_name in runner.TYPES, parameter
+        assert parameter.help, "a parameter without help"
 
 
-@each
-def test_first_cell_is_the_one_text_with_the_address_of_the_settings(
-    path: Path,
-) -> None:
-    (cell,) = notebook.tagged(notebook.read(path), "bootstrap")
-    assert notebook.text_of(cell) == notebook.bootstrap(*notebook.address(ROOT)), (
-        f"{path.name}: run `flatnb address`"
-    )
+def test_the_first_cells_are_one_text() -> None:
+    """The address in it is that of _config.yml: otherwise, run `flatnb address`."""
+    cells = [cell for path in NOTEBOOKS for cell in tagged(path, "bootstrap")]
+    assert len(cells) == len(NOTEBOOKS)
+    (text,) = {text_of(cell) for cell in cells}
+    texts = stage.with_address(ROOT, *stage.address(ROOT))
+    for path in texts:
+        assert texts[path] == path.read_text(encoding="utf-8"), path
+    assert "%" not in text and not re.search(r"^!", text, re.MULTILINE)
 
 
 @each
 def test_kernel_is_any_python(path: Path) -> None:
-    kernel = notebook.read(path)["metadata"]["kernelspec"]
+    kernel = runner.read(path)["metadata"]["kernelspec"]
     assert (kernel["name"], kernel["language"]) == ("python3", "python")
 
 
 @each
 def test_cells_have_names_of_their_own(path: Path) -> None:
-    cells = notebook.read(path)["cells"]
+    cells = runner.read(path)["cells"]
     assert len({cell["id"] for cell in cells}) == len(cells)
 
 
 @each
 def test_no_cell_needs_colab_or_the_network_or_ipython(path: Path) -> None:
     for cell in code_cells(path):
-        tree = ast.parse(notebook.text_of(cell))  # no magic, no shell line
+        tree = ast.parse(text_of(cell))  # no magic, no shell line
         names = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert not names & {"myst_nb", "google.colab"}
 
@@ -119,7 +121,7 @@ def test_no_cell_needs_colab_or_the_network_or_ipython(path: Path) -> None:
 @each
 def test_figures_have_words_caption_and_name(path: Path) -> None:
     for cell in code_cells(path):
-        source, shown = notebook.text_of(cell), cell["metadata"].get("mystnb", {})
+        source, shown = text_of(cell), cell["metadata"].get("mystnb", {})
         if draws(source) or {"image", "figure"} & shown.keys():
             for part, name in (
                 ("image", "alt"),
@@ -142,8 +144,8 @@ def test_figures_have_different_names() -> None:
 @each
 def test_the_last_section_says_what_is_not_shown(path: Path) -> None:
     text = "\n".join(
-        notebook.text_of(cell)
-        for cell in notebook.read(path)["cells"]
+        text_of(cell)
+        for cell in runner.read(path)["cells"]
         if cell["cell_type"] == "markdown"
     )
     headings = [line for line in text.splitlines() if line.startswith("#")]
@@ -152,7 +154,7 @@ def test_the_last_section_says_what_is_not_shown(path: Path) -> None:
 
 @each
 def test_declared_records_are_there(path: Path) -> None:
-    assert set(notebook._records(path, notebook.read(path))) <= set(records.names())
+    runner.key(path, {}, 1)
 
 
 def test_every_record_is_of_the_form() -> None:
@@ -163,18 +165,18 @@ def test_every_record_is_of_the_form() -> None:
 @each
 def test_numbers_in_notebooks_are_those_of_their_records(path: Path) -> None:
     """A number before a marker `<!-- record: name:key.path -->`: see
-    markers.py.
+    flatnb/records.py.
     """
-    for cell in notebook.read(path)["cells"]:
+    for cell in runner.read(path)["cells"]:
         if cell["cell_type"] == "markdown":
-            assert markers.faults(notebook.text_of(cell)) == [], cell["id"]
+            assert records.faults(text_of(cell)) == [], cell["id"]
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "book").glob("*.md")), ids=lambda path: path.stem
 )
 def test_numbers_in_prose_are_those_of_their_records(path: Path) -> None:
-    assert markers.faults(path.read_text(encoding="utf-8")) == []
+    assert records.faults(path.read_text(encoding="utf-8")) == []
 
 
 # --- other values -------------------------------------------------------------------
@@ -332,8 +334,8 @@ def test_runs_to_the_end_with_other_values(
     path: Path, profile: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values, _ = OTHER[path.stem]
-    declared = notebook.parameters(path)
-    assert all(value != declared[name].default for name, value in values.items())
+    declared = runner.parameters(path)
+    assert all(repr(value) != declared[name].default for name, value in values.items())
     monkeypatch.setenv("XDG_CACHE_HOME", str(pictures / "cache"))
     if "folder" in values:
         values = values | {"folder": str(pictures)}
@@ -439,14 +441,14 @@ def test_runs_in_a_kernel_with_other_values(
         values = values | {"folder": str(pictures)}
     given = {key: str(value) for key, value in values.items()}
     path, out = ROOT / "notebooks" / f"{name}.ipynb", tmp_path / "out"
-    (result,) = notebook.run([path], profile="smoke", given=given, jobs=1, out=out)
+    (result,) = runner.run([path], profile="smoke", given=given, jobs=1, out=out)
     assert result.error is None, result.error
 
 
 @pytest.mark.slow
 def test_a_board_that_names_no_record_is_refused_by_name(tmp_path: Path) -> None:
     path, given = ROOT / "notebooks" / "11_scoreboard.ipynb", {"board": "none/*"}
-    (result,) = notebook.run(
+    (result,) = runner.run(
         [path], profile="smoke", given=given, jobs=1, out=tmp_path / "out"
     )
     assert "RecordError: nothing is named none/*" in str(result.error)
@@ -456,7 +458,7 @@ def test_a_board_that_names_no_record_is_refused_by_name(tmp_path: Path) -> None
 def test_every_parameter_is_tried_with_another_value(path: Path) -> None:
     cases = [*CASES, ("09_fine_tuning", IMAGENET)]
     tried = set().union(*(values for name, values in cases if name == path.stem))
-    assert tried >= notebook.parameters(path).keys() - {"profile"}
+    assert tried >= runner.parameters(path).keys() - {"profile"}
 
 
 # --- the settings of each profile ---------------------------------------------------
@@ -496,7 +498,7 @@ def test_settings_of_the_profiles_are_alike_grow_and_are_used(
     with pytest.raises(Found):
         for source in cells:
             execute(source, names)
-    smoke, laptop, paper = (found[profile] for profile in notebook.PROFILES)
+    smoke, laptop, paper = (found[profile] for profile in profiles.PROFILES)
     for name in smoke:
         kinds = {kind(each[name]) for each in (smoke, laptop, paper)} - {
             type(None),

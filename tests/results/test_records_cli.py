@@ -111,7 +111,7 @@ def test_list_has_a_line_a_record(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_show_tells_what_was_chosen_and_found(
+def test_show_says_what_was_chosen_and_found(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     record = example()
@@ -122,14 +122,13 @@ def test_show_tells_what_was_chosen_and_found(
     text = out(capsys, "show", "plane/*")
     for line in (
         NAME,
-        "task data {'noise': 0.05, 'set': 'circle'}, epochs 2, name plane",
-        "tried 3 settings × 2 seeds: lr 0.1, 1/3; rho 0.05, 0.1",
-        "chosen lr 0.1, rho 0.1 (seeds 0, 7)",
-        "by val accuracy, ties: loss, per seed",
-        "otherwise by ties to the largest rho: lr 0.1, rho 0.1 (seeds 0, 7)",
-        "failed setting 2, seed 7: the loss was nan in epoch 1",
-        f"test_accuracy {mean:.4g} ± {half:.2g} n = 2 of 2",
-        "test_error 0.3 n = 1 of 2",
+        'task: {"data": {"noise": 0.05, "set": "circle"}, "epochs": 2, "name": "plane"}',
+        'method: "SAM"',
+        'failures: [{"error": "the loss was nan in epoch 1", "seed": 7, "setting": 2}]',
+        "0: {'lr': 0.1, 'rho': 0.1}",
+        "7: {'lr': 0.1, 'rho': 0.1}",
+        f"test_accuracy {mean:.3f} {half:.6f} 2",
+        "test_error 0.300 NaN 1",
     ):
         assert line in text.splitlines(), line
 
@@ -162,10 +161,9 @@ def test_todo_lists_what_is_missing_most_valuable_first(
     experiments += [Experiment("c", 3), Experiment(NAME, 2), Experiment("a", 1)]
     records.save(example())
     assert out(capsys, "todo").splitlines() == [
-        "experiment GPU min CPU min command",
-        "SAM in the plane 2 60 flatnb records make a",
-        "SAM in the plane 2 60 flatnb records make c",
-        "together 4 120",
+        "experiment GPU min CPU min flatnb records make",
+        "SAM in the plane 2.0 60.0 a",
+        "SAM in the plane 2.0 60.0 c",
     ]
     del experiments[2], experiments[0]
     assert out(capsys, "todo") == "every experiment is recorded"
@@ -190,14 +188,14 @@ def test_make_runs_a_sweep_and_records_it(
     assert len(list((tmp_path / "runs").glob("*.json"))) == 3
 
 
-def test_make_leaves_what_is_recorded_unless_told(
+def test_make_leaves_what_is_recorded_unless_asked(
     experiments: list[Experiment], sweeps: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiments += [Experiment(NAME, 1), Experiment("plane/a", 2)]
     before = records.save(example()).read_bytes()
     text = out(capsys, "make", "plane/*", "--executor", "dask://host:80", "--retry")
     assert (
-        text.splitlines()[0] == f"{NAME} is recorded already (--replace makes it anew)"
+        text.splitlines()[0] == f"{NAME} is recorded already (--replace makes it again)"
     )
     assert (records.root() / f"{NAME}.json").read_bytes() == before
     assert set(records.names()) == {NAME, "plane/a"}
@@ -212,7 +210,7 @@ def test_make_leaves_what_is_recorded_unless_told(
     assert records.load(NAME)["final"]["test_loss"][0] == [0.5, 1.5]
 
 
-def test_failed_runs_are_told_and_recorded(
+def test_failed_runs_are_named_and_recorded(
     experiments: list[Experiment], sweeps: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     experiments += [
@@ -324,7 +322,7 @@ def test_verify_takes_what_a_record_does_not_name_from_the_experiment(
 # What a stranger's record may ask for; none is called, and no other sample either.
 HOSTILE: dict[str, dict[str, Any]] = {
     "another module": {
-        "call": "flatnb.book.notebook:write",
+        "call": "flatnb.book.run:write",
         "settings": {"path": "x", "text": ""},
     },
     "a folder and a download": {

@@ -1,0 +1,395 @@
+"""Execute notebooks with papermill, each in a process of its own.
+
+A run is determined by its notebook, its parameters, the code of flatnb, the versions of
+packages and Python, the number of threads and the records that the notebook declares.
+`key` hashes these, and a run whose key is known is not repeated. A kernel works in its
+notebook's folder, as Jupyter's does. What only the book needs is imported in functions,
+so that `flatnb records` works without it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flatnb._files import whole
+from flatnb.results import records, sweep
+
+TIMEOUTS = {"smoke": 600, "laptop": 3600, "paper": 24 * 3600}  # seconds per notebook
+# Their versions can change a number or a figure.
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn"),
+    *("pandas", "scipy", "papermill", "accelerate", "lightning", "transformers"),
+)
+
+
+class UserError(Exception):
+    """What the user can fix; the command line shows it without a traceback."""
+
+
+def root_of(path: Path) -> Path | None:
+    """The folder at or above `path` that holds the book's _toc.yml."""
+    path = path.resolve()
+    return next((p for p in (path, *path.parents) if (p / "_toc.yml").is_file()), None)
+
+
+# --- notebook files -----------------------------------------------------------------
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A notebook file; UserError, one line with file and place, if it is none."""
+    import nbformat
+
+    try:
+        notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        json.dumps(notebook, ensure_ascii=False).encode()
+        fault = _fault(notebook)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except RecursionError:
+        fault = "it is nested too deeply"
+    except UnicodeEncodeError as error:
+        fault = f"half a surrogate pair after {error.object[: error.start][-40:]!r}"
+    except TypeError:  # which nbformat meets when it words an error
+        fault = "a cell or an output whose type is no text"
+    except ValueError as error:  # neither JSON nor UTF-8
+        fault = str(error)
+    if fault:
+        raise UserError(f"{path} is not a notebook: {line(fault)}")
+    return notebook
+
+
+def _fault(notebook: Any) -> str | None:
+    """The first thing that is not allowed, and where; cells are counted from 1."""
+    import nbformat
+
+    match notebook:
+        case {"nbformat": 4, "nbformat_minor": 0 | 1 | 2 | 3 | 4 | 5}:
+            pass
+        case _:
+            return "it is not in notebook format 4.0 to 4.5"
+    for error in nbformat.validator.iter_validate(notebook):
+        place = list(error.absolute_path)
+        if place[:1] == ["cells"] and len(place) > 1:
+            place[:2] = [f"cell {place[1] + 1}"]
+        return f"{', '.join(map(str, place)) or 'at the top'}: {error.message}"
+    match notebook["metadata"].get("flatnb", {"records": []}):
+        case {"records": [*names], **rest} if not rest and all(
+            isinstance(name, str) for name in names
+        ):
+            return None
+    return 'metadata, flatnb: allowed is {"records": [names]}'
+
+
+def line(text: str) -> str:
+    """A text as part of a line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 160 else f"{text[:159]}…"
+
+
+def write(path: Path, text: str) -> None:
+    """Write aside, then rename: a reader never meets half a file."""
+    with whole(path) as file:
+        file.write(text)
+
+
+# --- parameters ---------------------------------------------------------------------
+
+
+def parameters(path: Path) -> dict[str, Any]:
+    """What papermill finds in the parameters cell: name, type, default, help."""
+    from papermill.translators import PythonTranslator
+
+    cells = [
+        c for c in read(path)["cells"] if "parameters" in c["metadata"].get("tags", ())
+    ]
+    if len(cells) != 1:
+        count = f"{len(cells)} cells tagged `parameters`"
+        raise UserError(f"{path} has {count}; it needs exactly one")
+    source = "".join(cells[0]["source"])
+    declared = {p.name: p for p in PythonTranslator.inspect({"source": source})}
+    if "profile" not in declared:
+        missing = '`profile: str = "laptop"` is missing'
+        raise UserError(f"{path}, parameters cell: the line {missing}")
+    return declared
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+TYPES: dict[str, Callable[[str], Any]] = {
+    "bool": _truth,
+    "int": int,
+    "float": float,
+    "str": str,
+}
+
+
+def chosen(path: Path, profile: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """The values to inject; UserError lists those known if `given` does not fit."""
+    known = parameters(path)
+    listing = f"{path} knows"
+    for name, kind, default, text in known.values():
+        listing += f"\n  {name}: {kind} = {default}  # {text}"
+    values: dict[str, Any] = {"profile": profile}
+    for name, text in given.items():
+        if name == "profile":
+            raise UserError("give the profile as --profile: it names the output folder")
+        if name not in known:
+            raise UserError(f"unknown parameter {name!r}; {listing}")
+        try:
+            values[name] = TYPES[known[name].inferred_type_name](text)
+            text.encode()  # bytes of a command line need not be text
+        except (KeyError, ValueError):
+            raise UserError(f"{name} cannot be {text!r}; {listing}") from None
+    return values
+
+
+# --- what determines a run ----------------------------------------------------------
+
+
+def digest(data: object) -> str:
+    """SHA-256 of plain data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
+    """SHA-256 over all that determines a run's outputs, and the page made of it."""
+    notebook = read(path)
+    metadata = {k: v for k, v in notebook["metadata"].items() if k != "language_info"}
+    cells = [
+        [c["cell_type"], "".join(c["source"]), c["metadata"]] for c in notebook["cells"]
+    ]
+    declared = metadata.get("flatnb", {}).get("records")
+    try:  # a reader of one notebook may have no folder of records
+        names = records.match(declared, records.names()) if declared else []
+    except records.RecordError as error:
+        raise UserError(f"{path} declares records: {error}") from None
+    hashes = {name: sha256(records.path_of(name)) for name in names}
+    made_with = [
+        records._code(),
+        [records._version(p) for p in PACKAGES],
+        sys.version,
+        threads,
+    ]
+    return digest([metadata, cells, dict(values), hashes, *made_with])
+
+
+def share(jobs: int | None, profile: str) -> tuple[int, int]:
+    """(jobs, threads of each): the cores shared out, OMP_NUM_THREADS at the most.
+
+    By default one job at the paper profile, whose GPU is not to be shared, else up to
+    four, however many notebooks there are: a run alone has the key of one among many.
+    """
+    cores = sweep._cores()
+    jobs = jobs or (1 if profile == "paper" else min(4, cores))
+    limit = int(os.environ.get("OMP_NUM_THREADS") or cores)
+    return jobs, min(max(1, cores // jobs), limit)
+
+
+# --- running ------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """One execution of a notebook; `error` is None if it succeeded, or was known."""
+
+    source: Path
+    output: Path
+    values: dict[str, Any]
+    threads: int
+    key: str
+    seconds: float = 0.0
+    error: str | None = None
+
+    def is_known(self) -> bool:
+        """Whether the output is that of this very run, unchanged."""
+        try:
+            side = json.loads(sidecar(self.output).read_text(encoding="utf-8"))
+            return [side["key"], side["sha256"]] == [self.key, sha256(self.output)]
+        except (ValueError, KeyError, TypeError, OSError):
+            return False
+
+
+def sidecar(output: Path) -> Path:
+    """The file next to an executed copy that says what it was made from."""
+    return output.with_suffix(".json")
+
+
+def failed_copy(output: Path) -> Path:
+    """Where the executed copy of a failed run is."""
+    return output.with_suffix(".failed.ipynb")
+
+
+def plan(
+    notebooks: Iterable[Path],
+    profile: str,
+    given: Mapping[str, str],
+    out: Path,
+    threads: int,
+) -> list[Run]:
+    """The runs, and where they go; UserError if a notebook or parameter does not fit."""
+    runs: dict[Path, Run] = {}
+    for path in notebooks:
+        values = chosen(path, profile, given)
+        # Runs with different parameters have different names, none the plain one.
+        name = f"{path.stem}-{digest(values)[:8]}" if given else path.stem
+        output = out / f"{name}.ipynb"
+        twin = runs.get(output)
+        if twin and twin.source.resolve() != path.resolve():
+            both = f"{twin.source} and {path}"
+            raise UserError(f"{both} would both be written to {output}")
+        runs[output] = Run(path, output, values, threads, key(path, values, threads))
+    return list(runs.values())
+
+
+def run(
+    notebooks: Iterable[Path],
+    *,
+    profile: str = "laptop",
+    given: Mapping[str, str] | None = None,
+    jobs: int | None = None,
+    out: Path | None = None,
+    timeout: float | None = None,
+    force: bool = False,
+) -> list[Run]:
+    """Execute notebooks into `out`, by default _build/notebooks/<profile> of the book.
+
+    A notebook that fails does not stop the others: `Run.error` says why.
+
+    Args:
+        given: parameters as text, parsed to the declared types.
+        jobs: notebooks run at a time.
+        timeout: seconds for one notebook; by default TIMEOUTS of the profile.
+        force: also run what is known.
+
+    Raises:
+        UserError: before anything runs, when something given does not fit.
+    """
+    for name, value in {"--jobs": jobs, "--timeout": timeout}.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{name} is {value:g}; it must be positive")
+    jobs, threads = share(jobs, profile)
+    folder = out or (root_of(Path.cwd()) or Path.cwd()) / f"_build/notebooks/{profile}"
+    runs = plan(notebooks, profile, given or {}, folder, threads)
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = [run for run in runs if force or not run.is_known()]
+    known, limit = len(runs) - len(waiting), timeout or TIMEOUTS[profile]
+    if known:
+        print(f"[{known}/{len(runs)}] unchanged", flush=True)
+    stop = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            futures = [pool.submit(_execute, run, limit, stop) for run in waiting]
+            for count, future in enumerate(as_completed(futures), known + 1):
+                done = future.result()
+                state = "failed" if done.error else "finished"
+                took = f"{done.source}, {done.seconds:.0f} s"
+                print(f"[{count}/{len(runs)}] {state} {took}", flush=True)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return runs
+
+
+def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
+    """Execute one notebook in a private folder, and put its copy into place."""
+    import yaml
+
+    print(f"running {run.source} …", flush=True)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=".run-", dir=run.output.parent) as name:
+        folder = Path(name)
+        # papermill formats paths like strings: these names have no braces.
+        shutil.copyfile(run.source, folder / "source.ipynb")
+        (folder / "parameters.yaml").write_text(yaml.safe_dump(run.values))
+        command = "papermill source.ipynb executed.ipynb -f parameters.yaml"
+        options = "--no-progress-bar --kernel python3 --language python --cwd"
+        place = str(run.source.resolve().parent)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(  # -P: no folder of the caller's on its path
+                [sys.executable, "-P", "-m", *command.split(), *options.split(), place],
+                cwd=folder,
+                env=os.environ | _environment(folder, run.threads),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+            in_time = _wait(process, start + timeout, stop)
+        run.seconds = time.monotonic() - start
+        if not in_time:
+            run.error = f"killed at the limit of {timeout:g} s (--timeout)"
+        elif process.returncode:
+            text = (folder / "log").read_text(encoding="utf-8", errors="replace")
+            run.error = "\n".join(plain(text).splitlines()[-30:])
+        if not stop.is_set():
+            _file(run, folder / "executed.ipynb")
+    return run
+
+
+def _wait(process: subprocess.Popen[bytes], end: float, stop: threading.Event) -> bool:
+    """Whether a process ended by itself; if not, it is killed with all it started."""
+    import psutil  # because a kernel has a process group of its own
+
+    while process.poll() is None:
+        if stop.wait(0.1) or time.monotonic() > end:
+            parent = psutil.Process(process.pid)
+            for member in [*parent.children(recursive=True), parent]:
+                member.kill()
+            process.wait()
+            return False
+    return True
+
+
+def _environment(folder: Path, threads: int) -> dict[str, str]:
+    """What a kernel's environment has besides ours: all it leaves lies in `folder`."""
+    clone = Path(__file__).resolve().parents[2]
+    paths = [str(clone)] if (clone / "pyproject.toml").exists() else []
+    return {
+        "IPYTHONDIR": str(folder / "ipython"),  # the user's start-up files stay out
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",  # this interpreter is the kernel
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def _file(run: Run, executed: Path) -> None:
+    """Put an executed copy into the output folder, with what it is keyed by."""
+    if run.error:
+        if executed.exists():
+            executed.replace(failed_copy(run.output))
+        return
+    side: dict[str, Any] = {
+        "key": run.key,
+        "sha256": sha256(executed),
+        "threads": run.threads,
+    }
+    side |= {"parameters": run.values, "seconds": round(run.seconds, 1)}
+    executed.replace(run.output)
+    write(sidecar(run.output), json.dumps(side, indent=1) + "\n")
+    failed_copy(run.output).unlink(missing_ok=True)
+
+
+def plain(text: str) -> str:
+    """Text without a terminal's colors."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)

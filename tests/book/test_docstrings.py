@@ -1,0 +1,60 @@
+"""Docstrings as the page of the library needs them: plain RST with napoleon's sections."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+import flatnb
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def documented() -> list[str]:
+    """The names that the page of the library documents, with their modules."""
+    text = (ROOT / "book" / "library.md").read_text()
+    names = re.findall(r"auto(?:class|function|module):: ([\w.]+)", text)
+    listed = r"automodule:: ([\w.]+)\n   :members:([^.`]*?)(?=\n\.\.|\n```)"
+    for module, members in re.findall(listed, text):
+        names += [
+            f"{module}.{one.strip()}" for one in members.split(",") if one.strip()
+        ]
+    return sorted(set(names))
+
+
+def looked_up(name: str) -> object:
+    """The object of a dotted name."""
+    module, _, attribute = name.rpartition(".")
+    entry = getattr(importlib.import_module(module), attribute, None)
+    return entry or importlib.import_module(name)
+
+
+@pytest.mark.parametrize("package", ["flatnb", "flatnb.curvature", "flatnb.data"])
+def test_every_public_function_and_class_is_on_the_page(package: str) -> None:
+    module = importlib.import_module(package)
+    on_the_page = [looked_up(name) for name in documented()]
+    public = {name: getattr(module, name) for name in module.__all__}
+    missing = [
+        name
+        for name, entry in public.items()
+        if callable(entry) and all(entry is not other for other in on_the_page)
+    ]
+    results = {
+        "Eigenpairs",
+        "Objective",
+        "RelativeFlatness",
+        "Sharpness",
+        "Slice",
+        "SpectralDensity",
+        "Trace",
+    }
+    assert set(missing) <= results
+
+
+def test_every_name_on_the_page_exists() -> None:
+    assert flatnb.__all__
+    for name in documented():
+        looked_up(name)

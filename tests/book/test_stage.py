@@ -1,0 +1,132 @@
+"""The stage, its settings, and the pages built from it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from small_book import ROOT, book
+
+from flatnb.book import run as runner
+from flatnb.book import stage
+from flatnb.book.run import UserError
+
+URL = "https://github.com/acme/flatnb"
+
+
+def test_stage_keeps_paths_and_takes_executed_copies(tmp_path: Path) -> None:
+    root = book(tmp_path)
+    copy = tmp_path / "copy.ipynb"
+    copy.write_text("executed")
+    (root / "book" / "records" / "plane").mkdir(parents=True)
+    (root / "book" / "records" / "plane" / "a.json").write_text("{}")
+    folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
+    assert folder == root / "_build" / "stage"
+    assert (folder / "notebooks" / "01_a.ipynb").read_text() == "executed"
+    names = ("intro.md", "references.bib", "_static/custom.css")
+    for same in ("_toc.yml", *(f"book/{name}" for name in names)):
+        assert (folder / same).read_bytes() == (root / same).read_bytes()
+    # Pages are made of notebooks, not of records.
+    assert not list(folder.rglob("*.json"))
+
+
+def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> None:
+    root = book(tmp_path)
+    (root / "book" / "status.md").write_text("# Status\n\n<!-- status -->\n")
+    copy = tmp_path / "copy.ipynb"
+    copy.write_text("executed")
+    side = {"parameters": {"profile": "smoke"}, "threads": 7, "seconds": 12.4}
+    runner.sidecar(copy).write_text(json.dumps(side))
+    folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
+    text = (folder / "book" / "status.md").read_text()
+    assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12.4 |" in text
+    assert "flatnb" in text and "<!--" not in text
+
+
+def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> None:
+    root = book(tmp_path)
+    config = stage.staged_settings(root)
+    assert "repository" not in config and "launch_buttons" not in config
+    assert not any("button" in name for name in config["html"])
+    assert config["execute"]["execute_notebooks"] == "off"
+    source = yaml.safe_load((root / "_config.yml").read_text())
+    for same in ("title", "sphinx", "parse", "bibtex_bibfiles", "exclude_patterns"):
+        assert config[same] == source[same]
+
+
+def test_staged_settings_with_an_address_link_to_it(tmp_path: Path) -> None:
+    root = book(tmp_path)
+    path = root / "_config.yml"
+    text = path.read_text()
+    path.write_text(text.replace('url: ""', f'url: "{URL}"'))
+    config = stage.staged_settings(root)
+    assert config["repository"]["url"] == URL
+    assert config["launch_buttons"]["colab_url"].startswith("https://colab.")
+    html = config["html"]
+    assert html["use_edit_page_button"] and html["use_issues_button"]
+    path.write_text(text.replace('url: ""', 'url: "https://example.org/x"'))
+    with pytest.raises(UserError, match="is not of the form"):
+        stage.staged_settings(root)
+
+
+def test_a_page_that_is_missing_is_named(tmp_path: Path) -> None:
+    root = book(tmp_path)
+    with (root / "_toc.yml").open("a") as file:
+        file.write("  - file: notebooks/02_b\n")
+    with pytest.raises(UserError, match="names notebooks/02_b"):
+        stage.toc_files(root)
+
+
+# --- pages --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The small book built without and with an address; its notebook not executed."""
+    roots = {}
+    for name, url in (("without", ""), ("with", URL)):
+        root = roots[name] = book(tmp_path_factory.mktemp(name))
+        for path, text in stage.with_address(root, url, "v1").items():
+            path.write_text(text)
+        assert stage.build(stage.stage(root, {}), root / "_build" / "html")
+    return roots
+
+
+def page(root: Path) -> str:
+    return (root / "_build" / "html" / "notebooks" / "01_a.html").read_text()
+
+
+def test_pages_without_an_address_link_nowhere(built: dict[str, Path]) -> None:
+    text = page(built["without"])
+    assert 'lang="en"' in text and "custom.css" in text
+    text = re.sub(r"<code.*?</code>|<pre.*?</pre>", "", text, flags=re.DOTALL)
+    assert not any(word in text for word in ("colab", "github.com", "executablebooks"))
+    assert "thebe" not in text  # its scripts would report errors in every console
+    assert (built["without"] / "_build" / "html" / "index.html").exists()
+
+
+def test_pages_with_an_address_link_to_the_real_files(built: dict[str, Path]) -> None:
+    text = page(built["with"])
+    colab = "https://colab.research.google.com/github/acme/flatnb/blob/v1"
+    notebook = f"{colab}/notebooks/01_a.ipynb"
+    for link in (notebook, f"{URL}/edit/v1/notebooks/01_a.ipynb", f"{URL}/issues/new"):
+        assert f'"{link}' in text
+    assert "executablebooks" not in text
+
+
+def test_a_warning_fails_the_build_and_keeps_the_old_pages(
+    built: dict[str, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    root = built["with"]
+    before = page(root)
+    with (root / "book" / "intro.md").open("a") as file:
+        file.write("\n{ref}`nowhere`\n")
+    assert not stage.build(stage.stage(root, {}), root / "_build" / "html")
+    assert "undefined label: 'nowhere'" in capfd.readouterr().err
+    assert page(root) == before
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book").glob("*.md")), ids=str)
+def test_images_of_prose_have_words(path: Path) -> None:
+    assert "![](" not in path.read_text(encoding="utf-8")

@@ -1,44 +1,47 @@
-"""Checkpoints of a training: one file, written aside and renamed, of tensors, numbers
-and text.
+"""The checkpoint of a training: one file that is whole or absent, and safe to load.
 
-Loading runs no code from the file (`weights_only`), compares its checksums and its
-form, and refuses the file of another run.
+The file is a line that names the format, a digest of what follows, and what
+`torch.save` writes of tensors, numbers and text. Loading compares the digest, runs no
+code from the file (`weights_only`) and refuses the file of another run.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import io
 import os
 import re
 import textwrap
-import zipfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flatnb._checks import shown
+from flatnb._checks import instance
 from flatnb._files import sweep_up, whole
 
-_FORMAT = "flatnb training checkpoint 2"
+_FORMAT = b"flatnb training checkpoint 3\n"
+_SECONDS = 60.0  # at least so long between two writes
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class Checkpoint:
     """The file from which a training resumes.
 
     Args:
-        path: the file, there or not, in a folder that exists. None: nothing is loaded.
-        identity: what determines the run, compared as text. Tensors are told apart by a
-            digest.
+        path: the file, present or not, in a folder that exists. None: nothing is
+            loaded or saved.
+        identity: what determines the run, compared as text; tensors by a digest.
         parts: what has a `state_dict` and a `load_state_dict`.
         order: the generator of the batches.
-        device: where the model is; its random stream is kept too.
+        device: of the model; its random stream is kept too.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, TypeError: no file can lie at the path.
+        TypeError, ValueError: a path where no file can be.
     """
 
     def __init__(
@@ -49,15 +52,16 @@ class Checkpoint:
         order: torch.Generator,
         device: torch.device,
     ) -> None:
-        self._path = None if path is None else _place(path)
-        self._identity = (
-            {} if path is None else {k: _text(v) for k, v in identity.items()}
-        )
+        self._path = None if path is None else _file_path(path)
+        self._identity = {name: _text(value) for name, value in identity.items()}
+        self._written = time.monotonic()
         self._parts, self._order, self._device = parts, order, device
 
     def load(self) -> dict[str, Any] | None:
-        """Put all parts and random streams back; what `save` was given, or None without
-        a file.
+        """Restore all parts and random streams; None if there is no file.
+
+        Returns:
+            What was given to `save`.
 
         Raises:
             ValueError: a damaged file, no checkpoint, or one of another run. Nothing
@@ -66,29 +70,35 @@ class Checkpoint:
         if self._path is None or not self._path.exists():
             return None
         state = _read(self._path)
-        self._compare(state["run"])
+        self._check_run(state["run"])
         before = copy.deepcopy(self._state({}))
         try:
-            self._set(state)
+            self._restore(state)
         except Exception as error:  # whatever the parts happen to raise
-            self._set(before)
+            self._restore(before)
             raise _damaged(self._path, error) from error
         return state["progress"]
 
-    def save(self, progress: dict[str, Any]) -> None:
-        """Write the file anew. After a failure (a full disk) the one before is still there."""
-        assert self._path is not None
-        state = self._state(progress)
-        state["form"] = _form(state)
-        sweep_up(self._path)  # what a killed run has left
-        with whole(self._path, "wb") as file:
-            torch.save(state, file)
+    def due(self) -> bool:
+        """Whether it is `_SECONDS` since the file was written."""
+        return time.monotonic() - self._written >= _SECONDS
 
-    def _state(self, progress: dict[str, Any]) -> dict[str, Any]:
+    def save(self, progress: Mapping[str, Any]) -> None:
+        """Replace the file. After a failure (a full disk) it is as it was before."""
+        if self._path is None:
+            return
+        content = io.BytesIO()
+        torch.save(self._state(progress), content)
+        sweep_up(self._path)  # what a killed run left
+        with whole(self._path, "wb") as file:
+            file.write(_FORMAT + hashlib.sha256(content.getbuffer()).digest())
+            file.write(content.getbuffer())
+        self._written = time.monotonic()
+
+    def _state(self, progress: Mapping[str, Any]) -> dict[str, Any]:
         state = {
-            "format": _FORMAT,
             "run": self._identity,
-            "progress": progress,
+            "progress": dict(progress),
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "order": self._order.get_state(),
             "random": torch.get_rng_state(),
@@ -97,7 +107,7 @@ class Checkpoint:
             state["random_cuda"] = torch.cuda.get_rng_state(self._device)
         return state
 
-    def _set(self, state: Mapping[str, Any]) -> None:
+    def _restore(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         self._order.set_state(state["order"])
@@ -105,53 +115,39 @@ class Checkpoint:
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self._device)
 
-    def _compare(self, other: dict[str, str]) -> None:
+    def _check_run(self, saved: Mapping[str, str]) -> None:
         differences = [
-            f"{name} is {textwrap.shorten(other.get(name, 'none'), 80)} there and "
-            f"{textwrap.shorten(own, 80)} here"
-            for name, own in self._identity.items()
-            if other.get(name) != own
+            f"{name} is {textwrap.shorten(saved.get(name, 'none'), 80)} there and "
+            f"{textwrap.shorten(text, 80)} here"
+            for name, text in self._identity.items()
+            if saved.get(name) != text
         ]
         if differences:
             raise ValueError(
-                f"the checkpoint {self._path} is of another run: {'; '.join(differences)}. Resume "
-                "with the same arguments, give another path, or delete the file to start anew"
+                f"the checkpoint {self._path} is of another run: "
+                f"{'; '.join(differences)}. Resume with the same arguments, give "
+                "another path, or delete the file to start again"
             )
 
 
-def _place(path: str | os.PathLike[str]) -> Path:
-    """The path of a file, in a folder that is there."""
-    text = str(path) if isinstance(path, str | os.PathLike) else ""
-    if not text or "\0" in text:
-        raise TypeError(
-            f"checkpoint={shown(path)}; allowed: the path of a file, or None"
-        )
+def _file_path(path: str | os.PathLike[str]) -> Path:
+    allowed = "None, or the path of a file in a folder that exists"
+    instance("checkpoint", path, (str, os.PathLike), allowed)
     place = Path(path)
-    if place.is_dir():
-        raise IsADirectoryError(f"checkpoint={text!r} is a folder; give a file in it")
-    if not place.parent.is_dir():
-        raise FileNotFoundError(
-            f"checkpoint={text!r}: there is no folder {place.parent}; make it, or give "
-            "another path"
-        )
+    if "\0" in str(place) or place.is_dir() or not place.parent.is_dir():
+        raise ValueError(f"checkpoint={str(path)!r}; allowed: {allowed}")
     return place
 
 
 def _read(path: Path) -> dict[str, Any]:
+    header, _, content = path.read_bytes().partition(_FORMAT)
+    digest, content = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load compares no checksums
-        if damaged is not None:
-            raise ValueError(f"wrong checksum of {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"it does not say {_FORMAT!r}")
-        if state.pop("form", None) != _form(state):
-            raise ValueError("its parts are not those that were saved")
+        if header or hashlib.sha256(content).digest() != digest:
+            raise ValueError("its digest is not that of its content")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if not isinstance(state["run"], dict):
             raise TypeError("it names no run")
-    except OSError:
-        raise
     except Exception as error:  # whatever the parsers of zip and pickle happen to raise
         raise _damaged(path, error) from error
     return state
@@ -160,50 +156,18 @@ def _read(path: Path) -> dict[str, Any]:
 def _damaged(path: Path, error: Exception) -> ValueError:
     reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return ValueError(
-        f"{path} is damaged, or no checkpoint of this training ({reason}). Delete it to start "
-        "anew, or give another path"
+        f"{path} is damaged, or no checkpoint of this training ({reason}). Delete it "
+        "to start again, or give another path"
     )
 
 
-def _form(value: Any) -> str:
-    """A digest of all but the entries of tensors, which the file's checksums cover."""
-    return hashlib.sha256(
-        repr(_outline(value)).encode("utf-8", "surrogatepass")
-    ).hexdigest()
-
-
-def _outline(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return tuple(value.shape), str(value.dtype)
-    if isinstance(value, Mapping):
-        return "dict", [(key, _outline(part)) for key, part in value.items()]
-    if isinstance(value, list | tuple):
-        return type(value).__name__, [_outline(part) for part in value]
-    return value
-
-
 def _text(value: Any) -> str:
+    """A value as text that is the same in every process; a large tensor by samples."""
     if isinstance(value, Tensor):
-        return _digest(value)
+        flat = value.detach().flatten()
+        sample = flat[:: max(1, len(flat) >> 20)].double().cpu().numpy()
+        digest = hashlib.sha256(sample.tobytes()).hexdigest()[:16]
+        return f"{tuple(value.shape)} {value.dtype} {digest}"
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_text, value))})"
-    return re.sub(
-        r" at 0x[0-9a-f]+", "", str(value)
-    )  # addresses differ between processes
-
-
-def _digest(t: Tensor, entries: int = 1 << 20) -> str:
-    """Shape, dtype and 16 hexadecimal digits that tell values apart: of a large tensor, samples."""
-    flat = t.detach().flatten()
-    sample = flat[:: max(1, len(flat) // entries)].double().cpu().numpy()
-    return f"{tuple(t.shape)} {t.dtype} {hashlib.sha256(sample.tobytes()).hexdigest()[:16]}"
-
-
-def tensors(parts: Iterable[Any]) -> list[Tensor]:
-    """The public tensors among the attributes of each part, by name: hyperparameters of members."""
-    return [
-        value
-        for part in parts
-        for name, value in sorted(vars(part).items())
-        if isinstance(value, Tensor) and not name.startswith("_")
-    ]
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))  # addresses in memory

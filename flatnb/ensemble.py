@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatnb._checks import integer
+from flatnb._checks import function, integer
 from flatnb._ensemble_layers import (
     EnsembleBatchNorm,
     EnsembleDropout,
@@ -90,6 +90,7 @@ class Ensemble(nn.Module):
         seeds: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        function("make_model", make_model, "a function that makes a net")
         self.members = integer("members", members)
         self.seeds = list(range(members)) if seeds is None else [int(s) for s in seeds]
         if len(self.seeds) != members:

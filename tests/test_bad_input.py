@@ -19,10 +19,10 @@ from test_records import NAME, example
 from torch import nn
 
 import flatnb
-from flatnb import models, train
+from flatnb import metrics, models
 from flatnb.data import Data, Split, images, plane, sensing, stack
 from flatnb.data.augment import Compose, RandomCrop, RandomFlip
-from flatnb.results import compare, records, statistics, sweep
+from flatnb.results import compare, form, records, statistics, sweep
 
 ODD: dict[str, Any] = {
     "None": None,
@@ -70,11 +70,8 @@ def training() -> dict[str, Any]:
         "callbacks": (),
         "every": 1,
         "dtype": None,
-        "clip": None,
         "average": None,
-        "average_from": 1,
         "checkpoint": None,
-        "checkpoint_seconds": 60.0,
     }
 
 
@@ -111,27 +108,51 @@ CASES: dict[
             "checkpoint": "None text",
             "scheduler": "None",
             "dtype": "None",
-            "clip": "None half huge",
             "average": "None",
             "callbacks": "list",
-            "checkpoint_seconds": "half inf huge longest",
             "every": "huge longest",
-            "average_from": "huge longest",
         },
     ),
-    "evaluate": (train.evaluate, lambda: {"model": net(), "split": points().test}, {}),
+    "fit_grid": (
+        flatnb.fit_grid,
+        lambda: {
+            "make_model": net,
+            "make_data": lambda seed: points(),
+            "method": flatnb.SAM,
+            "grid": {"rho": [0.1]},
+            "seeds": [0],
+            "epochs": 1,
+            "every": None,
+            "lr": 0.1,
+            "optimizer": torch.optim.SGD,
+            "seed": 0,
+            "callbacks": (),
+            "device": "cpu",
+        },
+        {
+            "grid": "None dict",
+            "every": "None huge longest",
+            "callbacks": "list",
+            "lr": "half huge",
+        },
+    ),
+    "evaluate": (
+        metrics.evaluate,
+        lambda: {"model": net(), "split": points().test},
+        {},
+    ),
     "gradient_norm": (
-        train.gradient_norm,
+        metrics.gradient_norm,
         lambda: {"model": net(), "split": points().test},
         {},
     ),
     "cross_entropy": (
-        train.cross_entropy,
+        metrics.cross_entropy,
         lambda: {"logits": torch.zeros(4, 2), "y": torch.zeros(4, dtype=torch.long)},
         {},
     ),
     "calibration_error": (
-        train.calibration_error,
+        metrics.calibration_error,
         lambda: {
             "logits": torch.zeros(4, 2),
             "y": torch.zeros(4, dtype=torch.long),
@@ -318,23 +339,11 @@ CASES: dict[
         lambda: {"patterns": [NAME], "baseline": "SAM", "metric": "test_loss"},
         {"patterns": "list"},
     ),
+    "nets": (compare.nets, lambda: {"patterns": [NAME]}, {}),
     "flatness": (
         compare.flatness,
-        lambda: {
-            "patterns": [NAME],
-            "measures": ["trace"],
-            "targets": ["test_loss"],
-            "within": ["task"],
-            "given": None,
-            "where": None,
-        },
-        {
-            "given": "None",
-            "where": "None no_text",
-            "measures": "list",
-            "targets": "list",
-            "within": "list",
-        },
+        lambda: {"nets": compare.nets([NAME]), "measures": ["trace"]},
+        {"measures": "no_text list dict bytes"},
     ),
     "Job": (
         sweep.Job,
@@ -366,26 +375,25 @@ CASES: dict[
         {"patterns": "list texts"},
     ),
     "load": (records.load, lambda: {"name": NAME}, {}),
-    "value": (records.value, lambda: {"name": NAME, "path": "passes"}, {}),
     "save": (
         records.save,
         lambda: {"record": example(), "replace": True},
         {"replace": "True"},
     ),
-    "check": (records.check, lambda: {"record": example()}, {}),
-    "faults": (records.faults, lambda: {"text": ""}, {"text": "text no_text nul"}),
+    "check": (form.check, lambda: {"record": example()}, {}),
 }
 
 
 # Where the error speaks of the value by another word than the parameter's name.
 WORDS = {
+    "method": "invalid keyword argument",
+    "optimizer": "invalid keyword argument",
     "patterns": "nothing is named",
     "metrics": "metric",
     "measures": "measure",
     "by": "column",
     "targets": "metric",
     "given": "metric",
-    "path": "no '",
     "name": "no record",
 }
 

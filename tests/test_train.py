@@ -3,6 +3,7 @@ training.
 """
 
 import copy
+import hashlib
 import io
 from dataclasses import replace
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import flatnb
-from flatnb import data, models, train
+from flatnb import checkpoint, data, metrics, models
 
 
 def plane(seed=0, **kw):
@@ -62,9 +64,9 @@ def test_same_seed_same_run_and_another_seed_another():
 
 def test_history_is_what_evaluate_says():
     model, d = net(), plane(batch_size=15)
-    before = train.evaluate(model, d.test)
+    before = metrics.evaluate(model, d.test)
     run = flatnb.fit(model, d, flatnb.SAM(0.1), sgd(model), epochs=5, seed=0, every=2)
-    after = train.evaluate(model, d.test)
+    after = metrics.evaluate(model, d.test)
     assert [e["epoch"] for e in run.history] == [0, 2, 4, 5]
     assert run.history[0]["test_loss"] == before["loss"].item()
     assert run.history[-1]["test_accuracy"] == after["accuracy"].item()
@@ -74,24 +76,6 @@ def test_history_is_what_evaluate_says():
     flat = torch.cat([p.detach().double().flatten() for p in model.parameters()])
     assert run.history[-1]["norm"] == pytest.approx(flat.norm().item())
     assert run.stopped is None and run.method == "SAM(rho=0.1)"
-
-
-def test_evaluate_weights_chunks_by_size_and_restores_the_mode(monkeypatch):
-    model, d = net().train(), plane()
-    whole = train.evaluate(model, d.test)
-    monkeypatch.setitem(train._ROWS, "cpu", 7)
-    parts = train.evaluate(model, d.test)
-    assert parts["loss"] == pytest.approx(whole["loss"].item(), rel=1e-5)
-    assert parts["accuracy"] == whole["accuracy"]
-    assert model.training
-
-
-def test_cross_entropy_is_per_example_with_and_without_members():
-    logits, y = torch.randn(3, 5, 4), torch.randint(4, (5,))
-    expected = torch.stack([F.cross_entropy(z, y, reduction="none") for z in logits])
-    torch.testing.assert_close(train.cross_entropy(logits, y), expected)
-    torch.testing.assert_close(train.cross_entropy(logits[0], y), expected[0])
-    torch.testing.assert_close(train.cross_entropy(logits, y.expand(3, 5)), expected)
 
 
 def test_a_diverging_run_stops_and_says_so():
@@ -169,6 +153,19 @@ def test_bad_counts_are_refused(bad, message):
         flatnb.fit(model, plane(), flatnb.ERM(), sgd(model), seed=0, **bad)
 
 
+def test_several_processes_are_refused():
+    model = DistributedDataParallel.__new__(DistributedDataParallel)
+    nn.Module.__init__(model)
+    model.module = net()
+    with pytest.raises(ValueError, match="For several, write the loop"):
+        flatnb.fit(model, plane(), flatnb.ERM(), sgd(model), epochs=1, seed=0)
+
+
+def test_an_epoch_without_a_batch_is_refused():
+    with pytest.raises(ValueError, match="at least one batch"):
+        flatnb.train.train_epoch(net(), [], flatnb.ERM(), sgd(net()))
+
+
 def test_members_of_data_and_model_must_agree():
     model = net()
     with pytest.raises(ValueError, match="is no Ensemble"):
@@ -197,97 +194,11 @@ def identical(a, b):
     return a == b
 
 
-# -- metrics
+# -- precision, compiling
 
 
-def binned(logits, y, bins):
-    """Equation (3) of Guo et al., bin by bin."""
-    p = logits.double().softmax(-1)
-    confidence, label = p.max(-1)
-    error = 0.0
-    for b in range(bins):
-        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
-        if inside.any():
-            accuracy = (label == y)[inside].double().mean()
-            error += (
-                inside.double().mean() * (accuracy - confidence[inside].mean()).abs()
-            )
-    return float(error)
-
-
-@pytest.mark.parametrize("bins", [1, 15, 40])
-def test_calibration_error_is_the_formula(bins):
-    logits, y = (
-        2 * torch.randn(3, 500, 4, dtype=torch.float64),
-        torch.randint(4, (500,)),
-    )
-    measured = train.calibration_error(logits, y, bins)
-    for m in range(3):
-        assert measured[m].item() == pytest.approx(
-            binned(logits[m], y, bins), abs=1e-12
-        )
-        alone = train.calibration_error(logits[m], y, bins)
-        torch.testing.assert_close(alone, measured[m], rtol=1e-12, atol=1e-12)
-
-
-def test_calibration_error_of_known_cases():
-    y = torch.tensor([0, 0, 0, 1])
-    three_quarters = torch.tensor([0.75, 0.25]).log().expand(4, 2)
-    assert train.calibration_error(three_quarters, y).item() == pytest.approx(
-        0, abs=1e-6
-    )
-    sure = torch.tensor([0.0, -200.0]).expand(4, 2)
-    assert train.calibration_error(sure, y).item() == pytest.approx(0.25)
-    assert train.calibration_error(-sure, y).item() == pytest.approx(0.75)
-    assert train.calibration_error(torch.full((4, 2), torch.nan), y).isnan()
-
-
-def test_evaluate_gives_the_three_metrics_of_the_whole_split(monkeypatch):
-    ensemble, d = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3), plane()
-    monkeypatch.setitem(train._ROWS, "cpu", 3 * 7)
-    measured = train.evaluate(ensemble, d.test)
-    ensemble.eval()
-    logits = ensemble(d.test.x).detach()
-    expected = {
-        "loss": train.cross_entropy(logits, d.test.y).mean(-1),
-        "accuracy": (logits.argmax(-1) == d.test.y).float().mean(-1),
-        "ece": train.calibration_error(logits, d.test.y),
-    }
-    assert measured.keys() == expected.keys()
-    for name, value in expected.items():
-        assert measured[name].tolist() == pytest.approx(
-            value.tolist(), rel=1e-5, abs=1e-7
-        )
-
-
-@pytest.mark.parametrize("rows", [1 << 16, 60])
-def test_gradient_norm_is_of_the_plain_loss_in_eval_mode(monkeypatch, rows):
-    monkeypatch.setitem(train._ROWS, "cpu", rows)
-    monkeypatch.setattr(train, "_GRADIENT_EXAMPLES", 31)
-    ensemble, d = (
-        flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.5), 3),
-        plane(),
-    )
-    for p in ensemble.parameters():
-        p.grad = torch.ones_like(p)
-    norms = train.gradient_norm(ensemble, d.train)
-    assert ensemble.training and all((p.grad == 1).all() for p in ensemble.parameters())
-    for m in range(3):
-        alone = ensemble.member(m).eval()
-        F.cross_entropy(alone(d.train.x[:31]), d.train.y[:31]).backward()
-        expected = (
-            torch.cat([p.grad.flatten() for p in alone.parameters()]).double().norm()
-        )
-        assert norms[m].item() == pytest.approx(expected.item(), rel=1e-5)
-        own = train.gradient_norm(ensemble.member(m), d.train)
-        assert norms[m].item() == pytest.approx(own.item(), rel=1e-5)
-
-
-# -- precision, clipping, compiling
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_training_is_under_autocast_and_evaluation_is_not(dtype):
+def test_training_is_under_autocast_and_evaluation_is_not():
+    dtype = torch.bfloat16
     model, d = net(), plane(batch_size=10)
     seen = set()
     model[-1].register_forward_hook(lambda m, _, out: seen.add((m.training, out.dtype)))
@@ -297,42 +208,6 @@ def test_training_is_under_autocast_and_evaluation_is_not(dtype):
     assert seen == {(True, dtype), (False, torch.float32)}
     assert run.stopped is None
     assert run.history[-1]["train_loss"] < 0.8 * run.history[0]["train_loss"]
-
-
-def test_clipping_is_the_plain_loop():
-    model, reference, d = net(), net(), plane(batch_size=10)
-    flatnb.fit(model, d, flatnb.ERM(), sgd(model), epochs=2, seed=7, clip=0.1)
-    optimizer, order, clipped = sgd(reference), torch.Generator().manual_seed(7), 0
-    for _ in range(2):
-        for x, y in d.batches(order):
-            optimizer.zero_grad()
-            F.cross_entropy(reference(x), y).backward()
-            clipped += nn.utils.clip_grad_norm_(reference.parameters(), 0.1) > 0.1
-            optimizer.step()
-    assert clipped > 0
-    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
-        assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
-
-
-def test_each_member_is_clipped_alone():
-    values = [0.05, 0.2]
-    ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 2, seeds=[3, 4])
-    together = flatnb.fit(
-        ensemble,
-        plane(),
-        flatnb.ERM(),
-        sgd(ensemble),
-        epochs=3,
-        seed=9,
-        clip=torch.tensor(values),
-    ).history[-1]
-    for i, value in enumerate(values):
-        model = net(3 + i)
-        alone = flatnb.fit(
-            model, plane(), flatnb.ERM(), sgd(model), epochs=3, seed=9, clip=value
-        ).history[-1]
-        for metric in ("test_loss", "grad_norm"):
-            assert together[metric][i] == pytest.approx(alone[metric], rel=1e-3)
 
 
 def test_a_compiled_model_is_compiled_for_training_only():
@@ -404,28 +279,12 @@ def test_a_plain_model_stops_before_the_step_that_would_lose_it():
         optimizer.step()
         steps += 1
     assert (
-        f"nan in epoch 1, step {steps + 1}, where the training loss was nan"
-        in run.stopped
+        f"epoch 1: the gradient's norm was nan in step {steps + 1}, where the training "
+        "loss was nan" in run.stopped
     )
     assert [e["epoch"] for e in run.history] == [0, 1]
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.isfinite(p).all() and torch.allclose(p, q, rtol=1e-5, atol=1e-6)
-
-
-def test_where_steps_are_looked_at_after_the_epoch_the_model_goes_back_to_its_start(
-    monkeypatch,
-):
-    """What a GPU does, on a CPU."""
-    monkeypatch.setattr(train, "_waits", lambda device: True)
-    model, d = net(), spoilt()
-    before = copy.deepcopy(model.state_dict())
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
-    run = flatnb.fit(
-        model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7, average=average
-    )
-    assert "nan in epoch 1, step" in run.stopped
-    assert identical(model.state_dict(), before)
-    assert average.n_averaged == 0 and "average_test_loss" not in run.history[-1]
 
 
 def test_one_lost_member_leaves_the_others_exact():
@@ -448,101 +307,50 @@ def test_an_ensemble_without_a_finite_member_stops():
     ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 2)
     d = spoilt(slice(None))
     run = flatnb.fit(ensemble, d, flatnb.ERM(), sgd(ensemble), epochs=5, seed=0)
-    assert "no member had a finite loss in epoch 1" in run.stopped
-
-
-def test_a_scaler_that_skips_everything_stops_the_run():
-    model, d = net(), spoilt(slice(None))
-    before = [p.detach().clone() for p in model.parameters()]
-    run = flatnb.fit(
-        model,
-        d,
-        flatnb.ERM(),
-        sgd(model),
-        epochs=50,
-        seed=0,
-        dtype=torch.float16,
-        every=50,
-    )
-    assert (
-        "no step of epoch 5 had a finite gradient at the scale 0.0625" in run.stopped
-    )  # 4 each
-    assert identical(list(model.parameters()), before)
+    assert run.stopped == "epoch 1: no member had a finite loss"
 
 
 # -- averages
 
 
-def test_averages_are_evaluated_beside_a_training_they_do_not_change():
-    """EMA each step and SWA each epoch by hand, BatchNorm statistics renewed."""
+def test_an_average_is_evaluated_next_to_a_training_it_does_not_change():
+    """EMA by hand, BatchNorm statistics recomputed."""
     d = plane(batch_size=10)
 
-    def trained(make=None, **kw):
+    def trained(make_average=lambda model: None):
         torch.manual_seed(0)
         model = models.mlp(2, 8, 2, 2, dropout=0.3)
-        average = None if make is None else make(model)
-        parameters = []
-
-        def keep(run, model):
-            parameters.append([p.detach().clone() for p in model.parameters()])
-
+        average = make_average(model)
         run = flatnb.fit(
-            model,
-            d,
-            flatnb.ERM(),
-            sgd(model),
-            epochs=4,
-            seed=1,
-            average=average,
-            callbacks=[keep],
-            **kw,
+            model, d, flatnb.ERM(), sgd(model), epochs=4, seed=1, average=average
         )
-        return run, average, parameters
+        return run, average, model
 
-    plain, _, each_epoch = trained()
-    swa, average, _ = trained(AveragedModel, average_from=3)
-    ema, moving, _ = trained(
+    plain, _, _ = trained()
+    run, average, _ = trained(
         lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.5))
     )
-
-    for run in (swa, ema):
-        for entry, expected in zip(
-            without_seconds(run), without_seconds(plain), strict=True
-        ):
-            assert {k: entry[k] for k in expected} == expected
-    assert ["average_test_loss" in e for e in swa.history] == [
-        False,
-        False,
-        False,
-        True,
-        True,
-    ]
-    assert ["average_test_loss" in e for e in ema.history] == [
-        False,
-        True,
-        True,
-        True,
-        True,
-    ]
-    assert average.n_averaged == 2 and moving.n_averaged == 4 * d.steps
-    for p, third, fourth in zip(
-        average.parameters(), each_epoch[3], each_epoch[4], strict=True
-    ):
-        assert torch.allclose(p, (third + fourth) / 2, atol=1e-6)
+    _, last, model = trained(  # a decay of 0: the weights themselves
+        lambda m: AveragedModel(m, multi_avg_fn=get_ema_multi_avg_fn(0.0))
+    )
+    assert identical(list(last.module.parameters()), list(model.parameters()))
+    entries = zip(without_seconds(run), without_seconds(plain), strict=True)
+    for entry, expected in entries:
+        assert {k: entry[k] for k in expected} == expected
+    with_average = ["average_test_loss" in e for e in run.history]
+    assert with_average == [False, True, True, True, True]
+    assert average.n_averaged == 4 * d.steps
 
     again = copy.deepcopy(average.module)
     torch.manual_seed(3)
     update_bn([(d.train.x, d.train.y)], again)
     for name, value in average.module.named_buffers():
         if name.startswith("1.running"):  # of the first layer, before any dropout
-            tolerance = (
-                0.2 if name.endswith("var") else 1e-2
-            )  # of batches, of the whole
-            assert torch.allclose(
-                value, again.get_buffer(name), rtol=tolerance, atol=1e-2
-            )
-    measured = train.evaluate(average.module, d.test)["loss"].item()
-    assert swa.history[-1]["average_test_loss"] == measured
+            rough = 0.2 if name.endswith("var") else 1e-2  # of batches, of the whole
+            whole = again.get_buffer(name)
+            assert torch.allclose(value, whole, rtol=rough, atol=1e-2)
+    measured = metrics.evaluate(average.module, d.test)["loss"].item()
+    assert run.history[-1]["average_test_loss"] == measured
 
 
 def test_an_ensemble_is_averaged_per_member():
@@ -591,7 +399,6 @@ def start(
         average=average,
         epochs=6,
         seed=3,
-        checkpoint_seconds=0,
         scheduler=torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4]),
         **kw,
     )
@@ -603,6 +410,11 @@ def jitter(x, generator):
 
 def jittered(seed=0):
     return replace(plane(seed, batch_size=10), augment=jitter)
+
+
+@pytest.fixture(autouse=True)
+def written_each_epoch(monkeypatch):
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
 
 
 class Killed(Exception):
@@ -628,7 +440,7 @@ RESUMED = {
     "ensemble": dict(make_model=ensemble),
     "EMA": dict(ema=True),
     "EMA of an ensemble": dict(make_model=ensemble, ema=True),
-    "float16": dict(dtype=torch.float16),
+    "bfloat16": dict(dtype=torch.bfloat16),
     "every other": dict(every=2),
 }
 
@@ -681,11 +493,11 @@ def test_a_stopped_run_stays_stopped(tmp_path):
     )  # NaN among them
 
 
-def test_a_checkpoint_is_written_only_so_often(tmp_path):
+def test_a_checkpoint_is_written_only_so_often(tmp_path, monkeypatch):
     written, path = [], tmp_path / "run.pt"
-    arguments = {**start(), "checkpoint_seconds": 1000}
+    monkeypatch.setattr(checkpoint, "_SECONDS", 1000.0)
     flatnb.fit(
-        **arguments,
+        **start(),
         checkpoint=path,
         callbacks=[lambda r, m: written.append(path.exists())],
     )
@@ -701,7 +513,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         r"method is \(SAM\(rho=0.05\)\) there and \(SAM\(rho=0.1\)\)": dict(
             method=flatnb.SAM(0.1)
         ),
-        "clip is None there": dict(clip=1.0),
+        "dtype is None there": dict(dtype=torch.bfloat16),
         "data is": dict(data=jittered(1)),
         "model is": (
             lambda m: dict(model=m, optimizer=torch.optim.Adam(m.parameters(), lr=0.01))
@@ -732,6 +544,11 @@ class Code:
         return setattr, (Code, "ran", True)
 
 
+def signed(content):
+    """As a checkpoint of which somebody computed the digest."""
+    return checkpoint._FORMAT + hashlib.sha256(content).digest() + content
+
+
 def test_a_damaged_file_is_refused_and_no_code_of_it_runs(tmp_path):
     path = tmp_path / "run.pt"
     flatnb.fit(**start(), checkpoint=path)
@@ -741,17 +558,17 @@ def test_a_damaged_file_is_refused_and_no_code_of_it_runs(tmp_path):
         return whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
 
     code, other = io.BytesIO(), io.BytesIO()
-    torch.save({"format": "flatnb training checkpoint 2", "run": Code()}, code)
+    torch.save({"run": Code()}, code)
     torch.save({"weights": torch.ones(3)}, other)
-    first_record = whole.index(b"PK", 10) - 50
     damaged = (
         b"",
         b"text",
         whole[:-100],
         whole[: len(whole) // 2],
-        flipped(first_record),
-        code.getvalue(),
+        flipped(len(whole) // 2),
         other.getvalue(),
+        signed(other.getvalue()),
+        signed(code.getvalue()),
     )
     for content in damaged:
         path.write_bytes(content)
@@ -779,43 +596,14 @@ def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(tmp_path, monkey
 @pytest.mark.parametrize(
     "bad, message",
     [
-        (dict(clip=0), "clip=0"),
-        (dict(clip=torch.ones(2)), "clip has 2 values"),
         (dict(dtype=torch.float64), "dtype=torch.float64"),
-        (dict(average_from=0), "average_from=0"),
+        (dict(dtype=torch.float16), "dtype=torch.float16; allowed: None, torch.b"),
     ],
 )
 def test_bad_settings_are_refused(bad, message):
     model = net()
     with pytest.raises(ValueError, match=message):
         flatnb.fit(model, plane(), flatnb.ERM(), sgd(model), epochs=1, seed=0, **bad)
-
-
-def test_float16_with_an_ensemble_is_refused():
-    model = ensemble()
-    with pytest.raises(ValueError, match=r"use torch\.bfloat16"):
-        flatnb.fit(
-            model,
-            plane(),
-            flatnb.ERM(),
-            sgd(model),
-            epochs=1,
-            seed=0,
-            dtype=torch.float16,
-        )
-
-
-@pytest.mark.parametrize("measure", [train.evaluate, train.gradient_norm])
-def test_measuring_puts_back_the_mode_of_each_part_whatever_happens(measure):
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
-    model[1].eval()  # a frozen BatchNorm in a net that trains
-    before = [module.training for module in model.modules()]
-    split = data.Split(torch.randn(8, 2), torch.zeros(8, dtype=torch.long))
-    measure(model, split)
-    assert [module.training for module in model.modules()] == before
-    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
-        measure(model, data.Split(split.x, split.y + 9))
-    assert [module.training for module in model.modules()] == before
 
 
 def grid_net():
@@ -876,7 +664,7 @@ def test_learning_rates_of_a_grid_are_those_of_separate_trainings():
         ({"grid": {"seed": [1]}}, "grid={'seed': \\[1\\]}; allowed: lists"),
         ({"grid": [0.1]}, "grid=\\[0.1\\]; allowed: lists"),
         ({"seeds": []}, "seeds=\\[\\]; allowed: at least one"),
-        ({"seeds": 3}, "seeds=3; allowed: seeds"),
+        ({"seeds": 3}, "seeds=3; allowed: integers"),
         ({"method": "SAM"}, "method='SAM'; allowed: a method, or"),
     ],
 )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flatnb._files import whole
-from flatnb.results import records, sweep
+from flatnb.results import records
 
 TIMEOUTS = {"smoke": 600, "laptop": 3600, "paper": 24 * 3600}  # seconds per notebook
 # Their versions can change a number or a figure.
@@ -184,8 +184,8 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
         raise UserError(f"{path} declares records: {error}") from None
     hashes = {name: sha256(records.path_of(name)) for name in names}
     made_with = [
-        records._code(),
-        [records._version(p) for p in PACKAGES],
+        records.code(),
+        records.versions(PACKAGES),
         sys.version,
         threads,
     ]
@@ -198,7 +198,7 @@ def share(jobs: int | None, profile: str) -> tuple[int, int]:
     By default one job at the paper profile, whose GPU is not to be shared, else up to
     four, however many notebooks there are: a run alone has the key of one among many.
     """
-    cores = sweep._cores()
+    cores = records.cores()
     jobs = jobs or (1 if profile == "paper" else min(4, cores))
     limit = int(os.environ.get("OMP_NUM_THREADS") or cores)
     return jobs, min(max(1, cores // jobs), limit)

@@ -51,8 +51,10 @@ class Problem:
 
     Attributes:
         target: X*, shape (d, d).
-        train, val: `pack(A_i)` for i = 1..m, shape (m, d(d+1)/2).
-        train_y, val_y: y_i, shape (m,).
+        train: shape (m, d(d+1)/2): row i is `pack(A_i)`.
+        train_y: y_i, shape (m,).
+        val: m other measurements of X*, packed likewise.
+        val_y: shape (m,).
     """
 
     target: Tensor
@@ -141,7 +143,9 @@ class Descent:
 
     Attributes:
         epochs: the epochs recorded, shape (t,); 0 is the start.
-        train_error, val_error, distance: see `Problem.metrics`; shape (rules, t).
+        train_error: see `Problem.metrics`; shape (rules, t).
+        val_error: likewise.
+        distance: likewise.
         u: the last iterates, shape (rules, d, width).
     """
 
@@ -171,7 +175,7 @@ def problem(
         rank: its rank, at most d.
         m: measurements for training, and as many for validation; 5 d rank by default.
         seed: the problem, the same in both precisions.
-        dtype: torch.float32 or torch.float64.
+        dtype: torch.float32 or torch.float64; final distances agree to a percent.
         device: where the problem lies, and `descend` computes.
 
     Raises:
@@ -220,7 +224,8 @@ def descend(
         epochs: steps >= 1.
         seed: of start and noise.
         width: columns of U >= 1; d by default.
-        every: record the metrics every so many epochs, and at the last.
+        every: record the metrics every so many epochs, and at the last; recording costs
+            about as much as a step.
 
     Raises:
         TypeError, ValueError: no rule, or a count that is no integer in range.
@@ -259,7 +264,9 @@ def descend(
 
 
 def _evaluations(rules: Sequence[Rule]) -> list[tuple[int, int, float, float]]:
-    """Per gradient of a step: its rule, its draw and that draw's factor, its share."""
+    """One row per gradient of a step: its rule, its draw, the factor of that draw, and
+    its share in the rule's mean gradient.
+    """
     rows = []
     for i, rule in enumerate(rules):
         if not rule.sigma:
@@ -276,7 +283,8 @@ def _factors(values: Sequence[float]) -> Tensor:
 
 
 def pack(x: Tensor) -> Tensor:
-    """Symmetric (..., d, d) -> (..., d(d+1)/2), keeping inner products.
+    """Symmetric (..., d, d) -> (..., d(d+1)/2), keeping inner products: <x, y> =
+    pack(x).pack(y).
 
     The upper triangle, row by row, entries off the diagonal times sqrt(2).
 

@@ -19,11 +19,19 @@ from flatnb.experiments.base import METRICS, number
 from flatnb.experiments.spaces import Setting
 from flatnb.experiments.steps import average, ema, swa
 from flatnb.methods import ERM
-from flatnb.results.records import FLATNESS
-from flatnb.train import cross_entropy, fit
+from flatnb.metrics import cross_entropy
+from flatnb.train import fit
 
 Curves = dict[str, list[list[float | None]]]  # metric -> [member][epoch]
 Flatness = dict[str, list[float | None]]  # measure -> [member]
+# Final metrics of ensembles: attributes of `EnsembleFlatness`, on training data.
+FLATNESS = (
+    "trace",
+    "top_eigenvalue",
+    "relative_flatness",
+    "sharpness",
+    "adaptive_sharpness",
+)
 _FLATNESS_EXAMPLES = 2048  # as many as the gradient's norm is taken of
 # Of auxiliary nets, by optimizer: the published defaults of the tasks here.
 _AUXILIARY_LR = {"adam": 1e-3, "sgd": 0.1}

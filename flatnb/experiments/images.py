@@ -31,13 +31,12 @@ from flatnb.data.augment import Compose, RandomCrop, RandomFlip
 from flatnb.data.images import BUILT_IN
 from flatnb.experiments import spaces
 from flatnb.experiments.base import METRICS, Experiment, assemble, finished, number
-from flatnb.experiments.ensembles import device_name, train_members
+from flatnb.experiments.ensembles import FLATNESS, device_name, train_members
 from flatnb.experiments.spaces import Setting
 from flatnb.experiments.steps import average, ema, swa
 from flatnb.experiments.study import described, each
 from flatnb.experiments.study import experiment as study_experiment
 from flatnb.experiments.study import run as run_study
-from flatnb.results.records import FLATNESS
 from flatnb.results.sweep import Job, Result
 from flatnb.train import fit
 

@@ -9,7 +9,8 @@ significant.
     compare.recommend(tests, "test_accuracy")               # what to use
     compare.ranks(runs, "test_accuracy")                    # mean rank over tasks
     compare.grid(["plane/*/narrow-grid"], "ERM", "test_accuracy")    # every setting
-    compare.flatness(["plane/*/narrow-tuned"])              # which measure orders nets
+    nets = compare.nets(["plane/*/narrow-tuned"])           # a row per net
+    compare.flatness(nets, ["trace"])                       # does it order them?
 
 `runs` is a table with the columns task, method, seed and a column per metric. Intervals
 are `statistics.interval`'s, over seeds (of ranks: over tasks). Seeds pair what they
@@ -500,63 +501,80 @@ def optimism(record: Mapping[str, Any]) -> pandas.DataFrame:
     return pandas.DataFrame(columns, pandas.Index(record["seeds"], name="seed"))
 
 
+def nets(patterns: Iterable[str]) -> pandas.DataFrame:
+    """A row for each net of the records: all settings under all seeds.
+
+    Returns:
+        Columns task, method, seed, the hyperparameters, and the final metrics, with
+        `loss_gap` and `test_error` = 1 - test_accuracy.
+
+    Raises:
+        records.RecordError: a pattern that no record's name fits.
+    """
+    tables = [
+        records.frame(record).assign(task=_task(record), method=record["method"])
+        for record in loaded(patterns)
+    ]
+    if not tables:
+        raise ValueError("patterns=[]; allowed: at least one, such as 'plane/*'")
+    table = _with_gap(pandas.concat(tables))
+    if "test_accuracy" in table:
+        table = table.assign(test_error=1 - table["test_accuracy"])
+    return table
+
+
 def flatness(
-    patterns: Iterable[str],
-    measures: Sequence[str] = records.FLATNESS,
+    nets: pandas.DataFrame,
+    measures: Sequence[str],
     targets: Sequence[str] = TARGETS,
     *,
     within: Sequence[str] = ("task",),
     given: str | None = None,
-    where: str | None = None,
 ) -> pandas.DataFrame:
-    """Spearman's correlation of measures and targets over all nets of records, per seed.
+    """Spearman's correlation of measures and targets over nets, per seed.
 
-    All settings of all methods, not only those chosen. Nets that lack a number are left
-    out, so that every measure orders the same nets; so are seeds of fewer than
-    LEAST_NETS nets.
+    Nets that lack a number are left out, so that every measure orders the same nets; so
+    are seeds of fewer than LEAST_NETS nets.
 
     Args:
-        patterns: of record names.
-        measures: final metrics; by default those of the records of ensembles.
-        targets: final metrics, "loss_gap" or "test_error" (1 - test_accuracy).
-        within: "task", or "task" and "method": only nets of the same are ordered.
-        given: a final metric that is held constant, by partial rank correlation.
-        where: of the nets only those for which this holds, as "train_accuracy == 1".
+        nets: of `nets`, or some of its rows.
+        measures: columns.
+        targets: columns.
+        within: columns; only nets that agree in them, and in the seed, are ordered.
+        given: a column that is held constant, by partial rank correlation.
 
     Returns:
         Columns `within`, measure, target, correlation (mean over seeds), interval (its
         half-width), n (seeds), nets (per seed, on average).
 
     Raises:
-        records.RecordError: a pattern that no record's name fits.
-        ValueError: no such metric, or one that is both to be ordered by and held
+        ValueError: no such column, or one that is both to be ordered by and held
             constant.
+
+    >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
+    ...                          "trace": range(24), "test_loss": range(24)})
+    >>> flatness(nets, ["trace"], ["test_loss"])["correlation"].tolist()
+    [1.0]
     """
-    measures = sequence("measures", measures, str, "names of metrics")
-    targets = sequence("targets", targets, str, "names of metrics")
-    within = sequence("within", within, str, "'task', or 'task' and 'method'")
-    if not set(within) <= {"task", "method"}:
-        raise ValueError(f"within={within}; allowed: 'task', or 'task' and 'method'")
-    instance("given", given, (str, type(None)), "None, or text")
+    _check_runs(nets, "nets")
+    measures = sequence("measures", measures, str, "names of columns")
     if given in (*measures, *targets):
         raise ValueError(
             f"given={given!r} is a measure or a target; nothing of it would be left"
         )
-    held = [] if given is None else [given]
-    nets = _nets(patterns, [*measures, *targets, *held], where)
+    columns = [*measures, *targets, *([] if given is None else [given])]
+    _check_columns(nets, [*within, "seed", *columns])
     rows = []
-    for key, group in nets.groupby([*within, "seed"], sort=False):
+    groups = nets.dropna(subset=columns).groupby([*within, "seed"], sort=False)
+    for key, group in groups:
         if len(group) < LEAST_NETS:
             continue
-        columns = {
-            name: group[name].to_numpy() for name in (*measures, *targets, *held)
-        }
-        constant = None if given is None else columns[given]
+        values = {name: group[name].to_numpy() for name in columns}
+        held = None if given is None else values[given]
         for measure in measures:
             for target in targets:
-                value = spearman(columns[measure], columns[target], constant).value
-                row = (*key[:-1], measure, target, value, len(group))
-                rows.append(row)
+                rank = spearman(values[measure], values[target], held)
+                rows.append((*key[:-1], measure, target, rank.value, rank.n))
     names = [*within, "measure", "target"]
     each = pandas.DataFrame(rows, columns=[*names, "value", "nets"])
     summary = [
@@ -568,38 +586,11 @@ def flatness(
     )
 
 
-def _nets(
-    patterns: Iterable[str], metrics: Sequence[str], where: str | None
-) -> pandas.DataFrame:
-    """A row for each net of the records that has all the metrics."""
-    tables = [
-        records.frame(record).assign(task=_task(record), method=record["method"])
-        for record in loaded(patterns)
-    ]
-    if not tables:
-        raise ValueError(
-            "patterns=[]; allowed: at least one, such as 'plane/*/narrow-tuned'"
-        )
-    nets = _with_gap(pandas.concat(tables))
-    if "test_accuracy" in nets:
-        nets = nets.assign(test_error=1 - nets["test_accuracy"])
-    _check_columns(nets, metrics)
-    nets = nets.dropna(subset=list(metrics))
-    if instance("where", where, (str, type(None)), "None, or text") is None:
-        return nets
-    try:
-        return nets[nets.eval(where).astype(bool)]
-    except Exception as error:  # pandas raises many kinds for what it cannot read
-        raise ValueError(
-            f"where={shown(where)} is no condition on {', '.join(map(str, nets))}: {error}"
-        ) from error
-
-
 # --- checks -------------------------------------------------------------------------
 
 
-def _check_runs(runs: object) -> None:
-    instance("runs", runs, pandas.DataFrame, "a table of `select`")
+def _check_runs(runs: object, name: str = "runs") -> None:
+    instance(name, runs, pandas.DataFrame, "a table of `select` or `nets`")
 
 
 def _check(runs: pandas.DataFrame, metric: str) -> None:

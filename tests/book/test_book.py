@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import markers
 import matplotlib.pyplot as plt
 import numpy as np
 import papermill
@@ -165,18 +166,18 @@ def test_every_record_is_of_the_form() -> None:
 @each
 def test_numbers_in_notebooks_are_those_of_their_records(path: Path) -> None:
     """A number before a marker `<!-- record: name:key.path -->`: see
-    flatnb/records.py.
+    markers.py.
     """
     for cell in runner.read(path)["cells"]:
         if cell["cell_type"] == "markdown":
-            assert records.faults(text_of(cell)) == [], cell["id"]
+            assert markers.faults(text_of(cell)) == [], cell["id"]
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "book").glob("*.md")), ids=lambda path: path.stem
 )
 def test_numbers_in_prose_are_those_of_their_records(path: Path) -> None:
-    assert records.faults(path.read_text(encoding="utf-8")) == []
+    assert markers.faults(path.read_text(encoding="utf-8")) == []
 
 
 # --- other values -------------------------------------------------------------------

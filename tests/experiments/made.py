@@ -3,7 +3,7 @@
 from typing import Any
 
 from flatnb.experiments import Experiment
-from flatnb.results import records, sweep
+from flatnb.results import form, sweep
 
 
 def record_of(experiment: Experiment) -> dict[str, Any]:
@@ -12,5 +12,5 @@ def record_of(experiment: Experiment) -> dict[str, Any]:
         sweep.Result(job, job.run(), None, 1.0, job.key) for job in experiment.jobs()
     ]
     record = experiment.record(results)
-    records.check(record)
+    form.check(record)
     return record

@@ -7,8 +7,8 @@ from made import record_of
 
 import flatnb
 from flatnb.experiments import images
+from flatnb.experiments.ensembles import FLATNESS
 from flatnb.experiments.study import run as run_study
-from flatnb.results.records import FLATNESS
 
 DIGITS = images.TASKS[0][0]
 SMALL = dataclasses.replace(
@@ -54,7 +54,7 @@ def test_the_net_ends_as_the_one_whose_losses_are_told(method, own):
     setting = {"lr": 0.1, **own}
     how = {"epochs": 2, "every": 2, "seed": 0, "weight_decay": 0.0}
     metrics = images.train_net(net, data, method, setting, **how)["metrics"]
-    loss = float(flatnb.train.evaluate(net, data.test)["loss"])
+    loss = float(flatnb.metrics.evaluate(net, data.test)["loss"])
     assert loss == pytest.approx(metrics["test_loss"][0][0][-1], rel=1e-5)
 
 

@@ -7,6 +7,7 @@ from made import record_of
 import flatnb
 from flatnb.curvature import ensemble_flatness
 from flatnb.experiments import EXPERIMENTS, ensembles, plane, spaces
+from flatnb.experiments.ensembles import FLATNESS
 from flatnb.results import records
 
 TINY = dataclasses.replace(
@@ -55,7 +56,7 @@ def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(
     final = record["final"]
     for name, values in (
         ("train_loss", found.loss),
-        *((name, getattr(found, name)) for name in records.FLATNESS),
+        *((name, getattr(found, name)) for name in FLATNESS),
         (
             "norm",
             flatnb.methods._tensors.l2_norm(list(model.parameters()), model.members),

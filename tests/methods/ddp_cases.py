@@ -5,16 +5,12 @@ reference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
 import inputs
 import torch
 from inputs import Problem
-from torch import Tensor, nn
+from torch import nn
 
-import flatnb
-from flatnb import data, models
 from flatnb.ensemble import Ensemble
 from flatnb.methods import (
     ERM,
@@ -33,7 +29,7 @@ from flatnb.methods import (
     WeightNoise,
     compose,
 )
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 STEPS, RANKS = 3, 2
 
@@ -93,39 +89,3 @@ def share(batch: Problem, rank: int, ranks: int = RANKS) -> Problem:
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
-
-
-class Cut(Exception):
-    """Raised in the middle of a training."""
-
-
-def fit(
-    wrap: Callable[[nn.Module], nn.Module] = lambda net: net,
-    checkpoint: Path | None = None,
-    cut: int | None = None,
-) -> tuple[flatnb.Run, Tensor]:
-    """The run and the weights after 4 epochs in float64, cut off in epoch `cut`."""
-
-    def end(run: flatnb.Run, model: nn.Module) -> None:
-        if run.history[-1]["epoch"] == cut:
-            raise Cut
-
-    task = data.plane("gaussian", n_train=44, n_val=10, n_test=20, batch_size=10)
-    splits = {name: getattr(task, name) for name in ("train", "val", "test")}
-    splits = {
-        name: data.Split(split.x.double(), split.y) for name, split in splits.items()
-    }
-    torch.manual_seed(0)
-    net = wrap(models.mlp(2, 8, 1, 2, batchnorm=False).double())
-    run = flatnb.fit(
-        net,
-        replace(task, **splits),
-        SoftAD(0.1),
-        optimizer(net),
-        epochs=4,
-        seed=0,
-        callbacks=[end],
-        checkpoint=checkpoint,
-        checkpoint_seconds=0,
-    )
-    return run, torch.cat([p.detach().flatten() for p in net.parameters()])

@@ -162,19 +162,6 @@ def spread(method: Method, kind: str) -> Tensor | None:
     return torch.cat([p.detach().flatten() for p in whole])
 
 
-def fitted(folder: Path) -> dict[str, object]:
-    """`fit` in one go, and cut off and resumed."""
-    run, weights = cases.fit(DistributedDataParallel)
-    try:
-        cases.fit(DistributedDataParallel, folder / "fit", cut=3)
-    except cases.Cut:
-        dist.barrier()
-    files = sorted(path.name for path in folder.iterdir())
-    resumed = cases.fit(DistributedDataParallel, folder / "fit")[1]
-    losses = [entry["train_loss"] for entry in run.history]
-    return {"weights": weights, "resumed": resumed, "losses": losses, "files": files}
-
-
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -205,7 +192,6 @@ def main(folder: str) -> None:
         )
     found["overflow"] = overflow()
     found["refused"] = refused()
-    found["fit"] = fitted(Path(folder))
     torch.save(found, Path(folder) / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 

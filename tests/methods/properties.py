@@ -19,7 +19,7 @@ import torch
 from inputs import Problem
 from torch import Tensor, nn
 
-import flatnb.train
+import flatnb.metrics
 from flatnb.ensemble import Ensemble
 from flatnb.methods import Method
 
@@ -604,7 +604,7 @@ def _train(model: nn.Module, method: Method, x: Tensor, y: Tensor) -> Tensor:
     for _ in range(4):
         optimizer.zero_grad()
         losses.append(
-            method.backward(model, lambda: flatnb.train.cross_entropy(model(x), y))
+            method.backward(model, lambda: flatnb.metrics.cross_entropy(model(x), y))
         )
         optimizer.step()
     return torch.stack(losses)
@@ -628,7 +628,7 @@ def assert_members_fail_alone(make: Maker) -> None:
         before = [p.detach().clone() for p in model.parameters()]
         method = make()
         loss = method.backward(
-            model, lambda m=model: flatnb.train.cross_entropy(m(x), y)
+            model, lambda m=model: flatnb.metrics.cross_entropy(m(x), y)
         )
         assert loss.isfinite().tolist() == [True, not broken, True]
         for p, b in zip(model.parameters(), before, strict=True):

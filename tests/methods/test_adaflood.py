@@ -19,7 +19,7 @@ from flatnb.methods import (
     compose,
     held_out_losses,
 )
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 LEVELS = torch.linspace(0.0, 3.0, 40, dtype=torch.float64)
 

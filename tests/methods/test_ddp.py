@@ -21,7 +21,6 @@ from properties import assert_close
 from torch import Tensor
 
 from flatnb.methods import ERM, GSAM, SAM, Method
-from flatnb.train import _shares
 
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -196,26 +195,3 @@ def test_unsupported_models_are_refused_by_name(found) -> None:
         assert "sharded by fully_shard" in f["refused"]["fully_shard"]
         assert "sharded by FullyShardedDataParallel" in f["refused"]["FSDP"]
         assert "'body.0.weight' is a DTensor" in f["refused"]["tensor parallel"]
-
-
-def test_fit_on_two_processes_is_fit_on_one(found) -> None:
-    run, weights = cases.fit()
-    for f in found:
-        assert_close([f["fit"]["weights"]], [weights], 1e-9)
-        assert f["fit"]["losses"] == pytest.approx(
-            [e["train_loss"] for e in run.history], 1e-9
-        )
-        assert torch.equal(f["fit"]["resumed"], f["fit"]["weights"])
-        assert f["fit"]["files"] == ["fit"]  # rank 0's alone
-
-
-def test_each_process_takes_its_share_of_a_batch() -> None:
-    x, y = torch.arange(7.0), torch.arange(7)
-    batches = [(torch.arange(7) + 10, x, y), (torch.tensor([5]), x[:1], y[:1])]
-    shares = [list(_shares(batches, rank, 2)) for rank in range(2)]
-    assert [len(share) for share in shares] == [
-        1,
-        1,
-    ]  # the batch of one has nothing for both
-    assert [share[0][0].tolist() for share in shares] == [[10, 12, 14], [11, 13, 15]]
-    assert [share[0][2].tolist() for share in shares] == [[0, 2, 4], [1, 3, 5]]

@@ -9,7 +9,7 @@ import torch
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, Flooding, IFlood
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 
 def median_loss() -> float:

@@ -13,7 +13,7 @@ from torch import nn
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, SAM, FriendlySAM, Method, SoftAD, compose
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 
 def made(method: Method, count: int) -> list[oracle.Params]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, SAM, LookSAM, Method, SoftAD, compose
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 
 def steps(method: Method, count: int, **kw: object) -> list[oracle.Params]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, FAM, GNP, NSO, SAM, Flooding, SoftAD, compose
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 METHODS = {
     "ERM": ERM,

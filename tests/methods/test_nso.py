@@ -26,7 +26,7 @@ from flatnb.methods.noise import (
     rademacher,
     uniform,
 )
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 DISTRIBUTIONS = [normal, laplace, uniform, rademacher]
 named = {"ids": lambda f: getattr(f, "__name__", None)}

@@ -28,7 +28,7 @@ from flatnb.methods import (
 )
 from flatnb.methods.noise import Stream, normal
 from flatnb.methods.perturb import all_but_norms_and_biases, only_norms
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 # Each as a function of the argument, with noise from the same seed at every call.
 METHODS: dict[str, Callable[..., Method]] = {

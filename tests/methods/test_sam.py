@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flatnb.ensemble import Ensemble
 from flatnb.methods import ASAM, ERM, RSAM, SAM, USAM, Method
 from flatnb.methods.noise import Stream, normal
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 
 def uphill(problem: Problem, eps: oracle.Params) -> oracle.Params:

@@ -38,7 +38,7 @@ from flatnb.methods import (
     compose,
 )
 from flatnb.methods.method import Hyperparameter
-from flatnb.train import cross_entropy
+from flatnb.metrics import cross_entropy
 
 MAKERS: list[tuple[type[Method], dict[str, Any]]] = [
     (Flooding, {"level": 0.9}),

@@ -315,7 +315,8 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
             gap=lambda t: t["test_loss"] - t["train_loss"]
         )
 
-    found = compare.flatness(["a/*"], ["trace"]).set_index("target")
+    nets = compare.nets(["a/*"])
+    found = compare.flatness(nets, ["trace"]).set_index("target")
     for target, column, sign in (
         ("loss_gap", "gap", 1),
         ("test_loss", "test_loss", 1),
@@ -332,7 +333,7 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
     # Within a method, given the training loss: the correlation of what regressions of
     # ranks leave.
     one = compare.flatness(
-        ["a/*"], ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
+        nets, ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
     ).set_index("method")
     each = []
     for seed in range(3):
@@ -345,7 +346,7 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
         each.append(np.corrcoef(*left)[0, 1])
     assert one.loc["GNP", "correlation"] == pytest.approx(np.mean(each))
 
-    some = compare.flatness(["a/*"], ["trace"], ["test_loss"], where="train_loss < 0.6")
+    some = compare.flatness(nets.query("train_loss < 0.6"), ["trace"], ["test_loss"])
     each = [of(s).query("train_loss < 0.6") for s in range(3)]
     assert min(map(len, each)) >= compare.LEAST_NETS
     expected = np.mean(
@@ -355,9 +356,9 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
     assert some["nets"][0] == pytest.approx(np.mean([len(own) for own in each]))
 
     with pytest.raises(ValueError, match="no sharpness; there are"):
-        compare.flatness(["a/*"], ["sharpness"])
+        compare.flatness(nets, ["sharpness"])
     with pytest.raises(ValueError, match="given='trace' is a measure or a target"):
-        compare.flatness(["a/*"], ["trace"], given="trace")
+        compare.flatness(nets, ["trace"], given="trace")
 
 
 def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
@@ -375,13 +376,14 @@ def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
         tables["trace"][i] = [99.0 if i == 4 else 4.5, None]
     settings = [{"rho": i} for i in range(n)]
     saved("a/SAM", tables, settings=settings, chosen=[0, 0], budget=n)
-    found = compare.flatness(["a/*"], ["trace"], ["test_loss"])
+    nets = compare.nets(["a/*"])
+    found = compare.flatness(nets, ["trace"], ["test_loss"])
     left = [i for i in range(n) if i != 3]
     expected = stats.spearmanr([tables["trace"][i][0] for i in left], left)[0]
     assert found["correlation"].tolist() == [pytest.approx(expected)] and expected < 1
     assert found["n"].tolist() == [1] and found["nets"].tolist() == [11]
     # Of what the held metric determines nothing is left to correlate.
-    held = compare.flatness(["a/*"], ["trace"], ["test_loss"], given="rho")
+    held = compare.flatness(nets, ["trace"], ["test_loss"], given="rho")
     assert math.isnan(held["correlation"][0])
 
 

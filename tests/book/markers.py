@@ -1,0 +1,82 @@
+"""Numbers typed in prose are held against the records that they come from.
+
+A marker stands immediately after the number:
+
+    SAM reaches 93.1 %<!-- record: plane/circle-0.05/SAM:selected.test_accuracy.mean -->
+
+    marker = "<!-- record: " name ":" path " -->"
+    number = [sign] digits ["." digits] ["e" [sign] digits] [[space] "%"]  ("%": 100 ×)
+
+The number must be what the path leads to, to within half a unit of its last digit. A
+path has the record's own keys and the indices of its lists; `selected.<metric>`, the
+final metric of each seed at the setting chosen for it; and behind a list of numbers
+`mean`, or `interval`, the half-width of the mean's 95 % interval.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+from flatnb.results import records
+from flatnb.results.statistics import interval
+
+# Whatever means to be a marker, right or wrong.
+_COMMENT = re.compile(r"<!--\s*record\b.*?-->", re.S | re.I)
+_MARKER = re.compile(r"<!-- record: (?P<name>[^\s:]+):(?P<path>\S+) -->")
+_NUMBER = re.compile(
+    r"(?<![\w.,])(?P<number>[-−+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-−+]?[0-9]+)?)(?P<percent>\s?%)?\Z"
+)
+
+
+def value(name: str, path: str) -> Any:
+    """What stands in a record at a path."""
+    record = records.load(name)
+    record = {**record, "selected": records.selected(record)}
+    path, _, last = path.rpartition(".")
+    if last not in ("mean", "interval"):
+        return records.at(record, f"{path}.{last}" if path else last)
+    values = records.at(record, path)
+    if not isinstance(values, list) or not all(map(_is_number, values)):
+        raise records.RecordError(
+            f"{last} is of lists of numbers; null is a failed run"
+        )
+    mean, half = interval(values)
+    return float(mean if last == "mean" else half)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def faults(text: str) -> list[str]:
+    """The markers in prose that are ill-formed, lead nowhere, or follow another number."""
+    lines = []
+    for comment in _COMMENT.finditer(text):
+        before = text[max(0, comment.start() - 60) : comment.start()]
+        if why := _fault(comment.group(), before):
+            line = text.count("\n", 0, comment.start()) + 1
+            lines.append(f"line {line}: {comment.group()}: {why}")
+    return lines
+
+
+def _fault(comment: str, before: str) -> str | None:
+    marker, typed = _MARKER.fullmatch(comment), _NUMBER.search(before)
+    if marker is None:
+        return "not of the form <!-- record: name:key.path -->"
+    if typed is None:
+        return f"no number stands directly before it, but {before[-10:]!r}"
+    try:
+        held = value(marker["name"], marker["path"])
+    except records.RecordError as error:
+        return str(error)
+    if not _is_number(held) or not math.isfinite(held):
+        return f"leads to {held!r}, not to a number"
+    number = Decimal(typed["number"].replace("−", "-"))
+    exact = Decimal(repr(held)) * (100 if typed["percent"] else 1)
+    half = Decimal(1).scaleb(int(number.as_tuple().exponent)) / 2
+    if abs(number - exact) <= half:
+        return None
+    return f"{number} is typed, and the record has {exact}"

@@ -1,0 +1,93 @@
+"""Numbers in prose agree with their records, or are named."""
+
+from pathlib import Path
+
+import pytest
+from markers import faults, value
+from scipy import stats
+from test_records import NAME, example
+
+from flatnb.results import records
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path / "records"))
+
+
+def test_mean_and_interval_are_of_the_chosen_settings() -> None:
+    records.save(example())
+    assert value(NAME, "seeds.mean") == 3.5
+    assert value(NAME, "selected.test_accuracy.mean") == pytest.approx(0.93)
+    low, high = stats.t.interval(0.95, 1, loc=0.93, scale=0.01)
+    half = value(NAME, "selected.test_accuracy.interval")
+    assert (0.93 - half, 0.93 + half) == pytest.approx((low, high))
+    for path in ("final.test_accuracy.2.mean", "settings.mean", "passes.interval"):
+        with pytest.raises(records.RecordError, match="of lists of numbers"):
+            value(NAME, path)
+
+
+def marked(before: str, path: str, name: str = NAME) -> str:
+    return f"A line.\n{before}<!-- record: {name}:{path} --> and more."
+
+
+@pytest.mark.parametrize(
+    ("before", "path"),
+    [
+        ("SAM reaches 0.94", "final.test_accuracy.1.0"),
+        ("SAM reaches 94 %", "final.test_accuracy.1.0"),
+        ("94%", "final.test_accuracy.1.0"),
+        ("(93.00 %", "selected.test_accuracy.mean"),
+        ("0.9", "final.test_accuracy.1.0"),
+        ("0.333", "final.test_loss.0.1"),
+        ("**2", "passes"),
+        ("4e-1", "curves.metrics.test_loss.1.1"),
+        ("± 0.13", "selected.test_accuracy.interval"),
+        ("7", "seeds.-1"),
+    ],
+)
+def test_numbers_that_agree_to_the_digits_typed(before: str, path: str) -> None:
+    records.save(example())
+    assert faults(marked(before, path)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            marked("0.95", "final.test_accuracy.1.0"),
+            "0.95 is typed, and the record has 0.94",
+        ),
+        (marked("0.940001", "final.test_accuracy.1.0"), "0.940001 is typed"),
+        (
+            marked("0.94 %", "final.test_accuracy.1.0"),
+            "0.94 is typed, and the record has 94.00",
+        ),
+        (marked("−0.94", "final.test_accuracy.1.0"), "-0.94 is typed"),
+        (
+            marked("1,0.94", "final.test_accuracy.1.0"),
+            "no number stands directly before",
+        ),
+        (marked("x2", "passes"), "no number stands directly before"),
+        (marked("2 ", "passes"), "no number stands directly before"),
+        (marked("two", "passes"), "no number stands directly before"),
+        (marked("2", "method"), "leads to 'SAM', not to a number"),
+        (marked("2", "final.test_accuracy.2.1"), "leads to None, not to a number"),
+        (marked("2", "gone"), "no 'gone' at the top"),
+        (marked("2", "passes", "other"), "no record other"),
+        (f"2<!--record: {NAME}:passes-->", "not of the form"),
+        (f"2<!-- record {NAME}:passes -->", "not of the form"),
+        ("2<!-- Record: passes -->", "not of the form"),
+    ],
+)
+def test_markers_that_do_not_hold_are_named_with_their_line(
+    text: str, message: str
+) -> None:
+    records.save(example())
+    (fault,) = faults(text)
+    assert message in fault
+    assert fault.startswith(f"line {2 if text.startswith('A') else 1}: <!--")
+
+
+def test_other_comments_are_left_alone() -> None:
+    assert faults("1<!-- recorded elsewhere --> <!-- a --> <!--\nrecord: no\n") == []

@@ -1,7 +1,11 @@
-"""How flat is this minimum? Curvature of the loss surface, with error and cost of every number."""
+"""How flat is this minimum? Curvature of the loss surface, with error and cost."""
 
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
-from flatnb.curvature.ensemble import EnsembleFlatness, ensemble_flatness
+from flatnb.curvature.ensemble import (
+    FLATNESS,
+    EnsembleFlatness,
+    ensemble_flatness,
+)
 from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
 from flatnb.curvature.landscape import (
     Slice,
@@ -14,7 +18,6 @@ from flatnb.curvature.landscape import (
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
 from flatnb.curvature.relative_flatness import (
-    RelativeFlatness,
     relative_flatness,
     relative_flatness_by_layer,
 )
@@ -26,20 +29,19 @@ from flatnb.curvature.sharpness import (
     worst_sharpness,
 )
 from flatnb.curvature.spectral_density import SpectralDensity, spectral_density
-from flatnb.curvature.trace import Trace, trace
+from flatnb.curvature.trace import trace
 
 __all__ = [
+    "FLATNESS",
     "Eigenpairs",
     "EnsembleFlatness",
     "Estimate",
     "GaussNewtonOperator",
     "HessianOperator",
     "Objective",
-    "RelativeFlatness",
     "Sharpness",
     "Slice",
     "SpectralDensity",
-    "Trace",
     "average_sharpness",
     "between",
     "ensemble_flatness",

@@ -1,15 +1,14 @@
-r"""Flatness of every member of an `Ensemble` at once.
+"""Flatness of every member of an `Ensemble` at once.
 
 Members share nothing, so that one product with the Hessian of the sum of their losses
-multiplies each member's own Hessian: what a product costs, it costs once for all.
+multiplies each member's own Hessian: a product costs the same for all as for one.
 
-* The largest eigenvalue by Lanczos' recurrence without a stored basis: a few vectors a
-  member. Lost orthogonality only repeats eigenvalues already found (Paige 1980), and
-  the largest Ritz value is what is asked for. It lies within its residual of an
-  eigenvalue.
-* The trace from the squared gradients of the outputs, example by example, which a
-  linear layer has as |input|^2 |output gradient|^2: exact, with one backward pass for
-  each class (see `gauss_newton_trace`).
+* The largest eigenvalue by Lanczos' recurrence without a stored basis. Lost
+  orthogonality only repeats eigenvalues (Paige 1980), and the largest Ritz value, which
+  is wanted, lies within its residual of an eigenvalue.
+* The trace of the Gauss-Newton matrix, see `gauss_newton_trace`. A linear layer's
+  gradient for one example has the squared norm |input|^2 |output gradient|^2 (Goodfellow
+  2015): exact, with one backward pass per class.
 * The other measures are closed forms, or one gradient and one loss.
 """
 
@@ -25,13 +24,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flatnb._checks import integer, number
 from flatnb._ensemble_layers import EnsembleBatchNorm, EnsembleLinear
-from flatnb._nets import in_mode
-from flatnb.curvature.piecewise import check_piecewise_linear
-from flatnb.curvature.result import Progress, ProgressCallback, Result
+from flatnb._kappa import kappa_of_logits
+from flatnb._nets import along_members, in_mode
+from flatnb.curvature.gauss_newton_trace import check_piecewise_linear, softmax_factor
+from flatnb.curvature.result import Result
+from flatnb.curvature.sharpness import sam_step
+from flatnb.curvature.vectors import member_norm
 from flatnb.ensemble import Ensemble
 
-_EVERY = 4  # products between two looks at the Ritz values
+_PERIOD = 4  # products between two looks at the Ritz values
+_TRIED = 32  # examples on which the net is tried for being piecewise linear
+_Use = tuple[nn.Module, Tensor, Tensor]  # layer, what multiplies its weight, output
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -43,32 +48,37 @@ class EnsembleFlatness(Result):
 
     Attributes:
         loss: L(w).
+        residual: |H v - theta v| of the top eigenvalue's Ritz vector, by the recurrence:
+            an eigenvalue lies this near, up to the rounding of a product.
         trace: tr H, exact.
         top_eigenvalue: The largest eigenvalue of H.
-        residual: |H v - theta v| of its Ritz vector, from the recurrence: an eigenvalue
-            lies this near, up to the rounding of a product.
         relative_flatness: kappa of the last layer, see `relative_flatness`.
         sharpness: L(w + rho g / |g|) - L(w), see `sam_sharpness`.
         adaptive_sharpness: The same with rho w^2 g / ||w| g|.
     """
 
     loss: Tensor
+    residual: Tensor
     trace: Tensor
     top_eigenvalue: Tensor
-    residual: Tensor
     relative_flatness: Tensor
     sharpness: Tensor
     adaptive_sharpness: Tensor
 
     def summary(self) -> str:
-        def middle(values: Tensor) -> str:
-            return f"{values.nanmedian():.4g}"
-
-        return (
-            f"{len(self.loss)} members, medians: trace {middle(self.trace)}, top eigenvalue "
-            f"{middle(self.top_eigenvalue)}, relative flatness {middle(self.relative_flatness)}, "
-            f"sharpness {middle(self.sharpness)}, adaptive {middle(self.adaptive_sharpness)}"
+        medians = ", ".join(
+            f"{name.replace('_', ' ')} {getattr(self, name).nanmedian():.4g}"
+            for name in FLATNESS
         )
+        return f"{len(self.loss)} members, medians: {medians}"
+
+
+# The measures of flatness above, which experiments record.
+FLATNESS = tuple(
+    name
+    for name in EnsembleFlatness.__annotations__
+    if name not in ("loss", "residual")
+)
 
 
 def ensemble_flatness(
@@ -79,103 +89,94 @@ def ensemble_flatness(
     rho: float = 0.05,
     adaptive_rho: float = 0.5,
     tol: float = 1e-3,
-    most: int = 100,
-    seed: int = 0,
-    progress: ProgressCallback | None = None,
+    max_products: int = 100,
 ) -> EnsembleFlatness:
-    """Five measures of flatness of every member, in eval mode, over all trainable
-    parameters.
+    """Five measures of flatness of every member, in eval mode, over all that is trained.
 
-    All examples are evaluated at once, with the activations kept: for data of thousands
-        of
-    examples, give a part of them. A member's numbers do not depend on the other
-    members, but for
-    rounding. Lanczos has one start vector: a top eigenvalue that it is nearly
-        orthogonal to may be
-    missed for the next one (seen once in 900 random spectra); `top_eigenvalues` is
-    surer.
+    All examples are evaluated at once, with the activations kept: of thousands of
+    examples, give a part. A member's numbers do not depend on the other members, up to
+    rounding. Lanczos has one start vector, shared by all members: a top eigenvalue to
+    which it is nearly orthogonal may be missed for the next one (once in 900 random
+    spectra); `top_eigenvalues` is surer.
 
     Args:
-        model: Ends in the Linear that makes the logits; ReLU or another piecewise
-            linear activation.
+        model: Ends in the Linear that makes the logits; ReLU or another piecewise linear
+            activation.
         x, y: (n, ...) and (n,), shared by all members, or (members, n, ...) and
             (members, n).
         rho: Radius of the sharpness.
         adaptive_rho: Radius of the adaptive sharpness.
         tol: Each member has products until its residual is at most tol times its
             eigenvalue.
-        most: Products, at most; the residual shows which members have not converged by
-            then.
-        seed: Of the start vector, which all members share.
-        progress: Called with a line of text now and then.
+        max_products: The residual shows which members have not converged by then.
 
     Raises:
         ValueError: A net that does not end in a Linear, uses a layer twice, is not
-            piecewise linear in each parameter entry or has none to train; rho,
-            adaptive_rho or tol not positive, most below 1.
+            piecewise linear in each parameter or has none to train; rho, adaptive_rho,
+            tol or max_products out of range.
+
+    >>> model = Ensemble(lambda: nn.Sequential(nn.Linear(2, 3)), 4)
+    >>> found = ensemble_flatness(model, torch.eye(2), torch.tensor([0, 1]))
+    >>> found.trace.shape, bool((found.trace > 0).all())
+    (torch.Size([4]), True)
     """
-    for name, value in (
-        ("rho", rho),
-        ("adaptive_rho", adaptive_rho),
-        ("tol", tol),
-        ("most", most),
-    ):
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {value}")
-    began = time.perf_counter()
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    params = [p for p in model.parameters() if p.requires_grad]
+    for name, value in (("rho", rho), ("adaptive_rho", adaptive_rho), ("tol", tol)):
+        number(name, value, "a number > 0", 0)
+    integer("max_products", max_products)
+    start = time.perf_counter()
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    params = list(named.values())
     if not params:
-        raise ValueError("no parameter of the model is trainable")
+        raise ValueError("model has no parameter to train; allowed: at least one")
     with _evaluating(model):
-        with torch.enable_grad(), _watched(model) as uses, Progress(progress) as say:
-            logits = model(x)
-            _check(uses, logits, params)
-            grads = torch.autograd.grad(
-                _loss(logits, y).sum(), params, create_graph=True
-            )
+        with torch.enable_grad():
+            with _watched(model) as uses:
+                few = model.net(model._with_members(x)[:, :_TRIED])
+            _check(uses, few)
+            check_piecewise_linear(few, named)
+            with _watched(model) as uses:
+                logits = model(x)
+            losses = _loss(logits, y)
+            grads = torch.autograd.grad(losses.sum(), params, create_graph=True)
             kappa, trace = _kappa(uses[-1], logits), _trace(uses, logits, params)
-            fine = _loss(logits, y).detach().isfinite() & trace.isfinite()
+            finite = losses.detach().isfinite() & trace.isfinite()
 
             def multiply(vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
                 return torch.autograd.grad(grads, params, vectors, retain_graph=True)
 
             top, residual, products = _largest(
-                multiply, params, fine, tol, most, seed, say
+                multiply, params, finite, tol, max_products
             )
         slopes = [g.detach() for g in grads]
-        steps = {
-            "sharpness": (rho, [torch.ones_like(p) for p in params]),
-            "adaptive_sharpness": (adaptive_rho, [p.detach().abs() for p in params]),
-        }
+        ones = [torch.ones_like(p) for p in params]
+        sizes = [p.detach().abs() for p in params]
         rises = {}
         with torch.no_grad():  # where BatchNorm is merged: both losses round alike
             loss = _loss(model(x), y)
-            for name, (radius, scales) in steps.items():
-                scaled = [s * g for s, g in zip(scales, slopes, strict=True)]
-                length = _norm(scaled)
-                factor = torch.where(length > 0, radius / length, 0.0)
-                moved = {
-                    n: p + s * t * _as(factor, t)
-                    for n, p, s, t in zip(names, params, scales, scaled, strict=True)
-                }
+            for measure, scales, radius in (
+                ("sharpness", ones, rho),
+                ("adaptive_sharpness", sizes, adaptive_rho),
+            ):
+                steps = zip(
+                    named, params, sam_step(slopes, scales, radius), strict=True
+                )
+                moved = {name: p + step for name, p, step in steps}
                 risen = _loss(functional_call(model, moved, (x,)), y)
-                rises[name] = _masked(risen - loss, fine)
+                rises[measure] = _masked(risen - loss, finite)
     return EnsembleFlatness(
-        loss=_masked(loss, fine),
-        trace=_masked(trace, fine),
-        top_eigenvalue=top,
+        loss=_masked(loss, finite),
         residual=residual,
-        relative_flatness=_masked(kappa, fine),
+        trace=_masked(trace, finite),
+        top_eigenvalue=top,
+        relative_flatness=_masked(kappa, finite),
         **rises,
         products=products,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start,
         settings={
             "rho": rho,
             "adaptive_rho": adaptive_rho,
             "tol": tol,
-            "most": most,
-            "seed": seed,
+            "max_products": max_products,
         },
     )
 
@@ -194,11 +195,6 @@ def _evaluating(model: Ensemble) -> Iterator[None]:
     finally:
         for module in in_place:
             setattr(module, "inplace", True)  # noqa: B010
-
-
-_Use = tuple[
-    nn.Module, Tensor, Tensor
-]  # layer, its input (a BatchNorm's normalised), its output
 
 
 @contextmanager
@@ -227,11 +223,11 @@ def _watched(model: Ensemble) -> Iterator[list[_Use]]:
             handle.remove()
 
 
-def _check(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> None:
+def _check(uses: Sequence[_Use], logits: Tensor) -> None:
     last, _, output = uses[-1]
     if not isinstance(last, EnsembleLinear) or output is not logits:
         raise ValueError(
-            f"the net ends in {last} and more; it must end in the logits' Linear"
+            f"the net ends in {last} and more; allowed: the Linear of the logits as the end"
         )
     layers = [layer for layer, _, _ in uses]
     for layer in layers:
@@ -239,127 +235,109 @@ def _check(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> No
             raise ValueError(f"{layer} is used twice; measure such members one by one")
         if isinstance(layer, EnsembleBatchNorm) and layer.running_mean is None:
             raise ValueError(
-                f"{layer} has no running statistics: its examples are not independent"
+                f"{layer} couples the examples; allowed: one with running statistics"
             )
-    check_piecewise_linear(logits, params)
 
 
 def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Tensor:
     """tr G = (1/n) sum_i sum_c |J_i' s_ic|^2, s_ic = sqrt(p_ic) (e_c - p_i); (members,)."""
-    p = logits.detach().softmax(-1)
-    trained = {id(one) for one in params}
-    uses = [use for use in uses if use[2].requires_grad]  # before these all is frozen
+    p, trained = logits.detach().softmax(-1), {id(q) for q in params}
+    uses = [use for use in uses if use[2].requires_grad]  # all before these is frozen
     outputs = [output for _, _, output in uses]
     total = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
     for c in range(logits.shape[-1]):
-        u = -p * p[..., c : c + 1].sqrt()
-        u[..., c] += p[..., c].sqrt()
+        u = softmax_factor(p, c)
         deltas = torch.autograd.grad(logits, outputs, u, retain_graph=True)
         for (layer, a, _), delta in zip(uses, deltas, strict=True):
-            weight, bias = layer.weight, layer.bias
-            if bias is not None and id(bias) in trained:
+            if layer.bias is not None and id(layer.bias) in trained:
                 total += _squares(delta).sum(-1)
-            if weight is not None and id(weight) in trained:
-                each = (
-                    _squares(a) * _squares(delta)
-                    if isinstance(layer, EnsembleLinear)
-                    else _squares(a * delta)
-                )
-                total += each.sum(-1)
+            if layer.weight is None or id(layer.weight) not in trained:
+                continue
+            if isinstance(layer, EnsembleLinear):
+                total += (_squares(a) * _squares(delta)).sum(-1)
+            else:
+                total += _squares(a * delta).sum(-1)
     return total / logits.shape[-2]
 
 
 def _kappa(use: _Use, logits: Tensor) -> Tensor:
-    """mean_i |phi_i|^2 (sum_c p_ic |w_c|^2 - |sum_c p_ic w_c|^2), w_c the rows; (members,)."""
+    """Relative flatness (members,) of the last layer."""
     layer, phi, _ = use
     assert isinstance(layer, EnsembleLinear)
-    p, weight = logits.detach().double().softmax(-1), layer.weight.detach().double()
-    spread = (p @ _squares(weight).unsqueeze(-1)).squeeze(-1) - _squares(p @ weight)
-    return (_squares(phi) * spread.clamp(min=0)).mean(
-        -1
-    )  # rounding may leave less than none
+    weight = layer.weight.detach().double()
+    kappa = kappa_of_logits(phi, logits.detach(), weight)
+    return kappa.clamp(min=0).mean(-1)
 
 
 def _largest(
     multiply: Callable[[Sequence[Tensor]], tuple[Tensor, ...]],
     params: Sequence[Tensor],
-    fine: Tensor,
+    finite: Tensor,
     tol: float,
-    most: int,
-    seed: int,
-    say: Progress,
+    max_products: int,
 ) -> tuple[Tensor, Tensor, int]:
-    """The largest Ritz value of each member, its residual, and the products taken."""
-    members, size = len(fine), sum(p[0].numel() for p in params)
-    # Not of signs: two of a kind can be orthogonal to the only eigenvector that there
-    # is.
-    start = torch.randn(
-        size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    parts = (start / start.norm()).split([p[0].numel() for p in params])
+    """Each member's largest Ritz value, its residual, and the products taken.
+
+    A recurrence of its own, because `Lanczos` would store a basis per member; records
+    depend on its numbers.
+    """
+    members, sizes = len(finite), [p[0].numel() for p in params]
+    # Not of signs: two of a kind can be orthogonal to the only eigenvector that matters.
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(sum(sizes), generator=generator, dtype=torch.float64)
     current = [
         part.view(p[0].shape).to(p).expand(p.shape)
-        for part, p in zip(parts, params, strict=True)
+        for part, p in zip((start / start.norm()).split(sizes), params, strict=True)
     ]
-    before = [torch.zeros_like(p) for p in params]
+    previous = [torch.zeros_like(p) for p in params]
     alphas: list[Tensor] = []
     betas = [torch.zeros(members, dtype=torch.float64)]
     values = residuals = torch.full((members,), torch.nan, dtype=torch.float64)
-    fine = fine.cpu()
-    open_ = fine  # members that have not converged
-    smallest = 8 * torch.finfo(params[0].dtype).eps
-    while len(alphas) < most and open_.any():
+    active = finite = finite.cpu()  # members that have not converged
+    rounding = 8 * torch.finfo(params[0].dtype).eps
+    while len(alphas) < max_products and active.any():
         product = multiply(current)
         alpha = _dot(current, product)
         if alphas:
-            # Past a member's whole Krylov space its vectors are zero: keep its matrix
+            # Past its whole Krylov space a member's vectors are zero: keep its matrix
             # in range.
             alpha = torch.where(betas[-1] > 0, alpha, alphas[0])
         alphas.append(alpha)
-        rest = [
-            w - _as(alpha, v) * v - _as(betas[-1], v) * u
-            for w, v, u in zip(product, current, before, strict=True)
+        remainder = [
+            w - along_members(alpha, v) * v - along_members(betas[-1], v) * u
+            for w, v, u in zip(product, current, previous, strict=True)
         ]
-        length = _norm(rest).cpu()
+        length = member_norm(remainder).cpu()
         scale = torch.stack([a.abs() for a in alphas]).amax(0)
-        length = torch.where(length > smallest * scale, length, 0.0)
+        length = torch.where(length > rounding * scale, length, 0.0)
         betas.append(length)
         factor = torch.where(length > 0, 1 / length, 0.0)
-        before, current = current, [_as(factor, w) * w for w in rest]
-        if (
-            len(alphas) % _EVERY
-            and len(alphas) < most
-            and bool((length[open_] > 0).any())
-        ):
+        previous = current
+        current = [along_members(factor, w) * w for w in remainder]
+        going = len(alphas) < max_products and bool((length[active] > 0).any())
+        if going and len(alphas) % _PERIOD:
             continue
-        new, left = _ritz(alphas, betas[1:], fine)
-        values, residuals = (
-            torch.where(open_, new, values),
-            torch.where(open_, left, residuals),
-        )
-        open_ = open_ & ~(residuals <= tol * values.abs())
-        say(
-            f"top eigenvalues: {len(alphas)} products, {int(open_.sum())} of {members} to go"
-        )
+        newest, bounds = _ritz(alphas, betas[1:], finite)
+        values = torch.where(active, newest, values)
+        residuals = torch.where(active, bounds, residuals)
+        active = active & ~(residuals <= tol * values.abs())
     return values, residuals, len(alphas)
 
 
 def _ritz(
-    alphas: list[Tensor], betas: list[Tensor], fine: Tensor
+    alphas: list[Tensor], betas: list[Tensor], finite: Tensor
 ) -> tuple[Tensor, Tensor]:
-    diagonal, beside = torch.stack(alphas, 1), torch.stack(betas, 1)
-    matrix = torch.diag_embed(diagonal)
+    """The largest Ritz values (members,), and their residuals."""
+    beta = torch.stack(betas, 1)
+    matrix = torch.diag_embed(torch.stack(alphas, 1))
     if len(alphas) > 1:
-        matrix = (
-            matrix
-            + torch.diag_embed(beside[:, :-1], 1)
-            + torch.diag_embed(beside[:, :-1], -1)
-        )
-    fine = fine & matrix.isfinite().all(-1).all(-1)
-    matrix[~fine] = 0  # eigh refuses what is not finite
+        matrix = matrix + torch.diag_embed(beta[:, :-1], 1)
+        matrix = matrix + torch.diag_embed(beta[:, :-1], -1)
+    finite = finite & matrix.isfinite().all(-1).all(-1)
+    matrix[~finite] = 0  # eigh refuses what is not finite
     values, vectors = torch.linalg.eigh(matrix)
-    residuals = beside[:, -1] * vectors[:, -1, -1].abs()
-    return _masked(values[:, -1], fine), _masked(residuals, fine)
+    residuals = beta[:, -1] * vectors[:, -1, -1].abs()
+    return _masked(values[:, -1], finite), _masked(residuals, finite)
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
@@ -376,24 +354,10 @@ def _loss(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits.movedim(-1, 1), y, reduction="none").double().mean(-1)
 
 
-def _norm(tensors: Sequence[Tensor]) -> Tensor:
-    """2-norm of each member's vector, in float64."""
-    parts = [
-        torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
-        for t in tensors
-    ]
-    return torch.stack(parts).norm(dim=0)
-
-
 def _squares(t: Tensor) -> Tensor:
     """Squared norms over the last axis, in float64."""
     return torch.linalg.vector_norm(t, dim=-1, dtype=torch.float64) ** 2
 
 
-def _as(values: Tensor, like: Tensor) -> Tensor:
-    """(members,) so that it multiplies a parameter (members, ...)."""
-    return values.to(like.device, like.dtype).view(-1, *[1] * (like.dim() - 1))
-
-
-def _masked(values: Tensor, fine: Tensor) -> Tensor:
-    return torch.where(fine, values.detach(), torch.nan).cpu()
+def _masked(values: Tensor, finite: Tensor) -> Tensor:
+    return torch.where(finite, values.detach(), torch.nan).cpu()

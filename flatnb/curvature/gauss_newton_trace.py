@@ -1,76 +1,169 @@
 """Trace of the Gauss-Newton matrix, exact, and with it of many Hessians.
 
-With the Hessian of the loss in the outputs of example i factored as sum_c lambda_ic
-u_ic u_ic', the mean over the examples is
+With the Hessian of the loss in the outputs of example i factored as
+sum_c lambda_ic u_ic u_ic', the mean over the examples is
 
     tr G = (1/N) sum_i sum_c lambda_ic |J_i' u_ic|^2,
 
-one backward pass over the data for each output c. Where the outputs are piecewise
-linear in each single parameter entry (ReLU nets with convolutions, pooling, residual
-sums and BatchNorm in eval mode), H and G have the same diagonal, so that this is the
-trace of the Hessian as well; see `flatnb.curvature.piecewise`.
+the gradients of single examples in one pass over the data per output c. Where the
+outputs are linear, piece by piece, in each parameter tensor, H and G have the same
+diagonal, so that this is the trace of the Hessian too: nets of ReLUs with convolutions,
+pooling, residual sums and BatchNorm in eval mode. Smooth activations, attention,
+LayerNorm, tied and recurrent weights break it.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.func import grad, vmap
 
 from flatnb.curvature.objective import Chunk, Objective, is_softmax_cross_entropy
-from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
-from flatnb.curvature.per_example import PerExample, per_example
-from flatnb.curvature.piecewise import check_piecewise_linear
-from flatnb.curvature.result import Progress, ProgressCallback
-from flatnb.curvature.trace import Trace
+from flatnb.curvature.operator import (
+    GaussNewtonOperator,
+    HessianOperator,
+    check_outputs,
+)
+from flatnb.curvature.result import Estimate
+from flatnb.curvature.vectors import gaussian
+
+_BYTES = 2**28  # gradients of single examples that are held at once
 
 
-def gauss_newton_trace(
-    operator: HessianOperator, *, progress: ProgressCallback | None = None
-) -> Trace:
-    """tr G, exact, which for nets piecewise linear in each parameter entry is tr H.
+def gauss_newton_trace(operator: HessianOperator) -> Estimate:
+    """tr G, exact, which for nets piecewise linear in each parameter tensor is tr H.
 
-    Costs one backward pass over the data for each output of an example, counted as
-    `products`. Linear, Conv2d and BatchNorm layers give the squared norms of single
-    examples at no more than that; other nets take more, and least with batches of few
-    examples.
+    Costs one pass over the data per output of an example, counted as `products`, with
+    the gradient of each example.
 
     Args:
-        operator: A `HessianOperator`, whose net is checked and refused if its trace is
-            another, or a `GaussNewtonOperator`, which has no such limit. In eval mode.
-        progress: Called with a line of text now and then.
+        operator: A `HessianOperator`, whose net is tried on a few examples and refused
+            if its trace is another, or a `GaussNewtonOperator`, without such a limit.
 
     Raises:
-        ValueError: Train mode, a net that is not piecewise linear, a loss that couples
-            examples.
+        ValueError: A net that is not piecewise linear; a net or a loss that couples the
+            examples of a batch.
+
+    >>> from torch import nn
+    >>> data = [(2 * torch.eye(4), torch.zeros(4, 1))]
+    >>> net = nn.Linear(4, 1, bias=False)
+    >>> gauss_newton_trace(HessianOperator(net, nn.functional.mse_loss, data)).summary()
+    '8, exact'
     """
-    objective = operator.objective
-    if objective.train:
-        raise ValueError(
-            "in train mode examples are not independent: build the operator in eval"
-        )
-    began, value, passes = time.perf_counter(), 0.0, 0
-    with Progress(progress) as say, torch.enable_grad(), objective.evaluating():
-        way = per_example(objective)
-        for number, chunk in enumerate(objective.chunks):
-            examples = way(objective, objective.move(chunk.x))
-            if not isinstance(operator, GaussNewtonOperator):
-                check_piecewise_linear(examples.outputs, objective.params)
-            weights, directions = _factors(objective, examples.outputs.detach(), chunk)
+    objective, start = operator.objective, time.perf_counter()
+    value, passes = 0.0, 0
+    with torch.enable_grad(), objective.evaluating():
+        if not isinstance(operator, GaussNewtonOperator):
+            x, _ = objective.sample()
+            named = dict(zip(objective.names, objective.params, strict=True))
+            check_piecewise_linear(objective.outputs(x, objective.params), named)
+        for chunk in objective.chunks:
+            x = objective.move(chunk.x)
+            with torch.no_grad():
+                outputs = objective.outputs(x, objective.params)
+            _check_rows(objective, x, outputs)
+            weights, directions = _factors(objective, outputs, chunk)
             passes = max(passes, directions.shape[2])
             for c in range(directions.shape[2]):
-                norms = examples.norms(directions[:, :, c])
-                value += chunk.weight * float((weights[:, c].double() * norms).sum())
-                say(
-                    f"trace: batch {number + 1} of {len(objective.chunks)}, output {c + 1}"
-                )
-    return Trace(
+                squares = _squared_gradients(objective, x, directions[:, :, c])
+                value += chunk.weight * float((weights[:, c].double() * squares).sum())
+    return Estimate(
         value=value,
         products=passes,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start,
         settings={"estimator": "exact"},
     )
+
+
+def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> None:
+    """Raise unless the outputs are linear, up to kinks, in each parameter tensor.
+
+    The Hessian M of a random combination of the outputs then has a zero block M_pp for
+    each tensor p, which shows in one product with a random vector.
+    """
+    check_outputs(outputs)
+    generator, tensors = torch.Generator().manual_seed(0), list(params.values())
+    mix = gaussian(outputs.numel(), generator, outputs).reshape(outputs.shape)
+    grads = torch.autograd.grad(
+        (outputs * mix).sum(), tensors, create_graph=True, allow_unused=True
+    )
+    tolerance = torch.finfo(outputs.dtype).eps ** 0.5
+    for name, p, slope in zip(params, tensors, grads, strict=True):
+        if slope is None or not slope.requires_grad:
+            continue
+        size = p.detach().square().mean().sqrt()
+        v = gaussian(p.numel(), generator, p).reshape(p.shape)
+        v = v * torch.where(size > 0, size, 1.0)
+        (bent,) = torch.autograd.grad(slope, p, v, retain_graph=True, allow_unused=True)
+        if bent is not None and bent.norm() > tolerance * slope.norm():
+            raise ValueError(
+                f"the outputs are not piecewise linear in {name}, so that the Hessian's "
+                "trace differs from that of the Gauss-Newton matrix; use trace(operator), "
+                "or pass a GaussNewtonOperator if its trace is what you want"
+            )
+
+
+def softmax_factor(p: Tensor, c: int) -> Tensor:
+    """Column c, sqrt(p_c) (e_c - p), of S with S S' = diag(p) - p p'; p is (..., C)."""
+    column = -p * p[..., c : c + 1].sqrt()
+    column[..., c] += p[..., c].sqrt()
+    return column
+
+
+def rows_apart(slope: Tensor, leaf: Tensor, generator: torch.Generator) -> bool:
+    """Whether the derivative A of `slope` (..., K) in `leaf` (..., K) couples no rows.
+
+    The product of A with a random v is then scaled row by row as v is.
+    """
+    v = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
+    scales = torch.randn(leaf.shape[:-1], generator=generator, dtype=leaf.dtype)
+    scales = scales.to(leaf.device)[..., None]
+    (product,) = torch.autograd.grad(slope, leaf, v, retain_graph=True)
+    (scaled,) = torch.autograd.grad(slope, leaf, scales * v, retain_graph=True)
+    change, size = (scaled - scales * product).norm(), (scales * product).norm()
+    return bool(change <= torch.finfo(leaf.dtype).eps ** 0.5 * size)
+
+
+def _squared_gradients(objective: Objective, x: Tensor, u: Tensor) -> Tensor:
+    """|J_i' u_i|^2 (n,) in float64, for u (n, K) like the rows of the outputs."""
+    params = tuple(p.detach() for p in objective.params)
+
+    def pulled(params: tuple[Tensor, ...], x: Tensor, u: Tensor) -> Tensor:
+        return (objective.outputs(x[None], params).reshape(-1) * u).sum()
+
+    gradients = grad(pulled)
+    width = max(1, _BYTES // (objective.size * params[0].element_size()))
+    total = []
+    for part, directions in zip(x.split(width), u.split(width), strict=True):
+        try:
+            grads = vmap(gradients, in_dims=(None, 0, 0))(params, part, directions)
+        except RuntimeError:  # recurrent layers, say, which vmap does not know
+            rows = zip(part, directions, strict=True)
+            each = [gradients(params, *row) for row in rows]
+            grads = [torch.stack(pieces) for pieces in zip(*each, strict=True)]
+        norms = [g.reshape(len(g), -1).norm(dim=1).double().square() for g in grads]
+        total.append(torch.stack(norms).sum(0))
+    return torch.cat(total)
+
+
+def _check_rows(objective: Objective, x: Tensor, outputs: Tensor) -> None:
+    """Each example has outputs of its own, whatever the others in its batch."""
+    check_outputs(outputs)
+    half = x[: max(1, len(x) // 2)]
+    with torch.no_grad():
+        alone = objective.outputs(half, objective.params)
+    tolerance = 1e-3 if outputs.dtype == torch.float32 else 1e-8
+    fits = outputs.ndim > 0 and len(outputs) == len(x) and len(alone) == len(half)
+    scale = float(outputs.abs().max())
+    if not fits or (outputs[: len(half)] - alone).abs().max() > tolerance * scale:
+        raise ValueError(
+            "the model couples the examples of a batch, or its outputs are not one row "
+            "per example, so that the trace is not a sum over examples; use "
+            "trace(operator)"
+        )
 
 
 def _factors(
@@ -79,50 +172,21 @@ def _factors(
     """lambda (n, C) and u (n, K, C) of the loss of a batch, whose outputs are (n, ...)."""
     y = objective.move(chunk.y)
     if is_softmax_cross_entropy(objective.loss_fn, outputs, y):
-        # diag(p) - p p' = S S' with S = diag(sqrt p) - p sqrt(p)'
         p = outputs.softmax(1)
-        root = p.sqrt()
-        directions = torch.diag_embed(root) - p[:, :, None] * root[:, None, :]
-        return torch.full_like(p, 1 / len(p)), directions
-    return torch.linalg.eigh(_output_hessian(objective, outputs, y))
-
-
-def _output_hessian(objective: Objective, outputs: Tensor, y: Tensor) -> Tensor:
-    """Blocks (n, K, K) of the Hessian of the loss in the rows of the outputs (n, ...)."""
-    leaf = PerExample.rows(outputs).detach().requires_grad_()
+        columns = [softmax_factor(p, c) for c in range(p.shape[1])]
+        return torch.full_like(p, 1 / len(p)), torch.stack(columns, dim=2)
+    leaf = outputs.reshape(len(outputs), -1).detach().requires_grad_()
     loss = objective.loss_fn(leaf.reshape(outputs.shape), y)
     (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
     if not slope.requires_grad:
-        return leaf.new_zeros(*leaf.shape, leaf.shape[1])
-    # Rows do not meet in the loss, so a column of all the blocks comes from one pass.
-    columns = [
+        return torch.zeros_like(leaf), leaf.new_zeros(*leaf.shape, leaf.shape[1])
+    if not rows_apart(slope, leaf, torch.Generator().manual_seed(0)):
+        raise ValueError(
+            "the loss couples the examples of a batch, so that the trace is not a sum "
+            "over them; use trace(operator), or a loss that is a mean over examples"
+        )
+    blocks = [
         torch.autograd.grad(slope[:, c].sum(), leaf, retain_graph=True)[0]
         for c in range(leaf.shape[1])
     ]
-    _check_apart(slope, leaf)
-    return torch.stack(columns, dim=2)
-
-
-def _check_apart(slope: Tensor, leaf: Tensor) -> None:
-    if not rows_apart(slope, leaf, torch.Generator().manual_seed(0)):
-        raise ValueError(
-            "the loss couples the examples of a batch, so that the trace is no sum over them: use "
-            "trace(operator), or a loss that is a mean over examples"
-        )
-
-
-def rows_apart(slope: Tensor, leaf: Tensor, generator: torch.Generator) -> bool:
-    """Whether the derivative of `slope` (..., K) in `leaf` (..., K) couples no two
-    rows.
-
-    A v of a random v is then scaled row by row as v is.
-    """
-    v = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-    scales = torch.randn(leaf.shape[:-1], generator=generator, dtype=leaf.dtype)
-    scales = scales.to(leaf.device)[..., None]
-    (product,) = torch.autograd.grad(slope, leaf, v, retain_graph=True)
-    (scaled,) = torch.autograd.grad(slope, leaf, scales * v, retain_graph=True)
-    change = (scaled - scales * product).norm()
-    return bool(
-        change <= torch.finfo(leaf.dtype).eps ** 0.5 * (scales * product).norm()
-    )
+    return torch.linalg.eigh(torch.stack(blocks, dim=2))

@@ -4,29 +4,26 @@ Of m orthonormal rows Q, the first p have been multiplied. To rounding,
 
     H Q_p' = Q' T,        Q (m, size),  Q_p its first p rows,  T (m, p)
 
-so that an eigenpair (theta, s) of the first p rows of T gives the Ritz pair theta, v =
-Q_p' s, with the residual |H v - theta v| = |(the last m - p rows of T) s|: no product
-is spent on it, and an eigenvalue of H lies within it of theta (Parlett 1998, "The
-symmetric eigenvalue problem", section 4.5). With r start vectors this is band Lanczos
-(Ruhe 1979); r copies of a multiple eigenvalue are seen.
+so that an eigenpair (theta, s) of the first p rows of T gives the Ritz pair theta,
+v = Q_p' s. Its residual |H v - theta v| = |(the last m - p rows of T) s| takes no
+product, and an eigenvalue of H lies within it of theta (Parlett 1998, "The symmetric
+eigenvalue problem", section 4.5). With r start vectors this is band Lanczos (Ruhe
+1979), which sees r copies of a multiple eigenvalue.
 
-Each product is orthogonalised against the whole basis, and again while that shortens
-it. One sweep
-is not enough: it leaves an error of the order of the rounding times the length before
-    over the
-length after, and what orthogonality is lost grows from step to step like the Lanczos
-polynomials. Repeated, it ends at rounding ("twice is enough", Parlett 1998, section
-6.9).
+Each product is orthogonalized against the whole basis, and again while that shortens
+it ("twice is enough", Parlett 1998, section 6.9): after one sweep the loss of
+orthogonality grows from step to step.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from flatnb.curvature.vectors import combine, norm, project_out, rotate
+from flatnb.curvature.vectors import combine, norm, project_out
 
 
 class Operator(Protocol):
@@ -42,11 +39,18 @@ class Operator(Protocol):
 
 
 class Ritz(NamedTuple):
-    """Ritz pairs in ascending order: values (p,), coordinates (p, p) in columns, residuals (p,)."""
+    """Ritz pairs: values (r,), coordinates (p, r) in columns, residuals (r,)."""
 
     values: Tensor
     coordinates: Tensor
     residuals: Tensor
+
+    def select(self, places: Sequence[int]) -> Ritz:
+        """The pairs at these places."""
+        order = list(places)
+        return Ritz(
+            self.values[order], self.coordinates[:, order], self.residuals[order]
+        )
 
 
 class Lanczos:
@@ -68,21 +72,20 @@ class Lanczos:
         self.size = self.multiplied = 0
 
     def add(self, vector: Tensor) -> tuple[Tensor, float]:
-        """Append the direction of `vector` that is new to the basis; `vector` is used
-        up.
+        """Append the direction of `vector` that is new to the basis, overwriting it.
 
-        Returns the coefficients (size,) along the basis before, and the length of the
-        new part: 0 if nothing but rounding was left, so that nothing was appended.
+        Returns its coefficients (size,) along the basis so far, and the length of the
+        new part: 0 if that is rounding only, and nothing was appended.
         """
-        row, filled = vector[None], self.basis[: self.size]
+        row, basis = vector[None], self.basis[: self.size]
         coefficients = torch.zeros(self.size, dtype=torch.float64)
         length = _length(row)
         rounding = 10 * torch.finfo(row.dtype).eps * length
         shrinks = self.size > 0
         while shrinks and length > rounding:
-            coefficients += project_out(row, filled)[:, 0]
-            before, length = length, _length(row)
-            shrinks = length < before / 2
+            coefficients += project_out(row, basis)[:, 0]
+            previous, length = length, _length(row)
+            shrinks = length < previous / 2
         if length <= rounding or self.size == self.operator.size:
             return coefficients, 0.0
         self.basis[self.size] = row[0] / length
@@ -109,6 +112,7 @@ class Lanczos:
         self.multiplied = last
 
     def ritz(self) -> Ritz:
+        """All Ritz pairs, in ascending order."""
         p = self.multiplied
         values, coordinates = torch.linalg.eigh(self.projected[:p, :p])
         coupling = self.projected[p : self.size, :p]
@@ -118,19 +122,20 @@ class Lanczos:
         """The Ritz vectors of `coordinates` (p, r), as rows (r, operator.size)."""
         return combine(coordinates, self.basis[: self.multiplied])
 
-    def restart(self, ritz: Ritz, kept: list[int]) -> None:
-        """Shrink the basis to the Ritz vectors `kept` and those not yet multiplied.
+    def restart(self, ritz: Ritz) -> None:
+        """Shrink the basis to these Ritz vectors and those not yet multiplied.
 
-        Thick restart (Wu and Simon 2000): the relation at the head of this file goes on
-            to hold.
+        The relation at the head of this file goes on to hold: a thick restart (Wu and
+        Simon 2000).
         """
-        p, m, coordinates = self.multiplied, self.size, ritz.coordinates[:, kept]
+        p, m, coordinates = self.multiplied, self.size, ritz.coordinates
         coupling = self.projected[p:m, :p] @ coordinates
-        self.multiplied, self.size = len(kept), len(kept) + m - p
-        rotate(coordinates, self.basis[:p])
-        self.basis[self.multiplied : self.size] = self.basis[p:m].clone()
+        rows = torch.cat([self.vectors(coordinates), self.basis[p:m]])
+        self.multiplied = len(ritz.values)
+        self.size = self.multiplied + m - p
+        self.basis[: self.size] = rows
         self.projected.zero_()
-        self.projected.diagonal()[: self.multiplied] = ritz.values[kept]
+        self.projected.diagonal()[: self.multiplied] = ritz.values
         self.projected[self.multiplied : self.size, : self.multiplied] = coupling
         self.projected[: self.multiplied, self.multiplied : self.size] = coupling.mT
 
@@ -139,7 +144,7 @@ def _length(row: Tensor) -> float:
     length = float(norm(row))
     if not length < float("inf"):
         raise ValueError(
-            f"a product with the operator has the norm {length}: look for overflow in the model's "
-            "second derivatives, or measure in float64"
+            f"a product with the operator has the norm {length}; look for overflow in "
+            "the model's second derivatives, or measure in float64"
         )
     return length

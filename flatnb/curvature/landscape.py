@@ -1,12 +1,11 @@
-"""Slices through the loss surface: along one direction, over a plane, and between two
-minima.
+"""Slices through the loss surface: along one direction, over a plane, between two nets.
 
 A random direction says nothing across nets whose weights differ in scale. Filter
-normalisation gives every filter (a row of a weight, all that feeds one unit) of the
-direction the norm of the same filter of the net, d_j <- d_j |w_j| / |d_j|, and takes
-biases and normalisation parameters out (Li et al. 2018). Directions are vectors of an
-`Objective`: random ones from here, eigenvectors from
-    `top_eigenvalues(operator, k).vectors` with `operator.objective`.
+normalization gives every filter of the direction (a row of a weight, all that feeds one
+unit) the norm of the same filter of the net, d_j <- d_j |w_j| / |d_j|, and takes biases
+and normalization parameters out (Li et al. 2018). Directions are vectors of an
+`Objective`: random ones from here, eigenvectors from `top_eigenvalues(operator).vectors`
+with `operator.objective`.
 """
 
 from __future__ import annotations
@@ -18,18 +17,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flatnb._checks import integer
 from flatnb.curvature.objective import Batches, LossFunction, Objective, Selection
-from flatnb.curvature.result import Progress, ProgressCallback, Result
+from flatnb.curvature.result import Result
+from flatnb.curvature.vectors import gaussian
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Slice(Result):
-    """Losses on a line or a plane. `products` counts evaluations of the loss over all
-    data.
+    """Losses on a line or a plane; `products` counts losses over all data.
 
     Attributes:
         axes: Distances along each direction, (points,) each.
         losses: (points,) or (points of the first, points of the second axis), float64.
+        barrier: Of a line, the highest rise above the chord between its ends.
     """
 
     axes: tuple[Tensor, ...]
@@ -42,9 +43,8 @@ class Slice(Result):
 
     @property
     def barrier(self) -> float:
-        """Highest rise of a line above the straight line between the losses at its ends."""
         if len(self.axes) != 1:
-            raise ValueError("a barrier is defined on a line, not on a plane")
+            raise ValueError("barrier of a plane; allowed: that of a line")
         (t,) = self.axes
         share = (t - t[0]) / (t[-1] - t[0])
         chord = (1 - share) * self.losses[0] + share * self.losses[-1]
@@ -54,19 +54,30 @@ class Slice(Result):
 def random_direction(
     objective: Objective, *, seed: int = 0, normalised: bool = True
 ) -> Tensor:
-    """A Gaussian direction (size,), filter-normalised unless asked otherwise."""
+    """A Gaussian direction (size,), filter-normalized by default.
+
+    >>> net, data = nn.Linear(3, 2), [(torch.ones(1, 3), torch.zeros(1, 2))]
+    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    >>> torch.allclose(random_direction(objective)[:6].norm(), net.weight.norm())
+    True
+    """
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randn(objective.size, generator=generator, dtype=objective.dtype)
-    draw = draw.to(objective.device)
+    draw = gaussian(objective.size, generator, objective.params[0])
     return filter_normalised(objective, draw) if normalised else draw
 
 
 def filter_normalised(objective: Objective, direction: Tensor) -> Tensor:
-    """d_j |w_j| / |d_j| for each filter j; 0 for parameters of fewer than two
-    dimensions.
+    """d_j |w_j| / |d_j| for each filter j; 0 for parameters of fewer than two dimensions.
 
     Raises:
         ValueError: A direction of another size.
+
+    >>> net, data = nn.Linear(2, 1), [(torch.ones(1, 2), torch.zeros(1, 1))]
+    >>> nn.init.constant_(net.weight, 1.0).shape
+    torch.Size([1, 2])
+    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    >>> filter_normalised(objective, torch.tensor([5.0, 5.0, 5.0])).round(decimals=3)
+    tensor([1., 1., 0.])
     """
     _check(objective, direction)
     pieces = []
@@ -81,18 +92,19 @@ def filter_normalised(objective: Objective, direction: Tensor) -> Tensor:
 
 
 def line(
-    objective: Objective,
-    direction: Tensor,
-    distances: Tensor | Sequence[float],
-    *,
-    progress: ProgressCallback | None = None,
+    objective: Objective, direction: Tensor, distances: Tensor | Sequence[float]
 ) -> Slice:
     """L(w + t d) at the distances t.
 
     Raises:
         ValueError: A direction of another size.
+
+    >>> net, data = nn.Linear(1, 1, bias=False), [(torch.ones(1, 1), torch.ones(1, 1))]
+    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    >>> line(objective, torch.ones(1), [-1, 0, 1]).losses.shape
+    torch.Size([3])
     """
-    return _slice(objective, [direction], [distances], progress)
+    return _slice(objective, [direction], [distances])
 
 
 def plane(
@@ -100,17 +112,20 @@ def plane(
     first: Tensor,
     second: Tensor,
     distances: Tensor | Sequence[float],
-    others: Tensor | Sequence[float] | None = None,
-    *,
-    progress: ProgressCallback | None = None,
+    second_distances: Tensor | Sequence[float] | None = None,
 ) -> Slice:
-    """L(w + a d_1 + b d_2) for a in `distances` and b in `others` (None: the same).
+    """L(w + a d_1 + b d_2) for a in `distances`, b in `second_distances` (None: the same).
 
     Raises:
         ValueError: A direction of another size.
+
+    >>> net, data = nn.Linear(2, 1, bias=False), [(torch.eye(2), torch.ones(2, 1))]
+    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    >>> plane(objective, *torch.eye(2), [0, 1, 2], [0, 1]).losses.shape
+    torch.Size([3, 2])
     """
-    axes = [distances, distances if others is None else others]
-    return _slice(objective, [first, second], axes, progress)
+    axes = [distances, distances if second_distances is None else second_distances]
+    return _slice(objective, [first, second], axes)
 
 
 def between(
@@ -121,40 +136,47 @@ def between(
     points: int = 21,
     *,
     params: Selection | None = None,
-    progress: ProgressCallback | None = None,
 ) -> Slice:
-    """L((1 - t) w_0 + t w_1) for t from 0 to 1: `.barrier` is zero between connected
-    minima.
+    """L((1 - t) w_0 + t w_1) for t from 0 to 1: `.barrier` is 0 between connected minima.
 
     Buffers such as running statistics are interpolated too; between minima far apart
     those of a BatchNorm fit no net in the middle, which then shows as a barrier.
-    `params` restricts the move to some parameters, the others and the buffers staying
-    those of `start`.
+    `params` restricts the move to some parameters; the others and the buffers are those
+    of `start`.
 
     Raises:
-        ValueError: Models with different parameters or buffers; fewer than two points.
+        ValueError: Nets with different parameters or buffers; fewer than two points.
+
+    >>> net, data = nn.Linear(2, 1), [(torch.eye(2), torch.ones(2, 1))]
+    >>> between(net, net, nn.functional.mse_loss, data, points=3).barrier < 1e-6
+    True
     """
-    if points < 2:
-        raise ValueError(f"points must be at least 2, got {points}")
-    data, began = list(batches), time.perf_counter()
-    one = Objective(start, loss_fn, data, params)
-    two = Objective(end, loss_fn, data, params)
-    if one.shapes != two.shapes:
+    integer("points", points, 2)
+    data, begin = list(batches), time.perf_counter()
+    first = Objective(start, loss_fn, data, params)
+    last = Objective(end, loss_fn, data, params)
+    shapes = [
+        {name: t.shape for name, t in {**o.as_dict(o.vector), **o.buffers}.items()}
+        for o in (first, last)
+    ]
+    if shapes[0] != shapes[1]:
         raise ValueError(
-            "the two models differ in parameters or buffers: they must be the same net, trained "
-            "or not"
+            "the two nets differ in parameters or buffers; allowed: the same net, with "
+            "other values"
         )
     distances, losses = torch.linspace(0, 1, points, dtype=torch.float64), []
-    with Progress(progress) as say:
-        for t in distances.tolist():
-            buffers = one.mixed_buffers(two, t) if params is None else None
-            losses.append(one.loss(torch.lerp(one.vector, two.vector, t), buffers))
-            say(f"between: {len(losses)} of {points} points")
+    for t in distances.tolist():
+        buffers = {
+            name: torch.lerp(b, last.buffers[name], t) if b.is_floating_point() else b
+            for name, b in first.buffers.items()
+        }
+        vector = torch.lerp(first.vector, last.vector, t)
+        losses.append(first.loss(vector, buffers if params is None else None))
     return Slice(
         axes=(distances,),
         losses=torch.tensor(losses, dtype=torch.float64),
         products=points,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - begin,
         settings={"points": points},
     )
 
@@ -163,32 +185,27 @@ def _slice(
     objective: Objective,
     directions: list[Tensor],
     distances: list[Tensor | Sequence[float]],
-    progress: ProgressCallback | None,
 ) -> Slice:
     for direction in directions:
         _check(objective, direction)
-    began = time.perf_counter()
+    begin = time.perf_counter()
     axes = tuple(torch.as_tensor(d, dtype=torch.float64).reshape(-1) for d in distances)
     steps = torch.cartesian_prod(*axes).reshape(-1, len(axes))
     spans = torch.stack([d.to(objective.device, objective.dtype) for d in directions])
-    center, losses = objective.vector, []
-    with Progress(progress) as say:
-        for step in steps.to(center.device, center.dtype):
-            losses.append(objective.loss(center + step @ spans))
-            say(f"landscape: {len(losses)} of {len(steps)} points")
+    center = objective.vector
+    losses = [objective.loss(center + step @ spans) for step in steps.to(spans)]
+    shape = [len(axis) for axis in axes]
     return Slice(
         axes=axes,
-        losses=torch.tensor(losses, dtype=torch.float64).reshape(
-            [len(axis) for axis in axes]
-        ),
+        losses=torch.tensor(losses, dtype=torch.float64).reshape(shape),
         products=len(steps),
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - begin,
     )
 
 
 def _check(objective: Objective, direction: Tensor) -> None:
     if direction.shape != (objective.size,):
         raise ValueError(
-            f"a direction is a vector ({objective.size},) in the order of the objective's names, "
-            f"got {tuple(direction.shape)}"
+            f"direction is {tuple(direction.shape)}; allowed: a vector ({objective.size},) "
+            "in the order of the objective's names"
         )

@@ -2,13 +2,14 @@
 
 The density phi(t) = (1/size) sum_i delta(t - lambda_i) is read from Gauss quadratures:
 m steps of Lanczos from a unit vector q give nodes theta_j and weights w_j = (first
-entry of the j-th eigenvector of T)^2 that integrate every polynomial p up to degree 2m
-- 1 exactly, q' p(H) q = sum_j w_j p(theta_j); for q = z / sqrt(size), z of independent
-  signs, its mean over q
-is the moment (1/size) tr p(H), so that all moments up to 2m - 1 are unbiased (Golub and
-Meurant 2010; Lin, Saad and Yang 2016; Ghorbani, Krishnan and Xiao 2019). A curve is
-drawn by putting a
-Gaussian of width sigma on every node: what is narrower than sigma cannot be seen in it.
+entry of the j-th eigenvector of T)^2 with
+
+    q' p(H) q = sum_j w_j p(theta_j)    for each polynomial p of degree <= 2 m - 1.
+
+For q = z / sqrt(size), z of independent signs, its mean over q is (1/size) tr p(H), so
+all moments up to 2 m - 1 are unbiased (Golub and Meurant 2010; Lin, Saad and Yang 2016;
+Ghorbani, Krishnan and Xiao 2019). A curve is drawn by putting a Gaussian of width sigma
+on every node; it shows nothing narrower than sigma.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flatnb._checks import integer, number
 from flatnb.curvature.lanczos import Lanczos, Operator
-from flatnb.curvature.result import Progress, ProgressCallback, Result
+from flatnb.curvature.result import Result
 from flatnb.curvature.vectors import rademacher
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class SpectralDensity(Result):
-    """Quadrature nodes and weights, a row a probe (rows ending early are filled with
-    weight 0).
+    """Quadrature nodes and weights, one row per probe.
 
     Attributes:
         nodes: (probes, steps) in float64.
-        weights: (probes, steps), each row summing to 1.
+        weights: (probes, steps), each row summing to 1; 0 past the end of a probe.
         size: Dimension of the operator.
-        sigma: Width of the Gaussian put on every node by default, in units of the
-            eigenvalues: 1/100 of the range of the nodes.
+        sigma: Default width of the Gaussian on each node, in units of the eigenvalues:
+            1/100 of the range of the nodes.
     """
 
     nodes: Tensor
@@ -44,20 +45,17 @@ class SpectralDensity(Result):
     sigma: float
 
     def moment(self, power: int) -> tuple[float, float]:
-        """(1/size) tr H^power and its standard error over the probes; no smoothing enters."""
-        each = (self.weights * self.nodes**power).sum(1)
-        return float(each.mean()), float(each.std() / math.sqrt(len(each)))
+        """(1/size) tr H^power and its standard error over the probes, without smoothing."""
+        sample = (self.weights * self.nodes**power).sum(1)
+        return float(sample.mean()), float(sample.std() / math.sqrt(len(sample)))
 
     def curve(self, grid: Tensor, sigma: float | None = None) -> Tensor:
-        """Density, smoothed by a Gaussian of width sigma, at the points of `grid`."""
-        width = self.sigma if sigma is None else sigma
-        if not width > 0:
-            raise ValueError(f"sigma must be positive, got {width}")
+        """Density at the points of `grid`, smoothed by a Gaussian of width sigma > 0."""
+        width = self.sigma if sigma is None else number("sigma", sigma, "> 0", 0)
         nodes, weights = self.nodes.reshape(-1, 1), self.weights.reshape(-1, 1)
         bells = torch.exp(-0.5 * ((grid.double() - nodes) / width) ** 2)
-        return (weights * bells).sum(0) / (
-            len(self.nodes) * width * math.sqrt(2 * math.pi)
-        )
+        height = len(self.nodes) * width * math.sqrt(2 * math.pi)
+        return (weights * bells).sum(0) / height
 
     def grid(self, points: int = 500) -> Tensor:
         """Points over the nodes' range and 5 sigma beyond."""
@@ -69,79 +67,69 @@ class SpectralDensity(Result):
         mean, error = self.moment(1)
         low, high = float(self.nodes.min()), float(self.nodes.max())
         return (
-            f"nodes from {low:.4g} to {high:.4g}, mean eigenvalue {mean:.4g} ± {error:.1g}, "
-            f"Gaussian smoothing sigma = {self.sigma:.2g}"
+            f"nodes from {low:.4g} to {high:.4g}, mean eigenvalue {mean:.4g} ± "
+            f"{error:.1g}, Gaussian smoothing sigma = {self.sigma:.2g}"
         )
 
 
 def spectral_density(
-    operator: Operator,
-    *,
-    steps: int = 60,
-    probes: int = 4,
-    sigma: float | None = None,
-    seed: int = 0,
-    progress: ProgressCallback | None = None,
+    operator: Operator, *, steps: int = 60, probes: int = 4, seed: int = 0
 ) -> SpectralDensity:
     """Spectral density from `probes` Lanczos processes of `steps` products each.
 
-    Full reorthogonalisation: without it Lanczos repeats eigenvalues it has found.
-        Memory: `steps`
-    vectors.
+    Memory: `steps` vectors, for full reorthogonalization; without it Lanczos repeats
+    eigenvalues.
 
     Args:
-        operator: The matrix.
-        steps: Lanczos steps m, at most the dimension: m nodes a probe.
-        probes: Start vectors, at least 2 for an error.
-        sigma: Smoothing of `curve`; None takes 1/100 of the range of the nodes.
+        operator: The matrix, as for `top_eigenvalues`.
+        steps: Lanczos steps, at most the dimension: nodes per probe.
+        probes: Start vectors >= 2.
         seed: Of the start vectors.
-        progress: Called with a line of text after every product.
 
     Raises:
-        ValueError: steps, probes or sigma out of range.
+        ValueError: steps or probes out of range.
+
+    >>> import torch
+    >>> from flatnb.curvature import HessianOperator
+    >>> net, x = torch.nn.Linear(4, 1, bias=False), 2 * torch.eye(4)
+    >>> data = [(x, torch.zeros(4, 1))]
+    >>> density = spectral_density(
+    ...     HessianOperator(net, torch.nn.functional.mse_loss, data), probes=2
+    ... )
+    >>> density.moment(1)  # all eigenvalues are 2
+    (2.0, 0.0)
     """
-    if steps < 1 or probes < 2:
-        raise ValueError(
-            f"steps >= 1 and probes >= 2 are needed, got {steps} and {probes}"
-        )
-    if sigma is not None and not sigma > 0:
-        raise ValueError(f"sigma > 0 is needed, got {sigma}")
+    integer("steps", steps)
+    integer("probes", probes, 2)
+    start, used = time.perf_counter(), operator.products
     steps = min(steps, operator.size)
-    began, products = time.perf_counter(), operator.products
     like = torch.empty(0, dtype=operator.dtype, device=operator.device)
-    signs = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     nodes = torch.zeros(probes, steps, dtype=torch.float64)
     weights = torch.zeros_like(nodes)
-    with Progress(progress) as say:
-        for row in range(probes):
-            start = rademacher(1, operator.size, signs, like)[0]
-            label = f"density: probe {row + 1}"
-            values, squares = _quadrature(operator, start, steps, say, label)
-            nodes[row] = values[-1]
-            nodes[row, : len(values)] = values
-            weights[row, : len(values)] = squares
-    spread = float(nodes.max() - nodes.min())
+    for row in range(probes):
+        values, squares = _quadrature(
+            operator, rademacher((operator.size,), generator, like), steps
+        )
+        nodes[row] = values[-1]
+        nodes[row, : len(values)] = values
+        weights[row, : len(values)] = squares
     return SpectralDensity(
         nodes=nodes,
         weights=weights,
         size=operator.size,
-        sigma=max(spread, 1e-12) / 100 if sigma is None else sigma,
-        products=operator.products - products,
-        seconds=time.perf_counter() - began,
+        sigma=max(float(nodes.max() - nodes.min()), 1e-12) / 100,
+        products=operator.products - used,
+        seconds=time.perf_counter() - start,
         settings={"steps": steps, "probes": probes, "seed": seed},
     )
 
 
-def _quadrature(
-    operator: Operator, start: Tensor, steps: int, say: Progress, label: str
-) -> tuple[Tensor, Tensor]:
+def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights of `start` by at most `steps` products."""
     lanczos = Lanczos(operator, min(steps + 1, operator.size))
     lanczos.add(start)
-    while lanczos.multiplied < min(
-        steps, lanczos.size
-    ):  # less where the whole space is seen
+    while lanczos.multiplied < min(steps, lanczos.size):  # fewer if the space ends
         lanczos.expand()
-        say(f"{label}, {lanczos.multiplied} of {steps} steps")
     values, vectors, _ = lanczos.ritz()
     return values, vectors[0] ** 2

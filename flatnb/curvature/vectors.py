@@ -1,18 +1,17 @@
 """Arithmetic of whole-model vectors, one per row, in the operator's precision.
 
-Norms and inner products that enter a result are taken in float64: in float32 a dot
-    product over
-millions of entries loses several digits (a norm over 11 million entries was off by
-4e-4).
+Norms and inner products that enter a result are taken in float64: in float32 a norm
+over 11 million entries was off by 4e-4.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 _COLUMNS = 2**18  # a float32 sum over more entries than this is continued in float64
-_CACHED = 2**15  # columns that are converted to float64, or rotated, at a time
 
 
 def norm(vector: Tensor) -> Tensor:
@@ -20,21 +19,18 @@ def norm(vector: Tensor) -> Tensor:
     return torch.linalg.vector_norm(vector, dtype=torch.float64)
 
 
-def gram(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products (len(a), len(b)) of rows, in float64, on the CPU."""
-    width = _CACHED if a.device.type == "cpu" else 2**24
-    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
-    for left, right in zip(a.split(width, dim=1), b.split(width, dim=1), strict=True):
-        total += left.double() @ right.double().mT
-    return total.cpu()
+def member_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """2-norm of each member's vector, on the leading axis of all tensors, in float64."""
+    parts = [
+        torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
+        for t in tensors
+    ]
+    return torch.stack(parts).norm(dim=0)
 
 
 def project_out(vectors: Tensor, basis: Tensor) -> Tensor:
-    """Subtract from `vectors` (r, size), in place, their parts along the rows of
-    `basis`.
-
-    One sweep of classical Gram-Schmidt. Returns the coefficients (len(basis), r) in
-    float64.
+    """One sweep of classical Gram-Schmidt: `vectors` (r, size) minus their parts along
+    the rows of `basis`, in place. Returns the coefficients (len(basis), r) in float64.
     """
     pieces = zip(
         basis.split(_COLUMNS, dim=1), vectors.split(_COLUMNS, dim=1), strict=True
@@ -49,16 +45,15 @@ def combine(coefficients: Tensor, rows: Tensor) -> Tensor:
     return coefficients.to(rows.device, rows.dtype).mT @ rows
 
 
-def rotate(coefficients: Tensor, rows: Tensor) -> None:
-    """`combine`, written over the first r rows: no second set of them in memory."""
-    turn = coefficients.to(rows.device, rows.dtype).mT
-    for part in rows.split(_CACHED, dim=1):
-        part[: len(turn)] = turn @ part
-
-
 def rademacher(
-    count: int, size: int, generator: torch.Generator, like: Tensor
+    shape: tuple[int, ...], generator: torch.Generator, like: Tensor
 ) -> Tensor:
-    """Independent signs (count, size), drawn on the CPU so that every device sees the same."""
-    signs = torch.randint(0, 2, (count, size), generator=generator, dtype=torch.int8)
+    """Independent signs, drawn on the CPU so that every device sees the same."""
+    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
     return signs.to(like.device).to(like.dtype).mul_(2).sub_(1)
+
+
+def gaussian(size: int, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Normal entries (size,) in the dtype of `like`, drawn on the CPU as above."""
+    draw = torch.randn(size, generator=generator, dtype=like.dtype)
+    return draw.to(like.device)

@@ -1,11 +1,12 @@
-"""The experiments of the book: tasks, methods, and the spaces each method is tuned over.
+"""The experiments of the book: tasks, methods, and the spaces each method is tuned
+over.
 
 `EXPERIMENTS` lists them, the most valuable first; each makes the jobs of a sweep and,
 of their results, a record. `flatnb records make NAME` runs one.
 """
 
 from flatnb.experiments import finetune, images, plane, sensing
-from flatnb.experiments.runner import Experiment
+from flatnb.experiments.base import Experiment
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
@@ -16,5 +17,5 @@ EXPERIMENTS: list[Experiment] = sorted(
         *images.experiments(),
         *finetune.experiments(),
     ],
-    key=lambda experiment: experiment.value,
+    key=lambda one: one.value,
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flatnb import _checks
+from flatnb._checks import instance
 from flatnb.methods.method import ERM, Hyperparameter, Method, Step, count
 
 
@@ -28,12 +28,12 @@ class Every(Method):
         k: from one step of it to the next >= 1.
     """
 
-    method: Method
-    k: Hyperparameter = Hyperparameter(count)
+    k = Hyperparameter(count)
 
-    def __post_init__(self) -> None:
+    def __init__(self, method: Method, k: int) -> None:
         allowed = "a method such as SAM(rho=0.05)"
-        _checks.instance("method", self.method, Method, allowed)
+        self.method = instance("method", method, Method, allowed)
+        self.k = k
 
     @property
     def passes(self) -> float:  # type: ignore[override]

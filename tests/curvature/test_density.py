@@ -67,8 +67,8 @@ def test_the_curve_is_a_density_with_the_stated_smoothing():
 
 def test_bad_input():
     op = operator(CASES["perceptron"])
-    for settings in ({"steps": 0}, {"probes": 1}, {"sigma": 0.0}):
-        with pytest.raises(ValueError, match="needed"):
+    for settings in ({"steps": 0}, {"probes": 1}):
+        with pytest.raises(ValueError, match="allowed: an integer"):
             spectral_density(op, **settings)
     with pytest.raises(ValueError, match="sigma"):
         spectral_density(op, steps=2).curve(torch.zeros(1), 0.0)
@@ -89,7 +89,7 @@ def test_moments_of_random_matrices(batch):
         )
         signs = torch.Generator().manual_seed(seed)
         like = torch.zeros(0, dtype=torch.float64)
-        z = torch.cat([rademacher(1, size, signs, like) for _ in range(2)])
+        z = torch.cat([rademacher((1, size), signs, like) for _ in range(2)])
         power = z
         for degree in range(2 * min(steps, size)):
             exact = float((z * power).sum(1).mean()) / size

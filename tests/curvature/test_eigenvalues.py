@@ -18,13 +18,12 @@ def operator(case: Case, **settings) -> HessianOperator:
 
 
 @pytest.mark.parametrize("block", [None, 1, 3])
-def test_both_ends_equal_the_dense_eigenvalues(case: Case, block):
+def test_values_equal_the_dense_eigenvalues(case: Case, block):
     op = operator(case)
-    exact = torch.linalg.eigvalsh(case.hessian).flip(0)
-    found = top_eigenvalues(op, 5, smallest=3, block=block)
-    wanted = torch.cat([exact[:5], exact[-3:]])
+    exact = torch.linalg.eigvalsh(case.hessian).flip(0)[:8]
+    found = top_eigenvalues(op, 8, block=block)
     assert found.converged
-    assert torch.allclose(found.values, wanted, rtol=1e-8, atol=1e-9 * float(exact[0]))
+    assert torch.allclose(found.values, exact, rtol=1e-8, atol=1e-9 * float(exact[0]))
     residuals = (case.hessian @ found.vectors - found.vectors * found.values).norm(
         dim=0
     )
@@ -59,11 +58,9 @@ def test_every_start_finds_the_same():
 
 def test_restarts_in_a_small_basis_reach_the_same():
     matrix = Dense(torch.diag(torch.linspace(1, 2, 300, dtype=torch.float64)))
-    found = top_eigenvalues(matrix, 3, smallest=2, block=1, max_basis=40)
+    found = top_eigenvalues(matrix, 3, block=1, max_basis=40)
     assert found.converged and found.products > 40
-    wanted = torch.tensor(
-        [2, 2 - 1 / 299, 2 - 2 / 299, 1 + 1 / 299, 1], dtype=torch.float64
-    )
+    wanted = torch.tensor([2, 2 - 1 / 299, 2 - 2 / 299], dtype=torch.float64)
     assert torch.allclose(found.values, wanted, rtol=1e-8)
 
 
@@ -98,7 +95,7 @@ def test_float32_keeps_six_digits():
 
 
 def test_giving_up_is_said():
-    with pytest.warns(UserWarning, match="allow more products"):
+    with pytest.warns(UserWarning, match="allow more products or a larger tol"):
         found = top_eigenvalues(
             operator(CASES["perceptron"]), 5, block=1, max_products=7
         )
@@ -113,14 +110,13 @@ def test_giving_up_is_said():
         {"k": 1.5},
         {"k": True},
         {"k": 10**6},
-        {"smallest": -1},
-        {"smallest": 10**6},
         {"block": 0},
         {"block": 10**6},
         {"max_basis": 3},
         {"max_basis": 1e3},
         {"tol": 0.0},
         {"tol": float("nan")},
+        {"max_products": 0},
     ],
 )
 def test_bad_numbers_are_refused(settings):
@@ -129,10 +125,8 @@ def test_bad_numbers_are_refused(settings):
         top_eigenvalues(operator(CASES["perceptron"]), **settings)
 
 
-def test_progress_and_repr():
-    lines: list[str] = []
-    found = top_eigenvalues(operator(CASES["perceptron"]), 2, progress=lines.append)
-    assert lines and "products" in lines[-1]
+def test_repr():
+    found = top_eigenvalues(operator(CASES["perceptron"]), 2)
     assert f"{found.products} products" in repr(found) and "k=2" in repr(found)
 
 
@@ -146,8 +140,7 @@ def test_norms_of_long_float32_vectors_are_exact():
 
 
 def complaint(found: Tensor, exact: Tensor, limit: Tensor, block: int) -> str | None:
-    """What is wrong with `found`, the values at one end of the spectrum `exact`, both
-    outwards in.
+    """What is wrong with `found`, the top of the spectrum `exact`.
 
     Every value lies within its limit of an eigenvalue, none is left out, and of those
     closer together than ten limits, which count as copies, at least `block` are seen.
@@ -173,11 +166,10 @@ def complaint(found: Tensor, exact: Tensor, limit: Tensor, block: int) -> str | 
 
 def check(drawn: Drawn) -> None:
     """The eigenpairs of a random matrix against those of LAPACK in float64."""
-    k, smallest = drawn.k, drawn.smallest
+    k = drawn.k
     found = top_eigenvalues(
         Dense(drawn.matrix),
         k,
-        smallest=smallest,
         block=drawn.block,
         max_basis=drawn.max_basis,
         max_products=5_000,
@@ -195,13 +187,9 @@ def check(drawn: Drawn) -> None:
     vectors, block = found.vectors.double(), found.settings["block"]
     residuals = drawn.matrix.double() @ vectors - vectors * found.values
     assert (residuals.norm(dim=0) <= 1.5 * limit(found.values)).all()
-    assert torch.allclose(
-        vectors.mT @ vectors, torch.eye(k + smallest).double(), atol=1e4 * eps
-    )
-    top, low = drawn.exact, drawn.exact.flip(0)
-    assert complaint(found.values[:k], top, limit(top), block) is None
-    if smallest:
-        assert complaint(found.values[k:].flip(0), low, limit(low), block) is None
+    assert torch.allclose(vectors.mT @ vectors, torch.eye(k).double(), atol=1e4 * eps)
+    exact = drawn.exact
+    assert complaint(found.values, exact, limit(exact), block) is None
 
 
 @pytest.mark.parametrize("batch", range(10))
@@ -249,7 +237,7 @@ def test_wrong_residuals_are_noticed_at_the_end(size):
     exact = top_eigenvalues(honest, 3, tol=1e-4)
     checks = 3 if size == 200 else 1
     drifting = Drifting(values, honest.products - checks)
-    with pytest.warns(UserWarning, match="no more exact than that"):
+    with pytest.warns(UserWarning, match="above the limit"):
         found = top_eigenvalues(drifting, 3, tol=1e-4)
     assert torch.equal(found.values, exact.values) and exact.converged
     assert not found.converged and "NOT CONVERGED" in repr(found)
@@ -262,5 +250,5 @@ def test_products_that_overflow_are_refused():
 
 
 def test_a_matrix_of_zeros_has_the_eigenvalue_zero():
-    found = top_eigenvalues(Diagonal(torch.zeros(50)), 3, smallest=2)
+    found = top_eigenvalues(Diagonal(torch.zeros(50)), 3)
     assert found.converged and (found.values == 0).all()

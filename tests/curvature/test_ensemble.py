@@ -18,7 +18,6 @@ from torch.func import functional_call
 
 from flatnb import Ensemble, curvature, models
 from flatnb.curvature.ensemble import _largest
-from flatnb.curvature.result import Progress
 
 X = torch.randn(
     3, 12, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
@@ -191,7 +190,10 @@ def test_the_residual_bounds_the_distance_to_an_eigenvalue_at_any_tolerance():
 
 def test_products_end_at_most_and_past_the_whole_krylov_space():
     assert (
-        curvature.ensemble_flatness(ensemble(), X, Y, tol=1e-14, most=3).products == 3
+        curvature.ensemble_flatness(
+            ensemble(), X, Y, tol=1e-14, max_products=3
+        ).products
+        == 3
     )
     small = ensemble(lambda: nn.Sequential(nn.Linear(2, 2, bias=False)))  # 4 dimensions
     with torch.no_grad():
@@ -318,24 +320,24 @@ def test_frozen_parameters_do_not_enter(kept):
         (
             lambda: models.mlp(2, 5, 2, 3),
             {"rho": 0.0},
-            "rho must be positive and finite, got 0",
+            "rho=0.0; allowed",
         ),
         (
             lambda: models.mlp(2, 5, 2, 3),
             {"adaptive_rho": -1.0},
-            "adaptive_rho .* got -1",
+            "adaptive_rho=-1.0",
         ),
-        (lambda: models.mlp(2, 5, 2, 3), {"tol": math.inf}, "tol .* got inf"),
-        (lambda: models.mlp(2, 5, 2, 3), {"most": 0}, "most .* got 0"),
+        (lambda: models.mlp(2, 5, 2, 3), {"tol": math.inf}, "tol=inf"),
+        (lambda: models.mlp(2, 5, 2, 3), {"max_products": 0}, "max_products=0"),
         (
             lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU()),
             {},
-            "must end in the logits' Linear",
+            "allowed: the Linear of the logits",
         ),
         (
             lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)),
             {},
-            "Tanh is not",
+            "not piecewise linear in net.0.weight",
         ),
         (
             lambda: nn.Sequential(
@@ -344,7 +346,7 @@ def test_frozen_parameters_do_not_enter(kept):
                 nn.Linear(4, 3),
             ),
             {},
-            "no running statistics",
+            "running statistics|not piecewise linear",
         ),
     ],
 )
@@ -354,7 +356,7 @@ def test_what_cannot_be_measured_is_refused(make, settings, words):
 
 
 def test_nothing_to_train_is_refused():
-    with pytest.raises(ValueError, match="no parameter of the model is trainable"):
+    with pytest.raises(ValueError, match="no parameter to train"):
         curvature.ensemble_flatness(ensemble().requires_grad_(False), X, Y)
 
 
@@ -383,8 +385,7 @@ def test_the_top_eigenvalue_lies_within_its_residual_of_one(seed):
         return (torch.einsum("mij,mj->mi", matrices, vectors[0]),)
 
     params, fine = [torch.zeros(6, size, dtype=dtype)], torch.ones(6, dtype=torch.bool)
-    with Progress() as say:
-        values, residuals, _ = _largest(multiply, params, fine, 1e-3, 100, seed, say)
+    values, residuals, _ = _largest(multiply, params, fine, 1e-3, 100)
     exact = torch.linalg.eigvalsh(matrices.double())
     rounding = 100 * torch.finfo(dtype).eps * exact.abs().amax(1)
     distance = (exact - values[:, None]).abs().amin(1)

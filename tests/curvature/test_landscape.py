@@ -103,13 +103,13 @@ def test_a_net_and_itself_have_no_barrier():
 def test_bad_input():
     case = CASES["perceptron"]
     space = objective(case)
-    with pytest.raises(ValueError, match="a direction is a vector"):
+    with pytest.raises(ValueError, match="allowed: a vector"):
         line(space, torch.zeros(3), [0.0])
-    with pytest.raises(ValueError, match="a direction is a vector"):
+    with pytest.raises(ValueError, match="allowed: a vector"):
         filter_normalised(space, torch.zeros(3))
     with pytest.raises(ValueError, match="differ in parameters or buffers"):
         between(case.model, nn.Linear(5, 3).double(), case.loss, case.batches)
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="points=1"):
         between(case.model, case.model, case.loss, case.batches, 1)
-    with pytest.raises(ValueError, match="on a line"):
+    with pytest.raises(ValueError, match="of a line"):
         _ = plane(space, space.vector, space.vector, [0.0]).barrier

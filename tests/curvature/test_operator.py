@@ -35,7 +35,7 @@ def test_a_graph_that_is_not_kept_changes_nothing(case: Case):
         kept = kind(case.model, case.loss, case.batches)
         v = torch.randn(kept.size, 2, dtype=torch.float64)
         passing = kind(case.model, case.loss, case.batches, keep_graph=False)
-        assert passing._kept == []
+        assert passing._graphs == []
         assert close(passing @ v, kept @ v)
 
 
@@ -67,28 +67,9 @@ def test_a_subset_of_parameters_is_a_block_of_the_matrix(case: Case):
     assert close(op.dense(), case.hessian[block, block])
     matrices = operator(case, params=lambda name, p: p.ndim > 1)
     assert all(
-        v.ndim > 1 for v in matrices.as_dict(torch.zeros(matrices.size)).values()
+        v.ndim > 1
+        for v in matrices.objective.as_dict(torch.zeros(matrices.size)).values()
     )
-
-
-def normalised() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 3))
-
-
-def test_train_mode_uses_batch_statistics():
-    case = Case(normalised, real(5), 3)
-    op = operator(case, train=True)
-    total = 0
-    for x, y in case.batches:
-        stats = normalised().double()
-        stats.load_state_dict(case.model.state_dict())
-        for module in stats.modules():
-            if isinstance(module, nn.BatchNorm1d):
-                module.track_running_stats = False
-                module.running_mean = module.running_var = None
-        total = total + len(x) / 29 * dense_hessian(stats, case.loss, x, y)
-    assert close(op.dense(), total)
-    assert not close(operator(case).dense(), total, 1e-3)
 
 
 def test_the_operator_keeps_the_parameters_it_was_made_with():
@@ -148,6 +129,11 @@ def bad(model=None, loss=F.cross_entropy, batches=None, **settings):
     return HessianOperator(model or case.model, loss, given, **settings)
 
 
+class Noisy(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, training=True)
+
+
 def frozen() -> nn.Module:
     return perceptron().double().requires_grad_(False)
 
@@ -155,7 +141,7 @@ def frozen() -> nn.Module:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: bad(batches=[]), "empty"),
+        (lambda: bad(batches=[]), "at least one"),
         (lambda: bad(batches=CASES["perceptron"].data), r"\[\(x, y\)\]"),
         (
             lambda: bad(batches=[(torch.zeros(0, 5).double(), torch.zeros(0))]),
@@ -165,17 +151,17 @@ def frozen() -> nn.Module:
             lambda: bad(loss=lambda z, y: F.cross_entropy(z, y, reduction="none")),
             "scalar",
         ),
-        (lambda: bad(loss=nn.CrossEntropyLoss(reduction="sum")), "it is a sum"),
+        (lambda: bad(loss=nn.CrossEntropyLoss(reduction="sum")), "as a sum"),
         (lambda: bad(loss=lambda z, y: z.sum() * float("nan")), "nan"),
         (lambda: bad(perceptron()), "torch.float64"),
-        (lambda: bad(perceptron().bfloat16()), "float32 or all in float64"),
-        (lambda: bad(frozen()), "no parameters chosen"),
+        (lambda: bad(perceptron().bfloat16()), "all float32 or all float64"),
+        (lambda: bad(frozen()), "params chooses nothing"),
         (lambda: bad(frozen(), params=["0.weight"]), "requires_grad=False"),
-        (lambda: bad(params=["weight"]), "the model has: 0.weight"),
-        (lambda: bad(params=lambda name, p: False), "no parameters chosen"),
+        (lambda: bad(params=["weight"]), "allowed: 0.weight"),
+        (lambda: bad(params=lambda name, p: False), "params chooses nothing"),
         (
-            lambda: bad(nn.Sequential(perceptron().double(), nn.Dropout()), train=True),
-            "dropout",
+            lambda: bad(nn.Sequential(perceptron().double(), Noisy())),
+            "dropout or noise",
         ),
         (
             lambda: operator(
@@ -183,7 +169,7 @@ def frozen() -> nn.Module:
             ),
             "unused",
         ),
-        (lambda: bad() @ torch.zeros(3), "expected a tensor"),
+        (lambda: bad() @ torch.zeros(3), "allowed: a tensor"),
     ],
 )
 def test_bad_input_is_a_clear_error(make, message):
@@ -220,11 +206,11 @@ class Product(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_wrong_second_derivative_is_refused_by_the_name_of_its_layer(dtype):
+def test_a_wrong_second_derivative_is_refused(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), Product()).to(dtype)
     batches = [(torch.randn(9, 5, dtype=dtype), torch.arange(9) % 3)]
-    with pytest.raises(ValueError, match="the second derivative of '2' is wrong"):
+    with pytest.raises(ValueError, match="the second derivative of the model is wrong"):
         HessianOperator(model, F.cross_entropy, batches)
     HessianOperator(model, F.cross_entropy, batches, params=["0.weight", "2.left"])
 
@@ -255,14 +241,14 @@ def test_weight_norm_has_the_hessian_of_its_formula(dim):
 )
 def test_a_sum_is_refused_with_whatever_is_added(loss, constant):
     case = CASES["perceptron"]
-    with pytest.raises(ValueError, match="it is a sum"):
+    with pytest.raises(ValueError, match="as a sum"):
         HessianOperator(case.model, lambda z, y: loss(z, y) + constant, case.batches)
 
 
 def test_a_sum_over_a_perfect_fit_is_refused():
     model = nn.Linear(2, 1).double()
     x = torch.randn(8, 2).double()
-    with pytest.raises(ValueError, match="it is a sum"):
+    with pytest.raises(ValueError, match="as a sum"):
         HessianOperator(model, nn.MSELoss(reduction="sum"), [(x, model(x).detach())])
 
 

@@ -10,7 +10,7 @@ import sys, flatnb
 assert not {"scipy", "flatnb.curvature"} & set(sys.modules)
 assert flatnb.curvature.trace.__name__ == "trace"
 import flatnb.curvature as curvature
-assert all(callable(getattr(curvature, name)) for name in curvature.__all__)
+assert all(hasattr(curvature, name) for name in curvature.__all__)
 """
 
 

@@ -1,6 +1,5 @@
 """Records of experiments whose jobs run here and now."""
 
-import json
 from typing import Any
 
 from flatnb.experiments import Experiment
@@ -12,6 +11,6 @@ def record_of(experiment: Experiment) -> dict[str, Any]:
     results = [
         sweep.Result(job, job.run(), None, 1.0, job.key) for job in experiment.jobs()
     ]
-    record = json.loads(json.dumps(experiment.record(results)))
+    record = experiment.record(results)
     form.check(record)
     return record

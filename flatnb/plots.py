@@ -1,8 +1,9 @@
 """One style for every figure of the book.
 
 Colours darken the Okabe-Ito set until each has a contrast of 3 to 1 with white; a
-method keeps its colour, line and marker on every page. Methods of one family share the
-colour and differ in line and marker, so a figure also reads in black and white. Bands
+method keeps its color, line and marker on every page, so a figure also reads in black
+and white. The methods that the book compares everywhere have each their own color;
+variants share one, and differ in line and marker. Bands
 are 95 % t-intervals over repetitions:
 
     mean ± t(0.975, n - 1) · s / sqrt(n),   s the standard deviation (n - 1 degrees of
@@ -13,8 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,55 +32,25 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor
 
-
-class Line(NamedTuple):
-    """How one method is drawn."""
-
-    color: str
-    linestyle: str | tuple[int, tuple[int, ...]]
-    marker: str
+    from flatnb.experiments.tuning import Look
 
 
-# One colour a family: plain, flood, soft, sharpness-aware, gradient norm, noise,
-# relative flatness.
-BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = (
-    "#000000",
-    "#B94700",
-    "#00805F",
-    "#005AA8",
-    "#C8689F",
-    "#B98D00",
-    "#459BD9",
-)
-_SHORT_DASH = (0, (2, 1))
-_LONG_DASH = (0, (7, 2))
-_WIDE_DOTS = (0, (1, 3))
-_DASH_DASH_DOT = (0, (4, 1, 4, 1, 1, 1))
-_DASH_DOT_DOT = (0, (5, 1, 1, 1, 1, 1))
-
-STYLE = MappingProxyType(
-    {
-        "ERM": Line(BLACK, "-", "o"),
-        "SGD": Line(BLACK, "-", "o"),  # the same training under the optimizer's name
-        "Flooding": Line(RED, "--", "s"),
-        "IFlood": Line(RED, ":", "D"),
-        "AdaFlood": Line(RED, "-.", "v"),
-        "SoftAD": Line(GREEN, "-", "^"),
-        "SAM": Line(BLUE, "-.", "P"),
-        "ASAM": Line(BLUE, "--", "X"),
-        "USAM": Line(BLUE, ":", "<"),
-        "RSAM": Line(BLUE, _SHORT_DASH, ">"),
-        "BSAM": Line(BLUE, _DASH_DOT_DOT, "p"),
-        "LookSAM": Line(BLUE, _LONG_DASH, "v"),
-        "GSAM": Line(BLUE, _WIDE_DOTS, "D"),
-        "FriendlySAM": Line(BLUE, _DASH_DASH_DOT, "s"),
-        "GNP": Line(PINK, _LONG_DASH, "*"),
-        "NSO": Line(GOLD, "-", "h"),
-        "WeightNoise": Line(GOLD, ":", "d"),
-        "FAM": Line(SKY, _DASH_DOT_DOT, "H"),
-    }
-)
-OTHER = Line("#6B6B6B", _SHORT_DASH, ".")
+PALETTE = {
+    "black": "#000000",
+    "red": "#B94700",
+    "maroon": "#621B04",
+    "green": "#00805F",
+    "blue": "#005AA8",
+    "violet": "#9006FE",
+    "pink": "#C8689F",
+    "gold": "#B98D00",
+    "plum": "#522C50",
+    "sky": "#459BD9",
+    "indigo": "#260092",
+}
+_CYCLE = [PALETTE[c] for c in ("black", "red", "green", "blue", "pink", "gold", "sky")]
+BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
+GRAY = "#6B6B6B"  # of what is no method
 
 # The two classes of the plane: light enough to lie behind points, apart for
 # colour-blind eyes.
@@ -105,7 +75,7 @@ def use_style() -> None:
     sns.set_theme(
         context="notebook",
         style="ticks",
-        palette=[BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY],
+        palette=_CYCLE,
         rc={
             **white,
             "savefig.transparent": False,
@@ -142,25 +112,36 @@ def name(method: object) -> str:
     return word.group() if word else ""
 
 
+def look(method: object) -> Look:
+    """How a method is drawn, as `flatnb.experiments.tuning` declares it; gray if it is
+    not there.
+
+    >>> look("SAM(rho=0.05)").marker
+    'P'
+    """
+    from flatnb.experiments.tuning import LOOKS, Look
+
+    return LOOKS.get(name(method)) or Look("", (0, (2, 1)), ".")
+
+
 def line(method: object) -> dict[str, Any]:
-    """Colour and line style of a method, as keyword arguments of `Axes.plot`.
+    """Color and line style of a method, as keyword arguments of `Axes.plot`.
 
     Args:
-        method: a method, or its label. Unknown ones are grey and dashed: pass `color=`
+        method: a method, or its label. Unknown ones are gray and dashed: pass `color=`
             to tell several of them apart.
     """
-    style = STYLE.get(name(method), OTHER)
-    return {"color": style.color, "linestyle": style.linestyle}
+    return {"color": color(method), "linestyle": look(method).dash}
 
 
 def color(method: object) -> str:
-    """The colour of a method, or of a label that begins with a method's name."""
-    return STYLE.get(name(method), OTHER).color
+    """The color of a method, or of a label that begins with a method's name."""
+    return PALETTE.get(look(method).color, GRAY)
 
 
 def marker(method: object) -> str:
     """The marker of a method, or of a label that begins with a method's name."""
-    return STYLE.get(name(method), OTHER).marker
+    return look(method).marker
 
 
 def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:

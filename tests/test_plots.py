@@ -14,6 +14,7 @@ import torch
 from matplotlib.colors import to_rgb
 
 from flatnb import methods, plots
+from flatnb.experiments import tuning
 
 # Colour blindness of full severity as a map of linear RGB (Machado, Oliveira, Fernandes
 # 2009).
@@ -41,7 +42,10 @@ SIGHT = {
         ]
     ),
 }
-COLORS = sorted({style.color for style in plots.STYLE.values()})
+LOOKS = {name: look for name, look in tuning.LOOKS.items() if look is not None}
+COLORS = sorted(plots.PALETTE.values())
+METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "ASAM", "GNP", "NSO")
+METHODS += ("WeightNoise", "FAM")  # of chapter 11
 
 
 def linear(color: str) -> np.ndarray:
@@ -72,36 +76,36 @@ def ax():
 
 
 @pytest.mark.parametrize("sight", SIGHT)
-def test_family_colours_stay_apart_for_every_eye(sight):
+def test_colors_stay_apart_for_every_eye(sight):
     seen = [cielab(SIGHT[sight] @ linear(color)) for color in COLORS]
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(distances) > 15
 
 
-@pytest.mark.parametrize("color", [*COLORS, plots.OTHER.color])
-def test_colours_contrast_with_the_white_ground(color):
+@pytest.mark.parametrize("color", [*COLORS, plots.GRAY])
+def test_colors_contrast_with_the_white_ground(color):
     luminance = linear(color) @ np.array([0.2126, 0.7152, 0.0722])
     assert 1.05 / (luminance + 0.05) >= 3  # WCAG 2.1, graphics
 
 
-def test_methods_of_one_colour_differ_in_line_and_marker():
-    styles = {name: style for name, style in plots.STYLE.items() if name != "SGD"}
-    for (_, a), (_, b) in itertools.combinations(styles.items(), 2):
+def test_methods_of_one_color_differ_in_line_and_marker():
+    for a, b in itertools.combinations(LOOKS.values(), 2):
         if a.color == b.color:
-            assert a.linestyle != b.linestyle
+            assert a.dash != b.dash
             assert a.marker != b.marker
-    assert plots.STYLE["SGD"] == plots.STYLE["ERM"]
 
 
-def test_every_method_has_a_style():
+def test_what_the_scoreboard_compares_has_a_color_each():
+    colors = [plots.color(name) for name in METHODS]
+    assert len({*colors, plots.GRAY}) == len(METHODS) + 1
+
+
+def test_every_method_is_declared_or_said_to_be_undeclared():
     for name in methods.__all__:
         kind = getattr(methods, name)
-        if isinstance(kind, type) and issubclass(kind, methods.Method):
-            joined = name in (
-                "Method",
-                "Every",
-            )  # drawn under the names of what they hold
-            assert joined != (name in plots.STYLE), name
+        if isinstance(kind, type) and issubclass(kind, methods.Method | methods.BSAM):
+            declared = (name in tuning.METHODS) + (name in tuning.UNDECLARED)
+            assert declared == (name != "Method"), name
 
 
 def test_a_method_and_its_labels_are_drawn_alike():
@@ -109,12 +113,12 @@ def test_a_method_and_its_labels_are_drawn_alike():
         pass
 
     for spelled in (SAM(), "SAM", "SAM(rho=0.05)", "SAM, tuned"):
-        assert plots.color(spelled) == plots.STYLE["SAM"].color
-        assert plots.line(spelled)["linestyle"] == plots.STYLE["SAM"].linestyle
-        assert plots.marker(spelled) == plots.STYLE["SAM"].marker
-    assert plots.color("ASAM(rho=1)") == plots.STYLE["ASAM"].color
+        assert plots.color(spelled) == plots.PALETTE[LOOKS["SAM"].color]
+        assert plots.line(spelled)["linestyle"] == LOOKS["SAM"].dash
+        assert plots.marker(spelled) == LOOKS["SAM"].marker
+    assert plots.color("ASAM(rho=1)") == plots.PALETTE[LOOKS["ASAM"].color]
     assert plots.marker("ASAM") != plots.marker("SAM")
-    assert plots.color("SAMBA") == plots.color("") == plots.OTHER.color
+    assert plots.color("SAMBA") == plots.color("") == plots.GRAY
 
 
 def frame(methods=("ERM", "SAM(rho=0.1)"), repeats=4, epochs=3) -> pd.DataFrame:
@@ -153,7 +157,7 @@ def test_curves_keep_labels_and_take_overrides(ax):
 
 def test_curves_without_a_method_column(ax):
     (line,) = plots.curves(ax, frame(["ERM"]).drop(columns="method"), "test_loss")
-    assert line.get_color() == plots.OTHER.color
+    assert line.get_color() == plots.GRAY
 
 
 def test_curves_refuse_a_ragged_table(ax):

@@ -1,12 +1,11 @@
-"""The experiments of the book: tasks, methods, and the spaces each method is tuned
-over.
+"""The experiments of the book: tasks, methods, and the spaces each method is tuned over.
 
 `EXPERIMENTS` lists them, the most valuable first; each makes the jobs of a sweep and,
 of their results, a record. `flatnb records make NAME` runs one.
 """
 
 from flatnb.experiments import finetune, images, plane, sensing
-from flatnb.experiments.base import Experiment
+from flatnb.experiments.runner import Experiment
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 
@@ -17,5 +16,5 @@ EXPERIMENTS: list[Experiment] = sorted(
         *images.experiments(),
         *finetune.experiments(),
     ],
-    key=lambda one: one.value,
+    key=lambda experiment: experiment.value,
 )

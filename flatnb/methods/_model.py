@@ -42,9 +42,8 @@ def sharded(module: nn.Module) -> bool:
     """Whether the module is wrapped by FSDP, old or new."""
     # It can be only if this module was loaded, which takes a second.
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and isinstance(
-        module, fsdp.FullyShardedDataParallel | fsdp.FSDPModule
-    )
+    kinds = () if fsdp is None else (fsdp.FullyShardedDataParallel, fsdp.FSDPModule)
+    return isinstance(module, kinds)
 
 
 def contents(model: nn.Module) -> tuple[list[Tensor], list[nn.Module]]:

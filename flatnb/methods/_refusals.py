@@ -20,29 +20,24 @@ NO_GRADIENT = (
 OLD_GRAPH = (
     "a part of the losses' graph is older than this pass: the closure called "
     "backward() itself, or it uses something that was computed before it, with "
-    "gradients (a target, a feature, a penalty). Compute that inside the closure, or "
-    "detach() it"
+    "gradients (a target, a penalty). Compute that inside the closure, or detach() it"
 )
 CALLED_BACKWARD = (
-    "the closure left a gradient in p.grad: it called backward(). It must only compute "
-    "and return the losses; this method calls backward() itself"
+    "the closure left a gradient in p.grad: it called backward(). It must only return "
+    "the losses; this method calls backward() itself"
 )
 _SPREAD = (
-    "over processes, and a step's moves and norms need them whole. Use "
-    "DistributedDataParallel, or a method of one plain pass (ERM, Flooding, IFlood, "
-    "SoftAD, AdaFlood)"
+    "its numbers are spread over processes, and a step's moves and norms need them "
+    "whole. Use DistributedDataParallel, or a method of one plain pass, such as ERM"
 )
 
 
 def check_arguments(model: Any, closure: Any, weight: Any, scaler: Any) -> None:
     """Raise where an argument of `Method.backward` is not what is allowed."""
     if not isinstance(model, nn.Module):
-        nets = (
-            "nn.ModuleList(nets)" if isinstance(model, Sequence) else "the net itself"
-        )
         raise TypeError(
-            f"model is {type(model).__name__}; allowed: an nn.Module, {nets}; an "
-            "optimizer stays in the loop"
+            f"model is {type(model).__name__}; allowed: an nn.Module, for several nets "
+            "nn.ModuleList(nets); an optimizer stays in the loop"
         )
     if not callable(closure):
         raise TypeError(
@@ -64,9 +59,8 @@ def check_model(
 ) -> None:
     """Raise where a step on this model would be wrong.
 
-    Args:
-        plain: whether the method is one plain backward pass: it moves no parameters,
-            takes no norms of them, and does not look into the net.
+    `plain`: the method is one backward pass. It moves no parameters, takes no norms of
+    them, and does not look into the net.
     """
     if not params:
         raise ValueError(
@@ -75,9 +69,8 @@ def check_model(
     for p in params:
         if p.is_meta:
             raise ValueError(
-                f"{_named(model, p)} is on the meta device and holds no numbers; make "
-                "the model on a real device, or call model.to_empty(device=...) and "
-                "load its weights"
+                f"{_named(model, p)} is on the meta device and holds no numbers; call "
+                "model.to_empty(device=...) and load its weights"
             )
     if plain:
         return
@@ -85,44 +78,36 @@ def check_model(
     if wrapper is not None and wrapper.static_graph:
         raise ValueError(
             "DistributedDataParallel(static_graph=True) counts on one backward per "
-            "iteration, synchronized each time; this method takes several. Use "
-            "static_graph=False, with find_unused_parameters=True if some take no part"
+            "iteration; this method takes several. Use static_graph=False, with "
+            "find_unused_parameters=True if some take no part"
         )
-    for module in modules:
+    for name, module in model.named_modules() if any(map(sharded, modules)) else ():
         if sharded(module):
-            _refuse_sharded(model, module)
+            new = isinstance(module, sys.modules["torch.distributed.fsdp"].FSDPModule)
+            raise ValueError(
+                f"{f'submodule {name!r}' if name else 'the model'} is sharded by "
+                f"{'fully_shard' if new else type(module).__name__}: {_SPREAD}"
+            )
     for p in params:
         _check_parameter(model, p)
-
-
-def _refuse_sharded(model: nn.Module, module: nn.Module) -> None:
-    fsdp = sys.modules["torch.distributed.fsdp"]
-    new = isinstance(module, fsdp.FSDPModule)
-    name = next(name for name, m in model.named_modules() if m is module)
-    raise ValueError(
-        f"{f'submodule {name!r}' if name else 'the model'} is sharded by "
-        f"{'fully_shard' if new else type(module).__name__}: its parameters are spread "
-        f"{_SPREAD}"
-    )
 
 
 def _check_parameter(model: nn.Module, p: Tensor) -> None:
     if p._post_accumulate_grad_hooks:
         raise ValueError(
             f"{_named(model, p)} has a post-accumulate-grad hook, as an optimizer that "
-            "steps during the backward has; it would run in each pass of the step, at "
-            "moved parameters. Remove the hook, and call optimizer.step() after "
-            "method.backward"
+            "steps during the backward has; it would run in each pass, at moved "
+            "parameters. Remove it, and call optimizer.step() after method.backward"
         )
     if p.is_complex():
         raise ValueError(
             f"{_named(model, p)} is {p.dtype}; norms and moves are defined for real "
-            "parameters. Hold it as a real one of shape (..., 2), and use "
+            "numbers. Hold it as a real parameter of shape (..., 2), and use "
             "torch.view_as_complex in the forward"
         )
     tensor_parallel = sys.modules.get("torch.distributed.tensor")
     if tensor_parallel is not None and isinstance(p, tensor_parallel.DTensor):
-        raise ValueError(f"{_named(model, p)} is a DTensor, spread {_SPREAD}")
+        raise ValueError(f"{_named(model, p)} is a DTensor: {_SPREAD}")
 
 
 def _named(model: nn.Module, parameter: Tensor) -> str:
@@ -134,29 +119,24 @@ def check_losses(
     returned: Any, members: int | None, needs_graph: bool = True
 ) -> Tensor:
     """What the closure returned, as losses (n,) or (members, n), with a graph."""
-    shapes = (
-        "(n,), one loss per example, or (), a loss that is one number"
-        if members is None
-        else f"({members}, n), or ({members},), a loss that is one number"
-    )
+    shapes = "(n,), one loss per example, or ()"
+    shapes = shapes if members is None else f"({members}, n), or ({members},)"
+    expected = f"expected {shapes}, a loss that is one number{_hint(returned)}"
     if not isinstance(returned, Tensor):
         raise TypeError(
             f"the closure returned {type(returned).__name__}; it must return a tensor: "
-            f"expected {shapes}{_hint(returned)}"
+            f"{expected}"
         )
-    losses, shape = returned, tuple(returned.shape)
-    if returned.numel() == 0:
+    shape = tuple(returned.shape)
+    lead = () if members is None else (members,)
+    losses = returned.unsqueeze(-1) if shape == lead else returned
+    if losses.numel() == 0:
         raise ValueError(
             f"the closure returned losses of shape {shape}: the batch is empty, or all "
             "of it was masked; skip it"
         )
-    if shape == (() if members is None else (members,)):
-        losses = returned.unsqueeze(-1)
-    elif len(shape) != 1 if members is None else shape[:-1] != (members,):
-        raise ValueError(
-            f"the closure returned losses of shape {shape}; expected {shapes}"
-            f"{_hint(returned)}"
-        )
+    if losses.dim() != len(lead) + 1 or losses.shape[:-1] != lead:
+        raise ValueError(f"the closure returned losses of shape {shape}; {expected}")
     if losses.is_complex():
         raise ValueError(
             f"the losses are {losses.dtype}; allowed: real numbers, as from .abs()"
@@ -173,8 +153,7 @@ def _hint(returned: Any) -> str:
     """How to make losses of what the closure returned instead."""
     if isinstance(returned, Mapping):
         return (
-            ". Of a dict of losses return sum(losses.values()); of a model's output, "
-            "output.loss"
+            ". Of a dict return sum(losses.values()); of a model's output, output.loss"
         )
     if isinstance(returned, float | int):
         return ". Return the tensor itself, without .item() or float()"
@@ -182,7 +161,7 @@ def _hint(returned: Any) -> str:
         return ". Return losses.squeeze(1)"
     if isinstance(returned, Tensor) and returned.dim() > 1:
         return (
-            ". Count every entry (token, pixel) as an example, losses.flatten() or "
+            ". Count every token or pixel as an example, losses.flatten() or "
             "losses[mask], or average tokens to one loss per example, "
             "losses.flatten(1).mean(1)"
         )

@@ -8,7 +8,7 @@ both as the first pass left them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,8 +23,8 @@ class Streams:
     ) -> None:
         self._devices = list({p.device for p in params if not p.is_cpu})
         self._generators = generators
-        self._start: list[Any] | None = None
-        self._end: list[Any] | None = None
+        self._start: list[Tensor] | None = None
+        self._end: list[Tensor] | None = None
 
     def rewind(self) -> None:
         """Before each pass: to where the first one began."""
@@ -40,26 +40,22 @@ class Streams:
         if self._end is not None:
             self._set(self._end)
 
-    def _get(self) -> list[Any]:
-        devices = [
-            torch.get_device_module(d).get_rng_state(*_args(d)) for d in self._devices
-        ]
-        return [
-            torch.get_rng_state(),
-            *devices,
-            *(g.get_state() for g in self._generators),
-        ]
+    def _get(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        for d in self._devices:
+            states.append(torch.get_device_module(d).get_rng_state(*_name(d)))
+        return states + [g.get_state() for g in self._generators]
 
-    def _set(self, states: list[Any]) -> None:
+    def _set(self, states: list[Tensor]) -> None:
         states = list(states)
         torch.set_rng_state(states.pop(0))
         for d in self._devices:
-            torch.get_device_module(d).set_rng_state(states.pop(0), *_args(d))
+            torch.get_device_module(d).set_rng_state(states.pop(0), *_name(d))
         for g, s in zip(self._generators, states, strict=True):
             g.set_state(s)
 
 
-def _args(device: torch.device) -> tuple[torch.device, ...]:
+def _name(device: torch.device) -> tuple[torch.device, ...]:
     # There is one MPS device, named by its module.
     return () if device.type == "mps" else (device,)
 
@@ -70,10 +66,33 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # Entries. What is larger is copied only if it has been seen to be written.
 _SMALL = 1 << 20
 
-# A tensor of a model: the dict of buffers or parameters that holds it, its name there,
-# and whether a forward may read it before it writes it.
-Slot = tuple[dict[str, Any], str, bool]
 Key = tuple[int, str]
+
+
+class _Slot(NamedTuple):
+    """A place for a tensor in a module: its dict of buffers or parameters, and its name.
+
+    `read`: a forward may read it before it writes it.
+    """
+
+    store: dict[str, Any]
+    name: str
+    read: bool
+
+    @property
+    def key(self) -> Key:
+        return id(self.store), self.name
+
+    @property
+    def size(self) -> int:
+        """The number of entries that can be compared one by one."""
+        tensor = self.store[self.name]
+        return tensor.numel() if self.read and _plain(tensor) else 0
+
+    def sum(self) -> Any:
+        tensor = self.store[self.name].detach()
+        real = tensor.is_floating_point() and tensor.device.type != "mps"
+        return tensor.sum(dtype=torch.float64 if real else None).item()
 
 
 class Buffers:
@@ -83,8 +102,7 @@ class Buffers:
     parameters (those of a momentum encoder), are looked at in the first step with a
     model, and in the first after a module has changed its mode: what is written there
     is copied in each step that follows. Of a tensor above 2**20 entries, passes after
-    the first find in that one step what the first left. State that is no buffer (a
-    Python number, say) is not seen.
+    the first find in that one step what the first left.
 
     Args:
         net: the model without wrappers.
@@ -99,7 +117,7 @@ class Buffers:
         self._slots = _slots(modules, frozen=not single)
         self._start: _Copies | None = None
         self._end: _Copies | None = None
-        self._sums: list[tuple[Slot, Any]] = []
+        self._sums: list[tuple[_Slot, Any]] = []
         self._written: set[Key] = set()
         self._learning = False
         if self._slots:
@@ -118,10 +136,12 @@ class Buffers:
         if self._start is not None:
             self._start.restore(self._written)
         elif self._learning:
-            self._start = _Copies([s for s in self._slots if _size(s) <= _SMALL])
-            self._sums = [(s, _sum(s)) for s in self._slots if _size(s) > _SMALL]
+            self._start = _Copies([s for s in self._slots if s.size <= _SMALL])
+            self._sums = [(s, s.sum()) for s in self._slots if s.size > _SMALL]
         elif self._slots and not self._single:
-            self._start = _Copies([s for s in self._slots if s[2] and self._copied(s)])
+            self._start = _Copies(
+                [s for s in self._slots if s.read and self._copied(s)]
+            )
 
     def mark(self) -> None:
         """After each forward: the first one's buffers are the step's."""
@@ -129,7 +149,7 @@ class Buffers:
         if self._end is not None or not self._slots:
             return
         if self._learning and self._start is not None:
-            large = {_key(s) for s, total in self._sums if total != _sum(s)}
+            large = {s.key for s, total in self._sums if total != s.sum()}
             self._written = self._start.changed() | large
             known = _WRITTEN.setdefault(self._net, {})
             known[self._single] = self._mode, self._written
@@ -141,9 +161,9 @@ class Buffers:
         if self._end is not None:
             self._end.restore(self._written)
 
-    def _copied(self, slot: Slot) -> bool:
-        frozen = isinstance(slot[0][slot[1]], nn.Parameter)
-        return (not frozen and _size(slot) <= _SMALL) or _key(slot) in self._written
+    def _copied(self, slot: _Slot) -> bool:
+        frozen = isinstance(slot.store[slot.name], nn.Parameter)
+        return (not frozen and slot.size <= _SMALL) or slot.key in self._written
 
 
 # What the forward of a model writes, for methods of one pass and for others: the mode
@@ -156,11 +176,12 @@ _WRITTEN: WeakKeyDictionary[nn.Module, dict[bool, tuple[Any, set[Key]]]] = (
 class _Copies:
     """Some tensors of a model as they are at one time."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self._entries: list[tuple[Slot, Tensor, Tensor | None, int | None]] = []
+    def __init__(self, slots: Sequence[_Slot]) -> None:
+        self._entries: list[tuple[_Slot, Tensor, Tensor | None, int | None]] = []
         for slot in slots:
-            tensor = slot[0][slot[1]]
-            copy = tensor.detach().clone() if not slot[2] or _plain(tensor) else None
+            tensor = slot.store[slot.name]
+            copied = not slot.read or _plain(tensor)
+            copy = tensor.detach().clone() if copied else None
             self._entries.append((slot, tensor, copy, _version(tensor)))
 
     @torch.no_grad()
@@ -168,49 +189,43 @@ class _Copies:
         """Put back the tensors, and what they held if they may have been written."""
         tensors, copies = [], []
         for slot, tensor, copy, version in self._entries:
-            if slot[0].get(slot[1]) is not tensor:
-                slot[0][slot[1]] = tensor
-            if copy is None:
-                continue
-            if tensor.shape != copy.shape:
+            if slot.store.get(slot.name) is not tensor:
+                slot.store[slot.name] = tensor
+            if copy is not None and tensor.shape != copy.shape:
                 tensor.data = copy.clone()
-                continue
-            # Others are let alone: writing to them would spoil graphs that hold them.
-            known = slot[1] in _STATISTICS or _key(slot) in written
-            if known or _version(tensor) != version:
-                tensors.append(tensor)
-                copies.append(copy)
+            elif copy is not None:
+                # Others are let alone: writing would spoil graphs that hold them.
+                known = slot.name in _STATISTICS or slot.key in written
+                if known or _version(tensor) != version:
+                    tensors.append(tensor)
+                    copies.append(copy)
         if tensors:
             torch._foreach_copy_(tensors, copies)
 
     def changed(self) -> set[Key]:
         """Those that hold something else by now."""
         return {
-            _key(slot)
+            slot.key
             for slot, tensor, copy, _ in self._entries
-            if slot[0].get(slot[1]) is not tensor
+            if slot.store.get(slot.name) is not tensor
             or (copy is not None and not torch.equal(tensor, copy))
         }
 
 
-def _slots(modules: Sequence[nn.Module], *, frozen: bool) -> list[Slot]:
+def _slots(modules: Sequence[nn.Module], *, frozen: bool) -> list[_Slot]:
     """The buffers, and the frozen parameters, that a forward may write, each once."""
-    slots: dict[int, Slot] = {}
+    slots: dict[int, _Slot] = {}
     for module in modules:
-        buffers, params = module._buffers, module._parameters
-        known = type(module).__module__.partition(".")[0] in ("torch", "flatnb")
-        for name, buffer in buffers.items():
+        known = type(module).__module__.startswith(("torch.", "flatnb."))
+        for name, buffer in module._buffers.items():
             statistic = name in _STATISTICS
             if buffer is not None and (module.training or not statistic):
-                slots[id(buffer)] = buffers, name, not (known and statistic)
-        for name, p in params.items() if frozen else ():
+                read = not (known and statistic)
+                slots[id(buffer)] = _Slot(module._buffers, name, read)
+        for name, p in module._parameters.items() if frozen else ():
             if p is not None and not p.requires_grad:
-                slots[id(p)] = params, name, True
+                slots[id(p)] = _Slot(module._parameters, name, True)
     return list(slots.values())
-
-
-def _key(slot: Slot) -> Key:
-    return id(slot[0]), slot[1]
 
 
 def _plain(tensor: Tensor) -> bool:
@@ -224,16 +239,5 @@ def _plain(tensor: Tensor) -> bool:
     )
 
 
-def _size(slot: Slot) -> int:
-    tensor = slot[0][slot[1]]
-    return tensor.numel() if slot[2] and _plain(tensor) else 0
-
-
 def _version(tensor: Tensor) -> int | None:
     return None if tensor.is_inference() else tensor._version
-
-
-def _sum(slot: Slot) -> Any:
-    tensor = slot[0][slot[1]].detach()
-    real = tensor.is_floating_point() and tensor.device.type != "mps"
-    return tensor.sum(dtype=torch.float64 if real else None).item()

@@ -1,11 +1,10 @@
 """The engine: one step of a method, its passes, and the moves in between.
 
-`Step` owns what goes wrong when a closure is called more than once. Parameters are moved
-from copies and put back bit for bit; every pass starts from the same buffers and random
-streams, which end as after the first one (`_state.py`); gradients that were there before
-stay, whatever the closure does to `p.grad`; micro-batch weights and a GradScaler apply
-where they should; and all passes but the last stay out of DistributedDataParallel's
-synchronization.
+Parameters are moved from copies and put back bit for bit; every pass starts from the
+same buffers and random streams, which end as after the first one (`_state.py`);
+gradients that were there before stay, whatever the closure does to `p.grad`; weights and
+a GradScaler apply where they should; and all passes but the last stay out of
+DistributedDataParallel's synchronization.
 """
 
 from __future__ import annotations
@@ -66,17 +65,14 @@ class Step:
     A gradient is a list with one tensor per parameter, None where it took no part.
     Norms and inner products, in float64, are () or (members,), as are factors.
 
-    >>> from flatnb.methods.method import Method, Step
+    >>> from flatnb.methods.method import Method
     >>> class MySAM(Method):
-    ...     passes = 2
-    ...     def rule(self, step: Step) -> None:
+    ...     def rule(self, step):
     ...         grads = step.gradient()
     ...         step.move(grads, 0.05 / step.norm(grads))
     ...         step.backward()
     >>> net = nn.Linear(2, 1)
     >>> loss = MySAM().backward(net, lambda: net(torch.ones(4, 2)).exp().squeeze(1))
-    >>> net.weight.grad.shape
-    torch.Size([1, 2])
 
     Attributes:
         params: the trainable parameters, each once (tied weights are one parameter).

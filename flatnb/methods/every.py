@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from flatnb._checks import instance
+from flatnb import _checks
 from flatnb.methods.method import ERM, Hyperparameter, Method, Step, count
 
 
@@ -28,12 +28,12 @@ class Every(Method):
         k: from one step of it to the next >= 1.
     """
 
-    k = Hyperparameter(count)
+    method: Method
+    k: Hyperparameter = Hyperparameter(count)
 
-    def __init__(self, method: Method, k: int) -> None:
+    def __post_init__(self) -> None:
         allowed = "a method such as SAM(rho=0.05)"
-        self.method = instance("method", method, Method, allowed)
-        self.k = k
+        _checks.instance("method", self.method, Method, allowed)
 
     @property
     def passes(self) -> float:  # type: ignore[override]

@@ -13,7 +13,7 @@ from flatnb import _checks
 from flatnb._kappa import kappa_direction, kappa_of_logits
 from flatnb._nets import compiled, unwrap
 from flatnb.methods._model import ensemble
-from flatnb.methods.method import Hyperparameter, Method, Value, per_member
+from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, per_member, whole
 from flatnb.methods.noise import Stream, rademacher
 from flatnb.methods.normalization import Elementary
 
@@ -67,24 +67,18 @@ class FAM(Method):
         seed: of the generator that draws a and v.
     """
 
-    lam = Hyperparameter()
+    lam: Hyperparameter = Hyperparameter()
+    layer: str | None = None
+    loss: str = "cross_entropy"
+    _: KW_ONLY
+    seed: Hyperparameter = Hyperparameter(whole, default=0, schedule=False)
 
-    def __init__(
-        self,
-        lam: Value,
-        layer: str | None = None,
-        loss: str = "cross_entropy",
-        *,
-        seed: int = 0,
-    ) -> None:
-        self.lam = lam
+    def __post_init__(self) -> None:
         allowed = "None for the last linear layer, or the name of one"
-        self.layer = _checks.instance("layer", layer, (str, type(None)), allowed)
-        self.loss = _checks.choice("loss", loss, ["cross_entropy", "auto"])
-        self.passes = 1 if layer is None else 3
-        stream = Stream(seed, rademacher)
-        self.seed = stream.seed
-        self._stream = None if layer is None else stream
+        _checks.instance("layer", self.layer, (str, type(None)), allowed)
+        _checks.choice("loss", self.loss, ["cross_entropy", "auto"])
+        self.passes = 1 if self.layer is None else 3
+        self._stream = None if self.layer is None else Stream(self.seed, rademacher)
         self._call: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._attached = False
 

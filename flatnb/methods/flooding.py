@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatnb import _checks
-from flatnb.methods.method import Hyperparameter, Method, Value, per_member
+from flatnb.methods.method import Hyperparameter, Method, per_member
 
 
 class Flooding(Method):
@@ -31,10 +31,7 @@ class Flooding(Method):
         level: flood level b >= 0, in units of the loss. Papers search 0.01 to 0.5.
     """
 
-    level = Hyperparameter()
-
-    def __init__(self, level: Value) -> None:
-        self.level = level
+    level: Hyperparameter = Hyperparameter()
 
     def objective(self, losses: Tensor) -> Tensor:
         level = per_member("level", self.level, losses)

@@ -8,15 +8,7 @@ import torch
 from torch import Tensor
 
 from flatnb._nets import along_members
-from flatnb.methods.method import (
-    Gradient,
-    Hyperparameter,
-    Perturb,
-    Real,
-    Step,
-    Value,
-    real,
-)
+from flatnb.methods.method import Gradient, Hyperparameter, Real, Step, real
 from flatnb.methods.remembered import Vector
 from flatnb.methods.sam import SAM
 
@@ -51,19 +43,10 @@ class FriendlySAM(SAM):
         perturb: which parameters are moved, all by default.
     """
 
-    lam = Hyperparameter(partial(real, high=1.0))
-    sigma = Hyperparameter()
+    lam: Hyperparameter = Hyperparameter(partial(real, high=1.0), default=0.9)
+    sigma: Hyperparameter = Hyperparameter(default=1.0)
 
-    def __init__(
-        self,
-        rho: Value = 0.05,
-        lam: Value = 0.9,
-        sigma: Value = 1.0,
-        *,
-        perturb: Perturb | None = None,
-    ) -> None:
-        super().__init__(rho, perturb=perturb)
-        self.lam, self.sigma = lam, sigma
+    def __post_init__(self) -> None:
         self._mean = Vector()
 
     def rule(self, step: Step) -> None:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from flatnb._checks import flag
 from flatnb.methods._step import TINY
-from flatnb.methods.method import (
-    Hyperparameter,
-    Method,
-    Perturb,
-    Step,
-    Value,
-    selection,
-)
+from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, Step, selection
 
 
 class GNP(Method):
@@ -43,21 +36,11 @@ class GNP(Method):
     """
 
     passes = 2
-    r = Hyperparameter()
-    alpha = Hyperparameter()
-    normalize = Hyperparameter(flag)
-    perturb = Hyperparameter(selection, schedule=False)
-
-    def __init__(
-        self,
-        r: Value,
-        alpha: Value,
-        *,
-        normalize: bool = False,
-        perturb: Perturb | None = None,
-    ) -> None:
-        self.r, self.alpha = r, alpha
-        self.normalize, self.perturb = normalize, perturb
+    r: Hyperparameter = Hyperparameter()
+    alpha: Hyperparameter = Hyperparameter()
+    _: KW_ONLY
+    normalize: Hyperparameter = Hyperparameter(flag, default=False)
+    perturb: Hyperparameter = Hyperparameter(selection, default=None, schedule=False)
 
     def rule(self, step: Step) -> None:
         alpha = step.per_member("alpha", self.alpha)

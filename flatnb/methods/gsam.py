@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flatnb.methods._step import TINY
-from flatnb.methods.method import Hyperparameter, Perturb, Step, Value
+from flatnb.methods.method import Hyperparameter, Step
 from flatnb.methods.sam import SAM
 
 
@@ -34,13 +34,7 @@ class GSAM(SAM):
         perturb: which parameters are moved, all by default.
     """
 
-    alpha = Hyperparameter()
-
-    def __init__(
-        self, rho: Value = 0.05, alpha: Value = 0.2, *, perturb: Perturb | None = None
-    ) -> None:
-        super().__init__(rho, perturb=perturb)
-        self.alpha = alpha
+    alpha: Hyperparameter = Hyperparameter(default=0.2)
 
     def rule(self, step: Step) -> None:
         alpha = step.per_member("alpha", self.alpha)

@@ -6,14 +6,7 @@ import torch
 
 from flatnb._nets import along_members
 from flatnb.methods._step import TINY
-from flatnb.methods.method import (
-    Gradient,
-    Hyperparameter,
-    Perturb,
-    Step,
-    Value,
-    count,
-)
+from flatnb.methods.method import Gradient, Hyperparameter, Step, count
 from flatnb.methods.remembered import Vector
 from flatnb.methods.sam import SAM
 
@@ -50,19 +43,10 @@ class LookSAM(SAM):
         perturb: which parameters are moved, all by default.
     """
 
-    k = Hyperparameter(count)
-    alpha = Hyperparameter()
+    k: Hyperparameter = Hyperparameter(count, default=5)
+    alpha: Hyperparameter = Hyperparameter(default=0.7)
 
-    def __init__(
-        self,
-        rho: Value = 0.05,
-        k: int = 5,
-        alpha: Value = 0.7,
-        *,
-        perturb: Perturb | None = None,
-    ) -> None:
-        super().__init__(rho, perturb=perturb)
-        self.k, self.alpha = k, alpha
+    def __post_init__(self) -> None:
         self._turn = Vector()
 
     @property

@@ -1,22 +1,4 @@
-"""What an author or a user of a method reads: `Method`, its hooks and hyperparameters.
-
-A method turns a batch of per-example losses into a gradient. It overrides those of
-three hooks that it changes, and everything else is done for it:
-
-    objective(losses) -> scalar     the loss transform            (default: the mean)
-    rule(step)                      where, and how often, the gradient is taken
-                                    (default: once, at w)
-    penalty(model, losses)          a term added to the objective (default: none)
-
->>> import torch
->>> class Worst(Method):
-...     def objective(self, losses):
-...         return losses.max(-1).values
->>> net = nn.Linear(2, 1)
->>> loss = Worst().backward(net, lambda: net(torch.ones(4, 2)).square().squeeze(1))
->>> net.weight.grad.shape
-torch.Size([1, 2])
-"""
+"""What an author or a user of a method reads: `Method`, its hooks and hyperparameters."""
 
 from __future__ import annotations
 
@@ -24,7 +6,8 @@ import inspect
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, dataclass_transform
 
 from torch import Tensor, nn
 
@@ -34,33 +17,33 @@ from flatnb.methods._step import Closure, Gradient, Step
 from flatnb.methods._tensors import Real, per_member, present, scalar
 from flatnb.methods.perturb import Perturb
 
-__all__ = [
-    "ERM",
-    "Closure",
-    "Gradient",
-    "Hyperparameter",
-    "Method",
-    "Perturb",
-    "Real",
-    "Step",
-    "Value",
-    "count",
-    "per_member",
-    "present",
-    "real",
-    "selection",
-]
+# For authors, who need not import from elsewhere.
+__all__ = ["ERM", "KW_ONLY", "Closure", "Gradient", "Hyperparameter", "Method"]
+__all__ += ["Perturb", "Real", "Step", "Value", "count", "per_member", "present"]
+__all__ += ["real", "selection", "whole"]
 
-# What a hyperparameter takes: a value, or a function of the number of earlier calls;
-# see schedules.py.
+# What a hyperparameter takes: a value, or a schedule; see schedules.py.
 Value = Real | Callable[[int], Real]
 
 
+@dataclass_transform(eq_default=False)
 class Method:
     """Base of all methods. `backward` stands where `loss.backward()` stood.
 
-    Attributes that have a `state_dict` of their own (noise streams, moving averages,
-    other methods) are part of the method's.
+    A method turns a batch of per-example losses into a gradient. It overrides those of
+    `objective`, `rule` and `penalty` that it changes. Annotated attributes become the
+    arguments of its constructor, as in a dataclass; those that have a `state_dict`
+    (noise, averages, other methods) are part of its own.
+
+    >>> import torch
+    >>> class Tilted(Method):
+    ...     t: Hyperparameter = Hyperparameter(default=1.0)
+    ...     def objective(self, losses):
+    ...         return (self.t * losses).logsumexp(-1) / self.t
+    >>> net = nn.Linear(2, 1)
+    >>> loss = Tilted(t=2.0).backward(net, lambda: net(torch.ones(4, 2)).exp().squeeze(1))
+    >>> net.weight.grad.shape
+    torch.Size([1, 2])
 
     Attributes:
         passes: forward-backward passes one step costs, for compute-fair comparisons;
@@ -70,6 +53,10 @@ class Method:
 
     passes: float = 1
     calls: int = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclass(eq=False, repr=False)(cls)
 
     def objective(self, losses: Tensor) -> Tensor:
         """Reduce losses (..., n) over the last axis to what is minimized, (...)."""
@@ -107,23 +94,17 @@ class Method:
                 ensemble, at the model's current parameters, on the same batch at every
                 call. A loss that is one number, () or (members,), is a batch of one.
             weight: factor of the gradient, 1/k when accumulating k micro-batches.
-                Thresholds and radii see the unweighted losses of each micro-batch.
             scaler: a `torch.amp.GradScaler`; `p.grad` is then scaled as after
-                `scaler.scale(loss).backward()`, perturbations use unscaled gradients.
+                `scaler.scale(loss).backward()`.
 
         Returns:
             The detached mean of the plain losses, () or (members,), at the parameters w
             where the method evaluates there, else the average over its passes.
 
         Raises:
-            TypeError, ValueError: an argument is not what is allowed; the closure
-                returns no losses with a graph, or calls `backward()`; no parameter is
-                trainable, or one is on the meta device. Of methods that move parameters
-                or look into the net, also: parameters that are complex, have
-                post-accumulate-grad hooks, or are spread over processes (FSDP, tensor
-                parallel); DistributedDataParallel with a static graph.
-            RuntimeError: a part of the losses' graph was made before the closure was
-                called.
+            TypeError, ValueError: an argument, a parameter, or what the closure returns
+                is not what is allowed; the closure calls `backward()`.
+            RuntimeError: a part of the losses' graph is older than the closure's call.
 
         >>> import torch, flatnb
         >>> net = torch.nn.Linear(2, 1)
@@ -159,11 +140,11 @@ class Method:
 
     def counts(self) -> bool:
         """Whether a step depends on the number of earlier calls, as by a schedule."""
-        return any(
-            isinstance(attribute := getattr(type(self), name, None), Hyperparameter)
-            and attribute.is_schedule(value)
-            for name, value in vars(self).items()
-        )
+        for name, value in vars(self).items():
+            attribute = inspect.getattr_static(type(self), name, None)
+            if isinstance(attribute, Hyperparameter) and attribute.is_schedule(value):
+                return True
+        return False
 
     def memory(self) -> dict[str, Any]:
         """What is kept between steps, by name: attributes that have a `state_dict`."""
@@ -171,7 +152,7 @@ class Method:
         return {name.lstrip("_"): part for name, part in parts.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the method remembers: its `memory`, and `calls` if it counts."""
+        """The states of the method's `memory`, and `calls` if it counts."""
         state = {name: part.state_dict() for name, part in self.memory().items()}
         return {**state, "calls": self.calls} if self.counts() else state
 
@@ -182,11 +163,11 @@ class Method:
             ValueError: the state is that of another kind of method.
         """
         parts = self.memory()
-        expected = {*parts, "calls"} if self.counts() else {*parts}
-        if set(state) - {"calls"} != expected - {"calls"} or expected - set(state):
+        needed = {*parts, "calls"} if self.counts() else {*parts}
+        if not needed <= set(state) <= {*parts, "calls"}:
             raise ValueError(
                 f"state has the entries {sorted(state)}; allowed: those of {self!r}, "
-                f"{sorted(expected)}"
+                f"{sorted(needed)}"
             )
         self.calls = count("calls", state.get("calls", self.calls), low=0)
         for name, part in parts.items():
@@ -194,17 +175,17 @@ class Method:
 
     def __repr__(self) -> str:
         """The call that makes it: arguments without default, or that differ from it."""
-        shown = []
+        arguments = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             # What was set, a schedule as such.
             value = vars(self)[name] if name in vars(self) else getattr(self, name)
             default = parameter.default
             if isinstance(value, Tensor):
-                shown.append(f"{name}=<{value.numel()} values>")
-            elif default is inspect.Parameter.empty or value != default or not shown:
+                arguments.append(f"{name}=<{value.numel()} values>")
+            elif default is parameter.empty or value != default or not arguments:
                 text = value.__name__ if inspect.isfunction(value) else repr(value)
-                shown.append(f"{name}={text}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+                arguments.append(f"{name}={text}")
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
 
 class ERM(Method):
@@ -218,56 +199,6 @@ class ERM(Method):
     """
 
 
-class Hyperparameter:
-    """An attribute of a method that is checked whenever it is set.
-
-    Set to a function, it is a schedule: read, it is what the function returns for the
-    number of earlier calls of the method, checked.
-
-    >>> class Ball(Method):
-    ...     rho = Hyperparameter()  # real: finite and >= 0
-    ...     k = Hyperparameter(count)  # an integer >= 1
-    >>> ball = Ball()
-    >>> ball.rho = lambda calls: 0.1 * calls
-    >>> ball.rho
-    0.0
-
-    Args:
-        check: `check(name, value)` returns the value to keep, or raises; `real` unless
-            given.
-        schedule: whether a function is a schedule. If not, it is a value as any other.
-    """
-
-    def __init__(
-        self, check: Callable[[str, Any], Any] | None = None, *, schedule: bool = True
-    ) -> None:
-        self._check = real if check is None else check
-        self._schedule = schedule
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def is_schedule(self, value: Any) -> bool:
-        """Whether this value is a function of the number of calls."""
-        return self._schedule and callable(value)
-
-    def __get__(self, method: Any, owner: type | None = None) -> Any:
-        if method is None:
-            return self
-        try:
-            value = method.__dict__[self._name]
-        except KeyError:
-            raise AttributeError(f"{self._name} has not been set") from None
-        if self.is_schedule(value):
-            return self._check(self._name, value(method.calls))
-        return value
-
-    def __set__(self, method: Any, value: Any) -> None:
-        schedule = self.is_schedule(value)
-        checked = self._check(self._name, value(method.calls) if schedule else value)
-        method.__dict__[self._name] = value if schedule else checked
-
-
 def real(
     name: str,
     value: Any,
@@ -278,35 +209,24 @@ def real(
 ) -> Real:
     """A number in [low, high], or a 1-D tensor of them, one per member of an ensemble.
 
-    Raises:
-        ValueError: anything else, infinity and NaN among it.
-
     >>> real("rho", 1)
     1.0
     """
-    upper = "" if high == math.inf else f" and <= {high:g}"
-    allowed = (
-        f"a finite number {'>' if open_low else '>='} {low:g}{upper}, or a 1-D tensor "
-        "of them, one per member"
+    sign, upper = (
+        ">" if open_low else ">=",
+        f" and <= {high:g}" if high < math.inf else "",
     )
-    entries = [scalar(value)]
-    if isinstance(value, Tensor) and value.dim() == 1 and value.numel():
-        entries = value.tolist()
-    closed = not open_low
+    allowed = f"a finite number {sign} {low:g}{upper}, or a 1-D tensor of them, one per member"
+    members = isinstance(value, Tensor) and value.dim() == 1 and value.numel() > 0
     top = math.nextafter(high, math.inf)
-    checked = [
-        _checks.number(name, e, allowed, low, top, closed=closed) for e in entries
-    ]
+    for entry in value.tolist() if members else [scalar(value)]:
+        number = _checks.number(name, entry, allowed, low, top, closed=not open_low)
     # A copy: what the caller writes into the tensor later would not be checked.
-    one = not isinstance(value, Tensor) or value.dim() == 0
-    return checked[0] if one else value.detach().clone()
+    return value.detach().clone() if members else number
 
 
 def count(name: str, value: Any, *, low: int = 1) -> int:
     """An integer >= low.
-
-    Raises:
-        ValueError: anything else.
 
     >>> count("k", 3)
     3
@@ -314,12 +234,13 @@ def count(name: str, value: Any, *, low: int = 1) -> int:
     return _checks.integer(name, scalar(value), low)
 
 
-def selection(name: str, value: Any) -> Perturb | None:
-    """A function that selects parameters, or None for all; see perturb.py.
+def whole(name: str, value: Any) -> int:
+    """An integer >= 0, such as a seed."""
+    return count(name, value, low=0)
 
-    Raises:
-        TypeError: anything else.
-    """
+
+def selection(name: str, value: Any) -> Perturb | None:
+    """A function that selects parameters, or None for all; see perturb.py."""
     if value is None or callable(value):
         return value
     raise TypeError(
@@ -327,3 +248,57 @@ def selection(name: str, value: Any) -> Perturb | None:
         "all_but_norms_and_biases of flatnb.methods.perturb, or a function "
         "(name, parameter, module) -> bool or number >= 0"
     )
+
+
+class Hyperparameter:
+    """An attribute of a method that is checked whenever it is set.
+
+    Set to a function, it is a schedule: read, it is what the function returns for the
+    number of earlier calls of the method, checked.
+
+    >>> class Ball(Method):
+    ...     rho: Hyperparameter = Hyperparameter()  # real: finite and >= 0
+    ...     k: Hyperparameter = Hyperparameter(count, default=1)  # an integer >= 1
+    >>> Ball(rho=lambda calls: 0.1 * calls).rho
+    0.0
+
+    Args:
+        check: `check(name, value)` returns the value to keep, or raises.
+        default: of the constructor's argument; required unless given.
+        schedule: whether a function is a schedule. If not, it is a value as any other.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[str, Any], Any] = real,
+        *,
+        default: Any = inspect.Parameter.empty,
+        schedule: bool = True,
+    ) -> None:
+        self._check, self._default, self._schedule = check, default, schedule
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def is_schedule(self, value: Any) -> bool:
+        """Whether this value is a function of the number of calls."""
+        return self._schedule and callable(value)
+
+    def __get__(self, method: Any, owner: type | None = None) -> Any:
+        # Of the class: the default, as dataclasses ask for it.
+        value = (
+            self._default if method is None else method.__dict__.get(self._name, _UNSET)
+        )
+        if value is _UNSET:
+            raise AttributeError(f"{self._name} has not been set")
+        if method is not None and self.is_schedule(value):
+            return self._check(self._name, value(method.calls))
+        return value
+
+    def __set__(self, method: Any, value: Any) -> None:
+        schedule = self.is_schedule(value)
+        checked = self._check(self._name, value(method.calls) if schedule else value)
+        method.__dict__[self._name] = value if schedule else checked
+
+
+_UNSET = inspect.Parameter.empty

@@ -15,13 +15,13 @@ draw the same.
 from __future__ import annotations
 
 from flatnb.methods.method import (
+    KW_ONLY,
     Hyperparameter,
     Method,
-    Perturb,
     Step,
-    Value,
     count,
     selection,
+    whole,
 )
 from flatnb.methods.noise import Distribution, Stream, normal
 
@@ -54,22 +54,15 @@ class WeightNoise(Method):
             `flatnb.methods.perturb`.
     """
 
-    sigma = Hyperparameter()
-    k = Hyperparameter(count)
-    perturb = Hyperparameter(selection, schedule=False)
+    sigma: Hyperparameter = Hyperparameter()
+    k: Hyperparameter = Hyperparameter(count, default=1)
+    _: KW_ONLY
+    noise: Distribution = normal
+    seed: Hyperparameter = Hyperparameter(whole, default=0, schedule=False)
+    perturb: Hyperparameter = Hyperparameter(selection, default=None, schedule=False)
 
-    def __init__(
-        self,
-        sigma: Value,
-        k: int = 1,
-        *,
-        noise: Distribution = normal,
-        seed: int = 0,
-        perturb: Perturb | None = None,
-    ) -> None:
-        self.sigma, self.k, self.perturb = sigma, k, perturb
-        self._stream = Stream(seed, noise)
-        self.noise, self.seed = self._stream.fill, self._stream.seed
+    def __post_init__(self) -> None:
+        self._stream = Stream(self.seed, self.noise)
 
     @property
     def passes(self) -> int:  # type: ignore[override]

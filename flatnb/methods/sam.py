@@ -1,14 +1,13 @@
 """Sharpness-aware minimization and its variants: the gradient is taken uphill of w.
 
 Common to all of them: two passes on the same batch; all trainable parameters are moved
-together, BatchNorm and biases included, unless `perturb` selects some; norms are over
-all perturbed parameters together, in float64. Weight decay and momentum are the
-optimizer's, at w. BatchNorm uses batch statistics in both passes, and its running
-statistics see one pass at w only. Under DistributedDataParallel each process moves by
-its own gradient (m-sharpness), and the gradients taken there are averaged. The authors'
-JAX code of SAM has weight decay inside the loss, so that it also tilts the perturbation:
-for that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's
-losses, and set the optimizer's weight decay to 0.
+together, unless `perturb` selects some; norms are over all perturbed parameters, in
+float64. Weight decay and momentum are the optimizer's, at w. BatchNorm uses batch
+statistics in both passes, and its running statistics see one pass at w only. Under
+DistributedDataParallel each process moves by its own gradient (m-sharpness). The
+authors' JAX code of SAM has weight decay inside the loss, so that it also tilts the
+perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to the
+closure's losses, and set the optimizer's weight decay to 0.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from flatnb._checks import flag
 from flatnb._nets import along_members
 from flatnb.methods._step import TINY
 from flatnb.methods.method import (
+    KW_ONLY,
     Gradient,
     Hyperparameter,
     Method,
-    Perturb,
     Step,
-    Value,
     selection,
+    whole,
 )
 from flatnb.methods.noise import Stream, normal
 
@@ -40,9 +39,9 @@ class SAM(Method):
     head of `flatnb.methods.sam`.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
-    Generalization", ICLR 2021, equations (2) and (3). The authors' JAX code puts weight
-    decay inside the loss, has no guard against a zero norm, clips the gradient to a norm
-    of 5, and reports the loss of the second pass.
+    Generalization", ICLR 2021, equations (2) and (3). The authors' JAX code has no guard
+    against a zero norm, clips the gradient to a norm of 5, and reports the loss of the
+    second pass.
 
     >>> SAM(rho=0.1)
     SAM(rho=0.1)
@@ -55,11 +54,9 @@ class SAM(Method):
     """
 
     passes = 2
-    rho = Hyperparameter()
-    perturb = Hyperparameter(selection, schedule=False)
-
-    def __init__(self, rho: Value = 0.05, *, perturb: Perturb | None = None) -> None:
-        self.rho, self.perturb = rho, perturb
+    rho: Hyperparameter = Hyperparameter(default=0.05)
+    _: KW_ONLY
+    perturb: Hyperparameter = Hyperparameter(selection, default=None, schedule=False)
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -78,35 +75,24 @@ class ASAM(SAM):
     BatchNorm's scale); for the others T = 1, as in the authors' code.
 
     Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for
-    Scale-Invariant Learning of Deep Neural Networks", ICML 2021. The authors' class has
-    eta = 0.01 by default, their training script eta = 0, and it updates BatchNorm's
-    running statistics in both passes. Widely used re-implementations take T = |w| for
-    every tensor, biases too (`all_tensors=True, eta=0`); rho does not carry over.
+    Scale-Invariant Learning of Deep Neural Networks", ICML 2021. The authors' training
+    script has eta = 0. Widely used re-implementations take T = |w| for every tensor,
+    biases too (`all_tensors=True, eta=0`); rho does not carry over.
 
     >>> ASAM(rho=0.5, eta=0.0)
     ASAM(rho=0.5, eta=0.0)
 
     Args:
         rho: radius >= 0, relative to the weights. The authors use 0.5 to 1 (CIFAR).
-        eta: added to |w| >= 0, in units of the parameters, so that zero weights can
-            move.
+        eta: added to |w| >= 0, in units of the parameters, so that zero weights move.
         all_tensors: apply T to every parameter, whatever its name.
-        perturb: which parameters are moved, all by default; ||T g|| is over these.
+        perturb: as of `SAM`; ||T g|| is over the selected ones.
     """
 
-    eta = Hyperparameter()
-    all_tensors = Hyperparameter(flag)
-
-    def __init__(
-        self,
-        rho: Value = 0.5,
-        eta: Value = 0.01,
-        *,
-        all_tensors: bool = False,
-        perturb: Perturb | None = None,
-    ) -> None:
-        super().__init__(rho, perturb=perturb)
-        self.eta, self.all_tensors = eta, all_tensors
+    rho: Hyperparameter = Hyperparameter(default=0.5)
+    eta: Hyperparameter = Hyperparameter(default=0.01)
+    _: KW_ONLY
+    all_tensors: Hyperparameter = Hyperparameter(flag, default=False)
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -129,15 +115,10 @@ class ASAM(SAM):
             for name, p, g in zip(step.names, step.params, grads, strict=True)
             if g is not None and (self.all_tensors or "weight" in name)
         ]
-        if not pairs:
-            return [], []
-        sizes = list(torch._foreach_abs([p for p, _ in pairs]))
+        sizes = [p.abs() for p, _ in pairs]
         eta = step.per_member("eta", self.eta)
-        if isinstance(eta, Tensor):
-            for size in sizes:
-                size.add_(along_members(eta, size))
-        else:
-            torch._foreach_add_(sizes, eta)
+        for size in sizes:
+            size.add_(along_members(eta, size) if isinstance(eta, Tensor) else eta)
         return [g for _, g in pairs], sizes
 
 
@@ -146,19 +127,16 @@ class USAM(SAM):
 
         eps = rho g,  g = grad L(w)                 gradient  grad L(w + eps)
 
-    Two passes.
+    Source: the form of SAM that most theory studies; `unnormalize` in the code of Zhang,
+    Li and Ju, "Noise Stability Optimization for Finding Flat Minima".
 
-    Source: the form of SAM that most theory studies; the `unnormalize` option of the
-    SAM in the code of Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat
-    Minima", is this.
-
-    >>> USAM(rho=0.01)
-    USAM(rho=0.01)
+    >>> USAM(rho=0.01).passes
+    2
 
     Args:
-        rho: step uphill >= 0, in units of parameters per gradient, a learning rate. Not
-            comparable with SAM's rho: the two agree where rho_SAM = rho ||g||.
-        perturb: which parameters are moved, all by default.
+        rho: step uphill >= 0, in units of parameters per gradient, a learning rate; as
+            much as SAM's rho where rho_SAM = rho ||g||.
+        perturb: as of `SAM`.
     """
 
     def rule(self, step: Step) -> None:
@@ -176,47 +154,33 @@ class RSAM(SAM):
         eps = rho g / N,  N^2 = sum over tensors t of (lam ||g_t|| + ||delta_t||)^2
         gradient  grad L(w + eps)
 
-    Two passes, neither at w: a net with BatchNorm costs one more forward pass without
-    gradient, for its running statistics. The returned loss is that of this pass, else
-    the average over the two perturbed ones. With sigma = 0 and lam = 1 this is SAM. In
-    an ensemble the member of seed s draws as a plain net under `seed + s`; all processes
-    of a distributed training draw the same.
+    Two passes, neither at w: as for NSO, a net with BatchNorm costs one more forward
+    pass, and the noise has a generator of its own. sigma = 0, lam = 1 is SAM.
 
     Source: the `RSAM` baseline in the code of Zhang, Li and Ju, "Noise Stability
     Optimization for Finding Flat Minima", after Liu et al., "Random Sharpness-Aware
-    Minimization", NeurIPS 2022. That code scales noise by filter for convolutions and
-    then overwrites it by the noise above; it also perturbs the copy it restores from, so
-    its weights drift by eps each step. Not repeated.
+    Minimization", NeurIPS 2022. That code also perturbs the copy it restores from, so
+    that its weights drift by eps each step. Not repeated.
 
     >>> RSAM(rho=0.05, sigma=0.02)
     RSAM(rho=0.05, sigma=0.02)
 
     Args:
-        rho: radius >= 0, in units of the parameters. That code's default: 0.05.
-        sigma: standard deviation of the noise >= 0, in units of the parameters; there
-            0.01.
-        lam: weight of the gradient's norm in N >= 0; there 1.
+        rho: radius >= 0, in units of the parameters. The defaults are that code's.
+        sigma: standard deviation of the noise >= 0, in units of the parameters.
+        lam: weight of the gradient's norm in N >= 0.
         seed: of the noise.
-        perturb: which parameters are moved, both by delta and by eps, all by default; N
-            is a sum over these, and delta the noise times what `perturb` returns.
+        perturb: which parameters are moved, by delta and by eps; N is over these, and
+            delta the noise times what `perturb` returns.
     """
 
-    sigma = Hyperparameter()
-    lam = Hyperparameter()
+    sigma: Hyperparameter = Hyperparameter(default=0.01)
+    lam: Hyperparameter = Hyperparameter(default=1.0)
+    _: KW_ONLY
+    seed: Hyperparameter = Hyperparameter(whole, default=0, schedule=False)
 
-    def __init__(
-        self,
-        rho: Value = 0.05,
-        sigma: Value = 0.01,
-        lam: Value = 1.0,
-        *,
-        seed: int = 0,
-        perturb: Perturb | None = None,
-    ) -> None:
-        super().__init__(rho, perturb=perturb)
-        self.sigma, self.lam = sigma, lam
-        self._stream = Stream(seed, normal)
-        self.seed = self._stream.seed
+    def __post_init__(self) -> None:
+        self._stream = Stream(self.seed, normal)
 
     def rule(self, step: Step) -> None:
         step.forward()

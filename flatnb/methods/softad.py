@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flatnb._checks import flag
-from flatnb.methods.method import Hyperparameter, Method, Value, per_member, real
+from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, per_member, real
 
 
 class SoftAD(Method):
@@ -37,14 +37,10 @@ class SoftAD(Method):
         code_form: use the sigma^2 scaling of the authors' loss class.
     """
 
-    theta = Hyperparameter()
-    sigma = Hyperparameter(partial(real, open_low=True))
-    code_form = Hyperparameter(flag)
-
-    def __init__(
-        self, theta: Value, sigma: Value = 1.0, *, code_form: bool = False
-    ) -> None:
-        self.theta, self.sigma, self.code_form = theta, sigma, code_form
+    theta: Hyperparameter = Hyperparameter()
+    sigma: Hyperparameter = Hyperparameter(partial(real, open_low=True), default=1.0)
+    _: KW_ONLY
+    code_form: Hyperparameter = Hyperparameter(flag, default=False)
 
     def objective(self, losses: Tensor) -> Tensor:
         theta = per_member("theta", self.theta, losses, pointwise=True)

@@ -1,5 +1,6 @@
 """Records of experiments whose jobs run here and now."""
 
+import json
 from typing import Any
 
 from flatnb.experiments import Experiment
@@ -11,6 +12,6 @@ def record_of(experiment: Experiment) -> dict[str, Any]:
     results = [
         sweep.Result(job, job.run(), None, 1.0, job.key) for job in experiment.jobs()
     ]
-    record = experiment.record(results)
+    record = json.loads(json.dumps(experiment.record(results)))
     form.check(record)
     return record

@@ -1,15 +1,18 @@
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 from made import record_of
+from test_runner import CNN
 
 from flatnb import models
 from flatnb.experiments import finetune, images
+from flatnb.experiments.tasks import FineTuning
+from flatnb.experiments.tuning import METHODS
 from flatnb.results import records
 
-SOURCE = images.Task("digits", "digits", "small_cnn", 2, 1, 64, 2, 2)
-TASK = finetune.Task("tiny", SOURCE, shots=3, epochs=2, every=1)
+SOURCE = replace(CNN, epochs=1, n_train=None, n_val=None)
+TASK = FineTuning(name="tiny", source=SOURCE, shots=3, epochs=2, every=1)
 
 
 def test_halves_share_no_class_and_few_images_are_trained_on():
@@ -19,20 +22,20 @@ def test_halves_share_no_class_and_few_images_are_trained_on():
     assert len(first.train) == int((data.train.y < 5).sum())
     assert torch.bincount(second.train.y).tolist() == [4] * 5
     assert int(second.test.y.max()) == 4
-    with pytest.raises(ValueError, match="shots are wanted"):
+    with pytest.raises(ValueError, match="shots=10000; allowed: at most"):
         finetune.halves(data, 10_000, seed=0)
 
 
 @pytest.mark.parametrize("method", ["NSO", "EMA"])
 def test_makes_a_valid_record(method):
-    one = finetune.experiment(TASK, method, value=1, gpu_minutes=1, cpu_minutes=1)
+    one = finetune.experiment(TASK, METHODS[method])
     record = record_of(one)
     assert all(check.inside for check in records.verify(record, one.sample))
 
 
 def test_a_run_does_not_change_what_the_next_starts_from():
     given = {
-        "task": dataclasses.asdict(TASK),
+        "task": TASK.stated(),
         "method": "ERM",
         "setting": {"lr": 0.1},
         "seed": 0,
@@ -48,8 +51,8 @@ def test_imagenets_weights_take_all_classes_and_no_first_training(monkeypatch):
         return models.small_cnn(1, classes, width=2)
 
     monkeypatch.setattr(models, "pretrained", pretrained)
-    source = dataclasses.replace(SOURCE, net="resnet18", epochs=0)
-    task = finetune.Task("tiny", source, shots=3, epochs=1, weights="ImageNet", size=32)
+    source = replace(SOURCE, net="resnet18", epochs=0)
+    task = replace(TASK, source=source, epochs=1, weights="ImageNet", size=32)
     net, data, accuracy = finetune.start(task, seed=0)
     assert made == [("resnet18", 10, 32)] and accuracy is None
     assert torch.bincount(data.train.y).tolist() == [3] * 10
@@ -57,9 +60,9 @@ def test_imagenets_weights_take_all_classes_and_no_first_training(monkeypatch):
     assert not torch.equal(new[-1].weight, net[-1].weight)
     pairs = zip(new[:-1].parameters(), net[:-1].parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
-    one = finetune.experiment(task, "SAM", value=1, gpu_minutes=1, cpu_minutes=1)
-    assert record_of(one)["task"]["pretraining"] == "torchvision, IMAGENET1K_V1"
+    record = record_of(finetune.experiment(task, METHODS["SAM"]))
+    assert record["task"]["pretraining"] == "torchvision, IMAGENET1K_V1"
     with pytest.raises(
         ValueError, match="weights='imagenet'; allowed: 'ImageNet' or None"
     ):
-        finetune.Task("tiny", source, shots=3, epochs=1, weights="imagenet")
+        replace(task, weights="imagenet")

@@ -7,18 +7,30 @@ Skipped where there is no GPU.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 
 import pytest
 import torch
 
 import flatnb
-from flatnb import models
-from flatnb.experiments import finetune, images, plane, sensing, spaces
-from flatnb.experiments.ensembles import available_bytes
+from flatnb import checkpoint, models
+from flatnb.experiments import finetune, images, plane, runner, sensing
+from flatnb.experiments.tasks import TASKS, FineTuning, Images, Sensing
+from flatnb.experiments.tuning import ADAM, METHODS, Design
 
 # Their noise is drawn on the device: another stream than a CPU's.
 DRAW = {"NSO", "WeightNoise", "RSAM"}
+CNN = Images(
+    name="digits",
+    data="digits",
+    net="small_cnn",
+    width=8,
+    epochs=2,
+    every=1,
+    batch=64,
+    budget=1,
+    seeds=1,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +64,9 @@ def assert_near(found, expected, name, rel):
     )
 
 
-@pytest.mark.parametrize("method", plane.METHODS)
+@pytest.mark.parametrize(
+    "method", [name for name, one in METHODS.items() if one.design >= Design.TUNED]
+)
 def test_an_ensemble_trains_as_on_a_cpu(method):
     given = dict(
         data="gaussian",
@@ -62,7 +76,7 @@ def test_an_ensemble_trains_as_on_a_cpu(method):
         epochs=2,
         every=1,
         method=method,
-        settings=spaces.space(method, 3, spaces.RATES["adam"]),
+        settings=METHODS[method].settings(3, ADAM.rates),
         seeds=[1, 2],
     )
     found = plane.train(**given)
@@ -82,11 +96,11 @@ def test_an_ensemble_trains_as_on_a_cpu(method):
 
 
 def test_a_net_trains_in_bfloat16_near_what_float32_gives():
-    task = images.Task(
-        "digits", "digits", "small_cnn", 8, 2, 64, 1, 1, augment="crop", every=1
-    )
     given = dict(
-        task=asdict(task), method="SAM", setting={"lr": 0.1, "rho": 0.05}, seed=0
+        task=replace(CNN, augment="crop").stated(),
+        method="SAM",
+        setting={"lr": 0.1, "rho": 0.05},
+        seed=0,
     )
     found = images.train_one(**given)
     images._loaded.cache_clear()
@@ -98,16 +112,16 @@ def test_a_net_trains_in_bfloat16_near_what_float32_gives():
 
 
 def test_fine_tuning_starts_from_a_net_trained_on_the_gpu():
-    source = images.Task("digits", "digits", "small_cnn", 8, 1, 64, 1, 1)
-    task = finetune.Task("digits", source, 10, 2)
+    task = FineTuning(name="digits", source=CNN, shots=10, epochs=2)
     found = finetune.train_one(
-        task=asdict(task), method="ERM", setting={"lr": 0.05}, seed=0
+        task=task.stated(), method="ERM", setting={"lr": 0.05}, seed=0
     )
     assert flat(found["metrics"]["test_loss"]).isfinite().all()
 
 
 def test_matrix_sensing_descends_as_on_a_cpu():
-    rules = [sensing.RULES["GD"][0]]
+    task = next(task for task in TASKS if isinstance(task, Sensing))
+    rules = task.rules["GD"]
     given = dict(rules=rules, seeds=[0], epochs=20, every=10, d=20, rank=2, m=200)
     found = sensing.train(**given)
     with on_cpu():
@@ -116,7 +130,7 @@ def test_matrix_sensing_descends_as_on_a_cpu():
         assert_near(found["metrics"][name], table, name, 1e-3)
 
 
-def test_a_run_goes_on_from_its_checkpoint(tmp_path):
+def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     data = flatnb.data.plane("gaussian", seed=0)
 
     def train(**others):
@@ -132,10 +146,10 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
             raise KeyboardInterrupt
 
     whole = train()
-    kept = {"checkpoint": tmp_path / "run.pt", "checkpoint_seconds": 0}
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        train(callbacks=[stop], **kept)
-    resumed = train(**kept)
+        train(callbacks=[stop], checkpoint=tmp_path / "run.pt")
+    resumed = train(checkpoint=tmp_path / "run.pt")
     assert [entry["epoch"] for entry in resumed.history] == [0, 1, 2, 3, 4]
     for name in ("train_loss", "test_loss", "norm"):
         found, expected = ([e[name] for e in run.history] for run in (resumed, whole))
@@ -144,8 +158,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 def test_the_memory_of_freed_tensors_is_available():
     device, size = torch.device("cuda"), 1 << 28
-    before = available_bytes(device)
+    before = runner._free_bytes()
     held = torch.empty(size, dtype=torch.uint8, device=device)
-    assert available_bytes(device) <= before - size
+    assert runner._free_bytes() <= before - size
     del held
-    assert available_bytes(device) > before - size // 8
+    assert runner._free_bytes() > before - size // 8

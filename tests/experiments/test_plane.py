@@ -1,22 +1,32 @@
-import dataclasses
 import functools
+from dataclasses import replace
 
 import pytest
 from made import record_of
 
 import flatnb
 from flatnb.curvature import ensemble_flatness
-from flatnb.experiments import EXPERIMENTS, ensembles, plane, spaces
-from flatnb.experiments.ensembles import FLATNESS
+from flatnb.experiments import EXPERIMENTS, plane, runner
+from flatnb.experiments.runner import FLATNESS
+from flatnb.experiments.tasks import NARROW
+from flatnb.experiments.tuning import ADAM, METHODS
 from flatnb.results import records
 
-TINY = dataclasses.replace(
-    plane.NARROW, width=6, epochs=4, every=2, n_test=40, budget=3, seeds=2
+TINY = replace(
+    NARROW,
+    data="spiral",
+    width=6,
+    epochs=4,
+    every=2,
+    n_test=40,
+    budget=3,
+    seeds=2,
+    tuned=True,
 )
 
 
-def made(method, design, unit="epochs"):
-    one = plane.experiment("spiral", 0.05, method, TINY, design, unit=unit, value=1)
+def made(method, task=TINY):
+    one = plane.experiment(task, METHODS[method])
     return one, record_of(one)
 
 
@@ -25,7 +35,7 @@ def made(method, design, unit="epochs"):
 )
 def test_makes_a_valid_record(method, tmp_path, monkeypatch):
     monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
-    one, record = made(method, "tuned")
+    one, record = made(method)
     records.save(record)
     record = records.load(one.name)
     assert record["selection"]["budget"] == 3
@@ -50,13 +60,13 @@ def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(
         measured.append((model, ensemble_flatness(model, x, y)))
         return measured[-1][1]
 
-    monkeypatch.setattr(ensembles, "ensemble_flatness", keep)
-    _, record = made(method, "tuned")
-    model, found = measured[0]  # before that of the sample
+    monkeypatch.setattr(runner, "ensemble_flatness", keep)
+    _, record = made(method)
+    model, flatness = measured[0]  # before that of the sample
     final = record["final"]
     for name, values in (
-        ("train_loss", found.loss),
-        *((name, getattr(found, name)) for name in FLATNESS),
+        ("train_loss", flatness.loss),
+        *((name, getattr(flatness, name)) for name in FLATNESS),
         (
             "norm",
             flatnb.methods._tensors.l2_norm(list(model.parameters()), model.members),
@@ -68,8 +78,8 @@ def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(
 
 def test_an_eigenvalue_that_did_not_converge_is_no_number(monkeypatch):
     short = functools.partial(ensemble_flatness, most=1)
-    monkeypatch.setattr(ensembles, "ensemble_flatness", short)
-    _, record = made("ERM", "tuned")
+    monkeypatch.setattr(runner, "ensemble_flatness", short)
+    _, record = made("ERM")
     assert record["final"]["top_eigenvalue"] == [[None] * 2] * len(record["settings"])
     assert all(value > 0 for row in record["final"]["trace"] for value in row)
 
@@ -85,30 +95,30 @@ def test_a_setting_does_not_depend_on_what_trains_beside_it(method):
         "every": 3,
         "method": method,
     }
-    settings = spaces.space(method, 2)
+    settings = METHODS[method].settings(2, ADAM.rates)
     both = plane.train(**given, settings=settings, seeds=[1, 2])["metrics"]["test_loss"]
     one = plane.train(**given, settings=settings[1:], seeds=[2])["metrics"]["test_loss"]
     assert both[1][1] == pytest.approx(one[0][0], rel=1e-4)
 
 
 def test_verifying_repeats_the_sample():
-    one, record = made("Flooding", "grid")
+    one, record = made("Flooding", replace(TINY, tuned=False))
     checks = records.verify(record, one.sample)
     assert checks and all(check.inside for check in checks)
 
 
 @pytest.mark.parametrize(("method", "epochs"), [("SAM", 5), ("AdaFlood", 2)])
 def test_at_equal_passes_a_method_of_p_passes_has_a_share_of_the_epochs(method, epochs):
-    scale = dataclasses.replace(TINY, epochs=10)
-    one = plane.experiment("spiral", 0.0, method, scale, "grid", unit="passes", value=1)
-    assert one.jobs()[0].settings["epochs"] == epochs
+    task = replace(TINY, epochs=10, tuned=False, equal_passes=True)
+    one = plane.experiment(task, METHODS[method])
+    assert one.job.settings["epochs"] == epochs
     assert one.name.endswith("-equal-passes")
 
 
 def test_adaflood_says_what_its_auxiliary_nets_cost():
-    one, record = made("AdaFlood", "grid")
-    assert record["passes"] == spaces.FOLDS
-    assert "5 auxiliary nets a seed" in record["task"]["note"]
+    one, record = made("AdaFlood", replace(TINY, tuned=False))
+    assert record["passes"] == 5
+    assert "5 auxiliary nets per seed" in record["task"]["note"]
     assert all(check.inside for check in records.verify(record, one.sample))
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from inputs import Problem
 from properties import assert_close, identical
-from test_properties import METHODS
+from table import METHODS
 from torch import Tensor, nn
 
 import flatnb.methods
@@ -151,9 +151,7 @@ def test_another_model_is_noticed_where_gradients_are_zero(method: Method) -> No
 # -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "make", [m for n, (m, _) in METHODS.items() if n != "AdaFlood"]
-)
+@pytest.mark.parametrize("make", [m for n, m in METHODS.items() if n != "AdaFlood"])
 def test_a_loss_of_one_number_is_a_batch_of_one(make: Callable[[], Method]) -> None:
     method = make()
     if isinstance(method, FAM) or "FAM" in repr(method):
@@ -232,7 +230,7 @@ class Named(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("make", [make for make, _ in METHODS.values()], ids=METHODS)
+@pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 def test_a_net_may_call_its_parts_as_it_likes(make: Callable[[], Method]) -> None:
     grads = []
     for build in (Named, lambda: nn.Sequential(Named())):

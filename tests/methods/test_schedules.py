@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any
 
@@ -11,57 +10,29 @@ import oracle
 import pytest
 import torch
 from properties import identical
+from table import METHODS, REALS
 from torch import nn
 
 import flatnb
 from flatnb.ensemble import Ensemble
 from flatnb.methods import (
-    ASAM,
     ERM,
-    FAM,
     GNP,
-    GSAM,
     NSO,
-    RSAM,
     SAM,
-    USAM,
     Cosine,
     Flooding,
     FollowLR,
-    FriendlySAM,
-    IFlood,
     Linear,
-    LookSAM,
     Method,
-    SoftAD,
-    WeightNoise,
     compose,
 )
-from flatnb.methods.method import Hyperparameter
 from flatnb.metrics import cross_entropy
 
-MAKERS: list[tuple[type[Method], dict[str, Any]]] = [
-    (Flooding, {"level": 0.9}),
-    (IFlood, {"level": 1.0}),
-    (SoftAD, {"theta": 0.9, "sigma": 0.5}),
-    (SAM, {"rho": 0.3}),
-    (ASAM, {"rho": 0.5, "eta": 0.1}),
-    (USAM, {"rho": 0.3}),
-    (RSAM, {"rho": 0.3, "sigma": 0.1, "lam": 0.7}),
-    (GNP, {"r": 0.3, "alpha": 0.6}),
-    (NSO, {"sigma": 0.1}),
-    (WeightNoise, {"sigma": 0.1}),
-    (FAM, {"lam": 0.2}),
-    (LookSAM, {"rho": 0.3, "alpha": 0.5, "k": 2}),
-    (GSAM, {"rho": 0.3, "alpha": 0.5}),
-    (FriendlySAM, {"rho": 0.3, "lam": 0.2, "sigma": 0.9}),
-    (FAM, {"lam": 0.2, "layer": "head"}),
-]
 SCHEDULED = [
-    pytest.param(cls, kw, name, id=f"{cls.__name__} {name} {kw.get('layer', '')}")
-    for cls, kw in MAKERS
-    for name, value in kw.items()
-    if isinstance(value, float)
+    pytest.param(METHODS[name].kind, METHODS[name].settings, real, id=f"{name} {real}")
+    for name, real in REALS
+    if name != "FAM, any loss"
 ]
 
 
@@ -179,16 +150,6 @@ def test_a_schedule_resumes(cls: type, kw: dict[str, Any], name: str) -> None:
         resumed.load_state_dict(method.state_dict())
         assert resumed.calls == method.calls == twin.calls
         method = resumed
-
-
-def test_every_real_hyperparameter_is_tried() -> None:
-    tried = {(cls, name) for cls, kw in MAKERS for name in kw}
-    for cls, kw in MAKERS:
-        for name in inspect.signature(cls).parameters:
-            attribute = getattr(cls, name, None)
-            if isinstance(attribute, Hyperparameter):
-                value = getattr(cls(**kw), name)
-                assert (cls, name) in tried or not isinstance(value, float), (cls, name)
 
 
 def test_members_have_schedules_of_their_own() -> None:

@@ -1,0 +1,323 @@
+"""What the experiments train on. A task's fields, but `Cost`, are what records state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from flatnb.experiments.tuning import Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a task is worth, and what a method of one pass costs on it.
+
+    Attributes:
+        value: 1 is the most valuable to have.
+        gpu_minutes: on one recent GPU; an estimate.
+        cpu_minutes: on one core; from the time of a few epochs. Both are of one run; in
+            the plane of all settings and seeds, in matrix sensing of one setting.
+    """
+
+    value: int = 9
+    gpu_minutes: float = 0.0
+    cpu_minutes: float = 0.0
+
+    def stated(self) -> dict[str, Any]:
+        """The fields without the costs, as JSON has them."""
+        costs = {entry.name for entry in fields(Cost)}
+        return {key: value for key, value in asdict(self).items() if key not in costs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane(Cost):
+    """Two classes in the plane, see `flatnb.data.plane`, and a perceptron `width` wide.
+
+    Attributes:
+        scale: a name for width, epochs, budget (settings per method) and seeds.
+        every: epochs from one evaluation to the next.
+        tuned: the learning rate is among the hyperparameters; else `plane.LR` for all.
+        equal_passes: a method of p passes per step trains for 1/p of the epochs.
+    """
+
+    data: str = "gaussian"
+    noise: float = 0.05
+    scale: str
+    width: int
+    epochs: int
+    every: int = 50
+    n_test: int = 2_000
+    budget: int
+    seeds: int
+    tuned: bool = False
+    equal_passes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Cost):
+    """A data set of images, a net, and a training; `None` images: all there are.
+
+    Attributes:
+        name: of the task; where part of the images is used, it says how many.
+        data: a name of `flatnb.data.images`, or of a folder in $FLATNB_DATA.
+        net: a net of `flatnb.models`, `width` wide; "mlp" has `depth` hidden layers.
+        budget: settings per method.
+        augment: names of `images.AUGMENTATIONS`, or "none".
+        weight_decay: of SGD.
+        every: epochs from one evaluation to the next.
+    """
+
+    name: str
+    data: str
+    net: str
+    width: int
+    epochs: int
+    batch: int
+    budget: int
+    seeds: int
+    depth: int = 1
+    n_train: int | None = None
+    n_val: int | None = None
+    n_test: int | None = None
+    augment: str = "none"
+    weight_decay: float = 0.0
+    every: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Cost):
+    """A net trained on half of the classes, fine-tuned on few images of the other half.
+
+    Attributes:
+        source: the first training.
+        shots: images of each class that are fine-tuned on.
+        epochs: of fine-tuning; `every` so many, the net is evaluated.
+        weights: "ImageNet" for torchvision's weights instead of a first training; all
+            classes are then fine-tuned on, in images of `size` pixels.
+
+    Raises:
+        ValueError: other weights.
+    """
+
+    name: str
+    source: Images
+    shots: int
+    epochs: int
+    every: int = 10
+    weights: str | None = None
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        if self.weights not in (None, "ImageNet"):
+            raise ValueError(f"weights={self.weights!r}; allowed: 'ImageNet' or None")
+
+    def stated(self) -> dict[str, Any]:
+        return {**super().stated(), "source": self.source.stated()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensing(Cost):
+    """Matrix sensing, see `flatnb.data.sensing`; per method its rules, published first."""
+
+    d: int
+    rank: int
+    m: int
+    epochs: int
+    every: int
+    seeds: int
+    rules: Mapping[str, list[Setting]]
+
+
+# --- the plane ----------------------------------------------------------------------
+
+_PAPER = Plane(
+    scale="paper",
+    width=500,
+    epochs=500,
+    n_test=20_000,
+    budget=40,
+    seeds=15,
+    gpu_minutes=0.7,
+    cpu_minutes=75.0,
+)
+# As many settings and seeds, in an hour and a quarter of one core for all methods and
+# sets: 200 epochs bring ERM's training loss as low as 500 do at a width of 16.
+NARROW = replace(
+    _PAPER,
+    scale="narrow",
+    width=32,
+    epochs=200,
+    n_test=2_000,
+    gpu_minutes=0.5,
+    cpu_minutes=0.6,
+)
+# The paper's net on a CPU, for an hour: every fourth value, 5 seeds, and one set.
+_COARSE = replace(
+    _PAPER,
+    scale="coarse",
+    n_test=2_000,
+    budget=10,
+    seeds=5,
+    value=2,
+    gpu_minutes=0.5,
+    cpu_minutes=10.0,
+)
+
+
+def _plane() -> Iterator[Plane]:
+    yield _COARSE
+    for scale in (
+        replace(NARROW, value=1),
+        replace(_PAPER, value=3),
+        replace(NARROW, value=6, tuned=True),
+        replace(NARROW, value=7, equal_passes=True),
+        replace(_PAPER, value=7, tuned=True),
+    ):
+        for data in ("gaussian", "sinusoid", "spiral"):
+            for noise in (0.0, 0.05, 0.1):
+                yield replace(scale, data=data, noise=noise)
+
+
+# --- images, fine-tuning, matrix sensing --------------------------------------------
+
+_MLP = Images(
+    name="digits-mlp",
+    data="digits",
+    net="mlp",
+    width=64,
+    epochs=40,
+    batch=64,
+    budget=20,
+    seeds=5,
+    value=4,
+    gpu_minutes=0.02,
+    cpu_minutes=0.055,
+)
+_CNN = Images(
+    name="cifar10-jpeg-resnet18",
+    data="cifar10-jpeg",
+    net="resnet18",
+    width=64,
+    epochs=50,
+    batch=128,
+    budget=4,
+    seeds=3,
+    augment="crop, flip",
+    weight_decay=5e-4,
+    value=5,
+    gpu_minutes=2.0,
+    cpu_minutes=2800.0,
+)
+_FEW = replace(_CNN, n_train=4000, n_val=1000, n_test=2000, gpu_minutes=0.1)
+_RESNET34 = replace(_CNN, net="resnet34", value=8, gpu_minutes=3.5, cpu_minutes=5800.0)
+_WIDTHS = (0.08, 0.04, 0.02, 0.01)  # of the noise: the published one, three narrower
+
+TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
+    *_plane(),
+    _MLP,
+    replace(
+        _MLP,
+        name="MNIST-n5000-mlp",
+        data="MNIST",
+        epochs=20,
+        batch=100,
+        budget=12,
+        n_train=5000,
+        n_val=2000,
+        gpu_minutes=0.1,
+        cpu_minutes=0.2,
+    ),
+    replace(
+        _FEW,
+        name="cifar10-jpeg-n4000-small_cnn",
+        net="small_cnn",
+        width=16,
+        epochs=15,
+        cpu_minutes=0.8,
+    ),
+    # A CPU's share of the next: few images, 1/8 of the width, 1/5 of the epochs.
+    replace(
+        _FEW,
+        name="cifar10-jpeg-n4000-resnet18",
+        width=8,
+        epochs=10,
+        batch=64,
+        cpu_minutes=2.3,
+    ),
+    _CNN,
+    replace(_RESNET34, name="CIFAR10-resnet34", data="CIFAR10"),
+    replace(_RESNET34, name="CIFAR100-resnet34", data="CIFAR100"),
+    replace(
+        _CNN, name="SVHN-resnet18", data="SVHN", epochs=30, value=8, cpu_minutes=2400.0
+    ),
+    replace(
+        _MLP,
+        name="FashionMNIST-mlp",
+        data="FashionMNIST",
+        width=1000,
+        epochs=50,
+        batch=200,
+        budget=12,
+        value=7,
+        gpu_minutes=1.0,
+        cpu_minutes=60.0,
+    ),
+    FineTuning(
+        name="digits-10-shots",
+        source=replace(
+            _MLP, name="digits", net="small_cnn", width=16, epochs=20, budget=8
+        ),
+        shots=10,
+        epochs=30,
+        value=5,
+        gpu_minutes=0.05,
+        cpu_minutes=0.15,
+    ),
+    FineTuning(
+        name="cifar10-jpeg-20-shots",
+        source=replace(_CNN, name="cifar10-jpeg", epochs=30),
+        shots=20,
+        epochs=50,
+        value=7,
+        gpu_minutes=1.0,
+        cpu_minutes=850.0,
+    ),
+    FineTuning(
+        name="cifar10-jpeg-20-shots-ImageNet",
+        source=replace(
+            _CNN,
+            name="cifar10-jpeg",
+            net="resnet34",
+            epochs=0,
+            batch=32,
+            augment="flip",
+            weight_decay=1e-4,
+            n_val=1000,
+            n_test=2000,
+        ),
+        shots=20,
+        epochs=30,
+        every=30,
+        weights="ImageNet",
+        value=7,
+        gpu_minutes=0.5,
+        cpu_minutes=60.0,
+    ),
+    Sensing(
+        d=100,
+        rank=5,
+        m=2500,
+        epochs=3000,
+        every=100,
+        seeds=5,
+        rules={
+            "GD": [{"lr": 0.0025, "sigma": 0.0, "sides": 1}],
+            "WeightNoise": [{"lr": 0.0025, "sigma": s, "sides": 1} for s in _WIDTHS],
+            "NSO": [{"lr": 0.0025, "sigma": s, "sides": 2} for s in _WIDTHS],
+        },
+        value=2,
+        gpu_minutes=0.5,
+        cpu_minutes=1.5,
+    ),
+)

@@ -1,0 +1,130 @@
+import dataclasses
+
+import pytest
+import torch
+
+from flatnb import checkpoint, models
+from flatnb.data import Split, plane, stack
+from flatnb.experiments import images, runner
+from flatnb.experiments.plane import train
+from flatnb.experiments.runner import Training
+from flatnb.experiments.tasks import Images
+from flatnb.experiments.tuning import ADAM, METHODS
+
+CNN = Images(
+    name="digits",
+    data="digits",
+    net="small_cnn",
+    width=2,
+    epochs=2,
+    every=1,
+    batch=64,
+    budget=2,
+    seeds=2,
+    n_train=100,
+    n_val=50,
+)
+
+
+def held_out(sets):
+    return runner._held_out(
+        lambda: models.mlp(2, 5, 1, 2),
+        lambda seeds: stack([sets[seed] for seed in seeds]),
+        METHODS["AdaFlood"],
+        [7, 8],
+        ADAM,
+        Training(epochs=4, every=4, seed=3, cosine=False),
+    )
+
+
+def test_a_label_does_not_train_the_nets_that_score_it():
+    sets = {s: plane("gaussian", n_train=23, n_test=20, seed=s - 6) for s in (7, 8)}
+    y = sets[7].train.y.clone()
+    y[4] = 1 - y[4]
+    other = dataclasses.replace(sets[7], train=Split(sets[7].train.x, y))
+    before, after = held_out(sets), held_out({**sets, 7: other})
+    assert before.shape == (2, 23)
+    # The same net finds the other label as likely as it found this one unlikely.
+    torch.testing.assert_close(
+        (-before[0, 4]).exp() + (-after[0, 4]).exp(), torch.tensor(1.0)
+    )
+    # It trained the nets of the other parts, and nothing else of its own, of 4 or 5.
+    assert 23 / 2 < (before[0] != after[0]).sum() <= 23 - 3
+    torch.testing.assert_close(before[1], after[1])
+
+
+def test_on_a_gpu_there_are_as_many_ensembles_as_its_free_memory_asks_for(monkeypatch):
+    net = models.mlp(2, 8, 1, 2)
+    one = 20 * sum(4 * p.numel() for p in net.parameters())
+    monkeypatch.setattr(runner, "device", lambda: torch.device("cuda"))
+    for free, sizes in (
+        (6 * one, [6]),
+        (6 * one - 1, [3, 3]),
+        (2 * one, [2, 2, 2]),
+        (0, [1] * 6),
+    ):
+        monkeypatch.setattr(runner, "_free_bytes", lambda free=free: free)
+        assert [len(part) for part in runner._parts(net, 6)] == sizes
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted(monkeypatch, trainings):
+    """Interrupt a job in its so many-th training, after the first of its epochs."""
+    count = 0
+    real = runner.fit
+
+    def stop(run, model):
+        if count == trainings and run.history[-1]["epoch"] == 1:
+            raise Interrupted
+
+    def fit(*arguments, **options):
+        nonlocal count
+        count += 1
+        return real(*arguments, **options, callbacks=[stop])
+
+    monkeypatch.setattr(runner, "fit", fit)
+    monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
+
+
+PLANE = {
+    "data": "spiral",
+    "noise": 0.1,
+    "n_test": 50,
+    "width": 6,
+    "epochs": 3,
+    "every": 1,
+    "method": "AdaFlood",
+    "settings": METHODS["AdaFlood"].settings(2, ADAM.rates),
+    "seeds": [1, 2],
+}
+IMAGES = {
+    "task": CNN.stated(),
+    "method": "ERM",
+    "settings": [{"lr": 0.1}, {"lr": 0.01}],
+    "seeds": [0],
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "stop"), [(train, PLANE, 6), (images.study, IMAGES, 3)]
+)
+def test_an_interrupted_job_goes_on_from_its_checkpoints(
+    job, given, stop, tmp_path, monkeypatch
+):
+    unbroken, path = job(**given), tmp_path / "key.pt"
+    with monkeypatch.context() as patch:
+        interrupted(patch, stop)
+        with pytest.raises(Interrupted):
+            job(**given, checkpoint=path)
+    files = {file.name for file in tmp_path.iterdir()}
+    assert len(files) >= stop - 1 and path.name not in files
+    assert job(**given, checkpoint=path) == unbroken
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_finite_loss_is_not_chosen():
+    assert runner.choose([0.9, 0.8], [None, 0.1]) == 1
+    assert runner.choose([None, None], [None, None]) == 0

@@ -1,0 +1,244 @@
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import flatnb
+from flatnb import models
+from flatnb.data import Split, plane, stack
+from flatnb.ensemble import member_learning_rates
+from flatnb.experiments import EXPERIMENTS, tuning
+from flatnb.experiments.tuning import ADAM, ADAMW, METHODS, SGD, log
+from flatnb.results import records
+
+
+def test_the_settings_of_every_record_are_those_that_the_declaration_gives(monkeypatch):
+    monkeypatch.delenv("FLATNB_RECORDS", raising=False)
+    experiments = {one.name: one for one in EXPERIMENTS}
+    names = records.names()
+    assert len(names) >= 366
+    for name in names:
+        record, one = records.load(name), experiments[name]
+        assert record["settings"] == one.settings, name
+        assert record["seeds"] == one.seeds, name
+        assert record["passes"] == one.passes, name
+        assert record["selection"]["space"] == one.space, name
+        assert record["selection"]["budget"] == one.budget, name
+        stated = json.loads(json.dumps(one.task))
+        for key, value in record["task"].items():
+            # The wording of a note may change: no number depends on it.
+            assert key == "note" or stated[key] == value, (name, key)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("budget", [1, 4, 40])
+def test_every_method_gets_exactly_the_budget_learning_rate_included(method, budget):
+    settings = method.settings(budget, ADAM.rates)
+    assert len(settings) == budget
+    assert len({tuple(setting.items()) for setting in settings}) == budget
+    ranges = {"lr": ADAM.rates, **method.space}
+    for setting in settings:
+        assert list(setting) == list(ranges)
+        for name, value in setting.items():
+            assert (
+                ranges[name].low * (1 - 1e-5) <= value <= ranges[name].high * (1 + 1e-5)
+            )
+
+
+def test_defaults_lie_in_their_ranges():
+    for method in METHODS.values():
+        for one in method.space.values():
+            assert one.low <= one.default <= one.high, method.name
+
+
+def test_settings_of_two_dimensions_cover_each_axis_evenly():
+    for axis in (0, 1):
+        values = sorted(point[axis] for point in tuning._points(2, 40))
+        gaps = [b - a for a, b in zip([0.0, *values], [*values, 1.0], strict=True)]
+        assert max(gaps) < 4 / 40
+
+
+def test_more_budget_keeps_the_first_settings():
+    method, rates = METHODS["GNP"], ADAM.rates
+    assert method.settings(20, rates)[:7] == method.settings(7, rates)
+
+
+def test_the_four_of_the_paper_share_one_grid():
+    grids = [
+        [list(s.values())[1] for s in METHODS[name].settings(40, 1e-3)]
+        for name in ("Flooding", "IFlood", "SoftAD", "SAM")
+    ]
+    assert all(grid == grids[0] for grid in grids)
+    assert grids[0] == pytest.approx(torch.linspace(0.01, 2, 40).tolist(), abs=1e-5)
+
+
+def test_without_hyperparameters_one_learning_rate_is_one_setting():
+    assert METHODS["ERM"].settings(40, 1e-3) == [{"lr": 1e-3}]
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_builds_a_method_of_one_value_a_member_or_of_numbers(method):
+    single = method.build([method.published(0.1)], torch.ones(1, 4))
+    several = method.build(method.settings(3, ADAM.rates), torch.ones(3, 4))
+    assert type(single) is type(several)
+    assert isinstance(single, getattr(flatnb, method.name, flatnb.ERM))
+    for name in method.space:
+        if hasattr(several, name):
+            assert getattr(several, name).shape == (3,)
+            assert isinstance(getattr(single, name), float)
+
+
+def test_adaflood_has_the_levels_of_each_setting_and_pays_for_its_auxiliary_nets():
+    adaflood, losses = METHODS["AdaFlood"], torch.tensor([[0.1, 2.0]] * 3)
+    settings = adaflood.settings(3, ADAM.rates)
+    method = adaflood.build(settings, losses)
+    for levels, row, setting in zip(method.levels, losses, settings, strict=True):
+        gamma = setting["gamma"]
+        torch.testing.assert_close(levels, -((1 - gamma) * (-row).exp() + gamma).log())
+    assert adaflood.passes == adaflood.auxiliary == 5
+    assert adaflood.work(40) == 40 + 4
+    assert (METHODS["SAM"].passes, METHODS["SAM"].work(40)) == (2, 80)
+
+
+def test_errors_say_what_is_allowed():
+    sam = METHODS["SAM"]
+    with pytest.raises(ValueError, match="budget=0"):
+        sam.settings(0, 0.1)
+    with pytest.raises(ValueError, match="allowed: lr, rho"):
+        sam.build([{"lr": 0.1, "radius": 0.1}])
+    with pytest.raises(ValueError, match="allowed: the losses of auxiliary nets"):
+        METHODS["AdaFlood"].build([METHODS["AdaFlood"].published(0.1)])
+    with pytest.raises(ValueError, match="at least one"):
+        sam.build([])
+
+
+# --- optimizers and averages --------------------------------------------------------
+
+RATES = [0.1, 0.003, 0.02]
+
+
+def net():
+    return models.mlp(2, 5, 1, 2).double()
+
+
+def train(model, optimizer, x, y, steps=25, schedule=None):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        logits = model(x)
+        y_all = y.expand(logits.shape[:-1])
+        loss = F.cross_entropy(logits.flatten(0, -2), y_all.flatten(), reduction="none")
+        loss.view(y_all.shape).mean(-1).sum().backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 2, generator=generator, dtype=torch.float64)
+    return x, (x[:, 0] > 0.2).long()
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("kind", [ADAM, SGD, ADAMW], ids=lambda kind: kind.name)
+def test_each_member_trains_as_alone_with_its_own_learning_rate(kind, cosine):
+    settings = [{"lr": lr} for lr in RATES]
+    if kind is ADAMW:
+        for setting, decay in zip(settings, [0.5, 0.0, 2.0], strict=True):
+            setting["weight_decay"] = decay
+    model = flatnb.Ensemble(net, 3)
+    optimizer = kind.together(model, settings)
+
+    def schedule(optimizer):
+        if cosine:
+            return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+        return None
+
+    x, y = data()
+    train(model, optimizer, x, y, schedule=schedule(optimizer))
+    for i, setting in enumerate(settings):
+        torch.manual_seed(i)
+        alone = net()
+        optimizer = kind.alone(alone, setting)
+        train(alone, optimizer, x, y, schedule=schedule(optimizer))
+        for p, q in zip(model.member(i).parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_under_fit_and_a_method_too():
+    sets = [plane("gaussian", n_test=50, seed=s) for s in (0, 1)]
+    model = flatnb.Ensemble(net, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    member_learning_rates(optimizer, [0.2, 0.05])
+
+    def double(one):
+        split = {
+            name: Split(getattr(one, name).x.double(), getattr(one, name).y)
+            for name in ("train", "val", "test")
+        }
+        return copy.copy(one).__class__(
+            one.name, **split, classes=one.classes, batch_size=50
+        )
+
+    sets = [double(one) for one in sets]
+    rho = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    run = flatnb.fit(model, stack(sets), flatnb.SAM(rho), optimizer, epochs=5, seed=0)
+    for i, lr in enumerate([0.2, 0.05]):
+        torch.manual_seed(i)
+        alone = net()
+        sgd = torch.optim.SGD(alone.parameters(), lr=lr, momentum=0.9)
+        sam = flatnb.SAM(float(rho[i]))
+        other = flatnb.fit(alone, sets[i], sam, sgd, epochs=5, seed=0)
+        assert run.history[-1]["test_loss"][i] == pytest.approx(
+            other.history[-1]["test_loss"]
+        )
+
+
+def test_refuses_rates_that_would_enlarge_rounding():
+    model = flatnb.Ensemble(net, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="the largest of them the optimizer's"):
+        member_learning_rates(optimizer, [0.1, 0.2])
+    with pytest.raises(ValueError, match="rates > 0"):
+        member_learning_rates(optimizer, [0.1, 0.0])
+
+
+def averages(model, settings, steps=8):
+    return {
+        name: METHODS[name].averaged(model, [{key: v} for v in values], steps)
+        for name, (key, values) in settings.items()
+    }
+
+
+def test_averages_are_the_means_they_are_called():
+    model = torch.nn.Linear(1, 1, bias=False)
+    made = averages(model, {"SWA": ("start", [0.5]), "EMA": ("decay", [0.5])})
+    values = [float(value) for value in range(8)]
+    for value in values:
+        with torch.no_grad():
+            model.weight.fill_(value)
+        for one in made.values():
+            one.update_parameters(model)
+    assert made["SWA"].module.weight.item() == pytest.approx(sum(values[4:]) / 4)
+    expected = values[0]
+    for value in values[1:]:
+        expected = 0.5 * expected + 0.5 * value
+    assert made["EMA"].module.weight.item() == pytest.approx(expected)
+
+
+def test_each_member_has_an_average_of_its_own():
+    model = flatnb.Ensemble(net, 2)
+    averaged = averages(model, {"EMA": ("decay", [0.0, 1.0])})["EMA"]
+    averaged.update_parameters(model)
+    start = model.net[1].weight.detach().clone()
+    with torch.no_grad():
+        model.net[1].weight.add_(1)
+    averaged.update_parameters(model)
+    torch.testing.assert_close(averaged.module.net[1].weight[0], start[0] + 1)
+    torch.testing.assert_close(averaged.module.net[1].weight[1], start[1])
+
+
+def test_a_range_is_stated_in_words():
+    assert str(log(0.01, 2.0)) == "[0.01, 2] in the logarithm"

@@ -415,7 +415,11 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("12_audit", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
     (
         "13_which_flatness_tells",
-        {"board": "plane/s*/narrow-tuned", "fitted": 0.99, "drawn": "plane/spiral-0.05"},
+        {
+            "board": "plane/s*/narrow-tuned",
+            "fitted": 0.99,
+            "drawn": "plane/spiral-0.05",
+        },
     ),
     ("A1_in_your_own_loop", {"seed": 2, "rho": 0.2}),
     ("A2_adding_a_method", {"seed": 2}),

@@ -1,8 +1,8 @@
-"""The nets of the papers, with torch's own initialisation or, for fine-tuning,
+"""The nets of the papers, with torch's own initialization or, for fine-tuning,
 ImageNet's weights.
 
 All give logits of shape (n, classes). Nets of the same arguments, made after the same
-``torch.manual_seed``, start with the same parameters.
+`torch.manual_seed`, start with the same parameters.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flatnb import _checks
 from flatnb._torchvision import load as load_torchvision
 
 __all__ = ["mlp", "pretrained", "resnet18", "resnet34", "small_cnn"]
@@ -27,13 +28,11 @@ def mlp(
     batchnorm: bool = True,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """A multilayer perceptron: `hidden` times Linear, BatchNorm, ReLU (and dropout),
-    then Linear.
+    """A perceptron: `hidden` times Linear, BatchNorm, ReLU (and dropout), then Linear.
 
-    With batchnorm the hidden Linear layers have no bias, which BatchNorm would subtract
-    again. The flooding papers (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS
-    2024) use width 500 and four hidden layers in the plane (the output layer is the
-    fifth they count), the latter also width 1000 and one hidden layer on FashionMNIST.
+    With BatchNorm the hidden Linear layers have no bias, which it would subtract again.
+    The flooding papers (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS 2024)
+    use width 500 and four hidden layers in the plane; they count the output layer, too.
 
     Args:
         inputs: entries of an example, of any shape: (n, ...) is flattened.
@@ -41,15 +40,17 @@ def mlp(
         hidden: number of hidden layers; 0 is softmax regression.
         classes: number of logits.
         batchnorm: whether BatchNorm follows each hidden Linear layer.
-        dropout: probability that a hidden unit is dropped, in [0, 1); 0 adds no layer.
+        dropout: probability in [0, 1) that a hidden unit is dropped; 0 adds no layer.
 
     Raises:
         ValueError: an argument out of range.
+
+    >>> mlp(2, 5, 1, 3)(torch.zeros(10, 2)).shape
+    torch.Size([10, 3])
     """
-    _check(inputs=inputs, width=width, classes=classes)
-    _check(least=0, hidden=hidden)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout!r}; allowed: a probability in [0, 1)")
+    _check_sizes(inputs=inputs, width=width, classes=classes)
+    _checks.integer("hidden", hidden, 0)
+    _checks.number("dropout", dropout, "a number in [0, 1)", 0, 1, closed=True)
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(hidden):
         layers.append(nn.Linear(inputs, width, bias=not batchnorm))
@@ -76,29 +77,31 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
 
     Raises:
         ValueError: an argument below 1.
+
+    >>> small_cnn(1, 10, width=4)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
-    _check(channels=channels, classes=classes, width=width)
+    _check_sizes(channels=channels, classes=classes, width=width)
     return nn.Sequential(
-        *_convolved(channels, width),
+        *_convolution(channels, width),
         nn.MaxPool2d(2),
-        *_convolved(width, 2 * width),
+        *_convolution(width, 2 * width),
         nn.MaxPool2d(2),
-        *_convolved(2 * width, 4 * width),
+        *_convolution(2 * width, 4 * width),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(4 * width, classes),
     )
 
 
-def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Module:
+def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequential:
     """ResNet-18 for images of about 32 x 32: two basic blocks in each of four stages.
 
-    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016,
-        with the stem
-    that is usual for small images: one 3 x 3 convolution of stride 1, and no
-        max-pooling. (The
-    SoftAD paper keeps the stem for 224 x 224, which shrinks 32 x 32 fourfold before any
-    block.) Shortcuts that change shape are 1 x 1 convolutions with BatchNorm.
+    torchvision's blocks behind the stem that is usual for small images, one 3 x 3
+    convolution of stride 1 without max-pooling. (The SoftAD paper keeps the stem for
+    224 x 224, which shrinks 32 x 32 fourfold before any block.)
+
+    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016.
 
     Args:
         classes: number of logits.
@@ -108,45 +111,44 @@ def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Module:
 
     Raises:
         ValueError: an argument below 1.
+
+    >>> resnet18(10, width=2)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
     return _resnet((2, 2, 2, 2), classes, channels, width)
 
 
-def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Module:
-    """ResNet-34 for images of about 32 x 32: stages of 3, 4, 6 and 3 basic blocks.
+def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequential:
+    """ResNet-34: stages of 3, 4, 6 and 3 basic blocks; otherwise as `resnet18`.
 
-    Otherwise, arguments and errors included, as `resnet18`.
+    >>> resnet34(10, width=1)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
     """
     return _resnet((3, 4, 6, 3), classes, channels, width)
 
 
 def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
-    """torchvision's ResNet with its ImageNet weights and a new last layer, for
-    fine-tuning.
+    """torchvision's ResNet with its ImageNet weights and a new last layer.
 
-    Three children: images brought to what the net was trained on (three channels, size
-        x size
-    pixels, bilinear), its body, Linear. Channels are to be standardised, as
+    Three children: images resized to what the net was trained on (three channels, size
+    x size pixels, bilinear), its body, Linear. Channels are to be standardized, as
     `flatnb.data.images` does. The weights, torchvision's IMAGENET1K_V1, are read from
-    torch's hub folder ($TORCH_HOME, else ~/.cache/torch), and downloaded to it once if
-    they are not there.
+    torch's hub folder ($TORCH_HOME, else ~/.cache/torch) or downloaded to it once.
 
     Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016.
-        Zhang, Li and
-    Ju fine-tune "resnet34" at 224 pixels with NSO.
+        Zhang, Li and Ju fine-tune "resnet34" at 224 pixels with NSO.
 
     Args:
         net: "resnet18", "resnet34" or "resnet50".
         classes: number of logits.
-        size: pixels a side; the net was trained on 224.
+        size: pixels per side; the net was trained on 224.
 
     Raises:
         ValueError: another net, or a number below 1.
         FileNotFoundError: weights that are neither there nor can be downloaded.
     """
-    _check(classes=classes, size=size)
-    if net not in PRETRAINED:
-        raise ValueError(f"net={net!r}; allowed: {', '.join(PRETRAINED)}")
+    _check_sizes(classes=classes, size=size)
+    _checks.choice("net", net, PRETRAINED)
     zoo = load_torchvision().models
     body = zoo.get_model(net)
     try:
@@ -154,75 +156,57 @@ def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
             map_location="cpu", check_hash=True, weights_only=True
         )
     except Exception as error:  # no network, wrong checksum, full disk, half a file
+        reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
-            f"the ImageNet weights of {net} are not in {torch.hub.get_dir()}/checkpoints, or not "
-            f"whole ({' '.join(str(error).split())[:200]}). Connect to the network, having deleted "
-            "what is there of them, or pretrain on other classes: flatnb.experiments.finetune"
+            f"the ImageNet weights of {net} are not in {torch.hub.get_dir()}"
+            f"/checkpoints, or not whole ({reason}). Connect to the network, having "
+            "deleted what is there of them, or pretrain on other classes: "
+            "flatnb.experiments.finetune"
         ) from None
     body.load_state_dict(weights)
     features = body.fc.in_features
     body.fc = nn.Identity()
-    return nn.Sequential(_ImageNetSize(size), body, nn.Linear(features, classes))
+    return nn.Sequential(_Resize(size), body, nn.Linear(features, classes))
 
 
-class _ImageNetSize(nn.Module):
+class _Resize(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size = size
+        self.size = (size, size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(-1, 3, -1, -1)
-        size = (self.size, self.size)
         return F.interpolate(
-            x, size, mode="bilinear", align_corners=False, antialias=True
+            x, self.size, mode="bilinear", align_corners=False, antialias=True
         )
 
 
 def _resnet(
     stages: tuple[int, ...], classes: int, channels: int, width: int
 ) -> nn.Sequential:
-    _check(channels=channels, classes=classes, width=width)
-    blocks: list[nn.Module] = []
-    wide = width
-    for stage, count in enumerate(stages):
-        for block in range(count):
+    _check_sizes(channels=channels, classes=classes, width=width)
+    make_block = load_torchvision().models.resnet.BasicBlock
+    layers: list[nn.Module] = []
+    inputs = width
+    for stage, blocks in enumerate(stages):
+        outputs = width * 2**stage
+        for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
-            blocks.append(_BasicBlock(wide, width * 2**stage, stride))
-            wide = width * 2**stage
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, classes))
-    return nn.Sequential(*_convolved(channels, width), *blocks, *head)
+            layers.append(make_block(inputs, outputs, stride))
+            if inputs != outputs:
+                shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+                layers[-1].downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            inputs = outputs
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+    # The stem draws its weights last, which recorded runs depend on.
+    return nn.Sequential(*_convolution(channels, width), *layers, *head)
 
 
-class _BasicBlock(nn.Module):
-    """ReLU(shortcut(x) + two 3 x 3 convolutions with BatchNorm, a ReLU between them)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *_convolved(inputs, outputs, stride),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False),
-                nn.BatchNorm2d(outputs),
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.body(x))
+def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
 
 
-def _convolved(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(),
-    )
-
-
-def _check(least: int = 1, **counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}={value!r}; allowed: an integer >= {least}")
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        _checks.integer(name, value)

@@ -1,6 +1,6 @@
-"""What is done to any net: unwrapping it, setting its mode for a while, factors per member.
+"""What is done to any net: unwrapping, setting its mode for a while, member factors.
 
-Wrappers are known by their class, since a net may call a part of its own `_orig_mod`.
+Wrappers are known by their class, since a net may call a part of itself `_orig_mod`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import cast
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def compiled(model: nn.Module) -> bool:
@@ -20,12 +20,10 @@ def compiled(model: nn.Module) -> bool:
     return dynamo is not None and isinstance(model, dynamo.OptimizedModule)
 
 
-def unwrap(
-    model: nn.Module, kinds: tuple[type, ...] = (DistributedDataParallel,)
-) -> nn.Module:
-    """The net inside `torch.compile` and wrappers of these kinds, which have it as `module`."""
+def unwrap(model: nn.Module) -> nn.Module:
+    """The net inside compiled and data-parallel wrappers."""
     while True:
-        if isinstance(model, kinds):
+        if isinstance(model, DataParallel | DistributedDataParallel):
             model = cast(nn.Module, model.module)
         elif compiled(model):
             model = cast(nn.Module, model._orig_mod)
@@ -35,7 +33,7 @@ def unwrap(
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode; afterwards each part is in the mode that it was in before."""
+    """Train or eval mode; afterwards each module is back in its own."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.train(training)
@@ -46,8 +44,8 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def along_members(factor: Tensor, target: Tensor) -> Tensor:
-    """`factor`, () or (members,), on the device and in the dtype and shape to multiply
-    `target`, or its members on the leading axis.
+    """`factor`, () or (members,), in the dtype and shape to multiply `target`, whose
+    leading axis is that of the members.
 
     >>> import torch
     >>> along_members(torch.tensor([1.0, 2.0]), torch.ones(2, 3, 4)).shape

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatnb._checks import instance, integer
+from flatnb._checks import instance
 from flatnb._nets import in_mode, unwrap
 from flatnb.methods._model import members as members_of
 from flatnb.methods._tensors import l2_norm, wide
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flatnb.data import Split
 
 # Bounds of an evaluation's memory: examples times members, and entries of the inputs,
-# at once. Where activations are kept for a backward pass, a quarter of both.
+# at once; for a backward pass, which keeps activations, a quarter of both.
 _ROWS = {"cpu": 1 << 16, "cuda": 1 << 19}
 _ENTRIES = 1 << 21
 _BINS = 15
@@ -42,50 +42,36 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     >>> cross_entropy(torch.zeros(5, 8, 2), torch.zeros(8, dtype=torch.long)).shape
     torch.Size([5, 8])
     """
-    _check_logits(logits, y)
+    instance("logits", logits, Tensor, "a tensor (..., n, classes)")
+    instance("y", y, Tensor, "a tensor of class indices, (n,) or (..., n)")
+    if logits.dim() < 2 or y.shape not in (logits.shape[:-1], logits.shape[-2:-1]):
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} with y of shape {tuple(y.shape)}; "
+            "allowed: logits (..., n, classes) with y (n,) or (..., n)"
+        )
     y = y.expand(logits.shape[:-1])
     losses = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
     return losses.view(y.shape)
 
 
-def calibration_error(logits: Tensor, y: Tensor, bins: int = _BINS) -> Tensor:
-    r"""Expected calibration error of the most probable class, in [0, 1].
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
+    r"""The metrics of a net on a split, in one pass of bounded memory.
+
+    The calibration error of the most probable class is
 
     .. math:: \sum_b \frac{|I_b|}{n} |\mathrm{acc}(I_b) - \mathrm{conf}(I_b)|
 
     where :math:`I_b` holds the examples whose largest probability lies in
-    ((b-1)/bins, b/bins], conf is the mean of that probability, and acc the fraction of
-    them classified correctly. It is biased upwards where bins hold few examples.
+    ((b-1)/15, b/15], conf is the mean of that probability, and acc the fraction of them
+    classified correctly. It is biased upwards where bins hold few examples.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
         equation (3).
 
-    Args:
-        logits: (..., n, classes).
-        y: class indices, (n,) or (..., n).
-        bins: of equal width.
-
-    Returns:
-        (...), float64 (float32 on MPS).
-
-    >>> sure = torch.tensor([[9.0, -9.0]]).expand(4, 2)  # and right three times of four
-    >>> round(calibration_error(sure, torch.tensor([0, 0, 0, 1])).item(), 3)
-    0.25
-    """
-    _check_logits(logits, y)
-    bins = integer("bins", bins, 1, 1 << 31)
-    log_p = logits.log_softmax(-1)
-    gaps = _gaps(log_p, logits.argmax(-1) == y, bins)
-    return gaps.abs().sum(-1) / logits.shape[-2]
-
-
-@torch.no_grad()
-def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
-    """The metrics of a net on a split, in one pass of bounded memory.
-
     Returns:
         "loss": the mean cross-entropy in nats; "accuracy": the fraction classified
-        correctly; "ece": the `calibration_error`.
+        correctly; "ece": the calibration error.
 
     >>> from flatnb.data import plane
     >>> sorted(evaluate(nn.Linear(2, 2), plane("spiral", n_test=100).test))
@@ -101,7 +87,7 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
             y = part.y.expand(right.shape).unsqueeze(-1)
             losses.append(-log_p.gather(-1, y).squeeze(-1).sum(-1))
             correct.append(right.sum(-1))
-            gaps.append(_gaps(log_p, right, _BINS))
+            gaps.append(_gaps(log_p, right))
     return {
         "loss": torch.stack(losses).sum(0) / len(split),
         "accuracy": torch.stack(correct).sum(0) / len(split),
@@ -147,21 +133,11 @@ def _checked_net(model: Any, split: Any) -> nn.Module:
     return unwrap(model)
 
 
-def _check_logits(logits: Any, y: Any) -> None:
-    instance("logits", logits, Tensor, "a tensor (..., n, classes)")
-    instance("y", y, Tensor, "a tensor of class indices, (n,) or (..., n)")
-    if logits.dim() < 2 or y.shape not in (logits.shape[:-1], logits.shape[-2:-1]):
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} with y of shape {tuple(y.shape)}; "
-            "allowed: logits (..., n, classes) with y (n,) or (..., n)"
-        )
-
-
-def _gaps(log_p: Tensor, correct: Tensor, bins: int) -> Tensor:
+def _gaps(log_p: Tensor, correct: Tensor) -> Tensor:
     """The sum of correct - confidence over the examples of each bin, (..., bins)."""
     confidence = log_p.amax(-1).exp().to(wide(log_p))
-    index = confidence.mul(bins).ceil().long().sub(1).clamp(0, bins - 1)
-    sums = confidence.new_zeros(*confidence.shape[:-1], bins)
+    index = confidence.mul(_BINS).ceil().long().sub(1).clamp(0, _BINS - 1)
+    sums = confidence.new_zeros(*confidence.shape[:-1], _BINS)
     return sums.scatter_add_(-1, index, correct.to(confidence.dtype) - confidence)
 
 
@@ -169,7 +145,7 @@ def _parts(net: nn.Module, split: Split, share: int = 1) -> Iterator[Split]:
     """`split` in parts of bounded memory."""
     members = members_of(net) or 1
     entries = split.x.numel() // split.y.numel()  # of an example
-    most = _ROWS.get(split.x.device.type, _ROWS["cpu"])
-    rows = max(1, min(most // members, _ENTRIES // entries) // share)
+    bound = _ROWS.get(split.x.device.type, _ROWS["cpu"])
+    rows = max(1, min(bound // members, _ENTRIES // entries) // share)
     for first in range(0, len(split), rows):
         yield split[first : first + rows]

@@ -142,8 +142,8 @@ def fit(
     device = next(net.parameters()).device
     data = data.to(device)
     if device.type == "cuda" and any(isinstance(m, nn.Conv2d) for m in net.modules()):
-        for each in (net, average or net):
-            each.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for module in (net, average or net):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     run = Run(repr(method), seed)
@@ -298,7 +298,7 @@ def fit_grid(
     function("optimizer", optimizer, "a class of torch.optim")
     lr = number("lr", lr, "a number > 0", 0.0)
     every = integer("epochs", epochs) if every is None else every
-    columns = _columns(grid) | {"seed": _seeds(seeds)}
+    columns = _columns(grid, seeds)
     rows = list(itertools.product(*columns.values()))
     keys = pandas.DataFrame(rows, columns=list(columns)).rename_axis("member")
     values = {name: keys[name].tolist() for name in columns}
@@ -325,8 +325,8 @@ def fit_grid(
     return keys.reset_index().merge(history, on="member"), nets
 
 
-def _columns(grid: Any) -> dict[str, list[Any]]:
-    """The columns of a grid, checked."""
+def _columns(grid: Any, seeds: Any) -> dict[str, list[Any]]:
+    """The columns of a grid and the seeds, checked."""
     allowed = 'lists of numbers by name, such as {"rho": [0.05, 0.1]}'
     grid = {} if grid is None else instance("grid", grid, Mapping, allowed)
     columns: dict[str, list[Any]] = {}
@@ -334,14 +334,10 @@ def _columns(grid: Any) -> dict[str, list[Any]]:
         columns[name] = sequence(f"grid[{name!r}]", values, numbers.Real, allowed)
         if not columns[name] or name in ("seed", "member"):
             raise ValueError(f"grid={shown(grid)}; allowed: {allowed}")
+    columns["seed"] = sequence("seeds", seeds, numbers.Integral, "integers")
+    if not columns["seed"]:
+        raise ValueError("seeds=[]; allowed: at least one integer")
     return columns
-
-
-def _seeds(seeds: Any) -> list[int]:
-    entries = sequence("seeds", seeds, object, "integers >= 0")
-    if not entries:
-        raise ValueError("seeds=[]; allowed: at least one integer >= 0")
-    return [integer("seeds", entry, 0, 1 << 63) for entry in entries]
 
 
 def _losses(

@@ -151,15 +151,6 @@ CASES: dict[
         lambda: {"logits": torch.zeros(4, 2), "y": torch.zeros(4, dtype=torch.long)},
         {},
     ),
-    "calibration_error": (
-        metrics.calibration_error,
-        lambda: {
-            "logits": torch.zeros(4, 2),
-            "y": torch.zeros(4, dtype=torch.long),
-            "bins": 5,
-        },
-        {},
-    ),
     "plane": (
         plane,
         lambda: {

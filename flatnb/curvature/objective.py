@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatnb import _nets
+from flatnb._nets import in_mode, unwrap
 
 LossFunction = Callable[[Any, Any], Tensor]
 Batches = Iterable[tuple[Tensor, Any]]
@@ -177,7 +177,7 @@ class Objective:
             for name, value in vars(module).items()
             if isinstance(value, Tensor)
         ]
-        mode = _nets.in_mode(self.model, training=False)
+        mode = in_mode(self.model, training=False)
         try:
             with mode, self.arithmetic(), sdpa_kernel(SDPBackend.MATH), _eager():
                 yield
@@ -252,11 +252,6 @@ def flatten(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
         for t, p in zip(tensors, like, strict=True)
     ]
     return torch.cat(pieces)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The net inside compiled and data-parallel wrappers."""
-    return _nets.unwrap(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
 
 def check_loss(loss: Any) -> None:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from flatnb._kappa import kappa_of_logits
+from flatnb._nets import unwrap
 from flatnb.curvature.gauss_newton_trace import rows_apart
 from flatnb.curvature.objective import (
     Batches,
@@ -37,7 +38,6 @@ from flatnb.curvature.objective import (
     LossFunction,
     Objective,
     is_softmax_cross_entropy,
-    unwrap,
 )
 from flatnb.curvature.result import Estimate
 from flatnb.curvature.trace import (

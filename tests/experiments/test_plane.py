@@ -77,7 +77,7 @@ def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(
 
 
 def test_an_eigenvalue_that_did_not_converge_is_no_number(monkeypatch):
-    short = functools.partial(ensemble_flatness, most=1)
+    short = functools.partial(ensemble_flatness, max_products=1)
     monkeypatch.setattr(runner, "ensemble_flatness", short)
     _, record = made("ERM")
     assert record["final"]["top_eigenvalue"] == [[None] * 2] * len(record["settings"])

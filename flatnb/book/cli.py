@@ -46,15 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = {number: signal.signal(number, interrupt) for number in signals}
     try:
         return arguments.command(arguments)
-    except (UserError, records.RecordError) as error:
-        print(f"flatnb: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader had enough: `flatnb records list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a full disk, a read-only folder
-        place = error.filename or "file system"
-        print(f"flatnb: {place}: {error.strerror}", file=sys.stderr)
+    except (UserError, records.RecordError, OSError) as error:
+        print(f"flatnb: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         print(f"flatnb: {error}: pip install 'flatnb[book]'", file=sys.stderr)
@@ -98,11 +94,10 @@ def _run(arguments: Namespace, notebooks: Sequence[Path], **options: Any) -> lis
     for name in ("profile", "jobs", "timeout", "force"):
         options[name] = getattr(arguments, name)
     runs = runner.run(notebooks, **options)
-    for run in runs:
-        if run.error:
-            copy = os.path.relpath(runner.failed_copy(run.output))
-            print(f"\n{run.error}\nflatnb: {run.source} failed", file=sys.stderr)
-            print(f"flatnb: the executed copy is {copy}", file=sys.stderr)
+    for run in [run for run in runs if run.error]:
+        copy = os.path.relpath(runner.failed_copy(run.output))
+        kept = f"flatnb: {run.source} failed; the executed copy is {copy}"
+        print(f"\n{run.error}\n{kept}", file=sys.stderr)
     return runs
 
 
@@ -209,9 +204,8 @@ def _show(record: Mapping[str, Any]) -> None:
     print(record["name"], "\n")
     for label in ("task", "method", "passes", "selection", "failures", "provenance"):
         print(f"{label}: {json.dumps(record[label], ensure_ascii=False)}")
-    print("\nThe setting chosen for each seed:\n")
     for seed, index in zip(record["seeds"], record["selection"]["chosen"], strict=True):
-        print(f"{seed}: {record['settings'][index]}")
+        print(f"seed {seed}: {record['settings'][index]}")
     print("\nAfter the last epoch, mean and 95 % interval over the seeds:\n")
     rows = []
     for metric, values in records.selected(record).items():

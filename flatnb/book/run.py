@@ -7,6 +7,7 @@ notebook's folder, as Jupyter's does. What only the book needs is imported in fu
 so that `flatnb records` works without it.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,9 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,12 @@ def parameters(path: Path) -> dict[str, Any]:
     """What papermill finds in the parameters cell: name, type, default, help."""
     from papermill.translators import PythonTranslator
 
-    cells = [
-        c for c in read(path)["cells"] if "parameters" in c["metadata"].get("tags", ())
-    ]
-    if len(cells) != 1:
-        count = f"{len(cells)} cells tagged `parameters`"
+    cells = read(path)["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
+    if len(tagged) != 1:
+        count = f"{len(tagged)} cells tagged `parameters`"
         raise UserError(f"{path} has {count}; it needs exactly one")
-    source = "".join(cells[0]["source"])
+    source = "".join(tagged[0]["source"])
     declared = {p.name: p for p in PythonTranslator.inspect({"source": source})}
     if "profile" not in declared:
         missing = '`profile: str = "laptop"` is missing'
@@ -129,12 +128,7 @@ def _truth(text: str) -> bool:
     return {"true": True, "false": False}[text.lower()]
 
 
-TYPES: dict[str, Callable[[str], Any]] = {
-    "bool": _truth,
-    "int": int,
-    "float": float,
-    "str": str,
-}
+TYPES: dict[str, Any] = {"bool": _truth, "int": int, "float": float, "str": str}
 
 
 def chosen(path: Path, profile: str, given: Mapping[str, str]) -> dict[str, Any]:
@@ -174,22 +168,16 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
     """SHA-256 over all that determines a run's outputs, and the page made of it."""
     notebook = read(path)
     metadata = {k: v for k, v in notebook["metadata"].items() if k != "language_info"}
-    cells = [
-        [c["cell_type"], "".join(c["source"]), c["metadata"]] for c in notebook["cells"]
-    ]
+    page: list[Any] = [[c["cell_type"], c["metadata"]] for c in notebook["cells"]]
+    page += ["".join(cell["source"]) for cell in notebook["cells"]]
     declared = metadata.get("flatnb", {}).get("records")
     try:  # a reader of one notebook may have no folder of records
         names = records.match(declared, records.names()) if declared else []
     except records.RecordError as error:
         raise UserError(f"{path} declares records: {error}") from None
     hashes = {name: sha256(records.path_of(name)) for name in names}
-    made_with = [
-        records.code(),
-        records.versions(PACKAGES),
-        sys.version,
-        threads,
-    ]
-    return digest([metadata, cells, dict(values), hashes, *made_with])
+    made_with = [records.code(), records.versions(PACKAGES), threads]
+    return digest([metadata, page, dict(values), hashes, made_with])
 
 
 def share(jobs: int | None, profile: str) -> tuple[int, int]:
@@ -207,7 +195,7 @@ def share(jobs: int | None, profile: str) -> tuple[int, int]:
 # --- running ------------------------------------------------------------------------
 
 
-@dataclass
+@dataclasses.dataclass
 class Run:
     """One execution of a notebook; `error` is None if it succeeded, or was known."""
 
@@ -238,28 +226,6 @@ def failed_copy(output: Path) -> Path:
     return output.with_suffix(".failed.ipynb")
 
 
-def plan(
-    notebooks: Iterable[Path],
-    profile: str,
-    given: Mapping[str, str],
-    out: Path,
-    threads: int,
-) -> list[Run]:
-    """The runs, and where they go; UserError if a notebook or parameter does not fit."""
-    runs: dict[Path, Run] = {}
-    for path in notebooks:
-        values = chosen(path, profile, given)
-        # Runs with different parameters have different names, none the plain one.
-        name = f"{path.stem}-{digest(values)[:8]}" if given else path.stem
-        output = out / f"{name}.ipynb"
-        twin = runs.get(output)
-        if twin and twin.source.resolve() != path.resolve():
-            both = f"{twin.source} and {path}"
-            raise UserError(f"{both} would both be written to {output}")
-        runs[output] = Run(path, output, values, threads, key(path, values, threads))
-    return list(runs.values())
-
-
 def run(
     notebooks: Iterable[Path],
     *,
@@ -288,33 +254,46 @@ def run(
             raise UserError(f"{name} is {value:g}; it must be positive")
     jobs, threads = share(jobs, profile)
     folder = out or (root_of(Path.cwd()) or Path.cwd()) / f"_build/notebooks/{profile}"
-    runs = plan(notebooks, profile, given or {}, folder, threads)
+    runs: dict[Path, Run] = {}
+    for path in notebooks:
+        values = chosen(path, profile, given or {})
+        # Runs with different parameters have different names, none the plain one.
+        name = f"{path.stem}-{digest(values)[:8]}" if given else path.stem
+        output = folder / f"{name}.ipynb"
+        if output in runs and not path.samefile(runs[output].source):
+            both = f"{runs[output].source} and {path}"
+            raise UserError(f"{both} would both be written to {output}")
+        runs[output] = Run(path, output, values, threads, key(path, values, threads))
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = [run for run in runs if force or not run.is_known()]
-    known, limit = len(runs) - len(waiting), timeout or TIMEOUTS[profile]
-    if known:
-        print(f"[{known}/{len(runs)}] unchanged", flush=True)
+    waiting = [run for run in runs.values() if force or not run.is_known()]
+    if known := len(runs) - len(waiting):
+        print(f"{known} of {len(runs)} unchanged", flush=True)
+    _execute_all(waiting, jobs, timeout or TIMEOUTS[profile])
+    return list(runs.values())
+
+
+def _execute_all(runs: list[Run], jobs: int, timeout: float) -> None:
+    """Execute so many at a time; if anything interrupts, end those that run."""
     stop = threading.Event()
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            futures = [pool.submit(_execute, run, limit, stop) for run in waiting]
-            for count, future in enumerate(as_completed(futures), known + 1):
-                done = future.result()
-                state = "failed" if done.error else "finished"
-                took = f"{done.source}, {done.seconds:.0f} s"
-                print(f"[{count}/{len(runs)}] {state} {took}", flush=True)
+            futures = [pool.submit(_execute, run, timeout, stop) for run in runs]
+            for count, future in enumerate(as_completed(futures), 1):
+                run = future.result()
+                state = "failed" if run.error else "finished"
+                took = f"{run.source}, {run.seconds:.0f} s"
+                print(f"[{count}/{len(runs)}] {state} {took}\n", end="", flush=True)
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return runs
 
 
 def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
     """Execute one notebook in a private folder, and put its copy into place."""
     import yaml
 
-    print(f"running {run.source} …", flush=True)
+    print(f"running {run.source} …\n", end="", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=".run-", dir=run.output.parent) as name:
         folder = Path(name)
@@ -332,6 +311,7 @@ def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # a terminal's Ctrl-C is for us alone
             )
             in_time = _wait(process, start + timeout, stop)
         run.seconds = time.monotonic() - start
@@ -363,13 +343,14 @@ def _environment(folder: Path, threads: int) -> dict[str, str]:
     """What a kernel's environment has besides ours: all it leaves lies in `folder`."""
     clone = Path(__file__).resolve().parents[2]
     paths = [str(clone)] if (clone / "pyproject.toml").exists() else []
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
     return {
         "IPYTHONDIR": str(folder / "ipython"),  # the user's start-up files stay out
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",  # this interpreter is the kernel
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(paths),
     }
 
 
@@ -379,14 +360,9 @@ def _file(run: Run, executed: Path) -> None:
         if executed.exists():
             executed.replace(failed_copy(run.output))
         return
-    side: dict[str, Any] = {
-        "key": run.key,
-        "sha256": sha256(executed),
-        "threads": run.threads,
-    }
-    side |= {"parameters": run.values, "seconds": round(run.seconds, 1)}
+    side = dataclasses.asdict(run) | {"sha256": sha256(executed)}
     executed.replace(run.output)
-    write(sidecar(run.output), json.dumps(side, indent=1) + "\n")
+    write(sidecar(run.output), json.dumps(side, indent=1, default=str) + "\n")
     failed_copy(run.output).unlink(missing_ok=True)
 
 

@@ -108,7 +108,7 @@ def _status(executed: Mapping[Path, Path]) -> str:
     ]
     for page, copy in executed.items():
         side = json.loads(sidecar(copy).read_text(encoding="utf-8"))
-        values = [side["parameters"]["profile"], side["threads"], side["seconds"]]
+        values = [side["values"]["profile"], side["threads"], f"{side['seconds']:.0f}"]
         link = f"{{doc}}`../{page.with_suffix('')}`"
         rows.append(f"| {link} | {' | '.join(map(str, values))} |")
     return "\n".join(rows)

@@ -187,7 +187,7 @@ def test_a_run_and_its_second_time(
     capsys.readouterr()
     second = run()
     assert second.key == first.key and first.output.stat().st_mtime_ns == before
-    assert capsys.readouterr().out == "[1/1] unchanged\n"
+    assert capsys.readouterr().out == "1 of 1 unchanged\n"
     # Not taken for the same: a copy changed by hand, another key.
     first.output.write_text(first.output.read_text() + "\n")
     assert not second.is_known()

@@ -36,11 +36,11 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     (root / "book" / "status.md").write_text("# Status\n\n<!-- status -->\n")
     copy = tmp_path / "copy.ipynb"
     copy.write_text("executed")
-    side = {"parameters": {"profile": "smoke"}, "threads": 7, "seconds": 12.4}
+    side = {"values": {"profile": "smoke"}, "threads": 7, "seconds": 12.4}
     runner.sidecar(copy).write_text(json.dumps(side))
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     text = (folder / "book" / "status.md").read_text()
-    assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12.4 |" in text
+    assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text
     assert "flatnb" in text and "<!--" not in text
 
 

@@ -125,8 +125,8 @@ def test_show_says_what_was_chosen_and_found(
         'task: {"data": {"noise": 0.05, "set": "circle"}, "epochs": 2, "name": "plane"}',
         'method: "SAM"',
         'failures: [{"error": "the loss was nan in epoch 1", "seed": 7, "setting": 2}]',
-        "0: {'lr': 0.1, 'rho': 0.1}",
-        "7: {'lr': 0.1, 'rho': 0.1}",
+        "seed 0: {'lr': 0.1, 'rho': 0.1}",
+        "seed 7: {'lr': 0.1, 'rho': 0.1}",
         f"test_accuracy {mean:.3f} {half:.6f} 2",
         "test_error 0.300 NaN 1",
     ):

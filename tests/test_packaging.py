@@ -238,6 +238,16 @@ def test_workflow_is_safe(file: Path) -> None:
     assert all("timeout-minutes" in job for job in workflow["jobs"].values())
 
 
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "book/rerun.md"])
+def test_the_three_commands_are_the_same_everywhere(file: str) -> None:
+    block = """```console
+$ make book                                    # run the notebooks, build the pages
+$ make test                                    # checks and tests
+$ .venv/bin/flatnb run notebooks/02_*.ipynb    # run one notebook into a copy
+```"""
+    assert block in (ROOT / file).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_links_point_at_files(document: str) -> None:
     for target in re.findall(

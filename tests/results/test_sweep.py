@@ -15,8 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,14 +76,6 @@ def records(folder: Path) -> dict[str, tuple[int, int, str]]:
     return found
 
 
-def group_is_gone(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
 def assert_whole(
     folder: Path, jobs: list[Job], results: list[Result], beside: Collection[str] = ()
 ) -> None:
@@ -121,7 +112,7 @@ def test_key_is_that_of_the_content() -> None:
     ("job", "message"),
     [
         (Job("sweep_jobs.fill", {}), "package.module:function"),
-        (Job("__main__:f", {}), "workers cannot import"),
+        (Job("__main__:f", {}), "that workers can import"),
         (Job("no_such_module:f", {}), "cannot be imported"),
         (Job("sweep_jobs:absent", {}), "no function absent"),
         (Job("sweep_jobs:fill", {"sise": 3}), "size"),
@@ -210,7 +201,9 @@ def test_a_failure_is_kept_and_stops_nothing_until_it_is_retried(
     kept = json.loads((folder / f"{failing.key}.json").read_text())["error"]
     assert kept["type"] == "ArithmeticError" and kept["message"] == "marker is missing"
     assert "in fail_unless" in kept["traceback"]
-    assert "2 of them failed" in capsys.readouterr().out
+    shown = capsys.readouterr().err
+    assert f"failed fail_unless(marker='{marker}'): ArithmeticError: marker" in shown
+    assert "failed nothing(): TypeError: call" in shown or "sweep_jobs:nothing" in shown
 
     before = records(folder)
     marker.touch()
@@ -259,7 +252,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing_finished(tmp_path: Path) -> 
         # Those before it, and the one that may have begun before it was known.
         names = [f"{job.key}.json" for job in jobs if job is not big]
         assert set(names[:2]) <= set(before) <= set(names[:3])
-        assert {path.name for path in folder.iterdir()} == set(before)
+        assert {path.name for path in folder.glob("*.json")} == set(before)
         results = run(jobs, folder, executor=one)
     assert all(result.value for result in results)
     assert before.items() <= records(folder).items()
@@ -275,7 +268,7 @@ def test_a_disk_that_is_full_for_the_job_is_not_its_result(
     monkeypatch.setattr(sweep_jobs, "write", full)
     with pytest.raises(OSError, match="No space left"):
         run(writing(tmp_path / "log", 3), tmp_path / "runs", executor=threads)
-    assert not list((tmp_path / "runs").iterdir())
+    assert not list((tmp_path / "runs").glob("*.json"))
 
 
 ODD = (
@@ -361,71 +354,62 @@ def test_what_is_not_installed_is_named(
         run(writing(tmp_path / "log", 1), tmp_path, executor=executor)
 
 
-class Cluster:
-    """Stands in for Dask's client: how many workers each look finds; jobs run at the
-    last look.
-    """
-
-    def __init__(self, *workers: int) -> None:
-        self.workers = list(workers)
-        self.waiting: list[Callable[[], None]] = []
-
-    def __call__(self, address: str) -> "Cluster":
-        assert address == "tcp://host:1"
-        return self
-
-    def __enter__(self) -> "Cluster":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
-
-    def get_executor(self, pure: bool) -> Executor:
-        assert not pure
-        cluster = self
-
-        class Waiting(Executor):
-            def submit(
-                self, function: Any, /, *args: Any, **kwargs: Any
-            ) -> "Future[Any]":
-                future: Future[Any] = Future()
-                cluster.waiting.append(
-                    lambda: future.set_result(function(*args, **kwargs))
-                )
-                return future
-
-        return Waiting()
-
-    def scheduler_info(self) -> dict[str, Any]:
-        now = self.workers.pop(0)
-        if not self.workers:
-            self.workers = [now]
-            for call in self.waiting if now else []:
-                call()
-            self.waiting = []
-        return {"workers": {worker: {} for worker in range(now)}}
-
-
-def test_a_cluster_whose_workers_are_all_gone_ends_the_sweep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dask_cluster_runs_the_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: ThreadPoolExecutor
 ) -> None:
+    @contextlib.contextmanager
+    def client(address: str) -> Iterator[Any]:
+        assert address == "tcp://host:1"
+        yield SimpleNamespace(get_executor=lambda pure: threads)
+
+    monkeypatch.setitem(sys.modules, "distributed", SimpleNamespace(Client=client))
     jobs = writing(tmp_path / "log", 2)
-    monkeypatch.setattr(sweep, "AGAIN", 0)
-    monkeypatch.setattr(sweep, "GONE", 0.1)
-    monkeypatch.setitem(
-        sys.modules, "distributed", SimpleNamespace(Client=Cluster(2, 0))
-    )
-    with pytest.raises(RuntimeError, match="host:1 has had no worker for") as caught:
-        run(jobs, tmp_path / "runs", executor="dask://host:1")
-    assert "0 finished jobs are kept" in caught.value.__notes__[0]
-    # The first worker is waited for, and one that comes back in time counts.
-    for looks in ((0, 0, 0, 1), (1, 0, 1)):
-        monkeypatch.setitem(
-            sys.modules, "distributed", SimpleNamespace(Client=Cluster(*looks))
-        )
-        monkeypatch.setattr(sweep, "GONE", 0.1 if looks[0] == 0 else 100)
-        folder = tmp_path / str(looks[0])
-        assert_whole(folder, jobs, run(jobs, folder, executor="dask://host:1"))
+    results = run(jobs, tmp_path / "runs", executor="dask://host:1")
+    assert_whole(tmp_path / "runs", jobs, results)
+
+
+def test_slurm_runs_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters: dict[str, Any] = {}
+
+    class AutoExecutor:
+        def __init__(self, folder: Path) -> None:
+            assert folder == tmp_path / "runs" / "submitit"
+
+        def update_parameters(self, **options: Any) -> None:
+            parameters.update(options)
+
+        def submit(self, function: Callable[..., Any], *args: Any) -> Any:
+            return SimpleNamespace(result=lambda: function(*args), cancel=lambda: None)
+
+    module = SimpleNamespace(AutoExecutor=AutoExecutor)
+    monkeypatch.setitem(sys.modules, "submitit", module)
+    jobs = writing(tmp_path / "log", 2)
+    results = run(jobs, tmp_path / "runs", executor="submitit://gpu?timeout_min=60")
+    assert_whole(tmp_path / "runs", jobs, results)
+    assert parameters == {"slurm_partition": "gpu", "timeout_min": 60}
+
+
+def test_a_worker_that_died_on_a_cluster_is_the_error_of_its_job(
+    tmp_path: Path,
+) -> None:
+    class KilledWorker(Exception):
+        """Dask's, by its name."""
+
+    class Deadly(ThreadPoolExecutor):
+        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> "Future[Any]":
+            if args[0].call == "sweep_jobs:die":
+                return super().submit(self._die)
+            return super().submit(function, *args, **kwargs)
+
+        def _die(self) -> None:
+            raise KilledWorker("out of memory")
+
+    killer = Job("sweep_jobs:die", {"log": "", "times": 99}, cost=2)
+    jobs = [killer, *writing(tmp_path / "log", 4)]
+    with Deadly(1) as executor:
+        results = run(jobs, tmp_path / "runs", executor=executor)
+    assert results[0].error == "WorkerDied: out of memory"
+    assert_whole(tmp_path / "runs", jobs[1:], results[1:], beside={killer.key})
 
 
 def test_an_executor_that_loses_a_job_or_is_shut_down_ends_the_sweep(
@@ -440,17 +424,17 @@ def test_an_executor_that_loses_a_job_or_is_shut_down_ends_the_sweep(
     jobs = writing(tmp_path / "log", 2)
     with (
         Forgetful(1) as executor,
-        pytest.raises(RuntimeError, match=r"cancelled write\(.*gone"),
+        pytest.raises(CancelledError),
     ):
         run(jobs, tmp_path / "runs", executor=executor)
     with ThreadPoolExecutor(1) as closed:
         pass
-    with pytest.raises(RuntimeError, match="takes no more jobs"):
+    with pytest.raises(RuntimeError, match="cannot schedule"):
         run(jobs, tmp_path / "runs", executor=closed)
 
 
 def test_environments_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "_cores", lambda: 8)
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
@@ -471,24 +455,6 @@ def test_environments_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert chosen(0, None) == [("2", None)] * 4
     assert chosen(2, None) == [("2", "5"), ("2", "7")]
-
-
-# --- progress -----------------------------------------------------------------------
-
-
-def test_progress_estimates_the_time_left_from_costs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now = [100.0]
-    monkeypatch.setattr(sweep.time, "monotonic", lambda: now[0])
-    progress = sweep._Progress(5)
-    jobs = [Job("m:f", {"i": i}, cost) for i, cost in enumerate((8, 4, 4, 4))]
-    progress.start(jobs, 2)
-    now[0] += 16
-    progress.done(Result(jobs[0], {}, None, 16.0, ""))
-    assert progress.left() == pytest.approx(12)  # 12 cost × 2 seconds / 2 workers
-    progress.workers = None  # so far 16 busy seconds in 16: one at a time
-    assert progress.left() == pytest.approx(24)
 
 
 # --- two sweeps, and what dies ------------------------------------------------------
@@ -516,111 +482,43 @@ def test_two_sweeps_in_one_folder_share_the_jobs(tmp_path: Path) -> None:
     assert_whole(folder, jobs, results[0])
 
 
-def test_a_lock_whose_file_was_removed_excludes_nobody_and_is_not_held(
+def test_a_job_whose_process_was_killed_is_a_failure_and_the_others_run(
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / "key.lock"
-    with sweep._lock(path) as held:
-        assert held
-        with sweep._lock(path) as second:
-            assert not second
-        path.unlink()
-        with sweep._lock(path) as third:
-            assert third
-    assert not path.exists()
-
-
-class Deadly(ThreadPoolExecutor):
-    """Its worker dies under every job that is about to run `die`."""
-
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        job, *_, died = args
-        if job.call == "sweep_jobs:die" and not died:
-            return super().submit(self._die)
-        return super().submit(function, *args, **kwargs)
-
-    def _die(self) -> None:
-        raise BrokenProcessPool("the process is gone")
-
-
-def test_after_its_worker_died_twice_a_job_is_a_failure_and_the_rest_runs(
-    tmp_path: Path,
-) -> None:
-    killer = Job("sweep_jobs:die", {"log": "", "times": 99}, cost=2)
-    jobs = [killer, *writing(tmp_path / "log", 4)]
-    with Deadly(1) as executor:
-        results = run(jobs, tmp_path / "runs", executor=executor)
-    assert results[0].error and results[0].error.startswith(
-        "WorkerDied: 2 worker processes died"
+    folder = tmp_path / "runs"
+    killed = Job(
+        "sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 1}, cost=2
     )
-    assert_whole(tmp_path / "runs", jobs[1:], results[1:], beside={killer.key})
-
-
-def test_workers_that_cannot_even_write_the_failure_end_the_sweep(
-    tmp_path: Path,
-) -> None:
-    class Dead(Deadly):
-        def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-            return ThreadPoolExecutor.submit(self, self._die)
-
-    with Dead(1) as executor, pytest.raises(BrokenProcessPool):
-        run(writing(tmp_path / "log", 2), tmp_path / "runs", executor=executor)
-
-
-def test_a_worker_that_was_killed_is_replaced(tmp_path: Path) -> None:
-    folder, log = tmp_path / "runs", tmp_path / "log"
-    once = Job("sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 1}, cost=2)
     threads = Job("sweep_jobs:environment", {"name": "OMP_NUM_THREADS"})
-    jobs = [once, threads, *writing(log, 4, 0)]
-    results = run(jobs, folder, workers=1)
-    assert results[0].value == {"times": 1}
-    assert results[1].value == {
-        "OMP_NUM_THREADS": sweep._environments(1)[0]["OMP_NUM_THREADS"]
-    }
-    assert (tmp_path / "deaths").read_text() == "die\ndie\n"
-    assert_whole(folder, jobs[2:], results[2:], beside={once.key, threads.key})
+    jobs = [killed, threads, *writing(tmp_path / "log", 2, 0)]
+    results = run(jobs, folder, workers=2)
+    assert results[0].error and "WorkerDied: exit code -9" in results[0].error
+    share = sweep._environments(2)[0]["OMP_NUM_THREADS"]
+    assert results[1].value == {"OMP_NUM_THREADS": share}
+    beside = {killed.key, threads.key}
+    assert_whole(folder, jobs[2:], results[2:], beside=beside)
+    (again,) = run([killed], folder, workers=1, retry=True)
+    assert again.value == {"times": 1}
 
 
 def test_killing_the_sweep_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
-    folder, log, jobs = (
-        tmp_path / "runs",
-        tmp_path / "log",
-        writing(tmp_path / "log", 12, 0.3),
-    )
-    with process(folder, log, 12, 0.3, workers=1) as sweeping:
-        until(lambda: len(records(folder)) >= 2)
-        time.sleep(random.uniform(0, 0.3))
+    folder, log = tmp_path / "runs", tmp_path / "log"
+    jobs = writing(log, 6, 2.0)
+    with process(folder, log, 6, 2.0, workers=1) as sweeping:
+        until(lambda: records(folder))
+        until(lambda: workers_of(sweeping.pid))
+        workers = workers_of(sweeping.pid)
         sweeping.kill()
     before = records(folder)
-    until(lambda: group_is_gone(sweeping.pid))  # the workers, too
-    assert 2 <= len(before) < 12
+    until(lambda: not any(map(is_running, workers)))
+    assert 1 <= len(before) < 6
     with ThreadPoolExecutor(4) as executor:
         results = run(jobs, folder, executor=executor)
-    assert_whole(folder, jobs, results)
+    assert [result.value and result.value["name"] for result in results] == [
+        f"job {i}" for i in range(6)
+    ]
     assert before.items() <= records(folder).items()
     assert max(Counter(log.read_text().splitlines()).values()) <= 2
-
-
-def test_what_a_killed_worker_left_beside_its_result_goes_with_the_next_sweep(
-    tmp_path: Path,
-) -> None:
-    jobs, folder = writing(tmp_path / "log", 2), tmp_path / "runs"
-    with ThreadPoolExecutor(1) as executor:
-        run(jobs, folder, executor=executor)
-        before = records(folder)
-        for job in jobs:
-            for left in ("{}.lock", "{}.pt", ".{}.json.1a.part"):
-                (folder / left.format(job.key)).touch()
-        with sweep._lock(
-            folder / f"{jobs[0].key}.lock"
-        ):  # a worker that has not ended yet
-            run(jobs, folder, executor=executor)
-            left = {path.name for path in folder.iterdir()} - set(before)
-            key = jobs[0].key
-            assert left == {f"{key}.lock", f"{key}.pt", f".{key}.json.1a.part"}
-        (folder / f"{jobs[0].key}.lock").touch()
-        assert_whole(folder, jobs, run(jobs, folder, executor=executor))
-    assert records(folder) == before
 
 
 @pytest.mark.slow
@@ -628,62 +526,21 @@ def test_ctrl_c_ends_the_running_jobs_and_says_how_to_go_on(tmp_path: Path) -> N
     folder, log = tmp_path / "runs", tmp_path / "log"
     with process(folder, log, 3, 300, workers=1) as sweeping:
         until(log.exists)
-        os.killpg(
-            sweeping.pid, signal.SIGINT
-        )  # as a terminal does: the workers get it, too
-        output, errors = sweeping.communicate(timeout=250)
-    assert "0 finished jobs are kept" in output and "again to go on" in output
+        workers = workers_of(sweeping.pid)
+        os.killpg(sweeping.pid, signal.SIGINT)  # as a terminal does
+        _, errors = sweeping.communicate(timeout=250)
+    assert "0 finished jobs are kept" in errors and "again to go on" in errors
     assert "KeyboardInterrupt" in errors
-    until(lambda: group_is_gone(sweeping.pid))
+    assert workers and not any(map(is_running, workers))
     assert not list(folder.glob("*.json"))
 
 
 @pytest.mark.slow
-def test_a_job_that_kills_its_worker_is_a_failure_and_other_workers_live(
-    tmp_path: Path,
-) -> None:
-    killer = Job(
-        "sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 99}, cost=2
-    )
-    jobs = [killer, *writing(tmp_path / "log", 40, 0.2)]
-    results = run(jobs, tmp_path / "runs", workers=2)
-    assert results[0].error and results[0].error.startswith(
-        "WorkerDied: 2 worker processes died"
-    )
-    assert (tmp_path / "deaths").read_text() == "die\ndie\n"
-    assert_whole(tmp_path / "runs", jobs[1:], results[1:], beside={killer.key})
-    names = (tmp_path / "log").read_text().splitlines()
-    assert Counter(names) == {f"job {i}": 1 for i in range(40)}
-
-
-@pytest.mark.slow
-def test_a_broken_executor_is_reported_and_nothing_finished_lost(
-    tmp_path: Path,
-) -> None:
-    killer = Job(
-        "sweep_jobs:die", {"log": str(tmp_path / "deaths"), "times": 99}, cost=0.5
-    )
-    jobs = [killer, *writing(tmp_path / "log", 3)]
-    with (
-        ProcessPoolExecutor(1) as pool,
-        pytest.raises(RuntimeError, match="give a new one"),
-    ):
-        run(jobs, tmp_path / "runs", executor=pool)
-    before = records(tmp_path / "runs")
-    assert len(before) == 3
-    results = run(jobs, tmp_path / "runs", workers=1)
-    assert before.items() <= records(tmp_path / "runs").items()
-    assert results[0].error and "WorkerDied" in results[0].error
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_twenty_kills_lose_double_and_halve_no_record(tmp_path: Path) -> None:
-    """Two sweeps share a folder; at random moments one of them, or its worker, is
-    killed.
-    """
+def test_killed_sweeps_lose_double_and_halve_no_record(tmp_path: Path) -> None:
+    """Two sweeps share a folder; at random moments one of them is killed."""
     folder, log = tmp_path / "runs", tmp_path / "log"
-    count, seconds, kills = 1500, 0.05, 20
+    count, seconds, kills = 20, 0.5, 6
     jobs = writing(log, count, seconds)
     dice = random.Random(0)
     sweeps = [process(folder, log, count, seconds, workers=1) for _ in range(2)]
@@ -691,14 +548,10 @@ def test_twenty_kills_lose_double_and_halve_no_record(tmp_path: Path) -> None:
     for kill in range(kills):
         victim = sweeps[kill % 2]
         until(lambda victim=victim: workers_of(victim.pid))
-        time.sleep(dice.uniform(0, 5))  # to start takes a worker some seconds
-        if dice.random() < 0.5:
-            victim.kill()
-            victim.communicate()
-            sweeps[kill % 2] = process(folder, log, count, seconds, workers=1)
-        else:
-            for worker in workers_of(victim.pid):
-                os.kill(worker, signal.SIGKILL)
+        time.sleep(dice.uniform(0, 5))  # to start takes a job some seconds
+        victim.kill()
+        victim.communicate()
+        sweeps[kill % 2] = process(folder, log, count, seconds, workers=1)
         now = records(folder)
         assert all("value" in json.loads(text) for _, _, text in now.values())
         assert seen.items() <= now.items(), (
@@ -711,7 +564,7 @@ def test_twenty_kills_lose_double_and_halve_no_record(tmp_path: Path) -> None:
         assert sweeping.returncode == 0, errors
     with ThreadPoolExecutor(1) as executor:
         results = run(jobs, folder, executor=executor)
-    assert_whole(folder, jobs, results)
+    assert all(result.value for result in results)
     assert seen.items() <= records(folder).items()
     # Only a job that a kill met runs again; each sweep runs one at a time.
     again = Counter(log.read_text().splitlines()).total() - count
@@ -719,10 +572,18 @@ def test_twenty_kills_lose_double_and_halve_no_record(tmp_path: Path) -> None:
 
 
 def workers_of(pid: int) -> list[int]:
-    """The worker processes that a process started."""
+    """The processes of jobs that a process started."""
     command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in listed.splitlines()]
     return [
-        int(row[0]) for row in rows if int(row[1]) == pid and "spawn_main" in row[2]
+        int(row[0]) for row in rows if int(row[1]) == pid and "import main" in row[2]
     ]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -102,7 +102,7 @@ def run(
     flag("retry", retry)
     flag("progress", progress)
     instance("folder", folder, (str, Path), "the path of a folder")
-    if "\0" in str(folder):
+    if not str(folder) or "\0" in str(folder):
         raise ValueError(f"folder={shown(folder)}; allowed: the path of a folder")
     _check_executor(executor, workers)
     folder = Path(folder).absolute()

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Entry by entry, without parameters, statistics or noise: they serve all members as is.
-ELEMENTWISE = (
+# Layers that serve all members as they are.
+_UNCHANGED = (
+    nn.Sequential,
+    nn.Flatten,
     nn.ELU,
     nn.GELU,
     nn.Identity,
@@ -95,9 +97,7 @@ _BATCHED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: EnsembleLinear,
     nn.BatchNorm1d: EnsembleBatchNorm,
     nn.Dropout: EnsembleDropout,
-    nn.Sequential: nn.Sequential,
-    nn.Flatten: nn.Flatten,
-} | {kind: kind for kind in ELEMENTWISE}
+} | {kind: kind for kind in _UNCHANGED}
 
 
 def stacked(nets: Sequence[nn.Module], generators: list[torch.Generator]) -> nn.Module:

@@ -1,8 +1,8 @@
 """The checkpoint of a training: one file that is whole or absent, and safe to load.
 
-The file is a line that names the format, a digest of what follows, and what
-`torch.save` writes of tensors, numbers and text. Loading compares the digest, runs no
-code from the file (`weights_only`) and refuses the file of another run.
+It is a line that names the format, a digest of what follows, and what `torch.save`
+writes. Loading compares the digest, runs no code from the file (`weights_only`) and
+refuses the file of another run.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ class Checkpoint:
             return None
         state = _read(self._path)
         self._check_run(state["run"])
-        before = copy.deepcopy(self._state({}))
+        current = copy.deepcopy(self._state({}))
         try:
             self._restore(state)
         except Exception as error:  # whatever the parts happen to raise
-            self._restore(before)
+            self._restore(current)
             raise _damaged(self._path, error) from error
         return state["progress"]
 

@@ -44,17 +44,15 @@ class Ensemble(nn.Module):
     Member i starts with the parameters and buffers that `make_model()` gives right
     after `torch.manual_seed(seeds[i])`. The global random stream stays as it was.
 
-    **Input** is (n, ...), shared by all members, or (members, n, ...); **output** is
-    (members, n, classes). A net that starts with Linear or BatchNorm1d takes examples
-    of shape (features,). One that starts with Flatten takes examples of any shape with
-    as many entries as its first Linear has inputs; where both readings fit, as for
-    (members, 1, 28, 28), an example is (features,) or (channels, height, width).
+    **Input** is (n, ...), shared by all members, or (members, n, ...), an example being
+    what has as many entries as the first layer has inputs; where both readings fit, as
+    for (members, 1, 28, 28), it is (features,) or (channels, height, width). **Output**
+    is (members, n, classes).
 
-    **Dropout.** Member i draws its masks from its own generator, which starts where
-    `make_model()` left the random stream, in the order and the shapes of the plain net.
-    So `Ensemble(make_model, 1, [seeds[i]])` trains with the same masks, and so does, on
-    a CPU, the plain net made after `torch.manual_seed(seeds[i])` if nothing else draws
-    from the global stream. The masks are the same on every device.
+    **Dropout.** Member i draws its masks, the same on every device, from its own
+    generator, which starts where `make_model()` left the random stream. On a CPU the
+    plain net made after `torch.manual_seed(seeds[i])` trains with the same masks if
+    nothing else draws from the global stream.
 
     **Evaluation** in eval mode and without gradients takes the examples in groups, so
     memory is bounded, and merges each BatchNorm into the Linear before it; not if there
@@ -104,7 +102,7 @@ class Ensemble(nn.Module):
         self.net = stacked(nets, self.generators)
         # In a tuple, so that it is no submodule: it gives `member` the right classes.
         self._plain = (nets[0],)
-        self._features, self._flattens = _input(self.net)
+        self._features = _features(self.net)
         if len(list(self.net.parameters())) != len(list(nets[0].parameters())):
             raise ValueError(
                 "make_model ties parameters of different layers, which Ensemble stacks "
@@ -184,7 +182,7 @@ class Ensemble(nn.Module):
         if len(state) != len(self.generators):
             raise ValueError(
                 f"the state holds {len(state)} dropout generators; this ensemble has "
-                f"{len(self.generators)} (one per member if the net has dropout)"
+                f"{len(self.generators)}"
             )
         for generator, row in zip(self.generators, state, strict=True):
             generator.set_state(row.cpu().clone())  # torch misreads a view
@@ -194,22 +192,17 @@ class Ensemble(nn.Module):
 
     def _with_members(self, x: Tensor) -> Tensor:
         """`x` as (members, n, ...); a shared input is expanded, not copied."""
-        separate = len(x) == self.members and self._fits(x.shape[2:])
-        if self._fits(x.shape[1:]) and not (separate and x.dim() in (3, 5)):
+        size = self._features
+        separate = len(x) == self.members and x.dim() > 2
+        separate &= x.shape[2:].numel() == size
+        if x.shape[1:].numel() == size and not (separate and x.dim() in (3, 5)):
             return x.expand(self.members, *x.shape)
         if separate:
             return x
-        size = self._features
-        example = f"... with {size} entries" if self._flattens else f"{size}"
         raise ValueError(
-            f"input of shape {tuple(x.shape)}; allowed: (n, {example}), shared by all "
-            f"members, or ({self.members}, n, {example}), one batch per member"
+            f"input of shape {tuple(x.shape)}; allowed: (n, ...), shared by all members, "
+            f"or ({self.members}, n, ...), where ... has {self._features} entries"
         )
-
-    def _fits(self, example: torch.Size) -> bool:
-        """Whether the net takes examples of this shape."""
-        flat = len(example) == 1 or (self._flattens and len(example) > 1)
-        return flat and example.numel() == self._features
 
 
 def groups(
@@ -314,16 +307,13 @@ def _make(make_model: Callable[[], nn.Module], seed: int) -> tuple[nn.Module, Te
     return net, state
 
 
-def _input(net: nn.Module) -> tuple[int, bool]:
-    """The number of features the net takes, and whether a Flatten comes before."""
+def _features(net: nn.Module) -> int:
+    """The number of features the net takes."""
     layers = list(net.modules())
     if not any(isinstance(layer, nn.Linear) for layer in layers):
         raise ValueError("make_model gave a net without Linear; Ensemble needs one")
-    sizes = [
-        getattr(la, "in_features", getattr(la, "num_features", 0)) for la in layers
-    ]
-    first = next(i for i, size in enumerate(sizes) if size)
-    return sizes[first], any(isinstance(la, nn.Flatten) for la in layers[:first])
+    sizes = [getattr(m, "in_features", getattr(m, "num_features", 0)) for m in layers]
+    return next(size for size in sizes if size)
 
 
 def _uses_batch(net: nn.Module) -> bool:

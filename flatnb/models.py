@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from flatnb import _checks
 from flatnb._torchvision import load as load_torchvision
 
-__all__ = ["mlp", "pretrained", "resnet18", "resnet34", "small_cnn"]
-
 PRETRAINED = ("resnet18", "resnet34", "resnet50")
 
 
@@ -98,8 +96,8 @@ def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
     """ResNet-18 for images of about 32 x 32: two basic blocks in each of four stages.
 
     torchvision's blocks behind the stem that is usual for small images, one 3 x 3
-    convolution of stride 1 without max-pooling. (The SoftAD paper keeps the stem for
-    224 x 224, which shrinks 32 x 32 fourfold before any block.)
+    convolution of stride 1 without max-pooling. (The SoftAD paper keeps that for 224 x
+    224, which shrinks 32 x 32 fourfold.)
 
     Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016.
 

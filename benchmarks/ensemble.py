@@ -1,21 +1,17 @@
-"""An ensemble beside the same nets trained one after another: the perceptrons of the
-plane task.
+"""An ensemble next to the same nets trained one after another, as in the plane task.
 
     python -m benchmarks.ensemble [--threads 2] [--rounds 9] [--cases 50x600 500x22]
 
 A case is WIDTHxMEMBERS: perceptrons with four hidden layers, BatchNorm and ReLU, 100
-    examples in
-two batches of 50, trained by SGD with momentum and by Adam. In each round every variant
-trains, in
-turn and in this one process, so that whatever else the machine does hits them alike:
-    the ensemble
-one epoch of all its members, and a net on its own as many epochs as fit a similar time.
-One net after another costs the same each, so its time for all members is a product, not
-a run; it is given with all threads and with one, for small nets are faster with one.
-The ratio is to the faster of the two in each round; medians and interquartile ranges
-are printed. `cpu` is processor time, over all threads, which other work on the machine
-disturbs less. A grid of 500 wide nets is trained in ensembles of about 22, as
-`flatnb.ensemble.groups` cuts it.
+examples in two batches of 50, trained by SGD with momentum and by Adam. In each round
+every variant trains in turn, in this one process, so that whatever else the machine
+does hits them alike: the ensemble one epoch of all its members, and a single net as
+many epochs as fit a similar time. One net after another costs the same each, so its
+time for all members is a product, not a run; it is given with all threads and with one,
+because small nets are faster with one. The ratio is to the faster of the two in each
+round; medians and interquartile ranges are printed. `cpu` is processor time over all
+threads, which other work on the machine disturbs less. A grid of 500 wide nets is
+trained in ensembles of about 22, as `flatnb.ensemble.groups` cuts it.
 """
 
 from __future__ import annotations
@@ -44,7 +40,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def epochs(
     net: nn.Module, make_optimizer: Callable[..., torch.optim.Optimizer]
 ) -> Callable:
-    """A function that trains `net` so many epochs on two normal clouds."""
+    """A function that trains `net` for a number of epochs on two normal clouds."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(EXAMPLES) % 2
     x = 0.3 * torch.randn(EXAMPLES, 2, generator=generator) + y[:, None]
@@ -67,7 +63,7 @@ def epochs(
 
 
 def timed(run: Callable[[int], None], count: int, threads: int) -> tuple[float, float]:
-    """Seconds an epoch: on the wall, and of the processor."""
+    """Seconds per epoch: on the wall, and of the processor."""
     torch.set_num_threads(threads)
     run(1)  # threads wake up, caches fill
     wall, cpu = time.perf_counter(), time.process_time()
@@ -79,13 +75,14 @@ def compare(
     width: int, members: int, optimizer: str, threads: int, rounds: int
 ) -> None:
     make = partial(mlp, 2, width, 4, 2)
-    one = epochs(make(), OPTIMIZERS[optimizer])
-    all_ = epochs(Ensemble(make, members, seeds=[0] * members), OPTIMIZERS[optimizer])
+    single = epochs(make(), OPTIMIZERS[optimizer])
+    nets = Ensemble(make, members, seeds=[0] * members)
     variants = {
-        f"one after another, threads={t}": (one, 10, t, members)
+        f"one after another, threads={t}": (single, 10, t, members)
         for t in sorted({1, threads})
     }
-    variants[f"ensemble, threads={threads}"] = (all_, 1, threads, 1)
+    together = epochs(nets, OPTIMIZERS[optimizer])
+    variants[f"ensemble, threads={threads}"] = (together, 1, threads, 1)
     wall: dict[str, list[float]] = {name: [] for name in variants}
     cpu: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):

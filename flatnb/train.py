@@ -2,7 +2,7 @@
 
 `train_epoch` is the loop of any PyTorch program, with `method.backward(...)` where
 `loss.backward()` stood. Around it, `fit` evaluates, averages weights, and writes a
-checkpoint. For anything else (several processes, clipping, float16) write the loop.
+checkpoint.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def fit(
 
     Seeds the global random stream. Same seed, machine and thread count: same run, bit
     for bit on a CPU. A model stops before the first step whose gradient is not finite;
-    a member of an ensemble is lost by itself. See {doc}`/book/library` for more.
+    a member of an ensemble is lost by itself. For several processes, clipping or
+    float16 write the loop. The library's page says more: "How fit behaves".
 
     Args:
         model: a classifier, or an `Ensemble` of them.

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # A closed terminal or a stopped job must not leave kernels behind either.
     signals = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    handlers = {number: signal.signal(number, interrupt) for number in signals}
     try:
         return arguments.command(arguments)
     except BrokenPipeError:  # the reader had enough: `flatnb records list | head`
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nflatnb: interrupted", file=sys.stderr)
         return 130
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -78,11 +78,9 @@ def run_command(arguments: Namespace) -> int:
     """Execute notebooks into copies, and those only that changed.
 
     A run is repeated when its notebook, parameters, flatnb, package versions, threads
-    or records changed. The sources are never written to.
+    or records changed. The sources are never written to. -p changes a parameter.
     """
-    given = dict(arguments.given)
-    if len(given) < len(arguments.given):
-        raise UserError("a parameter is given twice")
+    given = dict(arguments.p or [])
     runs = _run(arguments, arguments.notebooks, given=given, out=arguments.out)
     if not any(run.error for run in runs):
         print(*(os.path.relpath(run.output) for run in runs), sep="\n")
@@ -95,9 +93,9 @@ def _run(arguments: Namespace, notebooks: Sequence[Path], **options: Any) -> lis
         options[name] = getattr(arguments, name)
     runs = runner.run(notebooks, **options)
     for run in [run for run in runs if run.error]:
-        copy = os.path.relpath(runner.failed_copy(run.output))
-        kept = f"flatnb: {run.source} failed; the executed copy is {copy}"
-        print(f"\n{run.error}\n{kept}", file=sys.stderr)
+        copy = os.path.relpath(run.output.with_suffix(runner.FAILED))
+        place = f"flatnb: {run.source} failed; the executed copy is {copy}"
+        print(f"\n{run.error}\n{place}", file=sys.stderr)
     return runs
 
 
@@ -129,7 +127,7 @@ def clean_command(arguments: Namespace) -> int:
     """Strip outputs and traces of execution from notebooks."""
     paths = arguments.notebooks or sorted((_root() / "notebooks").glob("*.ipynb"))
     texts = {path: stripped(path) for path in paths}
-    dirty = [path for path, (before, after) in texts.items() if before != after]
+    dirty = [path for path, (text, clean) in texts.items() if text != clean]
     for path in dirty:
         state = "is not clean" if arguments.check else "cleaned"
         print(f"{os.path.relpath(path)} {state}")
@@ -144,9 +142,9 @@ def stripped(path: Path) -> tuple[str, str]:
     from nbstripout import strip_output
 
     notebook = runner.read(path)
-    before = nbformat.writes(notebook)
+    text = nbformat.writes(notebook)
     strip_output(notebook, False, False, keep_id=True, extra_keys=TRACES.split())
-    return before, nbformat.writes(notebook)
+    return text, nbformat.writes(notebook)
 
 
 def address_command(arguments: Namespace) -> int:
@@ -186,8 +184,8 @@ def records_list(arguments: Namespace) -> int:
     for record in map(records.load, records.names()):
         name, source = record["name"], record["provenance"]
         sizes = [len(record["seeds"]), len(record["settings"])]
-        made = [source["device"], source["date"][:10]]
-        rows.append((name, record["method"], *sizes, *made))
+        row = (name, record["method"], *sizes, source["device"], source["date"][:10])
+        rows.append(row)
     columns = ("name", "method", "seeds", "settings", "device", "date")
     _table(columns, rows, f"no records in {records.root()}: see `flatnb records todo`")
     return 0
@@ -259,8 +257,8 @@ def _record(experiment: Any, results: Sequence[Any], replace: bool) -> bool:
     errors = [result.error for result in results if result.error is not None]
     if errors:
         count = f"{experiment.name}: {len(errors)} of {len(results)} runs failed"
-        again = f"the first with {errors[0]}; --retry runs them again"
-        print(f"flatnb: {count}, {again}", file=sys.stderr)
+        reason = f"the first with {errors[0]}; --retry runs them again"
+        print(f"flatnb: {count}, {reason}", file=sys.stderr)
     try:
         record = experiment.record(results)
     except RuntimeError as error:
@@ -273,88 +271,88 @@ def _record(experiment: Any, results: Sequence[Any], replace: bool) -> bool:
 
 def records_verify(arguments: Namespace) -> int:
     """Repeat a cheap sample of each record; status 1 if one is outside its tolerance."""
-    experiments, known = _experiments(), records.names()
-    names = records.match(arguments.names, known) if arguments.names else known
+    experiments, names = _experiments(), records.names()
+    if arguments.names:
+        names = records.match(arguments.names, names)
     loaded = {name: records.load(name) for name in names}
     for name, record in loaded.items():  # refuse what is odd before running anything
         if name not in experiments:
             unknown = "no experiment of flatnb has this name, and only those are run"
             raise UserError(f"{name} is not verified: {unknown}")
         records.check_sample(record, experiments[name].sample)
-    verified = [_verify(loaded[name], experiments[name].sample) for name in names]
-    return int(not all(verified))
-
-
-def _verify(record: Mapping[str, Any], sample: Any) -> bool:
-    """Repeat one sample, and say how each metric came out; whether all are inside."""
-    try:
-        checks = records.verify(record, sample)
-    except Exception as error:  # the code has moved on: say so, check the others
-        print(f"outside  {record['name']}  {type(error).__name__}: {error}", flush=True)
-        return False
-    for check in checks:
-        verdict = "inside " if check.inside else "outside"
-        values = f"recorded {check.recorded}, now {check.repeated}"
-        found = f"{check.metric}: {values}, tolerance {check.tolerance:g}"
-        print(f"{verdict}  {record['name']}  {found}", flush=True)
-    return all(check.inside for check in checks)
+    inside = True
+    for name, record in loaded.items():
+        try:
+            checks = records.verify(record, experiments[name].sample)
+        except Exception as error:  # the code has moved on: say so, check the others
+            print(f"outside  {name}  {type(error).__name__}: {error}", flush=True)
+            inside = False
+            continue
+        for check in checks:
+            verdict = "inside " if check.inside else "outside"
+            values = f"recorded {check.recorded}, now {check.repeated}"
+            metric = f"{check.metric}: {values}, tolerance {check.tolerance:g}"
+            print(f"{verdict}  {name}  {metric}", flush=True)
+            inside &= check.inside
+    return int(not inside)
 
 
 # --- the parser ---------------------------------------------------------------------
 
+NOTEBOOKS: dict[str, Any] = {"type": Path, "metavar": "NOTEBOOK"}
+SECONDS = ", ".join(f"{name} {limit}" for name, limit in runner.TIMEOUTS.items())
+OPTIONS: dict[str, dict[str, Any]] = {
+    "notebooks": {**NOTEBOOKS, "nargs": "+"},
+    "[notebooks]": {**NOTEBOOKS, "nargs": "*", "help": "by default all"},
+    "names": {"nargs": "+", "metavar": "NAME"},
+    "[names]": {"nargs": "*", "metavar": "NAME", "help": "by default all"},
+    "url": {"nargs": "?", "metavar": "https://github.com/OWNER/NAME"},
+    "-p": {"nargs": 2, "action": "append", "metavar": ("NAME", "VALUE")},
+    "--out": {"type": Path, "metavar": "DIR", "help": "for executed copies"},
+    "--profile": {"choices": PROFILES, "default": "laptop", "help": "how much to run"},
+    "--jobs": {"type": int, "metavar": "N", "help": "notebooks that share the cores"},
+    "--timeout": {"type": float, "help": f"seconds for one notebook ({SECONDS})"},
+    "--force": {"action": "store_true", "help": "run what did not change, too"},
+    "--port": {"type": int, "default": 8000},
+    "--check": {"action": "store_true", "help": "only name what is not clean"},
+    "--branch": {"default": "main", "help": "a branch or tag"},
+    "--workers": {"type": int, "metavar": "N", "help": "processes (by GPUs or cores)"},
+    "--folder": {"type": Path, "help": "for the results of single runs"},
+    "--executor": {"help": "dask://host:port or submitit://partition"},
+    "--retry": {"action": "store_true", "help": "run what failed again"},
+    "--replace": {"action": "store_true", "help": "also what is recorded already"},
+}
+COMMANDS = {
+    "run": (run_command, "notebooks -p --out --profile --jobs --timeout --force"),
+    "book": (book_command, "--profile --jobs --timeout --force"),
+    "serve": (serve_command, "--port"),
+    "clean": (clean_command, "[notebooks] --check"),
+    "address": (address_command, "url --branch"),
+    "records list": (records_list, ""),
+    "records show": (records_show, "names"),
+    "records todo": (records_todo, ""),
+    "records make": (
+        records_make,
+        "names --workers --folder --executor --retry --replace",
+    ),
+    "records verify": (records_verify, "[names]"),
+}
+
 
 def _parser() -> argparse.ArgumentParser:
+    """The table of commands as a parser; docstrings are the help."""
     parser = argparse.ArgumentParser(prog="flatnb", description="A book that reruns.")
     parser.add_argument("--version", action="version", version=f"flatnb {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    option = _command(commands, "run", run_command)
-    option("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
-    pair: dict[str, Any] = {"nargs": 2, "metavar": ("NAME", "VALUE"), "default": []}
-    option("-p", dest="given", action="append", **pair, help="a parameter")
-    option("--out", type=Path, metavar="DIR", help="for executed copies")
-    _run_options(option)
-    _run_options(_command(commands, "book", book_command))
-    option = _command(commands, "serve", serve_command)
-    option("--port", type=int, default=8000)
-    option = _command(commands, "clean", clean_command)
-    option("notebooks", nargs="*", type=Path, metavar="NOTEBOOK", help="default: all")
-    option("--check", action="store_true", help="only name what is not clean")
-    option = _command(commands, "address", address_command)
-    option("url", nargs="?", metavar="https://github.com/OWNER/NAME")
-    option("--branch", default="main", help="a branch or tag (default: main)")
-
-    group = commands.add_parser("records", help="recorded results")
-    what = group.add_subparsers(required=True, metavar="what")
-    _command(what, "list", records_list)
-    option = _command(what, "show", records_show)
-    option("names", nargs="+", metavar="NAME")
-    _command(what, "todo", records_todo)
-    option = _command(what, "make", records_make)
-    option("names", nargs="+", metavar="NAME")
-    option("--workers", type=int, metavar="N", help="processes (default: GPUs, cores)")
-    option("--folder", type=Path, metavar="F", help="for single runs (_build/sweep)")
-    option("--executor", metavar="SPEC", help="dask://host:port, submitit://partition")
-    option("--retry", action="store_true", help="run what failed again")
-    option("--replace", action="store_true", help="also what is recorded already")
-    option = _command(what, "verify", records_verify)
-    option("names", nargs="*", metavar="NAME", help="by default all")
+    groups = {"": parser.add_subparsers(required=True, metavar="command")}
+    records_help = "recorded results: show, compute and check them"
+    group = groups[""].add_parser("records", help=records_help)
+    groups["records"] = group.add_subparsers(required=True, metavar="what")
+    for command, (function, options) in COMMANDS.items():
+        group_name, _, name = command.rpartition(" ")
+        text = inspect.getdoc(function) or ""
+        summary = text.partition("\n")[0]
+        leaf = groups[group_name].add_parser(name, help=summary, description=text)
+        leaf.set_defaults(command=function)
+        for option in options.split():
+            leaf.add_argument(option.strip("[]"), **OPTIONS[option])
     return parser
-
-
-def _command(group: Any, name: str, function: Callable[[Namespace], int]) -> Any:
-    """A command, described by its function's docstring; what adds its options."""
-    text = inspect.getdoc(function) or ""
-    parser = group.add_parser(name, help=text.partition("\n")[0], description=text)
-    parser.set_defaults(command=function)
-    return parser.add_argument
-
-
-def _run_options(option: Callable[..., Any]) -> None:
-    """The options that `run` and `book` share."""
-    seconds = ", ".join(f"{name} {limit}" for name, limit in runner.TIMEOUTS.items())
-    jobs = "notebooks at a time, each with cores / N threads (4 at most; paper: 1)"
-    option("--profile", choices=PROFILES, default="laptop", help="how much to compute")
-    option("--jobs", type=int, metavar="N", help=jobs)
-    option("--timeout", type=float, metavar="S", help=f"for one notebook ({seconds})")
-    option("--force", action="store_true", help="run what did not change, too")

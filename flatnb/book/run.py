@@ -26,6 +26,7 @@ from typing import Any
 from flatnb._files import whole
 from flatnb.results import records
 
+FAILED = ".failed.ipynb"  # suffix of the executed copy of a run that failed
 TIMEOUTS = {"smoke": 600, "laptop": 3600, "paper": 24 * 3600}  # seconds per notebook
 # Their versions can change a number or a figure.
 PACKAGES = (
@@ -210,20 +211,12 @@ class Run:
     def is_known(self) -> bool:
         """Whether the output is that of this very run, unchanged."""
         try:
-            side = json.loads(sidecar(self.output).read_text(encoding="utf-8"))
+            side = json.loads(
+                self.output.with_suffix(".json").read_text(encoding="utf-8")
+            )
             return [side["key"], side["sha256"]] == [self.key, sha256(self.output)]
         except (ValueError, KeyError, TypeError, OSError):
             return False
-
-
-def sidecar(output: Path) -> Path:
-    """The file next to an executed copy that says what it was made from."""
-    return output.with_suffix(".json")
-
-
-def failed_copy(output: Path) -> Path:
-    """Where the executed copy of a failed run is."""
-    return output.with_suffix(".failed.ipynb")
 
 
 def run(
@@ -261,8 +254,8 @@ def run(
         name = f"{path.stem}-{digest(values)[:8]}" if given else path.stem
         output = folder / f"{name}.ipynb"
         if output in runs and not path.samefile(runs[output].source):
-            both = f"{runs[output].source} and {path}"
-            raise UserError(f"{both} would both be written to {output}")
+            twins = f"{runs[output].source} and {path}"
+            raise UserError(f"{twins} would both be written to {output}")
         runs[output] = Run(path, output, values, threads, key(path, values, threads))
     folder.mkdir(parents=True, exist_ok=True)
     waiting = [run for run in runs.values() if force or not run.is_known()]
@@ -358,12 +351,14 @@ def _file(run: Run, executed: Path) -> None:
     """Put an executed copy into the output folder, with what it is keyed by."""
     if run.error:
         if executed.exists():
-            executed.replace(failed_copy(run.output))
+            executed.replace(run.output.with_suffix(FAILED))
         return
     side = dataclasses.asdict(run) | {"sha256": sha256(executed)}
     executed.replace(run.output)
-    write(sidecar(run.output), json.dumps(side, indent=1, default=str) + "\n")
-    failed_copy(run.output).unlink(missing_ok=True)
+    write(
+        run.output.with_suffix(".json"), json.dumps(side, indent=1, default=str) + "\n"
+    )
+    run.output.with_suffix(FAILED).unlink(missing_ok=True)
 
 
 def plain(text: str) -> str:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from flatnb.book.profiles import about
-from flatnb.book.run import UserError, line, plain, read, sidecar, write
+from flatnb.book.run import UserError, line, plain, read, write
 from flatnb.results import records
 
 ADDRESS = r"https://github\.com/[A-Za-z0-9-]+/[A-Za-z0-9._-]+"
 # What stands before the url and before the branch, in _config.yml and in a notebook.
-BEFORE = {
+PRECEDING = {
     ".yml": (r'^(  url: ")[^"]*', r"^(  branch: )\S*"),
     ".ipynb": (r'(REPOSITORY = \\")[^"\\]*', r'(REVISION = \\")[^"\\]*'),
 }
@@ -37,11 +37,11 @@ def toc_files(root: Path) -> list[Path]:
         raise UserError(f"{root / '_toc.yml'} names no pages: {reason}") from None
     for name in names:
         files = [Path(f"{name}{suffix}") for suffix in ("", ".ipynb", ".md")]
-        found = [file for file in files if (root / file).is_file()]
-        if not found:
+        page = next((file for file in files if (root / file).is_file()), None)
+        if page is None:
             missing = line(f"{name}, and there is no {name}.ipynb or {name}.md")
             raise UserError(f"_toc.yml names {missing}")
-        pages.append(found[0])
+        pages.append(page)
     return pages
 
 
@@ -99,15 +99,10 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
 
 def _status(executed: Mapping[Path, Path]) -> str:
     """What the pages were made on, and a table of how long each took."""
-    commit = records.provenance()["commit"]
-    rows = [
-        about(str(commit)[:7]),
-        "",
-        "| page | profile | threads | seconds |",
-        "|---|" * 4,
-    ]
+    commit = str(records.provenance()["commit"])[:7]
+    rows = [about(commit), "", "| page | profile | threads | seconds |", "|---" * 4]
     for page, copy in executed.items():
-        side = json.loads(sidecar(copy).read_text(encoding="utf-8"))
+        side = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))
         values = [side["values"]["profile"], side["threads"], f"{side['seconds']:.0f}"]
         link = f"{{doc}}`../{page.with_suffix('')}`"
         rows.append(f"| {link} | {' | '.join(map(str, values))} |")
@@ -126,10 +121,11 @@ def build(stage: Path, pages: Path) -> bool:
     main = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
     options = ["--path-output", str(aside), "-W", "-n", "--keep-going"]
     command = [sys.executable, "-P", "-c", main, "build", str(stage), *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    sphinx = subprocess.run(command, capture_output=True, text=True)
     built = aside / "_build" / "html"
-    if done.returncode:
-        output = done.stderr if "WARNING" in done.stderr else done.stdout + done.stderr
+    if sphinx.returncode:
+        warned = "WARNING" in sphinx.stderr
+        output = sphinx.stderr if warned else sphinx.stdout + sphinx.stderr
         print(plain(output), file=sys.stderr)
         print(f"flatnb: the book has faults; its pages: {built}", file=sys.stderr)
         return False
@@ -171,10 +167,10 @@ def with_address(root: Path, url: str, branch: str) -> dict[Path, str]:
     texts = {}
     for path in [root / "_config.yml", *notebooks]:
         text = path.read_text(encoding="utf-8")
-        for before, value in zip(BEFORE[path.suffix], (url, branch), strict=True):
-            text, count = re.subn(before, rf"\g<1>{value}", text, flags=re.MULTILINE)
+        for pattern, value in zip(PRECEDING[path.suffix], (url, branch), strict=True):
+            text, count = re.subn(pattern, rf"\g<1>{value}", text, flags=re.MULTILINE)
             if count != 1:
-                raise UserError(f"{path} has {count} times {before}; it needs it once")
+                raise UserError(f"{path} has {count} times {pattern}; it needs it once")
         texts[path] = text
     return texts
 
@@ -192,13 +188,12 @@ def with_literal_formulas(docstring: str) -> str:
     return re.sub(line_above, r"\1\2\1::\n\n", docstring, flags=re.MULTILINE)
 
 
-def setup(app: Any) -> dict[str, bool]:
+def setup(app: Any) -> None:
     """As an extension of Sphinx: docstrings as above, before napoleon reads them."""
+    app.connect("autodoc-process-docstring", _process, priority=400)
 
-    def process(
-        app: Any, what: Any, name: Any, obj: Any, options: Any, lines: Any
-    ) -> None:
-        lines[:] = with_literal_formulas("\n".join(lines)).split("\n")
 
-    app.connect("autodoc-process-docstring", process, priority=400)
-    return {"parallel_read_safe": True}
+def _process(
+    app: Any, kind: Any, name: Any, obj: Any, options: Any, lines: Any
+) -> None:
+    lines[:] = with_literal_formulas("\n".join(lines)).split("\n")

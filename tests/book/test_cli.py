@@ -53,10 +53,6 @@ def test_a_mistake_is_one_line_and_status_2(
             f"{path} has 0 cells tagged `parameters`; it needs exactly one",
         ),
         (
-            ["run", str(path), "-p", "a", "1", "-p", "a", "2"],
-            "a parameter is given twice",
-        ),
-        (
             ["book"],
             f"no _toc.yml in {tmp_path} or above: go to the repository's folder",
         ),

@@ -8,7 +8,6 @@ import pytest
 import yaml
 from small_book import ROOT, book
 
-from flatnb.book import run as runner
 from flatnb.book import stage
 from flatnb.book.run import UserError
 
@@ -37,7 +36,7 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     copy = tmp_path / "copy.ipynb"
     copy.write_text("executed")
     side = {"values": {"profile": "smoke"}, "threads": 7, "seconds": 12.4}
-    runner.sidecar(copy).write_text(json.dumps(side))
+    copy.with_suffix(".json").write_text(json.dumps(side))
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     text = (folder / "book" / "status.md").read_text()
     assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text

@@ -28,23 +28,15 @@ class BSAM(torch.optim.Optimizer):
         w <- w - lr m / s                           (with s from before the step)
         s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
 
-    The weights are the posterior's mean; `sampled` puts draws from it in their place.
-    m-sharpness: give `step` a list of closures, one per part of the batch; each part has
-    its own u, and sqrt(s) |g| and g~ are averaged over them.
-
-    This is an optimizer, no `Method`: weight decay (the prior) and momentum are part of
-    it, it does not `compose`, and it knows no net. So BatchNorm's running statistics see
-    both perturbed passes, as in the authors' code, dropout draws new masks in each, and a
-    GradScaler is not supported. Trainable tensors that it does not hold get the gradients
-    of all passes, unless the closure clears them. Under DistributedDataParallel both
-    passes are synchronized, and all processes draw the same u: it equals one process
-    with the whole batch.
+    An optimizer, no `Method`: weight decay (the prior) and momentum are part of it, and
+    it does not `compose`. It knows no net, so BatchNorm's running statistics see both
+    passes, as in the authors' code, and dropout draws new masks in each. GradScaler is
+    not supported. Under DistributedDataParallel all processes draw the same u.
 
     Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in
     the form of the authors' code, whose settings for CIFAR-10 and ResNet-18 are the
-    defaults here (8 parts of a batch of 200; the prior precision 10 printed in the paper
-    is, by its author, a misprint for 40). That code multiplies N by a factor where data
-    is augmented.
+    defaults (8 parts of a batch of 200; the prior precision 10 printed in the paper is,
+    by its author, a misprint for 40). That code multiplies N where data is augmented.
 
     >>> net = torch.nn.Linear(2, 1)
     >>> optimizer = BSAM(net.parameters(), lr=0.5, examples=50_000)
@@ -81,43 +73,34 @@ class BSAM(torch.optim.Optimizer):
         s_init: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
-            raise ValueError(f"betas={betas!r}; allowed: two numbers in [0, 1)")
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "examples": examples,
-            "rho": rho,
-            "prior_precision": prior_precision,
-            "damping": damping,
-            "s_init": s_init,
-        }
-        for name, value in defaults.items():
-            closed = name in ("rho", "prior_precision", "damping")
-            allowed = "a finite number >= 0" if closed else "a finite number > 0"
-            defaults[name] = _checks.number(name, value, allowed, 0.0, closed=closed)
-        defaults["betas"] = tuple(
-            _checks.number(
-                "betas", beta, "two numbers in [0, 1)", 0.0, 1.0, closed=True
-            )
-            for beta in betas
-        )
+        positive = {"lr": lr, "examples": examples, "s_init": s_init}
+        others = {"rho": rho, "prior_precision": prior_precision, "damping": damping}
+        for name, value in positive.items():
+            _checks.number(name, value, "a finite number > 0", 0.0)
+        for name, value in others.items():
+            _checks.number(name, value, "a finite number >= 0", 0.0, closed=True)
+        pair = "two numbers in [0, 1)"
+        if len(_checks.sequence("betas", betas, (int, float), pair)) != 2:
+            raise ValueError(f"betas={betas!r}; allowed: {pair}")
+        for beta in betas:
+            _checks.number("betas", beta, pair, 0.0, 1.0, closed=True)
         self._stream = Stream(seed, normal)
         self._in_sample = False
-        super().__init__(params, defaults)
+        super().__init__(params, {**positive, **others, "betas": betas})
 
     @torch.no_grad()
     def step(  # type: ignore[override]
         self, closure: Closure | Sequence[Closure]
     ) -> Tensor:
-        """One step; returns the detached loss at w + rho g / s, averaged over closures.
+        """One step; returns the detached loss at w + rho g / s.
 
-        Gradients that were there before are dropped; the average g~ is in `p.grad`
-        afterwards. Where any gradient is not finite no parameter, m or s changes, and
-        `p.grad` shows it.
+        Gradients that were there before are dropped; g~ is in `p.grad` afterwards. Where
+        any gradient is not finite no parameter, m or s changes, and `p.grad` shows it.
 
         Args:
             closure: computes the mean loss of the batch, calls `backward()`, and returns
-                the loss; or a list of such closures.
+                the loss. Or a list of them, one per part of the batch (m-sharpness):
+                each has its own u; sqrt(s) |g|, g~ and the losses are averaged.
         """
         self._refuse_in_sample("step")
         closures = [closure] if callable(closure) else list(closure or ())
@@ -126,10 +109,6 @@ class BSAM(torch.optim.Optimizer):
                 "step needs a closure that calls backward() and returns the loss"
             )
         pairs = self._pairs()
-        for group, p in pairs:
-            if not self.state[p]:
-                self.state[p]["m"] = torch.zeros_like(p)
-                self.state[p]["s"] = torch.full_like(p, group["s_init"])
         results = [self._gradients(pairs, part) for part in closures]
         sizes = _mean([result[0] for result in results])
         grads = _mean([result[1] for result in results])
@@ -145,51 +124,48 @@ class BSAM(torch.optim.Optimizer):
     def sampled(self, generator: torch.Generator) -> Iterator[None]:
         """Within this context the trainable parameters are a draw from N(w, 1 / (N s)).
 
-        Afterwards they are w again, bit for bit. The training's own noise is not drawn
-        from. To predict by the average over several draws, evaluate in `model.eval()`:
-        running statistics of BatchNorm stay those of the training.
+        To predict by the average over several draws, in `model.eval()`. Afterwards the
+        parameters are w again, bit for bit. The training's own noise is not drawn from.
 
         Args:
             generator: of the draw, each time another; on any device.
 
         Raises:
-            TypeError: no generator.
             RuntimeError: within another draw; `step` there raises it too.
         """
         allowed = "a torch.Generator, such as torch.Generator().manual_seed(0)"
         _checks.instance("generator", generator, torch.Generator, allowed)
         self._refuse_in_sample("sampled")
         pairs = self._pairs()
-        params = [p for _, p in pairs]
-        copies = [p.detach().clone() for p in params]
+        copies = [p.detach().clone() for _, p in pairs]
         self._in_sample = True
         try:
-            for group, p in pairs:
-                self._draw(group, p, generator)
+            with torch.no_grad():
+                for group, p in pairs:
+                    u = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
+                    u.normal_(generator=generator)
+                    self._shift(group, p, u.to(p.device))
             # An autocast region caches low-precision weights by tensor, not by value.
             torch.clear_autocast_cache()
             yield
         finally:
             self._in_sample = False
-            with torch.no_grad():
-                torch._foreach_copy_(params, copies)
+            _restore(pairs, copies)
             torch.clear_autocast_cache()
 
     def _pairs(self) -> list[tuple[dict[str, Any], Tensor]]:
-        """Each trainable parameter, with its group."""
+        """Each trainable parameter, with its group; its state is made."""
         groups = self.param_groups
-        return [(g, p) for g in groups for p in g["params"] if p.requires_grad]
+        pairs = [(g, p) for g in groups for p in g["params"] if p.requires_grad]
+        for group, p in pairs:
+            if not self.state[p]:
+                self.state[p]["m"] = torch.zeros_like(p)
+                self.state[p]["s"] = torch.full_like(p, group["s_init"])
+        return pairs
 
-    @torch.no_grad()
-    def _draw(
-        self, group: dict[str, Any], p: Tensor, generator: torch.Generator
-    ) -> None:
-        s = self.state.get(p, {}).get("s")
-        if s is None:  # before the first step
-            s = torch.full_like(p, group["s_init"])
-        u = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
-        u.normal_(generator=generator)
-        p.addcdiv_(u.to(p.device), (group["examples"] * s).sqrt_())
+    def _shift(self, group: dict[str, Any], p: Tensor, u: Tensor) -> None:
+        """p + u / sqrt(N s), in place."""
+        p.addcdiv_(u, (group["examples"] * self.state[p]["s"]).sqrt_())
 
     def _refuse_in_sample(self, call: str) -> None:
         if self._in_sample:
@@ -204,22 +180,21 @@ class BSAM(torch.optim.Optimizer):
         """sqrt(s) |g|, g~ and the loss there; the parameters are back at w afterwards."""
         params = [p for _, p in pairs]
         copies = [p.clone() for p in params]
+        sizes: Grads = []
         try:
             for (group, p), u in zip(pairs, self._stream.draw(params), strict=True):
-                p.addcdiv_(u, (group["examples"] * self.state[p]["s"]).sqrt_())
+                self._shift(group, p, u)
             grads, _ = _evaluate(params, closure)
-            torch._foreach_copy_(params, copies)
-            sizes: Grads = []
+            _restore(pairs, copies)
             for (group, p), g in zip(pairs, grads, strict=True):
                 s = self.state[p]["s"]
+                sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
                 if g is not None:
                     p.addcdiv_(g, s, value=group["rho"])
-                sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
             grads, loss = _evaluate(params, closure)
-            torch._foreach_copy_(params, copies)
+            _restore(pairs, copies)
         except BaseException:  # an interrupt of the line above, too
-            with torch.no_grad():
-                torch._foreach_copy_(params, copies)
+            _restore(pairs, copies)
             raise
         return sizes, grads, loss
 
@@ -246,6 +221,13 @@ class BSAM(torch.optim.Optimizer):
             )
         self._stream.load_state_dict(state_dict["noise"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})
+
+
+@torch.no_grad()
+def _restore(
+    pairs: Sequence[tuple[dict[str, Any], Tensor]], copies: Sequence[Tensor]
+) -> None:
+    torch._foreach_copy_([p for _, p in pairs], list(copies))
 
 
 def _evaluate(params: Sequence[Tensor], closure: Closure) -> tuple[Grads, Tensor]:

@@ -21,16 +21,14 @@ class FriendlySAM(SAM):
         d = g - sigma m
         gradient  grad L(w + rho d / ||d||)
 
-    m, a moving average, stands for the gradient of all data. Two passes. sigma = 0 is
-    SAM, and so is the first step, where d is along g. Where d is zero nothing moves. A
-    gradient that is not finite does not enter m. A step is a call of `backward`, with
-    accumulation a micro-batch. Under DistributedDataParallel each process has its own g,
-    m and d. m is in `state_dict`, and takes the memory of one more set of weights.
+    m, a moving average, stands for the gradient of all data. Two passes; sigma = 0 is
+    SAM, and so is the first step. A gradient that is not finite does not enter m, which
+    takes the memory of one more set of weights. A step is a call of `backward`. Under
+    DistributedDataParallel each process has its own g, m and d.
 
     Source: Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR
     2024. The authors' code subtracts the m of before the step, which for sigma = 1 gives
-    the same direction, and begins with m = g, not with 0, so that later directions
-    differ.
+    the same direction, and begins with m = g, not with 0.
 
     >>> FriendlySAM(rho=0.2, lam=0.95)
     FriendlySAM(rho=0.2, lam=0.95)

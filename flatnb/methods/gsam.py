@@ -14,16 +14,14 @@ class GSAM(SAM):
         g_across = g - (<g, g_p> / ||g_p||^2) g_p
         gradient  g_p - alpha g_across
 
-    Going down g_p lowers the perturbed loss L_p. Going up g_across leaves L_p as it is,
-    to first order, and raises L, so that the surrogate gap L_p - L, a measure of
-    sharpness, shrinks. Two passes; alpha = 0 is SAM. Products are over all trainable
-    parameters. Under DistributedDataParallel each process takes its own gradients apart,
-    and the results are averaged, outside of DDP's communication hooks.
+    The second step lowers the surrogate gap L_p - L and leaves L_p as it is, to first
+    order. Two passes; alpha = 0 is SAM. Products are over all trainable parameters.
+    Under DistributedDataParallel each process takes its own gradients apart, and the
+    results are averaged, outside of DDP's communication hooks.
 
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
     Training", ICLR 2022. There rho follows the learning rate: `FollowLR`. The authors'
-    PyTorch code sums the gradients of several processes where this one averages, and has
-    an option for ASAM's perturbation.
+    PyTorch code sums the gradients of several processes where this one averages.
 
     >>> GSAM(rho=0.05, alpha=0.4)
     GSAM(rho=0.05, alpha=0.4)

@@ -1,7 +1,12 @@
 """Noise on the parameters: its distributions, and the random streams it is drawn from.
 
-A distribution is a function `fill(out, generator)` that overwrites a tensor with
+A distribution is a function `fill(values, generator)` that overwrites a tensor with
 independent draws of mean 0 and variance 1: one of these, or one of your own.
+
+>>> values = torch.empty(4)
+>>> rademacher(values, torch.Generator())
+>>> values.abs()
+tensor([1., 1., 1., 1.])
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flatnb._checks import function
-from flatnb.methods.method import count
+from flatnb.methods.method import whole
 
 Distribution = Callable[[Tensor, torch.Generator], Any]
 
@@ -24,47 +29,30 @@ Distribution = Callable[[Tensor, torch.Generator], Any]
 _OFFSET = 0x6E6F6973
 
 # Entries that are drawn in one piece on a CPU, where drawing is serial and can be a
-# quarter of a step (`python -m benchmarks.methods --profile`). Longer tensors are drawn
-# by all threads, each block from a generator of its own that the stream's seeds,
-# whatever the number of threads.
+# quarter of a step. Longer tensors are drawn by all threads, each block from a generator
+# of its own that the stream's seeds, whatever the number of threads.
 _BLOCK = 1 << 17
 
 
 def normal(values: Tensor, generator: torch.Generator) -> None:
-    """Standard normal.
-
-    >>> values = torch.empty(3)
-    >>> normal(values, torch.Generator().manual_seed(0))
-    """
+    """Standard normal."""
     values.normal_(generator=generator)
 
 
 def laplace(values: Tensor, generator: torch.Generator) -> None:
-    """Laplace of scale 1/sqrt(2): heavier tails than normal.
-
-    >>> laplace(torch.empty(3), torch.Generator())
-    """
+    """Laplace of scale 1/sqrt(2): heavier tails than normal."""
     sign = torch.empty_like(values)
     rademacher(sign, generator)
     values.exponential_(generator=generator).mul_(sign).mul_(math.sqrt(0.5))
 
 
 def uniform(values: Tensor, generator: torch.Generator) -> None:
-    """Uniform on [-sqrt(3), sqrt(3)).
-
-    >>> uniform(torch.empty(3), torch.Generator())
-    """
+    """Uniform on [-sqrt(3), sqrt(3))."""
     values.uniform_(-math.sqrt(3.0), math.sqrt(3.0), generator=generator)
 
 
 def rademacher(values: Tensor, generator: torch.Generator) -> None:
-    """-1 or 1 with equal probability.
-
-    >>> values = torch.empty(4)
-    >>> rademacher(values, torch.Generator())
-    >>> values.abs()
-    tensor([1., 1., 1., 1.])
-    """
+    """-1 or 1 with equal probability."""
     values.uniform_(-1.0, 1.0, generator=generator).ge_(0.0).mul_(2.0).sub_(1.0)
 
 
@@ -85,18 +73,15 @@ class Stream:
             "normal, laplace, uniform, rademacher of flatnb.methods.noise, or a "
             "function fill(values, generator) like them"
         )
-        self.fill: Distribution = function("noise", fill, allowed)
-        self.seed = count("seed", seed, low=0)
+        self._fill: Distribution = function("noise", fill, allowed)
+        self._seed = whole("seed", seed)
         self._generators: dict[tuple[int, int], torch.Generator] = {}
         self._loaded: dict[tuple[int, int], Tensor] = {}
 
     def draw(
         self, params: Sequence[Tensor], seeds: Sequence[int] = (0,)
     ) -> list[Tensor]:
-        """Noise in the shape of each parameter.
-
-        `seeds` has one per member, the leading axis of the parameters.
-        """
+        """Noise in the shape of each parameter; `seeds` has one per member."""
         noise: list[Tensor] = [torch.empty(0)] * len(params)
         devices = list(dict.fromkeys(p.device for p in params))
         distinct = {seed: row for row, seed in enumerate(dict.fromkeys(seeds))}
@@ -107,7 +92,7 @@ class Stream:
             # One draw for all tensors: many small ones cost more.
             flat = torch.empty(len(distinct), sum(sizes), dtype=dtype, device=device)
             for row, seed in zip(flat, distinct, strict=True):
-                self._fill(row, self._generator(devices.index(device), device, seed))
+                self._draw(row, self._generator(devices.index(device), device, seed))
             if len(seeds) > len(distinct):
                 flat = flat[[distinct[seed] for seed in seeds]]
             for i, part in zip(places, flat.split(sizes, dim=1), strict=True):
@@ -123,34 +108,32 @@ class Stream:
         """Take back what `state_dict` gave."""
         self._generators, self._loaded = {}, dict(state)
 
-    def _fill(self, row: Tensor, generator: torch.Generator) -> None:
+    def _draw(self, row: Tensor, generator: torch.Generator) -> None:
         if row.device.type != "cpu" or len(row) <= _BLOCK:
-            self.fill(row, generator)
+            self._fill(row, generator)
             return
         blocks = row.split(_BLOCK)
         seeds = torch.randint(1 << 32, (len(blocks),), generator=generator).tolist()
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            list(threads.map(self.fill, blocks, generators))
+            list(threads.map(self._fill, blocks, generators))
 
     def _generator(
         self, place: int, device: torch.device, seed: int
     ) -> torch.Generator:
-        # By the device's place among the net's devices, not by its name: each process
-        # of a distributed training has another name for its own, and all resume from
-        # one checkpoint.
+        # By the device's place among the net's, not by its name: each process of a
+        # distributed training has another, and all resume from one checkpoint.
         key = (place, seed)
         generator = self._generators.get(key)
         if generator is None or generator.device.type != device.type:
-            generator = torch.Generator(device).manual_seed(_OFFSET + self.seed + seed)
-            if key in self._loaded:
-                state = self._loaded.pop(key)
-                if state.numel() != generator.get_state().numel():
-                    raise ValueError(
-                        f"the saved noise generator is not of a {device.type} device; "
-                        "resume on the kind of device that it was saved on, or leave "
-                        "out its state"
-                    )
+            generator = torch.Generator(device).manual_seed(_OFFSET + self._seed + seed)
+            state = self._loaded.pop(key, None)
+            if state is not None and state.numel() != generator.get_state().numel():
+                raise ValueError(
+                    f"the saved noise generator is not of a {device.type} device; "
+                    "resume on the kind of device that it was saved on"
+                )
+            if state is not None:
                 generator.set_state(state.cpu())
             self._generators[key] = generator
         return generator

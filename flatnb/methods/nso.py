@@ -3,13 +3,10 @@
 Common to both: no pass is at w. A net with BatchNorm costs one more forward pass without
 gradient, for its running statistics, and the returned loss is that pass's; without
 BatchNorm it is the average over all passes. All passes are on the same batch, with fresh
-noise each step; every tensor is moved by the same sigma, BatchNorm and biases included,
-unless `perturb` selects some. Weight decay and momentum are the optimizer's, at w.
-
-The noise has a generator of its own, in `state_dict`. In an ensemble the member of seed
-s (its place, unless given) draws as a plain net under `seed + s`; members of equal seed
-share their noise, as they share their start. All processes of a distributed training
-draw the same.
+noise per step; every tensor is moved by the same sigma, unless `perturb` selects some.
+Weight decay and momentum are the optimizer's, at w. The noise has a generator of its
+own. In an ensemble the member of seed s draws as a plain net under `seed + s`; all
+processes of a distributed training draw the same.
 """
 
 from __future__ import annotations
@@ -36,9 +33,7 @@ class WeightNoise(Method):
     first order in sigma, sigma H U, which NSO's two sides cancel. More at the head of
     `flatnb.methods.nso`.
 
-    Source: the one-sided control of Zhang, Li and Ju, "Noise Stability Optimization for
-    Finding Flat Minima: A Hessian-based Regularization Approach". Their code is NSO's
-    with `use_neg` off, which is its command line's default.
+    Source: the one-sided control of the NSO paper; in its code, `use_neg` off.
 
     >>> WeightNoise(sigma=0.01, k=2).passes
     2
@@ -47,8 +42,7 @@ class WeightNoise(Method):
         sigma: standard deviation of the noise >= 0, in units of the parameters. The
             authors use 0.005 to 0.05 in fine-tuning, 0.08 in matrix sensing.
         k: number of draws per step >= 1.
-        noise: distribution of U: normal, laplace, uniform or rademacher of
-            `flatnb.methods.noise`, or a function like them.
+        noise: distribution of U, one of `flatnb.methods.noise` or a function like them.
         seed: of the noise.
         perturb: which parameters are moved, all by default; see
             `flatnb.methods.perturb`.
@@ -84,15 +78,14 @@ class NSO(WeightNoise):
         U_j independent, mean 0, variance 1
 
     An unbiased gradient of E L(w + sigma U) = L + (sigma^2 / 2) Tr H + O(sigma^4): it
-    penalizes the trace of the Hessian H. On a quadratic loss it is the plain gradient,
-    for any U. 2k passes; the far side is found from the near one, so no pass keeps U in
-    memory. More at the head of `flatnb.methods.nso`.
+    penalizes the trace of the Hessian H. On a quadratic loss it is the plain gradient.
+    2k passes; the far side is found from the near one, so no pass keeps U in memory.
 
     Source: Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima: A
     Hessian-based Regularization Approach". Their code mixes in a share `lam` of the
-    gradient at w, 0 in all its NSO scripts, and spends that pass even then (2k + 1);
-    freezes running statistics of `BatchNorm2d` only; has `use_neg` (the second side) off
-    by default; and its binomial noise has mean 2, where noise here has mean 0.
+    gradient at w, 0 in all its NSO scripts, and spends that pass even then; freezes
+    statistics of `BatchNorm2d` only; has `use_neg` (the second side) off by default; and
+    its binomial noise has mean 2, where noise here has mean 0.
 
     >>> NSO(sigma=0.01, k=2).passes
     4

@@ -14,9 +14,8 @@ class Vector:
     """A vector with an entry per weight, 0 at first, that a method writes in place.
 
     Kept by the names of the parameters in the net, so that it survives saving, wrapping
-    the net in DistributedDataParallel and freezing a layer for a while. It follows its
-    parameter to another device and dtype. Each process of a distributed training has
-    its own; where all resume from one file, all begin with that one's.
+    the net and freezing a layer for a while; on the parameter's device, in its dtype.
+    Each process of a distributed training has its own.
 
     >>> Vector().state_dict()
     {}
@@ -26,11 +25,7 @@ class Vector:
         self._tensors: dict[str, Tensor] = {}
 
     def of(self, step: Step) -> list[Tensor]:
-        """The tensors that belong to the step's parameters.
-
-        Raises:
-            ValueError: a parameter has another shape than the vector under its name.
-        """
+        """The tensors that belong to the step's parameters."""
         names = step.names
         for name, p in zip(names, step.params, strict=True):
             tensor = self._tensors.get(name)
@@ -38,9 +33,8 @@ class Vector:
                 tensor = torch.zeros_like(p)
             if tensor.shape != p.shape:
                 raise ValueError(
-                    f"parameter {name!r} has shape {tuple(p.shape)}; what the method "
-                    f"remembers of it has {tuple(tensor.shape)}. Use one method per "
-                    "model, and its state"
+                    f"parameter {name!r} has shape {tuple(p.shape)}, and remembered is "
+                    f"one of {tuple(tensor.shape)}; use one method per model"
                 )
             self._tensors[name] = tensor.to(p.device, p.dtype)
         return [self._tensors[name] for name in names]

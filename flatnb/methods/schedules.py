@@ -11,10 +11,10 @@ SAM(rho=Linear(start=0.0, end=0.05, steps=1000))
 0.0
 
 The value is checked at each call as a number is when it is set, and may be a tensor with
-one entry per member of an ensemble. The method keeps the count, and has it in
-`state_dict`. A call that raises is not counted; one whose gradient is not finite is.
-With accumulation every micro-batch is a call: for a schedule over n steps of the
-optimizer, each of k micro-batches, give `steps=n * k`. `FollowLR` needs no count.
+one entry per member of an ensemble. The method's `state_dict` has the count. A call that
+raises is not counted; one whose gradient is not finite is. With accumulation every
+micro-batch is a call: for n steps of the optimizer, each of k micro-batches, give
+`steps=n * k`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 
 from flatnb import _checks
-from flatnb.methods.method import Real, count, real
+from flatnb.methods.method import Real, count
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class Linear:
     [0.0, 0.25, 1.0, 1.0]
 
     Args:
-        start: value at the first call >= 0; a number, or a tensor with one entry per
-            member.
-        end: value from call `steps` on >= 0.
+        start: value at the first call; a number, or a tensor with one entry per member.
+        end: value from call `steps` on.
         steps: number of calls of `backward` in between >= 1.
     """
 
@@ -47,9 +46,7 @@ class Linear:
     steps: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "start", real("start", self.start))
-        object.__setattr__(self, "end", real("end", self.end))
-        object.__setattr__(self, "steps", count("steps", self.steps))
+        count("steps", self.steps)
 
     def share(self, calls: int) -> float:
         """How far the value is from `start` to `end`, 0 to 1."""
@@ -75,27 +72,24 @@ class Cosine(Linear):
 
 @dataclass(frozen=True)
 class FollowLR:
-    """A value that moves with the learning rate eta of an optimizer.
+    """A value that moves with the learning rate eta of an optimizer's first group.
 
         low + (high - low) (eta - lr_low) / (lr_high - lr_low)
-
-    With the defaults for `low` and `lr_low` it is proportional to the learning rate.
 
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
     Training", ICLR 2022, for GSAM's rho.
 
     >>> from flatnb import GSAM
     >>> sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    >>> method = GSAM(rho=FollowLR(sgd, high=0.5, lr_high=0.2))
-    >>> method.rho
+    >>> GSAM(rho=FollowLR(sgd, high=0.5, lr_high=0.2)).rho
     0.25
 
     Args:
-        optimizer: whose first parameter group's learning rate is followed.
-        high: value at the learning rate `lr_high` >= 0.
-        lr_high: a learning rate above `lr_low`, usually the largest of the training.
-        low: value at the learning rate `lr_low` >= 0.
-        lr_low: a learning rate >= 0, usually the smallest of the training.
+        optimizer: whose learning rate is followed.
+        high: value at the learning rate `lr_high`.
+        lr_high: usually the largest learning rate of the training.
+        low: value at the learning rate `lr_low`.
+        lr_low: usually the smallest learning rate of the training.
     """
 
     optimizer: torch.optim.Optimizer = field(repr=False)
@@ -107,18 +101,8 @@ class FollowLR:
     def __post_init__(self) -> None:
         kind = torch.optim.Optimizer
         _checks.instance("optimizer", self.optimizer, kind, "a torch.optim.Optimizer")
-        lr_low = _checks.number(
-            "lr_low", self.lr_low, "a number >= 0", 0.0, closed=True
-        )
-        larger = f"a number > lr_low, {lr_low:g}"
-        values = {
-            "high": real("high", self.high),
-            "low": real("low", self.low),
-            "lr_low": lr_low,
-            "lr_high": _checks.number("lr_high", self.lr_high, larger, lr_low),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        low = _checks.number("lr_low", self.lr_low, "a number >= 0", 0.0, closed=True)
+        _checks.number("lr_high", self.lr_high, f"a number > lr_low, {low:g}", low)
 
     def __call__(self, calls: int) -> Real:
         eta = self.optimizer.param_groups[0]["lr"]

@@ -1,8 +1,7 @@
-"""Training methods: each turns per-example losses into a gradient. One file per paper."""
+"""Training methods: each turns per-example losses into a gradient."""
 
 from flatnb.methods.bsam import BSAM
-from flatnb.methods.compose import compose
-from flatnb.methods.every import Every
+from flatnb.methods.compose import Every, compose
 from flatnb.methods.fam import FAM
 from flatnb.methods.flooding import (
     AdaFlood,

@@ -1,4 +1,4 @@
-"""What a step refuses, by name: arguments, models, and losses that a closure returns."""
+"""What a step refuses, by name: arguments, models, and what a closure returns."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ both as the first pass left them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,13 +17,20 @@ from torch import Tensor, nn
 
 
 class Streams:
-    """The random streams of a forward pass, replayed so that all passes draw the same."""
+    """The random streams of a forward pass, replayed: all passes draw the same."""
 
     def __init__(
         self, params: Sequence[Tensor], generators: Sequence[torch.Generator]
     ) -> None:
-        self._devices = list({p.device for p in params if not p.is_cpu})
-        self._generators = generators
+        self._streams: list[tuple[Callable[[], Tensor], Callable[[Tensor], Any]]]
+        self._streams = [(torch.get_rng_state, torch.set_rng_state)]
+        for device in {p.device for p in params if not p.is_cpu}:
+            module = torch.get_device_module(device)
+            # There is one MPS device, named by its module.
+            place = {} if device.type == "mps" else {"device": device}
+            get, put = module.get_rng_state, module.set_rng_state
+            self._streams.append((partial(get, **place), partial(put, **place)))
+        self._streams += [(g.get_state, g.set_state) for g in generators]
         self._start: list[Tensor] | None = None
         self._end: list[Tensor] | None = None
 
@@ -41,23 +49,11 @@ class Streams:
             self._set(self._end)
 
     def _get(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        for d in self._devices:
-            states.append(torch.get_device_module(d).get_rng_state(*_name(d)))
-        return states + [g.get_state() for g in self._generators]
+        return [get() for get, _ in self._streams]
 
     def _set(self, states: list[Tensor]) -> None:
-        states = list(states)
-        torch.set_rng_state(states.pop(0))
-        for d in self._devices:
-            torch.get_device_module(d).set_rng_state(states.pop(0), *_name(d))
-        for g, s in zip(self._generators, states, strict=True):
-            g.set_state(s)
-
-
-def _name(device: torch.device) -> tuple[torch.device, ...]:
-    # There is one MPS device, named by its module.
-    return () if device.type == "mps" else (device,)
+        for (_, put), state in zip(self._streams, states, strict=True):
+            put(state)
 
 
 # Written in training mode only, and by a kernel that leaves `_version` alone.
@@ -70,7 +66,7 @@ Key = tuple[int, str]
 
 
 class _Slot(NamedTuple):
-    """A place for a tensor in a module: its dict of buffers or parameters, and its name.
+    """A place for a tensor in a module: its dict of buffers or parameters, its name.
 
     `read`: a forward may read it before it writes it.
     """

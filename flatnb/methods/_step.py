@@ -2,8 +2,8 @@
 
 Parameters are moved from copies and put back bit for bit; every pass starts from the
 same buffers and random streams, which end as after the first one (`_state.py`);
-gradients that were there before stay, whatever the closure does to `p.grad`; weights and
-a GradScaler apply where they should; and all passes but the last stay out of
+gradients that were there before stay, whatever the closure does to `p.grad`; weights
+and a GradScaler apply where they should; and all passes but the last stay out of
 DistributedDataParallel's synchronization.
 """
 
@@ -119,7 +119,7 @@ class Step:
     # -- passes
 
     def backward(self, coefficient: Real = 1.0, *, last: bool = True) -> None:
-        """Add coefficient * gradient of the objective at the current parameters to p.grad.
+        """Add coefficient * gradient of the objective at the current point to `p.grad`.
 
         `last` marks the step's last pass, the one DistributedDataParallel synchronizes.
         """
@@ -167,7 +167,7 @@ class Step:
                 self._means, self._at_w = [], False
 
     def add_gradient(self, grads: Sequence[Tensor | None], coefficient: Real) -> None:
-        """Add coefficient * `grads` to p.grad; `grads`, from `gradient`, are used up."""
+        """Add coefficient * `grads`, from `gradient`, to p.grad; they are used up."""
         first = present(grads)[0]
         factor = torch.as_tensor(
             coefficient * self._weight, dtype=wide(first), device=first.device
@@ -297,7 +297,7 @@ class Step:
             torch._foreach_add_(sums, terms)
 
     def _written(self) -> bool:
-        """Whether any `p.grad` is another, or holds something else, than at the start."""
+        """Whether any `p.grad` is another one, or changed, since the start."""
         # A tensor that is spread over processes keeps its version when it is written.
         return any(
             p.grad is not g
@@ -411,8 +411,6 @@ class Step:
 
     def value(self) -> Tensor:
         """The mean loss at w if it was evaluated, else the average over the passes."""
-        if len(self._means) == 1:
-            return self._means[0]
         return torch.stack(self._means).mean(0)
 
     # -- arithmetic
@@ -429,16 +427,14 @@ class Step:
     def norm(
         self, tensors: Sequence[Tensor | None], perturb: Perturb | None = None
     ) -> Tensor:
-        """The l2 norm over all tensors together, or over those that `perturb` selects."""
+        """The l2 norm of all tensors together, or of those that `perturb` selects."""
         factors = self.factors(perturb)
         selected = [
             t for t, f in zip(tensors, factors, strict=True) if t is not None and f > 0
         ]
-        if selected:
-            return _tensors.l2_norm(selected, self.members)
-        p = self.params[0]  # none of them took part in the pass
-        shape = () if self.members is None else (self.members,)
-        return torch.zeros(shape, dtype=wide(p), device=p.device)
+        if not selected:  # none of them took part in the pass
+            selected = [torch.zeros_like(self.params[0])]
+        return _tensors.l2_norm(selected, self.members)
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The l2 norm of each tensor, 0 for None: (tensors,) or (tensors, members)."""

@@ -82,7 +82,7 @@ def scale_(tensors: Sequence[Tensor | None], factor: Tensor) -> None:
 
 
 def add_scaled_(tensors: list[Tensor], offsets: list[Tensor], factor: Real) -> None:
-    """Add factor * offsets in place; `factor` is a number or of shape () or (members,)."""
+    """Add factor * offsets in place; `factor` is a number, () or (members,)."""
     if isinstance(factor, Tensor) and factor.dim() == 0 and factor.device.type == "cpu":
         factor = factor.item()  # no device to wait for
     if not isinstance(factor, Tensor):

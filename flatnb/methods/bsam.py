@@ -18,9 +18,9 @@ Grads = list[Tensor | None]
 
 
 class BSAM(torch.optim.Optimizer):
-    """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)) over the weights.
+    """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)).
 
-    One step, all operations elementwise, N the number of training examples, u ~ N(0, 1):
+    One step, elementwise, with N training examples and u ~ N(0, 1):
 
         g  = grad L(w + u / sqrt(N s))
         g~ = grad L(w + rho g / s)
@@ -94,11 +94,12 @@ class BSAM(torch.optim.Optimizer):
     ) -> Tensor:
         """One step; returns the detached loss at w + rho g / s.
 
-        Gradients that were there before are dropped; g~ is in `p.grad` afterwards. Where
-        any gradient is not finite no parameter, m or s changes, and `p.grad` shows it.
+        Gradients that were there before are dropped; g~ is in `p.grad` afterwards.
+        Where any gradient is not finite no parameter, m or s changes, and `p.grad`
+        shows it.
 
         Args:
-            closure: computes the mean loss of the batch, calls `backward()`, and returns
+            closure: computes the mean loss of the batch, calls `backward()`, returns
                 the loss. Or a list of them, one per part of the batch (m-sharpness):
                 each has its own u; sqrt(s) |g|, g~ and the losses are averaged.
         """
@@ -177,7 +178,7 @@ class BSAM(torch.optim.Optimizer):
     def _gradients(
         self, pairs: Sequence[tuple[dict[str, Any], Tensor]], closure: Closure
     ) -> tuple[Grads, Grads, Tensor]:
-        """sqrt(s) |g|, g~ and the loss there; the parameters are back at w afterwards."""
+        """sqrt(s) |g|, g~ and the loss there; the parameters end at w."""
         params = [p for _, p in pairs]
         copies = [p.clone() for p in params]
         sizes: Grads = []
@@ -216,8 +217,8 @@ class BSAM(torch.optim.Optimizer):
         """Take back what `state_dict` gave."""
         if "noise" not in state_dict:
             raise ValueError(
-                f"state has the entries {sorted(state_dict)}; allowed: those of a BSAM, "
-                "'noise' among them"
+                f"state has the entries {sorted(state_dict)}; allowed: those of a "
+                "BSAM, 'noise' among them"
             )
         self._stream.load_state_dict(state_dict["noise"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})

@@ -1,4 +1,4 @@
-"""Flatness-aware minimization (FAM): relative flatness of one linear layer as a penalty."""
+"""Flatness-aware minimization (FAM): relative flatness of a linear layer as penalty."""
 
 from __future__ import annotations
 
@@ -23,38 +23,32 @@ class FAM(Method):
 
         objective  L(w) + lam kappa(W),   kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}
 
-    W has one row w_s per output, and H_{s,s'} is the block (d^2 L / d w_s d w_s') of the
-    Hessian of the plain mean loss L, also under `compose`. kappa does not change under
-    W -> cW, phi -> phi / c, phi being the layer's input. The gradient of kappa is exact
-    and reaches all parameters that phi and W depend on.
+    W has one row w_s per output, and H_{s,s'} is the block (d^2 L / d w_s d w_s') of
+    the Hessian of the plain mean loss L, also under `compose`. The gradient of kappa is
+    exact and reaches all parameters that W and the layer's input phi depend on.
 
     **The last layer** (layer=None): the last `nn.Linear` that the closure executes; its
-    output z must be the logits. One pass, for softmax cross-entropy of hard, smoothed
-    or mixed targets, with p = softmax(z):
+    output z must be the logits. One pass, for cross-entropy, with p = softmax(z):
 
         kappa = mean_i ||phi_i||^2 (sum_c p_ic ||w_c||^2 - ||sum_c p_ic w_c||^2)
 
     With loss="auto" kappa = mean_i ||phi_i||^2 Tr(W W^T H_i), where the Hessian H_i of
     each example's loss in z is taken by automatic differentiation, one product per
-    class: exact for every loss that couples no two examples (class weights,
-    ignore_index, temperatures, squared error).
+    class: for every loss that couples no two examples (class weights, squared error).
 
-    **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and v
-    of independent signs, for any loss. It is unbiased, and so is its gradient; one draw
-    has a relative standard deviation of about 1. A step costs about as much as 3 passes.
-    Norm layers are computed by elementary operations, because the third derivatives of
-    PyTorch's are wrong: leave those outside of checkpoints. Attention is PyTorch's plain
-    one.
+    **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and
+    v of independent signs, for any loss. It is unbiased, and so is its gradient; one
+    draw has a relative standard deviation of about 1. A step costs about as much as 3
+    passes. Keep norm layers out of checkpoints then: they are taken apart, because the
+    third derivatives of PyTorch's are wrong.
 
     Works on an `Ensemble`, with one kappa per member. Under DistributedDataParallel the
     average of the processes' kappas is that of the global batch, since kappa is a mean.
 
-    Source: Adilova, Abourayya, Li, Dada, Petzka, Egger, Kleesiek and Kamp, "FAM:
-    Relative Flatness Aware Minimization", TAG-ML 2023; kappa is Definition 3 of Petzka,
-    Kamp, Adilova, Sminchisescu and Boley, "Relative Flatness and Generalization",
-    NeurIPS 2021. The authors' training code divides kappa by the number of inputs of the
-    layer, so its lam is that many times larger, and holds the Hessian constant, so that
-    only W sees the penalty.
+    Source: Adilova et al., "FAM: Relative Flatness Aware Minimization", TAG-ML 2023;
+    kappa is Definition 3 of Petzka et al., "Relative Flatness and Generalization",
+    NeurIPS 2021. The authors' training code divides kappa by the number of inputs of
+    the layer, and holds the Hessian constant, so that only W sees the penalty.
 
     >>> FAM(lam=0.1).passes, FAM(lam=0.1, layer="head").passes
     (1, 3)
@@ -78,7 +72,7 @@ class FAM(Method):
         _checks.instance("layer", self.layer, (str, type(None)), allowed)
         _checks.choice("loss", self.loss, ["cross_entropy", "auto"])
         self.passes = 1 if self.layer is None else 3
-        self._stream = None if self.layer is None else Stream(self.seed, rademacher)
+        self._generators = None if self.layer is None else Stream(self.seed, rademacher)
         self._call: tuple[nn.Linear, Tensor, Tensor] | None = None
         self._attached = False
 
@@ -131,8 +125,8 @@ class FAM(Method):
             raise ValueError(
                 f"{self!r} saw no nn.Linear run in the closure. If the model is "
                 "compiled, call attach(model) on this very method before "
-                "torch.compile(model); a layer inside a checkpoint with "
-                "use_reentrant=True runs without gradients: leave the last layer out"
+                "torch.compile(model); leave the last layer out of checkpoints with "
+                "use_reentrant=True"
             )
         layer, phi, z = call
         if z.shape[:-1] != losses.shape:
@@ -154,8 +148,8 @@ class FAM(Method):
         weight = _named(model, str(self.layer)).weight
         net = ensemble(model)
         seeds = (0,) if net is None else net.seeds
-        assert self._stream is not None
-        a, v = self._stream.draw([weight[..., 0, :], weight[..., 0, :]], seeds)
+        assert self._generators is not None
+        a, v = self._generators.draw([weight[..., 0, :], weight[..., 0, :]], seeds)
         z = kappa_direction(weight, a, v)
         try:
             g = _derivative(losses.mean(-1).sum(), weight)
@@ -165,9 +159,8 @@ class FAM(Method):
         except RuntimeError as error:
             _explain(error, f"the estimate for layer {self.layer!r}")
             raise
-        # The value is <Z, HZ>. H must not see through Z in the product, but Z depends
-        # on W all the same: the second term is zero, and brings d<Z, HZ> through both
-        # Z's.
+        # The value is <Z, HZ>; the second term is zero, and brings d<Z, HZ> through
+        # both Z's, which depend on W, though H must not see through them.
         return (z.detach() * hz + 2 * (z - z.detach()) * hz.detach()).sum((-1, -2))
 
 
@@ -198,7 +191,7 @@ def _slope(losses: Tensor, z: Tensor) -> Tensor:
 
 
 def _trace(slope: Tensor, z: Tensor, gram: Tensor) -> Tensor:
-    """Tr(G H_i), H_i the Hessian of loss i in z[..., i, :], for each example, (..., n)."""
+    """Tr(G H_i), H_i the Hessian of loss i in z[..., i, :], (..., n)."""
     traces = torch.zeros_like(z[..., 0], dtype=gram.dtype)
     if slope.requires_grad:  # else the loss is linear in the logits
         for c in range(z.shape[-1]):
@@ -224,10 +217,9 @@ def _check_cross_entropy(slope: Tensor, z: Tensor) -> None:
     rounding = 4 * torch.finfo(z.dtype).eps ** 0.5 * float(expected.abs().max())
     if error > rounding + 1e-6:
         raise ValueError(
-            "the losses are not softmax cross-entropy of the last linear layer's output "
-            f"(their Hessian differs by {error:.2g}); use loss='auto', which takes any "
-            "loss of the logits (class weights, ignore_index, a temperature), or name a "
-            "layer"
+            "the losses are not softmax cross-entropy of the last linear layer's "
+            f"output (their Hessian differs by {error:.2g}); use loss='auto', for any "
+            "loss of the logits (class weights, a temperature), or name a layer"
         )
 
 
@@ -268,6 +260,6 @@ def _explain(error: RuntimeError, task: str) -> None:
     if "double backward" in str(error):
         raise RuntimeError(
             f"{task} needs a double backward, which a compiled graph refuses "
-            "(torch.compile); use the closed form for the last layer, layer=None, or do "
-            "not compile the model"
+            "(torch.compile); use the closed form for the last layer, layer=None, or "
+            "do not compile the model"
         ) from error

@@ -1,4 +1,4 @@
-"""Flooding and its per-example relatives: the loss is held at a level, not driven to 0."""
+"""Flooding and its per-example relatives: the loss is held at a level above 0."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ class Flooding(Method):
 
         objective  |L - b| + b              gradient  sign(L - b) grad L,  sign(0) = 0
 
-    One pass. L is the mean over the batch, not over examples: with another batch size
-    Flooding is another method.
+    One pass. L is the mean over the batch: the method depends on the batch size.
 
     Source: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training
-    Error?", ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this,
-    by the formula.
+    Error?", ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this.
 
     >>> Flooding(level=1.0).objective(torch.tensor([0.5, 0.0])).item()
     1.75
@@ -67,14 +65,12 @@ class AdaFlood(Method):
         objective  mean_i (|l_i - b_i| + b_i)
         gradient   mean_i sign(l_i - b_i) grad l_i,    sign(0) = 0
 
-    One pass. With all levels equal this is IFlood. Levels come from auxiliary models
-    that did not see the example: `held_out_losses`, then `adaflood_levels`. Before each
-    `backward`, `select` says which examples the batch holds; in `compose`, call it on
-    this part. It refuses a loss that is one number.
+    One pass. With all levels equal this is IFlood. Levels come from `held_out_losses`
+    and `adaflood_levels`. Before each `backward`, `select` says which examples the
+    batch holds; in `compose`, call it on this part.
 
-    Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. The
-    authors' code can also learn alpha and beta of the levels together with the net; here
-    they are fixed.
+    Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. Their code
+    can also learn alpha and beta of the levels together with the net.
 
     >>> method = AdaFlood(torch.tensor([0.0, 1.0, 2.0]))
     >>> method.select(torch.tensor([2, 0]))  # the batch holds examples 2 and 0
@@ -82,9 +78,8 @@ class AdaFlood(Method):
     2.0
 
     Args:
-        levels: levels b_i >= 0 of the whole training set, in units of the loss:
-            (examples,), or (members, examples) for an ensemble whose members have
-            levels of their own.
+        levels: b_i >= 0 of the whole training set, in units of the loss, (examples,),
+            or (members, examples) for an ensemble.
     """
 
     def __init__(self, levels: Tensor) -> None:
@@ -110,10 +105,7 @@ class AdaFlood(Method):
     def objective(self, losses: Tensor) -> Tensor:
         levels = self._selected
         if levels is None:
-            raise ValueError(
-                "AdaFlood does not know which examples the batch holds; call "
-                "select(indices) first"
-            )
+            raise ValueError("AdaFlood: call select(indices) first, for each batch")
         if levels.shape not in (losses.shape, losses.shape[-1:]):
             raise ValueError(
                 f"the levels selected have shape {tuple(levels.shape)}, but the losses "
@@ -131,9 +123,7 @@ def adaflood_levels(
 
         b_i = -log((1 - gamma) exp(-(alpha l_i + beta)) + gamma)
 
-    For cross-entropy, alpha = 1 and beta = 0, exp(-b_i) is the auxiliary probability of
-    the true class moved towards 1 by gamma: the larger gamma, the lower the levels,
-    which never exceed -log gamma.
+    The larger gamma, the lower the levels, which never exceed -log gamma.
 
     >>> [round(b, 3) for b in adaflood_levels(torch.tensor([1.0, 4.0])).tolist()]
     [0.38, 0.675]

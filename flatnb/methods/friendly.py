@@ -1,4 +1,4 @@
-"""Friendly-SAM (F-SAM): SAM's step uphill without what the batch shares with all others."""
+"""Friendly-SAM (F-SAM): SAM's step uphill without what all batches share."""
 
 from __future__ import annotations
 
@@ -21,24 +21,21 @@ class FriendlySAM(SAM):
         d = g - sigma m
         gradient  grad L(w + rho d / ||d||)
 
-    m, a moving average, stands for the gradient of all data. Two passes; sigma = 0 is
-    SAM, and so is the first step. A gradient that is not finite does not enter m, which
-    takes the memory of one more set of weights. A step is a call of `backward`. Under
+    m stands for the gradient of all data. Two passes; sigma = 0 is SAM, and so is the
+    first step. A gradient that is not finite does not enter m, which takes the memory
+    of one more set of weights. A step is a call of `backward`. Under
     DistributedDataParallel each process has its own g, m and d.
 
-    Source: Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR
-    2024. The authors' code subtracts the m of before the step, which for sigma = 1 gives
-    the same direction, and begins with m = g, not with 0.
+    Source: Li et al., "Friendly Sharpness-Aware Minimization", CVPR 2024. The authors'
+    code begins with m = g, not with 0.
 
     >>> FriendlySAM(rho=0.2, lam=0.95)
     FriendlySAM(rho=0.2, lam=0.95)
 
     Args:
-        rho: radius >= 0, in units of the parameters. The authors' script uses 0.2.
-        lam: decay of the moving average, in [0, 1]. The authors' class has 0.9, their
-            script 0.95.
+        rho, perturb: as of `SAM`. The authors' script has rho = 0.2.
+        lam: decay of the moving average, in [0, 1]. Their script has 0.95.
         sigma: share of the average that is taken out >= 0. The authors use 1.
-        perturb: which parameters are moved, all by default.
     """
 
     lam: Hyperparameter = Hyperparameter(partial(real, high=1.0), default=0.9)

@@ -13,16 +13,14 @@ class GNP(Method):
         g1 = grad L(w),   g2 = grad L(w + r g1 / ||g1||)
         gradient  (1 - alpha) g1 + alpha g2
 
-    Two passes on the same batch. alpha = 0 is plain training, alpha = 1 is SAM(rho=r);
-    alpha > 1 is allowed. Norms, weight decay, BatchNorm and several processes are as in
-    `flatnb.methods.sam`. The warm-ups of the authors' follow-up over n calls are
-    schedules: `r=Linear(0.0, 0.1, steps=n)`, and `r=lambda calls: 0.1 * (calls >= n)`.
+    Two passes. alpha = 0 is plain training, alpha = 1 is SAM(rho=r); alpha > 1 is
+    allowed. Norms, BatchNorm and several processes are as in `flatnb.methods.sam`. The
+    warm-ups of the authors' follow-up are schedules: `r=Linear(0.0, 0.1, steps=n)`, and
+    `r=lambda calls: 0.1 * (calls >= n)`.
 
     Source: Zhao, Zhang and Hu, "Penalizing Gradient Norm for Efficiently Improving
-    Generalization in Deep Learning", ICML 2022; "When Will Gradient Regularization Be
-    Harmful?", 2024. The public JAX code takes (1 - alpha) g1 / ||g1|| + alpha g2 by
-    default, here `normalize=True`. It also has weight decay inside the loss, so that it
-    tilts g1, and clips the gradient to a norm of 5.
+    Generalization in Deep Learning", ICML 2022. The public JAX code takes
+    (1 - alpha) g1 / ||g1|| + alpha g2 by default, here `normalize=True`.
 
     >>> GNP(r=0.1, alpha=0.8)
     GNP(r=0.1, alpha=0.8)
@@ -31,8 +29,7 @@ class GNP(Method):
         r: radius >= 0, in units of the parameters. The recipes use 0.05 to 0.1.
         alpha: weight of the second gradient >= 0, no unit. The recipes use 0.8.
         normalize: divide g1 in the first term by its norm, as the public code does.
-        perturb: which parameters are moved, all by default; see
-            `flatnb.methods.perturb`.
+        perturb: which parameters are moved; see `flatnb.methods.perturb`.
     """
 
     passes = 2

@@ -1,4 +1,4 @@
-"""Surrogate gap minimization (GSAM): SAM that also lowers the rise of the loss above w."""
+"""Surrogate gap minimization (GSAM): SAM that also lowers the rise of the loss."""
 
 from __future__ import annotations
 
@@ -14,22 +14,20 @@ class GSAM(SAM):
         g_across = g - (<g, g_p> / ||g_p||^2) g_p
         gradient  g_p - alpha g_across
 
-    The second step lowers the surrogate gap L_p - L and leaves L_p as it is, to first
-    order. Two passes; alpha = 0 is SAM. Products are over all trainable parameters.
-    Under DistributedDataParallel each process takes its own gradients apart, and the
-    results are averaged, outside of DDP's communication hooks.
+    That lowers the surrogate gap L_p - L, and leaves L_p as it is, to first order. Two
+    passes; alpha = 0 is SAM. Products are over all trainable parameters. Under
+    DistributedDataParallel each process takes its own gradients apart, and the results
+    are averaged, outside of DDP's communication hooks.
 
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
-    Training", ICLR 2022. There rho follows the learning rate: `FollowLR`. The authors'
-    PyTorch code sums the gradients of several processes where this one averages.
+    Training", ICLR 2022. There rho follows the learning rate: `FollowLR`.
 
     >>> GSAM(rho=0.05, alpha=0.4)
     GSAM(rho=0.05, alpha=0.4)
 
     Args:
-        rho: radius >= 0, in units of the parameters.
-        alpha: weight of the part across >= 0, no unit. Example of the authors: 0.2.
-        perturb: which parameters are moved, all by default.
+        rho, perturb: as of `SAM`.
+        alpha: weight of the part across >= 0, no unit.
     """
 
     alpha: Hyperparameter = Hyperparameter(default=0.2)

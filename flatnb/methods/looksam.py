@@ -22,22 +22,20 @@ class LookSAM(SAM):
             gradient  g + alpha (||g|| / ||g_v||) g_v
 
     (k + 1) / k passes on average; k = 1 is SAM. Products are over all trainable
-    parameters. A g_v that is not finite is not remembered; where none has been, or it is
-    zero, the steps in between are plain. A step is a call of `backward`. g_v takes the
-    memory of one more set of weights. Several processes are as in `GSAM`.
+    parameters. A g_v that is not finite is not remembered; where none has been, or it
+    is zero, the steps in between are plain. A step is a call of `backward`. g_v takes
+    the memory of one more set of weights. Several processes are as in `GSAM`.
 
     Source: Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization",
-    CVPR 2022. Public re-implementations, whose k and alpha are the defaults, differ:
-    some take norms and products tensor by tensor.
+    CVPR 2022. The defaults of k and alpha are those of public re-implementations.
 
     >>> LookSAM(rho=0.05, k=5).passes
     1.2
 
     Args:
-        rho: radius >= 0, in units of the parameters.
+        rho, perturb: as of `SAM`.
         k: number of steps from one look uphill to the next >= 1.
         alpha: weight of the reused part >= 0, no unit.
-        perturb: which parameters are moved, all by default.
     """
 
     k: Hyperparameter = Hyperparameter(count, default=5)

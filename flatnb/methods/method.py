@@ -1,4 +1,4 @@
-"""What an author or a user of a method reads: `Method`, its hooks and hyperparameters."""
+"""What an author of a method reads: `Method`, its hooks and hyperparameters."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Method:
     ...     def objective(self, losses):
     ...         return (self.t * losses).logsumexp(-1) / self.t
     >>> net = nn.Linear(2, 1)
-    >>> loss = Tilted(t=2.0).backward(net, lambda: net(torch.ones(4, 2)).exp().squeeze(1))
+    >>> x = torch.ones(4, 2)
+    >>> loss = Tilted(t=2.0).backward(net, lambda: net(x).square().squeeze(1))
     >>> net.weight.grad.shape
     torch.Size([1, 2])
 
@@ -67,7 +68,7 @@ class Method:
         step.backward()
 
     def watch(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Entered around each call of the closure, for a penalty to see into the net."""
+        """Entered around each call of the closure: a penalty may see into the net."""
         return nullcontext()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
@@ -109,7 +110,7 @@ class Method:
         >>> import torch, flatnb
         >>> net = torch.nn.Linear(2, 1)
         >>> x = torch.ones(4, 2)
-        >>> loss = flatnb.SAM(rho=0.05).backward(net, lambda: net(x).square().squeeze(1))
+        >>> loss = flatnb.SAM(0.05).backward(net, lambda: net(x).square().squeeze(1))
         >>> net.weight.grad.shape
         torch.Size([1, 2])
         """
@@ -216,7 +217,7 @@ def real(
         ">" if open_low else ">=",
         f" and <= {high:g}" if high < math.inf else "",
     )
-    allowed = f"a finite number {sign} {low:g}{upper}, or a 1-D tensor of them, one per member"
+    allowed = f"a finite number {sign} {low:g}{upper}, or a 1-D tensor, one per member"
     members = isinstance(value, Tensor) and value.dim() == 1 and value.numel() > 0
     top = math.nextafter(high, math.inf)
     for entry in value.tolist() if members else [scalar(value)]:

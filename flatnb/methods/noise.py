@@ -29,8 +29,8 @@ Distribution = Callable[[Tensor, torch.Generator], Any]
 _OFFSET = 0x6E6F6973
 
 # Entries that are drawn in one piece on a CPU, where drawing is serial and can be a
-# quarter of a step. Longer tensors are drawn by all threads, each block from a generator
-# of its own that the stream's seeds, whatever the number of threads.
+# quarter of a step. Longer tensors are drawn by all threads, each block from a
+# generator of its own that the stream's seeds, whatever the number of threads.
 _BLOCK = 1 << 17
 
 

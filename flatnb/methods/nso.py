@@ -1,12 +1,12 @@
 """Noise stability optimization (NSO) and one-sided weight noise.
 
-Common to both: no pass is at w. A net with BatchNorm costs one more forward pass without
-gradient, for its running statistics, and the returned loss is that pass's; without
-BatchNorm it is the average over all passes. All passes are on the same batch, with fresh
-noise per step; every tensor is moved by the same sigma, unless `perturb` selects some.
-Weight decay and momentum are the optimizer's, at w. The noise has a generator of its
-own. In an ensemble the member of seed s draws as a plain net under `seed + s`; all
-processes of a distributed training draw the same.
+Common to both: no pass is at w. A net with BatchNorm costs one more forward pass
+without gradient, for its running statistics, and the returned loss is that pass's;
+without BatchNorm it is the average over all passes. All passes are on the same batch,
+with fresh noise per step; every tensor is moved by the same sigma, unless `perturb`
+selects some. Weight decay and momentum are the optimizer's, at w. The noise has a
+generator of its own. In an ensemble the member of seed s draws as a plain net under
+`seed + s`; all processes of a distributed training draw the same.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class WeightNoise(Method):
         U_j independent, mean 0, variance 1
 
     k passes. An unbiased gradient of E L(w + sigma U), as NSO's is, but with noise of
-    first order in sigma, sigma H U, which NSO's two sides cancel. More at the head of
-    `flatnb.methods.nso`.
+    first order in sigma, sigma H U, which NSO's two sides cancel.
 
     Source: the one-sided control of the NSO paper; in its code, `use_neg` off.
 
@@ -44,8 +43,7 @@ class WeightNoise(Method):
         k: number of draws per step >= 1.
         noise: distribution of U, one of `flatnb.methods.noise` or a function like them.
         seed: of the noise.
-        perturb: which parameters are moved, all by default; see
-            `flatnb.methods.perturb`.
+        perturb: which parameters are moved; see `flatnb.methods.perturb`.
     """
 
     sigma: Hyperparameter = Hyperparameter()
@@ -56,7 +54,7 @@ class WeightNoise(Method):
     perturb: Hyperparameter = Hyperparameter(selection, default=None, schedule=False)
 
     def __post_init__(self) -> None:
-        self._stream = Stream(self.seed, self.noise)
+        self._generators = Stream(self.seed, self.noise)
 
     @property
     def passes(self) -> int:  # type: ignore[override]
@@ -67,7 +65,9 @@ class WeightNoise(Method):
         step.forward()
         sigma = step.per_member("sigma", self.sigma)
         for j in range(self.k):
-            step.move(self._stream.draw(step.params, step.seeds), sigma, self.perturb)
+            noise = self._generators.draw(step.params, step.seeds)
+            step.move(noise, sigma, self.perturb)
+            del noise
             step.backward(1 / self.k, last=j == self.k - 1)
 
 
@@ -82,10 +82,8 @@ class NSO(WeightNoise):
     2k passes; the far side is found from the near one, so no pass keeps U in memory.
 
     Source: Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima: A
-    Hessian-based Regularization Approach". Their code mixes in a share `lam` of the
-    gradient at w, 0 in all its NSO scripts, and spends that pass even then; freezes
-    statistics of `BatchNorm2d` only; has `use_neg` (the second side) off by default; and
-    its binomial noise has mean 2, where noise here has mean 0.
+    Hessian-based Regularization Approach". Their code has the second side off by
+    default, and freezes statistics of `BatchNorm2d` only.
 
     >>> NSO(sigma=0.01, k=2).passes
     4
@@ -104,7 +102,9 @@ class NSO(WeightNoise):
         step.forward()
         sigma = step.per_member("sigma", self.sigma)
         for j in range(self.k):
-            step.move(self._stream.draw(step.params, step.seeds), sigma, self.perturb)
+            noise = self._generators.draw(step.params, step.seeds)
+            step.move(noise, sigma, self.perturb)
+            del noise
             step.backward(0.5 / self.k, last=False)
             step.mirror()
             step.backward(0.5 / self.k, last=j == self.k - 1)

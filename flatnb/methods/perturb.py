@@ -4,8 +4,8 @@ Methods that move the weights move all trainable parameters, unless given a func
 
     perturb(name, parameter, module) -> bool or float >= 0
 
-that is asked about each of them in every step: `name` is the parameter's name in the net
-("net. ..." in an `Ensemble`), `module` the layer that holds it. Its answer f_t
+that is asked about each of them in every step: `name` is the parameter's name in the
+net ("net. ..." in an `Ensemble`), `module` the layer that holds it. Its answer f_t
 multiplies the move of tensor t, and norms are taken over the tensors with f_t > 0: SAM
 moves tensor t by
 
@@ -55,7 +55,7 @@ def only_norms(name: str, parameter: Tensor, module: nn.Module) -> bool:
 
 
 def all_but_norms_and_biases(name: str, parameter: Tensor, module: nn.Module) -> bool:
-    """False for what `only_norms` selects, and where a name's last part has "bias" in it.
+    """False for what `only_norms` selects, and where a name's last part has "bias".
 
     >>> layer = nn.Linear(3, 2)
     >>> all_but_norms_and_biases("head.bias", layer.bias, layer)

@@ -39,18 +39,14 @@ class SAM(Method):
     head of `flatnb.methods.sam`.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
-    Generalization", ICLR 2021, equations (2) and (3). The authors' JAX code has no guard
-    against a zero norm, clips the gradient to a norm of 5, and reports the loss of the
-    second pass.
+    Generalization", ICLR 2021, equations (2) and (3).
 
     >>> SAM(rho=0.1)
     SAM(rho=0.1)
 
     Args:
-        rho: radius of the ball >= 0, in units of the parameters. The paper searches
-            0.01 to 0.5.
-        perturb: which parameters are moved, and how far; all by default. See
-            `flatnb.methods.perturb`, here and in the other methods.
+        rho: radius >= 0, in units of the parameters. The paper searches 0.01 to 0.5.
+        perturb: which parameters are moved, and how far; see `flatnb.methods.perturb`.
     """
 
     passes = 2
@@ -71,13 +67,12 @@ class ASAM(SAM):
         eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise
         gradient  grad L(w + eps)
 
-    Two passes. T applies to the parameters whose name contains "weight" (so also to
-    BatchNorm's scale); for the others T = 1, as in the authors' code.
+    T applies to the parameters whose name contains "weight" (so also to BatchNorm's
+    scale); for the others T = 1, as in the authors' code. Re-implementations often take
+    T = |w| for every tensor (`all_tensors=True, eta=0`); rho does not carry over.
 
     Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for
-    Scale-Invariant Learning of Deep Neural Networks", ICML 2021. The authors' training
-    script has eta = 0. Widely used re-implementations take T = |w| for every tensor,
-    biases too (`all_tensors=True, eta=0`); rho does not carry over.
+    Scale-Invariant Learning of Deep Neural Networks", ICML 2021.
 
     >>> ASAM(rho=0.5, eta=0.0)
     ASAM(rho=0.5, eta=0.0)
@@ -127,8 +122,7 @@ class USAM(SAM):
 
         eps = rho g,  g = grad L(w)                 gradient  grad L(w + eps)
 
-    Source: the form of SAM that most theory studies; `unnormalize` in the code of Zhang,
-    Li and Ju, "Noise Stability Optimization for Finding Flat Minima".
+    Source: the form of SAM that most theory studies.
 
     >>> USAM(rho=0.01).passes
     2
@@ -154,13 +148,12 @@ class RSAM(SAM):
         eps = rho g / N,  N^2 = sum over tensors t of (lam ||g_t|| + ||delta_t||)^2
         gradient  grad L(w + eps)
 
-    Two passes, neither at w: as for NSO, a net with BatchNorm costs one more forward
-    pass, and the noise has a generator of its own. sigma = 0, lam = 1 is SAM.
+    Two passes, neither at w: what that means, and where the noise comes from, is said
+    at the head of `flatnb.methods.nso`. sigma = 0, lam = 1 is SAM.
 
-    Source: the `RSAM` baseline in the code of Zhang, Li and Ju, "Noise Stability
-    Optimization for Finding Flat Minima", after Liu et al., "Random Sharpness-Aware
-    Minimization", NeurIPS 2022. That code also perturbs the copy it restores from, so
-    that its weights drift by eps each step. Not repeated.
+    Source: the baseline of the NSO paper's code, after Liu et al., "Random
+    Sharpness-Aware Minimization", NeurIPS 2022. That code perturbs the copy it restores
+    from, too, so that its weights drift by eps each step. Not repeated.
 
     >>> RSAM(rho=0.05, sigma=0.02)
     RSAM(rho=0.05, sigma=0.02)
@@ -170,8 +163,7 @@ class RSAM(SAM):
         sigma: standard deviation of the noise >= 0, in units of the parameters.
         lam: weight of the gradient's norm in N >= 0.
         seed: of the noise.
-        perturb: which parameters are moved, by delta and by eps; N is over these, and
-            delta the noise times what `perturb` returns.
+        perturb: as of `SAM`; delta is the noise times what it returns, N over these.
     """
 
     sigma: Hyperparameter = Hyperparameter(default=0.01)
@@ -180,12 +172,12 @@ class RSAM(SAM):
     seed: Hyperparameter = Hyperparameter(whole, default=0, schedule=False)
 
     def __post_init__(self) -> None:
-        self._stream = Stream(self.seed, normal)
+        self._generators = Stream(self.seed, normal)
 
     def rule(self, step: Step) -> None:
         step.forward()
         sigma = step.per_member("sigma", self.sigma)
-        noise = self._stream.draw(step.params, step.seeds)
+        noise = self._generators.draw(step.params, step.seeds)
         noise_norms = step.norms(noise)
         factors = torch.tensor(step.factors(self.perturb), dtype=torch.float64)
         factors = along_members(factors, noise_norms)

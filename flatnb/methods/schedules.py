@@ -1,7 +1,7 @@
 """Schedules: a radius, a width or a level that changes during training.
 
-In place of a number, a hyperparameter takes a function of the number of earlier calls of
-the method's `backward`, 0 at the first: one of these, or any other.
+In place of a number, a hyperparameter takes a function of the number of earlier calls
+of the method's `backward`, 0 at the first: one of these, or any other.
 
 >>> from flatnb import SAM
 >>> SAM(rho=Linear(0.0, 0.05, steps=1000))  # rises over the first 1000 calls
@@ -10,10 +10,10 @@ SAM(rho=Linear(start=0.0, end=0.05, steps=1000))
 >>> method.rho  # that of the next call
 0.0
 
-The value is checked at each call as a number is when it is set, and may be a tensor with
-one entry per member of an ensemble. The method's `state_dict` has the count. A call that
-raises is not counted; one whose gradient is not finite is. With accumulation every
-micro-batch is a call: for n steps of the optimizer, each of k micro-batches, give
+The value is checked at each call as a number is when it is set, and may be a tensor
+with one entry per member of an ensemble. The method's `state_dict` has the count. A
+call that raises is not counted; one whose gradient is not finite is. With accumulation
+every micro-batch is a call: for n steps of the optimizer, each of k micro-batches, give
 `steps=n * k`.
 """
 
@@ -59,7 +59,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine(Linear):
-    """Half a cosine, then constant: `Linear` with s = (1 - cos(pi min(1, calls/steps)))/2.
+    """Half a cosine, then constant: `Linear` with (1 - cos(pi s)) / 2 for s.
 
     >>> [round(Cosine(0.0, 1.0, steps=2)(calls), 6) for calls in range(3)]
     [0.0, 0.5, 1.0]

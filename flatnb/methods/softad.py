@@ -23,10 +23,9 @@ class SoftAD(Method):
     is one example: the batch as a whole is weighted.
 
     Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible
-    alternative to flooding", NeurIPS 2024 (arXiv 2310.10006), equations (7) and (8),
-    which have sigma = 1. For other sigma the authors' loss class uses sigma^2 rho(x),
-    whose weights sigma phi(x) vanish with sigma; the form here keeps phi(x), as their
-    figures do.
+    alternative to flooding", NeurIPS 2024, equations (7) and (8), which have sigma = 1.
+    For other sigma the authors' loss class uses sigma^2 rho(x), whose weights vanish
+    with sigma; the form here keeps phi(x), as their figures do.
 
     >>> SoftAD(theta=1.0).objective(torch.tensor([1.0, 1.0])).item()
     1.0

@@ -135,7 +135,7 @@ def test_estimate_is_unbiased_with_its_gradient(layer) -> None:
     ]
     method, values, grads = FAM(1.0, layer=layer), [], []
     for a, v in itertools.product(signs, signs):
-        method._stream = Fixed([a, v])
+        method._generators = Fixed([a, v])
         values.append(kappa(method, p).detach())
         p.model.zero_grad()
         method.backward(p.model, p)

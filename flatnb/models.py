@@ -66,12 +66,7 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
 
     Three blocks of 3 x 3 convolution, BatchNorm and ReLU, `width`, 2 `width` and 4
     `width` channels wide, the first two followed by 2 x 2 max-pooling; then the mean
-    over the image, and Linear.
-
-    Args:
-        channels: of the images.
-        classes: number of logits.
-        width: channels of the first block.
+    over the image, and Linear. `channels` are those of the images.
 
     Raises:
         ValueError: an argument below 1.
@@ -104,8 +99,7 @@ def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
     Args:
         classes: number of logits.
         channels: of the images.
-        width: channels of the first stage; each further stage doubles it. 64 is the
-            paper's.
+        width: channels of the first stage; each further stage doubles it.
 
     Raises:
         ValueError: an argument below 1.

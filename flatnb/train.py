@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     from flatnb.data import Data
 
 Callback = Callable[["Run", nn.Module], None]
+_KINDS: dict[str, tuple[Any, str]] = {
+    "method": (Method, "a method, such as flatnb.SAM(0.05)"),
+    "optimizer": (Optimizer, "an optimizer of torch.optim"),
+    "scheduler": (LRScheduler | None, "None, or a scheduler of torch.optim"),
+    "average": (AveragedModel | None, "None, or an AveragedModel of torch.optim"),
+}
 
 
 @dataclass
@@ -49,12 +55,11 @@ class Run:
         method: the method as it is written, e.g. "SAM(rho=0.05)".
         seed: the seed of batch order, augmentation and dropout.
         history: one dict per evaluated epoch, epoch 0 (before training) included:
-            epoch, seconds (of training, since the start), passes (forward-backward
-            passes so far), {train, val, test}_{loss, accuracy, ece} (of `evaluate`),
-            norm (l2, all parameters) and grad_norm (of `gradient_norm`); with an
-            average the last three also of it, as average_{train, val, test}_{loss,
-            accuracy, ece}, average_norm and average_grad_norm. For an ensemble each
-            metric is a list with one entry per member.
+            epoch, seconds (of training so far), passes (forward-backward, so far),
+            {train, val, test}_{loss, accuracy, ece} (of `evaluate`), norm (l2, all
+            parameters), grad_norm (of `gradient_norm`); with an average its metrics
+            too, as average_train_loss and so on. For an ensemble each metric is a list
+            with one entry per member.
         stopped: why training ended early (a gradient that is not finite), or None.
         epoch: the last one trained.
         seconds: of training, evaluation not included.
@@ -134,7 +139,10 @@ def fit(
     >>> run.frame()[["epoch", "passes"]].values.tolist()
     [[0, 0], [1, 4], [2, 8]]
     """
-    _check_parts(model, data, method, optimizer, scheduler, callbacks, average)
+    parts = dict(
+        method=method, optimizer=optimizer, scheduler=scheduler, average=average
+    )
+    _check(model, data, callbacks, parts)
     epochs, every = integer("epochs", epochs, 0, 1 << 31), integer("every", every)
     seed = integer("seed", seed, 0, 1 << 63)
     if dtype not in (None, torch.bfloat16):
@@ -148,9 +156,7 @@ def fit(
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     run = Run(repr(method), seed)
-    parts: dict[str, Any] = dict(model=net, optimizer=optimizer, method=method)
-    parts |= {} if scheduler is None else {"scheduler": scheduler}
-    parts |= {} if average is None else {"average": average}
+    parts = {"model": net} | {k: v for k, v in parts.items() if v is not None}
     settings = dict(seed=seed, epochs=epochs, every=every, dtype=dtype)
     identity = settings | _identity(data, parts) if checkpoint is not None else {}
     saved = Checkpoint(checkpoint, identity, parts, order, device)
@@ -403,15 +409,7 @@ def _identity(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_parts(
-    model: Any,
-    data: Any,
-    method: Any,
-    optimizer: Any,
-    scheduler: Any,
-    callbacks: Any,
-    average: Any,
-) -> None:
+def _check(model: Any, data: Any, callbacks: Any, parts: Mapping[str, Any]) -> None:
     from flatnb.data import Data
 
     check_net(model)
@@ -421,12 +419,8 @@ def _check_parts(
             "several, write the loop: method.backward supports them"
         )
     instance("data", data, Data, "a flatnb.data.Data")
-    instance("method", method, Method, "a method, such as flatnb.SAM(0.05)")
-    instance("optimizer", optimizer, Optimizer, "an optimizer of torch.optim")
-    if scheduler is not None:
-        instance("scheduler", scheduler, LRScheduler, "None, or an LRScheduler")
-    if average is not None:
-        instance("average", average, AveragedModel, "None, or an AveragedModel")
+    for name, part in parts.items():
+        instance(name, part, *_KINDS[name])
     for callback in sequence("callbacks", callbacks, object, "functions (run, model)"):
         function("callbacks", callback, "functions (run, model)")
     members = members_of(model)

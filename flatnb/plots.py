@@ -405,7 +405,7 @@ def sensitivity(
 
     Args:
         ax: where to draw.
-        table: the method's rows of `flatnb.results.compare.grid`; the same settings on
+        table: the method's rows of `flatnb.results.population.grid`; the same settings on
             every task.
         x: the column of the hyperparameter.
         y: the column to draw.
@@ -431,7 +431,7 @@ def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> 
     """Draw `sensitivity` for each method, three panels a row, on one vertical axis.
 
     Args:
-        table: of `flatnb.results.compare.grid`.
+        table: of `flatnb.results.population.grid`.
         names: the hyperparameter of each method that is to be drawn.
         label: of the vertical axis.
 

@@ -22,7 +22,7 @@ import flatnb
 from flatnb import metrics, models
 from flatnb.data import Data, Split, images, plane, sensing, stack
 from flatnb.data.augment import Compose, RandomCrop, RandomFlip
-from flatnb.results import compare, form, records, statistics, sweep
+from flatnb.results import compare, form, population, records, statistics, sweep
 
 ODD: dict[str, Any] = {
     "None": None,
@@ -277,7 +277,7 @@ CASES: dict[
     ),
     "select": (
         compare.select,
-        lambda: {"patterns": [NAME], "choice": "chosen"},
+        lambda: {"patterns": [NAME], "setting": "chosen"},
         {"patterns": "list"},
     ),
     "common": (compare.common, lambda: {"runs": runs()}, {}),
@@ -326,14 +326,14 @@ CASES: dict[
     ),
     "ranks": (compare.ranks, lambda: {"runs": runs(), "metric": "test_loss"}, {}),
     "grid": (
-        compare.grid,
+        population.grid,
         lambda: {"patterns": [NAME], "baseline": "SAM", "metric": "test_loss"},
         {"patterns": "list"},
     ),
-    "nets": (compare.nets, lambda: {"patterns": [NAME]}, {}),
+    "nets": (population.nets, lambda: {"patterns": [NAME]}, {}),
     "flatness": (
-        compare.flatness,
-        lambda: {"nets": compare.nets([NAME]), "measures": ["trace"]},
+        population.flatness,
+        lambda: {"nets": population.nets([NAME]), "measures": ["trace"]},
         {"measures": "no_text list dict bytes"},
     ),
     "Job": (

@@ -61,6 +61,13 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
         return mean, stats.t.ppf(0.975, n - 1) * array.std(0, ddof=1) / math.sqrt(n)
 
 
+def summary(values: pandas.Series) -> tuple[float, float, int]:
+    """`interval` of the values that are not missing, and their number."""
+    present = values.dropna()
+    mean, half = interval(present)
+    return float(mean), float(half), len(present)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: max over j <= i of min(1, (k - j + 1) p_(j)), k tests.
 

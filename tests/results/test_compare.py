@@ -5,7 +5,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from flatnb.results import compare, records
+from flatnb.results import compare, population, records
 from flatnb.results.statistics import holm
 
 
@@ -77,7 +77,7 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
     found = compare.select(["a/*"])
     assert found["test_loss"].tolist() == [3.0, 2.0]
     assert found["loss_gap"].tolist() == pytest.approx([2.7, 1.8])
-    default = compare.select(["a/*"], choice="default")
+    default = compare.select(["a/*"], setting="default")
     assert default["test_loss"].tolist()[0] == 5.0
     assert math.isnan(default["loss_gap"][1])
     one = {"test_loss": [[1.0, 2.0]]}
@@ -89,7 +89,7 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
         chosen=[0],
         budget=2,
     )
-    default = compare.select(["a/*"], choice="default")
+    default = compare.select(["a/*"], setting="default")
     assert set(default["method"]) == {
         "SAM",
         "ERM",
@@ -123,7 +123,7 @@ def test_select_takes_the_other_rules_choice_where_there_is_one(record):
     final = {"test_loss": [[1.0, 2.0], [3.0, 4.0]]}
     settings = [{"rho": 0.1}, {"rho": 0.2}]
     saved("a/GNP", final, settings=settings, chosen=[0, 0], budget=2, otherwise=[1, 0])
-    found = compare.select(["a/*"], choice="otherwise")
+    found = compare.select(["a/*"], setting="otherwise")
     assert found["method"].tolist() == ["GNP", "GNP"]
     assert found["test_loss"].tolist() == [3.0, 2.0]
 
@@ -136,7 +136,7 @@ def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
         chosen=[0, 1],
         budget=2,
     )
-    found = compare.grid(["a/*"], "ERM", "test_loss")
+    found = population.grid(["a/*"], "ERM", "test_loss")
     assert found["method"].tolist() == ["SAM"] * 3
     assert found["rho"].tolist() == [0.1, 0.2, 0.05]
     # The baseline is 1 and 2; the last setting's second run failed.
@@ -144,9 +144,9 @@ def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
     assert found["n"].tolist() == [2, 2, 1]
     assert found["chosen"].tolist() == [0.5, 0.5, 0.0]
     with pytest.raises(ValueError, match="no run of the baseline 'SGD'"):
-        compare.grid(["a/*"], "SGD", "test_loss")
+        population.grid(["a/*"], "SGD", "test_loss")
     with pytest.raises(ValueError, match="has no ece; there are: test_loss"):
-        compare.grid(["a/*"], "ERM", "ece")
+        population.grid(["a/*"], "ERM", "ece")
 
 
 def test_common_tasks_are_those_with_all_the_methods():
@@ -315,8 +315,8 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
             gap=lambda t: t["test_loss"] - t["train_loss"]
         )
 
-    nets = compare.nets(["a/*"])
-    found = compare.flatness(nets, ["trace"]).set_index("target")
+    nets = population.nets(["a/*"])
+    found = population.flatness(nets, ["trace"]).set_index("target")
     for target, column, sign in (
         ("loss_gap", "gap", 1),
         ("test_loss", "test_loss", 1),
@@ -332,7 +332,7 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
 
     # Within a method, given the training loss: the correlation of what regressions of
     # ranks leave.
-    one = compare.flatness(
+    one = population.flatness(
         nets, ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
     ).set_index("method")
     each = []
@@ -346,9 +346,9 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
         each.append(np.corrcoef(*left)[0, 1])
     assert one.loc["GNP", "correlation"] == pytest.approx(np.mean(each))
 
-    some = compare.flatness(nets.query("train_loss < 0.6"), ["trace"], ["test_loss"])
+    some = population.flatness(nets.query("train_loss < 0.6"), ["trace"], ["test_loss"])
     each = [of(s).query("train_loss < 0.6") for s in range(3)]
-    assert min(map(len, each)) >= compare.LEAST_NETS
+    assert min(map(len, each)) >= population.LEAST_NETS
     expected = np.mean(
         [stats.spearmanr(own["trace"], own["test_loss"])[0] for own in each]
     )
@@ -356,9 +356,9 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
     assert some["nets"][0] == pytest.approx(np.mean([len(own) for own in each]))
 
     with pytest.raises(ValueError, match="no sharpness; there are"):
-        compare.flatness(nets, ["sharpness"])
+        population.flatness(nets, ["sharpness"])
     with pytest.raises(ValueError, match="given='trace' is a measure or a target"):
-        compare.flatness(nets, ["trace"], given="trace")
+        population.flatness(nets, ["trace"], given="trace")
 
 
 def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
@@ -376,14 +376,14 @@ def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
         tables["trace"][i] = [99.0 if i == 4 else 4.5, None]
     settings = [{"rho": i} for i in range(n)]
     saved("a/SAM", tables, settings=settings, chosen=[0, 0], budget=n)
-    nets = compare.nets(["a/*"])
-    found = compare.flatness(nets, ["trace"], ["test_loss"])
+    nets = population.nets(["a/*"])
+    found = population.flatness(nets, ["trace"], ["test_loss"])
     left = [i for i in range(n) if i != 3]
     expected = stats.spearmanr([tables["trace"][i][0] for i in left], left)[0]
     assert found["correlation"].tolist() == [pytest.approx(expected)] and expected < 1
     assert found["n"].tolist() == [1] and found["nets"].tolist() == [11]
     # Of what the held metric determines nothing is left to correlate.
-    held = compare.flatness(nets, ["trace"], ["test_loss"], given="rho")
+    held = population.flatness(nets, ["trace"], ["test_loss"], given="rho")
     assert math.isnan(held["correlation"][0])
 
 
@@ -448,7 +448,7 @@ def test_optimism_is_what_the_test_set_would_add(tmp_path, monkeypatch):
     record = records.load("a/SAM")
     curves = {"test_accuracy": [[1.0, 0.6, 0.5], [1.0, 0.6, 0.6]]}  # epoch 0 counts not
     record["curves"] = {"epochs": [0, 1, 2], "setting": [0, 0], "metrics": curves}
-    gains = compare.optimism(record)
+    gains = population.optimism(record)
     assert gains["setting"].tolist() == pytest.approx([0.2, 0.0])
     assert gains["epoch"].tolist() == pytest.approx([0.1, 0.0])
     assert gains["tied"].tolist() == [1.0, 0.5]

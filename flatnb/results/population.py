@@ -1,0 +1,165 @@
+"""All nets of records, chosen or not: how results depend on hyperparameters, what choosing
+on the test set would add, and whether flatness orders the nets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas
+
+from flatnb._checks import instance, sequence
+from flatnb.results import records
+from flatnb.results.compare import check_columns, loaded, task_of, with_gap
+from flatnb.results.statistics import spearman, summary
+
+LEAST_NETS = 10  # of a seed, for a rank correlation
+TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
+
+
+def nets(patterns: Iterable[str]) -> pandas.DataFrame:
+    """A row for each net of the records: all settings under all seeds.
+
+    Returns:
+        Columns task, method, seed, the hyperparameters, and the final metrics, with
+        `loss_gap` and `test_error` = 1 - test_accuracy.
+
+    Raises:
+        ValueError: no pattern, or (a RecordError) one that no record's name fits.
+    """
+    tables = [
+        records.frame(record).assign(task=task_of(record), method=record["method"])
+        for record in loaded(patterns)
+    ]
+    if not tables:
+        raise ValueError("patterns=[]; allowed: at least one, such as 'plane/*'")
+    table = with_gap(pandas.concat(tables))
+    if "test_accuracy" in table:
+        table = table.assign(test_error=1 - table["test_accuracy"])
+    return table
+
+
+def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
+    """Each setting of each other method minus the baseline as chosen, seed by seed.
+
+    Returns:
+        Columns task, method, setting (index), its hyperparameters, difference (mean),
+        interval, n (seeds that both have), chosen (the share of seeds that chose it).
+
+    Raises:
+        ValueError: no such metric, or a task without the baseline.
+    """
+    instance("metric", metric, str, "text")
+    instance("baseline", baseline, str, "the name of a method")
+    bases, rows = {}, []
+    for record in loaded(patterns):
+        if metric not in record["final"]:
+            raise ValueError(
+                f"metric={metric!r}: {record['name']} has no {metric}; there are: "
+                f"{', '.join(record['final'])}"
+            )
+        if record["method"] == baseline:
+            values = records.selected(record)[metric]
+            bases[task_of(record)] = pandas.Series(values, record["seeds"], dtype=float)
+    for record in loaded(patterns):
+        task, chosen = task_of(record), record["selection"]["chosen"]
+        if record["method"] == baseline:
+            continue
+        if task not in bases:
+            raise ValueError(f"{task} has no run of the baseline {baseline!r}")
+        values = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
+        gaps = values.astype(float) - bases[task].reindex(record["seeds"])
+        for index, setting in enumerate(record["settings"]):
+            row = {
+                "task": task,
+                "method": record["method"],
+                "setting": index,
+                **setting,
+            }
+            mean, half, n = summary(gaps.loc[index])
+            row |= {"difference": mean, "interval": half, "n": n}
+            rows.append(row | {"chosen": chosen.count(index) / len(chosen)})
+    return pandas.DataFrame(rows)
+
+
+def optimism(record: Mapping[str, Any]) -> pandas.DataFrame:
+    """What choosing on the test set would add to the accuracy of a record, per seed.
+
+    Returns:
+        A row per seed: setting, the test accuracy gained if the test set chose the
+        setting; epoch, the gain if it chose among the recorded epochs; tied, the share
+        of settings that tie for the highest validation accuracy.
+    """
+    budget = record["selection"]["budget"]
+    chosen = np.array(records.selected(record)["test_accuracy"], dtype=float)
+    test = np.array(record["final"]["test_accuracy"][:budget], dtype=float)
+    validation = np.array(record["final"]["val_accuracy"][:budget], dtype=float)
+    epochs = np.array(record["curves"]["metrics"]["test_accuracy"], dtype=float)
+    columns = {
+        "setting": np.nanmax(test, 0) - chosen,
+        "epoch": epochs[:, 1:].max(1) - chosen,
+        "tied": (validation == np.nanmax(validation, 0)).mean(0),
+    }
+    return pandas.DataFrame(columns, pandas.Index(record["seeds"], name="seed"))
+
+
+def flatness(
+    nets: pandas.DataFrame,
+    measures: Sequence[str],
+    targets: Sequence[str] = TARGETS,
+    *,
+    within: Sequence[str] = ("task",),
+    given: str | None = None,
+) -> pandas.DataFrame:
+    """Spearman's correlation of measures and targets over nets, per seed.
+
+    Nets that lack a number are left out, so that every measure orders the same nets; so
+    are seeds of fewer than LEAST_NETS nets.
+
+    Args:
+        nets: of `nets`, or some of its rows.
+        measures: columns.
+        targets: columns.
+        within: columns; only nets that agree in them, and in the seed, are ordered.
+        given: a column that is held constant, by partial rank correlation.
+
+    Returns:
+        Columns `within`, measure, target, correlation (mean over seeds), interval (its
+        half-width), n (seeds), nets (per seed, on average).
+
+    Raises:
+        ValueError: no such column, or one to be both ordered by and held constant.
+
+    >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
+    ...                          "trace": range(24), "test_loss": range(24)})
+    >>> flatness(nets, ["trace"], ["test_loss"])["correlation"].tolist()
+    [1.0]
+    """
+    measures = sequence("measures", measures, str, "names of columns")
+    if given in (*measures, *targets):
+        raise ValueError(
+            f"given={given!r} is a measure or a target; nothing of it would be left"
+        )
+    columns = [*measures, *targets, *([] if given is None else [given])]
+    check_columns(nets, [*within, "seed", *columns], "nets")
+    rows = []
+    groups = nets.dropna(subset=columns).groupby([*within, "seed"], sort=False)
+    for key, group in groups:
+        if len(group) < LEAST_NETS:
+            continue
+        values = {name: group[name].to_numpy() for name in columns}
+        held = None if given is None else values[given]
+        for measure in measures:
+            for target in targets:
+                rank = spearman(values[measure], values[target], held)
+                rows.append((*key[:-1], measure, target, rank.value, rank.n))
+    names = [*within, "measure", "target"]
+    seeds = pandas.DataFrame(rows, columns=[*names, "value", "nets"])
+    each = [
+        (*key, *summary(group["value"]), group["nets"].mean())
+        for key, group in seeds.groupby(names, sort=False)
+    ]
+    columns = [*names, "correlation", "interval", "n", "nets"]
+    return pandas.DataFrame(each, columns=columns)

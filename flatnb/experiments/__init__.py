@@ -5,7 +5,7 @@ of their results, a record. `flatnb records make NAME` runs one.
 """
 
 from flatnb.experiments import finetune, images, plane, sensing
-from flatnb.experiments.runner import Experiment
+from flatnb.experiments.experiment import Experiment
 
 __all__ = ["EXPERIMENTS", "Experiment"]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from torch import nn
 from flatnb import models
 from flatnb.data import Data, Split
 from flatnb.experiments import images
-from flatnb.experiments.runner import Experiment, Training, Value, train_net, tune
+from flatnb.experiments.experiment import Experiment
+from flatnb.experiments.runner import Training, Value, beside, train_net
 from flatnb.experiments.tasks import TASKS, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, Setting, Tuned
 
@@ -93,13 +94,7 @@ def start(
     first, second = halves(data, task.shots, seed)
     torch.manual_seed(seed)
     net = images.make_net(source, first)
-    training = Training(
-        source.epochs,
-        source.epochs,
-        seed,
-        checkpoint=checkpoint,
-        name=f"start-{seed}",
-    )
+    training = Training(source.epochs, source.epochs, seed, checkpoint=checkpoint)
     trained = train_net(
         net, first, METHODS["ERM"], _PRETRAINING, training, source.weight_decay
     )
@@ -120,42 +115,28 @@ def renewed(net: nn.Sequential, classes: int, seed: int) -> nn.Sequential:
     return net
 
 
-def train_one(
-    *, task: dict[str, Any], method: str, setting: Setting, seed: int
-) -> Value:
-    """Fine-tune once: `runner.train_net`."""
-    stated = _task(task)
-    training = Training(stated.epochs, stated.every, seed)
-    return _train(stated, METHODS[method], setting, training)
-
-
-def study(
-    *,
-    task: dict[str, Any],
-    method: str,
-    settings: list[Setting],
-    seeds: list[int],
-    checkpoint: Path | None = None,
-) -> Value:
-    """Tune under one seed, then fine-tune under others: `runner.tune`."""
-    stated = _task(task)
-    training = Training(stated.epochs, stated.every, 0, checkpoint=checkpoint)
-    return tune(partial(_train, stated, METHODS[method]), settings, seeds, training)
-
-
-def _task(stated: dict[str, Any]) -> FineTuning:
-    return FineTuning(**{**stated, "source": Images(**stated["source"])})
-
-
 _started = lru_cache(maxsize=2)(start)
 
 
-def _train(
-    task: FineTuning, method: Tuned, setting: Setting, training: Training
+def train_one(
+    *,
+    task: dict[str, Any],
+    method: str,
+    setting: Setting,
+    seed: int,
+    resume: Path | None = None,
 ) -> Value:
-    net, data, _ = _started(task, training.seed, training.checkpoint)
-    net = renewed(net, len(data.classes), training.seed)
-    return train_net(net, data, method, setting, training, task.source.weight_decay)
+    """Fine-tune once, or go on from a checkpoint: `runner.train_net`."""
+    stated = FineTuning(**{**task, "source": Images(**task["source"])})
+    net, data, _ = _started(stated, seed, beside(resume, f"start-{seed}"))
+    return train_net(
+        renewed(net, len(data.classes), seed),
+        data,
+        METHODS[method],
+        setting,
+        Training(stated.epochs, stated.every, seed, checkpoint=resume),
+        stated.source.weight_decay,
+    )
 
 
 def experiment(task: FineTuning, method: Tuned) -> Experiment:

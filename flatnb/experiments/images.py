@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from flatnb import data as datasets
 from flatnb import models
 from flatnb.data import Data, Split, augment
 from flatnb.data.images import BUILT_IN
+from flatnb.experiments.experiment import Experiment
 from flatnb.experiments.runner import (
     TUNING_SEED,
-    Experiment,
     Training,
     Value,
+    clear,
     train_members,
     train_net,
     tune,
@@ -101,10 +102,9 @@ def train_perceptrons(
     """Train a task's perceptron under each setting and seed: one ensemble per seed.
 
     Returns:
-        As `plane.train`.
+        As `runner.train_members`.
     """
     stated = Images(**task)
-    training = Training(stated.epochs, stated.every, 0, checkpoint=checkpoint)
 
     def train(seed: int) -> Value:
         data = load(stated, seed)
@@ -113,51 +113,49 @@ def train_perceptrons(
             lambda seeds: data,
             METHODS[method],
             settings,
-            [seed] * len(settings),
+            [seed],
             SGD,
-            replace(training, seed=seed, name=f"seed-{seed}"),
+            Training(stated.epochs, stated.every, seed, checkpoint=checkpoint),
         )
 
     values = [train(seed) for seed in seeds]
-    training.clear()
-    for kind in ("metrics", "flatness"):
-        for name in values[0][kind]:
-            columns = [value[kind][name] for value in values]
-            values[0][kind][name] = [list(row) for row in zip(*columns, strict=True)]
-    return values[0]
+    clear(checkpoint)
+    return {**values[0], **{k: _joined(values, k) for k in ("metrics", "flatness")}}
 
 
-def train_one(
-    *, task: dict[str, Any], method: str, setting: Setting, seed: int
-) -> Value:
-    """Train a task's net once: `runner.train_net`."""
-    stated = Images(**task)
-    training = Training(stated.epochs, stated.every, seed)
-    return _train(stated, METHODS[method], setting, training)
-
-
-def study(
-    *,
-    task: dict[str, Any],
-    method: str,
-    settings: list[Setting],
-    seeds: list[int],
-    checkpoint: Path | None = None,
-) -> Value:
-    """Tune under one seed, then train under others: `runner.tune`."""
-    stated = Images(**task)
-    training = Training(stated.epochs, stated.every, 0, checkpoint=checkpoint)
-    return tune(partial(_train, stated, METHODS[method]), settings, seeds, training)
+def _joined(values: list[Value], kind: str) -> dict[str, list[list[Any]]]:
+    """The tables of single seeds side by side."""
+    return {
+        name: [
+            sum(row, []) for row in zip(*(v[kind][name] for v in values), strict=True)
+        ]
+        for name in values[0][kind]
+    }
 
 
 _loaded = lru_cache(maxsize=2)(load)
 
 
-def _train(task: Images, method: Tuned, setting: Setting, training: Training) -> Value:
-    data = _loaded(task, training.seed)
-    torch.manual_seed(training.seed)
-    net = make_net(task, data)
-    return train_net(net, data, method, setting, training, task.weight_decay)
+def train_one(
+    *,
+    task: dict[str, Any],
+    method: str,
+    setting: Setting,
+    seed: int,
+    resume: Path | None = None,
+) -> Value:
+    """Train a task's net once, or go on from a checkpoint: `runner.train_net`."""
+    stated = Images(**task)
+    data = _loaded(stated, seed)
+    torch.manual_seed(seed)
+    return train_net(
+        make_net(stated, data),
+        data,
+        METHODS[method],
+        setting,
+        Training(stated.epochs, stated.every, seed, checkpoint=resume),
+        stated.weight_decay,
+    )
 
 
 def experiment(task: Images, method: Tuned) -> Experiment:
@@ -189,8 +187,8 @@ def tuned(
     """The experiment of a method that is tuned over learning rates, too.
 
     Args:
-        module: has `study` and `train_one`; or `train_perceptrons`, if the settings
-            train `together`.
+        module: has `train_one`; or `train_perceptrons`, if the settings train
+            `together`.
         others: more that the record states of the task.
     """
     optimizer = method.optimizer or SGD
@@ -207,9 +205,10 @@ def tuned(
             others["note"] = method.note
     else:
         runs = method.passes * (len(settings) + seeds)
-        call = f"{module}:study"
+        given["train"] = f"{module}:train_one"
+        call = f"{tune.__module__}:{tune.__name__}"
         few |= {"setting": settings[0], "seed": 0}
-        sample = Job(f"{module}:train_one", few)
+        sample = Job(given["train"], few)
         others["tuning_seed"] = TUNING_SEED
         others["note"] = (
             "metrics tuning_*: every setting under the tuning seed, in the first column"

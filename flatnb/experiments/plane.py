@@ -16,7 +16,8 @@ from typing import Any
 
 from flatnb import models
 from flatnb.data import Data, plane, stack
-from flatnb.experiments.runner import Experiment, Training, Value, train_members
+from flatnb.experiments.experiment import Experiment
+from flatnb.experiments.runner import Training, Value, clear, train_members
 from flatnb.experiments.tasks import TASKS, Plane
 from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
 from flatnb.results.sweep import Job
@@ -45,7 +46,7 @@ def train(
     """Train the perceptron under each setting and seed, see `flatnb.data.plane`.
 
     Returns:
-        As `train_members`, but tables [setting][seed].
+        As `runner.train_members`.
 
     >>> sizes = dict(noise=0.0, n_test=40, width=4, epochs=2, every=2)
     >>> settings = METHODS["SAM"].settings(3, 0.001)
@@ -60,22 +61,16 @@ def train(
     def examples(seed: int) -> Data:
         return plane(data, noise=noise, n_test=n_test, seed=seed)
 
-    members = [(setting, seed) for setting in settings for seed in seeds]
-    training = Training(epochs, every, 0, cosine=False, checkpoint=checkpoint)
     value = train_members(
         lambda: models.mlp(2, width, 4, 2),
         lambda seeds: stack([examples(seed) for seed in seeds]),
         METHODS[method],
-        [setting for setting, _ in members],
-        [seed for _, seed in members],
+        settings,
+        seeds,
         ADAM,
-        training,
+        Training(epochs, every, 0, cosine=False, checkpoint=checkpoint),
     )
-    training.clear()
-    starts = range(0, len(members), len(seeds))
-    for kind in ("metrics", "flatness"):
-        for name, rows in value[kind].items():
-            value[kind][name] = [rows[k : k + len(seeds)] for k in starts]
+    clear(checkpoint)
     return value
 
 

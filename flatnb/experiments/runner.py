@@ -13,19 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flatnb.curvature import FLATNESS, ensemble_flatness
+from flatnb.curvature import ensemble_flatness
 from flatnb.data import Data
 from flatnb.ensemble import Ensemble, groups
 from flatnb.experiments.tuning import SGD, Optimizer, Setting, Tuned
 from flatnb.methods import ERM, Method, held_out_losses
 from flatnb.metrics import cross_entropy
-from flatnb.results import records
-from flatnb.results.sweep import Job, Result
+from flatnb.results.sweep import Job
 from flatnb.train import Run, fit
 
 METRICS = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
     *("test_loss", "test_accuracy", "test_ece", "norm", "grad_norm"),
+)
+FLATNESS = (  # attributes of `EnsembleFlatness`
+    *("trace", "top_eigenvalue", "relative_flatness"),
+    *("sharpness", "adaptive_sharpness"),
 )
 TUNING_SEED = 1000  # used for nothing but the choice of a setting
 _FLATNESS_EXAMPLES = 2048  # as many as the gradient's norm is taken of
@@ -36,22 +39,14 @@ Value = dict[str, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """How a net trains, and where the training resumes from.
-
-    Attributes:
-        epochs, every, seed: of `flatnb.fit`.
-        cosine: anneal the learning rate to 0 over the epochs.
-        checkpoint: the file that a sweep gives a job; each training of the job has one
-            next to it.
-        name: tells the trainings of a job apart.
-    """
+    """How a net trains: arguments of `flatnb.fit`, with the learning rate annealed to 0
+    if `cosine`; an interrupted one goes on from its checkpoint."""
 
     epochs: int
     every: int
     seed: int
     cosine: bool = True
     checkpoint: Path | None = None
-    name: str = "net"
 
     def fit(
         self,
@@ -61,10 +56,7 @@ class Training:
         optimizer: torch.optim.Optimizer,
         **options: Any,
     ) -> Run:
-        """`flatnb.fit`, which goes on where an interrupted job ended."""
-        schedule = CosineAnnealingLR(optimizer, self.epochs) if self.cosine else None
-        if self.checkpoint is not None:
-            options["checkpoint"] = self.checkpoint.with_suffix(f".{self.name}.pt")
+        """Train the model."""
         return fit(
             model,
             data,
@@ -73,15 +65,27 @@ class Training:
             epochs=self.epochs,
             every=self.every,
             seed=self.seed,
-            scheduler=schedule,
+            checkpoint=self.checkpoint,
+            scheduler=CosineAnnealingLR(optimizer, self.epochs)
+            if self.cosine
+            else None,
             **options,
         )
 
-    def clear(self) -> None:
-        """Remove the checkpoints of all trainings of the job."""
-        if self.checkpoint is not None:
-            for file in self.checkpoint.parent.glob(f"{self.checkpoint.stem}.*.pt"):
-                file.unlink(missing_ok=True)
+
+def beside(checkpoint: Path | None, name: str) -> Path | None:
+    """The checkpoint of one training of a job, next to the file that a sweep gives it."""
+    if checkpoint is None:
+        return None
+    key = checkpoint.name.partition(".")[0]
+    return checkpoint.with_name(f"{key}.{name}.pt")
+
+
+def clear(checkpoint: Path | None) -> None:
+    """Remove the checkpoints of all trainings of a job that is finished."""
+    if checkpoint is not None:
+        for file in checkpoint.parent.glob(f"{checkpoint.stem}.*.pt"):
+            file.unlink(missing_ok=True)
 
 
 def device() -> torch.device:
@@ -127,32 +131,32 @@ def train_members(
     optimizer: Optimizer,
     training: Training,
 ) -> Value:
-    """Train a member per setting and seed, in ensembles that fit the memory.
+    """Train each setting under each seed, in ensembles that fit the memory.
 
     Args:
         make_model: the plain net, made under each member's seed.
-        data: called with seeds; the data of such members, stacked or shared by all.
-        settings, seeds: one per member.
+        data: called with the seeds of members; their data, stacked or shared by all.
         optimizer: of methods that have none of their own.
 
     Returns:
-        "epochs"; "metrics", {name of METRICS: [member][epoch]}; and "flatness", {name
-        of FLATNESS: [member]}, at the end on the first 2048 of its training examples.
-        None where there is no number, or the eigenvalue did not converge. With an
-        average of the weights, all are those of the average.
+        "epochs"; "metrics", {name of METRICS: [setting][seed][epoch]}; and "flatness",
+        {name of FLATNESS: [setting][seed]} of the first 2048 training examples at the
+        end. With an average of the weights, all are those of the average.
     """
+    members = list(itertools.product(settings, seeds))
+    rows: dict[str, list[Any]] = {name: [] for name in (*METRICS, *FLATNESS)}
     epochs: list[int] = []
-    metrics: dict[str, list[Curve]] = {metric: [] for metric in METRICS}
-    flatness: dict[str, Curve] = {measure: [] for measure in FLATNESS}
     losses = None
     if method.auxiliary:
         losses = _held_out(make_model, data, method, seeds, optimizer, training)
-    for k, part in enumerate(_parts(make_model(), len(settings))):
-        places = [seeds[i] for i in part]
-        model = Ensemble(make_model, len(part), places).to(device())
-        tried, examples = [settings[i] for i in part], data(places).to(device())
+        losses = losses.repeat(len(settings), 1)
+    for k, part in enumerate(_parts(make_model(), len(members))):
+        tried, drawn = zip(*(members[i] for i in part), strict=True)
+        model = Ensemble(make_model, len(part), drawn).to(device())
+        examples = data(drawn).to(device())
         average = method.averaged(model, tried, training.epochs * examples.steps)
-        run = replace(training, name=f"{training.name}-{k}").fit(
+        checkpoint = beside(training.checkpoint, f"{training.seed}-{k}")
+        run = replace(training, checkpoint=checkpoint).fit(
             model,
             examples,
             method.build(tried, None if losses is None else losses[part]),
@@ -160,15 +164,22 @@ def train_members(
             average=average,
         )
         epochs = [entry["epoch"] for entry in run.history]
-        for metric, curves in metrics.items():
-            curves.extend(map(numbers, zip(*_history(run, metric), strict=True)))
+        for metric in METRICS:
+            rows[metric] += map(numbers, zip(*_history(run, metric), strict=True))
         net = model if average is None else cast(Ensemble, average.module)
         for measure, values in _flatness(net, examples).items():
-            flatness[measure].extend(numbers(values.tolist()))
-    return result(epochs, metrics, flatness=flatness)
+            rows[measure] += numbers(values.tolist())
+    starts = range(0, len(members), len(seeds))
+    tables = {n: [row[i : i + len(seeds)] for i in starts] for n, row in rows.items()}
+    return result(
+        epochs,
+        {name: tables[name] for name in METRICS},
+        flatness={name: tables[name] for name in FLATNESS},
+    )
 
 
 def _flatness(model: Ensemble, data: Data) -> dict[str, Tensor]:
+    """FLATNESS of each member; an eigenvalue that did not converge is no number."""
     examples = data.train[:_FLATNESS_EXAMPLES]
     measured = ensemble_flatness(model, examples.x, examples.y)
     values = {measure: getattr(measured, measure) for measure in FLATNESS}
@@ -201,27 +212,26 @@ def _held_out(
     optimizer: Optimizer,
     training: Training,
 ) -> Tensor:
-    """Losses of the training examples under auxiliary nets, (members, examples).
+    """Losses of the training examples under auxiliary nets, (seeds, examples).
 
-    Each seed's nets train plainly at the published learning rate. The parts left out are
-    drawn, one draw for all seeds, because examples may lie in order.
+    The nets train plainly at the published learning rate. The folds are drawn, one draw
+    for all seeds, because examples may lie in order.
     """
-    distinct = sorted(set(seeds))
-    examples = data(distinct).to(device())
+    examples = data(seeds).to(device())
     generator = torch.Generator().manual_seed(training.seed)
     order = torch.randperm(len(examples.train), generator=generator)
+    setting = {"lr": optimizer.rates.default}
     nets = itertools.count()
 
-    def train(others: Tensor) -> Callable[[Tensor], Tensor]:
-        model = Ensemble(make_model, len(distinct), distinct).to(device())
-        name = f"{training.name}-auxiliary-{next(nets)}"
-        replace(training, every=training.epochs, name=name).fit(
+    def train(indices: Tensor) -> Callable[[Tensor], Tensor]:
+        model = Ensemble(make_model, len(seeds), seeds).to(device())
+        name = f"{training.seed}-auxiliary-{next(nets)}"
+        checkpoint = beside(training.checkpoint, name)
+        replace(training, every=training.epochs, checkpoint=checkpoint).fit(
             model,
-            replace(examples, train=examples.train[others]),
+            replace(examples, train=examples.train[indices]),
             ERM(),
-            optimizer.together(
-                model, [{"lr": optimizer.rates.default}] * len(distinct)
-            ),
+            optimizer.together(model, [setting] * len(seeds)),
         )
 
         def score(fold: Tensor) -> Tensor:
@@ -230,8 +240,7 @@ def _held_out(
 
         return score
 
-    losses = held_out_losses(order, method.auxiliary, train)
-    return losses[[distinct.index(seed) for seed in seeds]]
+    return held_out_losses(order, method.auxiliary, train)
 
 
 # --- one net after another ----------------------------------------------------------
@@ -251,8 +260,8 @@ def train_net(
         weight_decay: of SGD, by which methods train that have no optimizer of their own.
 
     Returns:
-        "epochs" and "metrics", {name: [[[of each epoch]]]}: a table of one setting and
-        seed; None for a run that stopped before its last epoch.
+        "epochs" and "metrics", {name of METRICS: [[[of each epoch]]]}: a table of one
+        setting and seed; None for a run that stopped before its last epoch.
     """
     # Channels-last, which GPUs want, saves a quarter of a narrow net's time on a CPU.
     model.to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -267,8 +276,8 @@ def train_net(
     )
     if average is not None:
         model.load_state_dict(average.module.state_dict())
-    last = training.epochs
-    epochs = [e for e in range(last + 1) if e % training.every == 0 or e == last]
+    last, every = training.epochs, training.every
+    epochs = [e for e in range(last + 1) if e % every == 0 or e == last]
     curves = {metric: numbers(_history(run, metric)) for metric in METRICS}
     if run.stopped is not None:
         curves = dict.fromkeys(METRICS, [None] * len(epochs))
@@ -276,16 +285,18 @@ def train_net(
 
 
 def tune(
-    train: Callable[[Setting, Training], Value],
-    settings: Sequence[Setting],
-    seeds: Sequence[int],
-    training: Training,
+    *,
+    train: str,
+    task: dict[str, Any],
+    method: str,
+    settings: list[Setting],
+    seeds: list[int],
+    checkpoint: Path | None = None,
 ) -> Value:
     """Train every setting under TUNING_SEED, then the best of them under each seed.
 
     Args:
-        train: called with a setting, and the training with another seed and name;
-            returns a table of one setting and seed.
+        train: a job's call, such as "flatnb.experiments.images:train_one".
 
     Returns:
         "epochs"; "metrics", {name: [setting][seed][epoch]}, None where nothing was run;
@@ -293,25 +304,23 @@ def tune(
         with under the tuning seed in its first column.
     """
 
-    tried = [
-        train(setting, replace(training, seed=TUNING_SEED, name=f"tuning-{i}"))
-        for i, setting in enumerate(settings)
-    ]
-    ends = {m: [run["metrics"][m][0][0][-1] for run in tried] for m in METRICS}
+    def run(setting: Setting, seed: int, name: str) -> Value:
+        given = {"task": task, "method": method, "setting": setting, "seed": seed}
+        return Job(train, {**given, "resume": beside(checkpoint, name)}).run()
+
+    tried = [run(s, TUNING_SEED, f"tuning-{i}") for i, s in enumerate(settings)]
+    ends = {m: [value["metrics"][m][0][0][-1] for value in tried] for m in METRICS}
     chosen = choose(ends["val_accuracy"], ends["val_loss"])
-    runs = [
-        train(settings[chosen], replace(training, seed=seed, name=f"seed-{seed}"))
-        for seed in seeds
-    ]
+    runs = [run(settings[chosen], seed, f"seed-{seed}") for seed in seeds]
+    clear(checkpoint)
     epochs = runs[0]["epochs"]
     unused: list[Curve] = [[None] * len(epochs)] * len(seeds)
     metrics: dict[str, list[list[Curve]]] = {}
     for metric in METRICS:
         metrics[metric] = [unused] * len(settings)
-        metrics[metric][chosen] = [run["metrics"][metric][0][0] for run in runs]
-    others = [None] * (len(seeds) - 1)
-    tuning = {f"tuning_{m}": [[end, *others] for end in ends[m]] for m in METRICS}
-    training.clear()
+        metrics[metric][chosen] = [value["metrics"][metric][0][0] for value in runs]
+    empty = [None] * (len(seeds) - 1)
+    tuning = {f"tuning_{m}": [[end, *empty] for end in ends[m]] for m in METRICS}
     return result(epochs, metrics, tuning=tuning)
 
 
@@ -334,9 +343,8 @@ def choose(accuracies: Curve, losses: Curve) -> int:
 
 
 def choose_largest(accuracies: Curve, settings: Sequence[Setting]) -> int:
-    """As `choose`, but of equal accuracies the largest hyperparameter.
-
-    Of several, the first that is not the learning rate.
+    """As `choose`, but of equal accuracies the largest hyperparameter: the first that is
+    not the learning rate.
 
     >>> choose_largest([0.9, 0.9, 0.8], [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}])
     1
@@ -348,159 +356,3 @@ def choose_largest(accuracies: Curve, settings: Sequence[Setting]) -> int:
         return (-math.inf if accuracy is None else accuracy), settings[i][name]
 
     return max(range(len(accuracies)), key=rank)
-
-
-# --- experiments and their records --------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One task and one method: two jobs, and the record that their results make.
-
-    Attributes:
-        title: what it is, in a line.
-        value, gpu_minutes, cpu_minutes: of `tasks.Cost`, for all runs.
-        job: all runs; it returns a `result` of tables [setting][seed].
-        sample: a cheap job, which verifying the record repeats.
-        name, task, method, passes, settings, seeds: as the record states them.
-        space: what was searched, in words.
-        budget: the settings that can be chosen, the first so many.
-        per: a setting is chosen for each "seed", or for the "task" by the tuning seed;
-            None: nothing is tuned, the first is taken.
-        sampled: the metrics of the sample that the record keeps.
-    """
-
-    name: str
-    title: str
-    value: int
-    gpu_minutes: float
-    cpu_minutes: float
-    job: Job
-    sample: Job
-    task: Mapping[str, Any]
-    method: str
-    passes: float
-    settings: Sequence[Setting]
-    seeds: Sequence[int]
-    space: str
-    budget: int
-    per: str | None = "seed"
-    sampled: Sequence[str] = (
-        *("train_loss", "train_accuracy"),
-        *("test_loss", "test_accuracy"),
-    )
-
-    def jobs(self) -> list[Job]:
-        """The jobs of a sweep."""
-        return [self.job, self.sample]
-
-    def record(self, results: Sequence[Result]) -> dict[str, Any]:
-        """The record of the jobs' results, in their order.
-
-        Raises:
-            RuntimeError: a job failed; a record needs both.
-        """
-        failed = [each for each in results if each.value is None]
-        if failed:
-            raise RuntimeError(
-                f"{len(failed)} of {len(results)} jobs failed, the first with "
-                f"{failed[0].error}; fix the cause and make the record again with retry"
-            )
-        runs, sample = (cast(Value, each.value) for each in results)
-        final = {
-            metric: [[curve[-1] for curve in row] for row in table]
-            for metric, table in runs["metrics"].items()
-        }
-        final |= runs.get("flatness", {}) | runs.get("tuning", {})
-        selection = self._selection(final)
-        curves = {
-            metric: [table[i][j] for j, i in enumerate(selection["chosen"])]
-            for metric, table in runs["metrics"].items()
-        }
-        seconds = sum(each.seconds for each in results)
-        return {
-            "schema": 1,
-            "name": self.name,
-            "task": self.task,
-            "method": self.method,
-            "passes": self.passes,
-            "settings": self.settings,
-            "seeds": self.seeds,
-            "final": final,
-            "curves": {
-                "epochs": runs["epochs"],
-                "setting": selection["chosen"],
-                "metrics": curves,
-            },
-            "selection": selection,
-            "failures": self._failures(final, selection["chosen"]),
-            "sample": self._sample(sample),
-            "provenance": {
-                **records.provenance(),
-                "threads": runs["threads"],
-                "device": runs["device"],
-                "seconds": seconds,
-            },
-        }
-
-    def _selection(self, final: Mapping[str, Any]) -> dict[str, Any]:
-        stated = {"space": self.space, "budget": self.budget, "per": self.per or "task"}
-        places = range(len(self.seeds))
-        if self.per is None:
-            unused = {"split": None, "metric": None, "ties": None}
-            return {**stated, **unused, "chosen": [0 for _ in places]}
-
-        def column(metric: str, place: int) -> Curve:
-            if self.per == "task":
-                metric, place = f"tuning_{metric}", 0
-            return [row[place] for row in final[metric][: self.budget]]
-
-        accuracies = [column("val_accuracy", place) for place in places]
-        losses = [column("val_loss", place) for place in places]
-        return {
-            **stated,
-            "split": "val",
-            "metric": "accuracy",
-            "ties": "loss",
-            "chosen": list(map(choose, accuracies, losses)),
-            "otherwise": {
-                "rule": "val accuracy, ties to the largest hyperparameter",
-                "chosen": [choose_largest(each, self.settings) for each in accuracies],
-            },
-        }
-
-    def _failures(
-        self, final: Mapping[str, Any], chosen: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """The runs that ended without a number, of those that were made."""
-        metric = self.sampled[0]
-        error = "diverged" if self.per is None else "the loss was not finite"
-        failures = [
-            {"setting": i, "seed": self.seeds[j], "error": error}
-            for i, row in enumerate(final[metric])
-            for j, end in enumerate(row)
-            if end is None and (self.per != "task" or i == chosen[j])
-        ]
-        return failures + [
-            {"setting": i, "seed": self.seeds[0], "error": f"tuning: {error}"}
-            for i, row in enumerate(final.get(f"tuning_{metric}", ()))
-            if row[0] is None
-        ]
-
-    def _sample(self, sample: Value) -> dict[str, Any]:
-        """Where the sample's first run ended, and how far a repetition may lie: other
-        processors round otherwise, and training amplifies it."""
-        ends = {
-            f"metrics.{metric}.0.0.-1": sample["metrics"][metric][0][0][-1]
-            for metric in self.sampled
-        }
-        tolerance = {
-            path: 0.02 if self.per else 0.02 * abs(end or 0.0)
-            for path, end in ends.items()
-        }
-        return {
-            "call": self.sample.call,
-            "settings": self.sample.settings,
-            "metrics": ends,
-            "tolerance": tolerance,
-        }

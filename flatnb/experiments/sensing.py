@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from flatnb.data import sensing
-from flatnb.experiments.runner import Curve, Experiment, Value, device, numbers, result
+from flatnb.experiments.experiment import Experiment
+from flatnb.experiments.runner import Curve, Value, device, numbers, result
 from flatnb.experiments.tasks import TASKS, Sensing
 from flatnb.results.sweep import Job
 

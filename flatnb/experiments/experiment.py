@@ -25,7 +25,7 @@ class Experiment:
         name, task, method, passes, settings, seeds: as the record states them.
         space: what was searched, in words.
         budget: the settings that can be chosen, the first so many.
-        per: a setting is chosen for each "seed", or for the "task" by the tuning seed;
+        scope: a setting is chosen for each "seed", or for the "task" by the tuning seed;
             None: nothing is tuned, the first is taken.
         sampled: the metrics of the sample that the record keeps.
     """
@@ -44,7 +44,7 @@ class Experiment:
     seeds: Sequence[int]
     space: str
     budget: int
-    per: str | None = "seed"
+    scope: str | None = "seed"
     sampled: Sequence[str] = (
         *("train_loss", "train_accuracy"),
         *("test_loss", "test_accuracy"),
@@ -102,14 +102,18 @@ class Experiment:
         }
 
     def _selection(self, final: Mapping[str, list[Curve]]) -> dict[str, Any]:
-        stated = {"space": self.space, "budget": self.budget, "per": self.per or "task"}
+        stated = {
+            "space": self.space,
+            "budget": self.budget,
+            "per": self.scope or "task",
+        }
         places = range(len(self.seeds))
-        if self.per is None:
+        if self.scope is None:
             unused = {"split": None, "metric": None, "ties": None}
             return {**stated, **unused, "chosen": [0 for _ in places]}
 
         def column(metric: str, place: int) -> Curve:
-            if self.per == "task":
+            if self.scope == "task":
                 metric, place = f"tuning_{metric}", 0
             return [row[place] for row in final[metric][: self.budget]]
 
@@ -132,12 +136,12 @@ class Experiment:
     ) -> list[dict[str, Any]]:
         """The runs that ended without a number, of those that were made."""
         metric = self.sampled[0]
-        error = "diverged" if self.per is None else "the loss was not finite"
+        error = "diverged" if self.scope is None else "the loss was not finite"
         failures = [
             {"setting": i, "seed": self.seeds[j], "error": error}
             for i, row in enumerate(final[metric])
             for j, end in enumerate(row)
-            if end is None and (self.per != "task" or i == chosen[j])
+            if end is None and (self.scope != "task" or i == chosen[j])
         ]
         return failures + [
             {"setting": i, "seed": self.seeds[0], "error": f"tuning: {error}"}
@@ -152,7 +156,7 @@ class Experiment:
         for metric in self.sampled:
             path = f"metrics.{metric}.0.0.-1"
             ends[path] = sample["metrics"][metric][0][0][-1]
-            tolerance[path] = 0.02 if self.per else 0.02 * abs(ends[path] or 0.0)
+            tolerance[path] = 0.02 if self.scope else 0.02 * abs(ends[path] or 0.0)
         return {
             "call": self.sample.call,
             "settings": self.sample.settings,

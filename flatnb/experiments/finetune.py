@@ -22,7 +22,7 @@ from flatnb import models
 from flatnb.data import Data, Split
 from flatnb.experiments import images
 from flatnb.experiments.experiment import Experiment
-from flatnb.experiments.runner import Training, Value, beside, train_net
+from flatnb.experiments.runner import Training, Value, train_net, training_file
 from flatnb.experiments.tasks import TASKS, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, Setting, Tuned
 
@@ -50,10 +50,10 @@ def halves(data: Data, shots: int, seed: int) -> tuple[Data, Data]:
             splits[name] = Split(chosen.x, chosen.y - first)
         return replace(data, **splits, classes=data.classes[keep])
 
-    return part(slice(middle)), few(part(slice(middle, None)), shots, seed)
+    return part(slice(middle)), with_shots(part(slice(middle, None)), shots, seed)
 
 
-def few(data: Data, shots: int, seed: int) -> Data:
+def with_shots(data: Data, shots: int, seed: int) -> Data:
     """The data with `shots` training images of each class, drawn under a seed.
 
     Raises:
@@ -61,15 +61,15 @@ def few(data: Data, shots: int, seed: int) -> Data:
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.train), generator=generator)
-    labels, taken = data.train.y[order], []
+    labels, chosen = data.train.y[order], []
     for label in range(len(data.classes)):
         members = order[labels == label]
         if len(members) < shots:
             raise ValueError(
                 f"shots={shots}; allowed: at most the {len(members)} images of class {label}"
             )
-        taken.append(members[:shots])
-    return replace(data, train=data.train[torch.cat(taken)])
+        chosen.append(members[:shots])
+    return replace(data, train=data.train[torch.cat(chosen)])
 
 
 def start(
@@ -90,7 +90,7 @@ def start(
     data = images.load(source, seed)
     if task.weights is not None:
         net = models.pretrained(source.net, len(data.classes), size=task.size)
-        return net, few(data, task.shots, seed), None
+        return net, with_shots(data, task.shots, seed), None
     first, second = halves(data, task.shots, seed)
     torch.manual_seed(seed)
     net = images.make_net(source, first)
@@ -128,7 +128,7 @@ def train_one(
 ) -> Value:
     """Fine-tune once, or go on from a checkpoint: `runner.train_net`."""
     stated = FineTuning(**{**task, "source": Images(**task["source"])})
-    net, data, _ = _started(stated, seed, beside(resume, f"start-{seed}"))
+    net, data, _ = _started(stated, seed, training_file(resume, f"start-{seed}"))
     return train_net(
         renewed(net, len(data.classes), seed),
         data,

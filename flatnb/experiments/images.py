@@ -9,6 +9,7 @@ momentum 0.9 and a cosine schedule; the baseline AdamW has its own optimizer.
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import replace
 from functools import lru_cache
@@ -36,6 +37,9 @@ from flatnb.experiments.tasks import TASKS, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, SGD, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
+_TUNING_NOTE = (
+    "metrics tuning_*: every setting under the tuning seed, in the first column"
+)
 AUGMENTATIONS: dict[str, Any] = {
     "crop": augment.RandomCrop(4),
     "flip": augment.RandomFlip(),
@@ -68,13 +72,13 @@ def load(task: Images, seed: int) -> Data:
     generator = torch.Generator().manual_seed(seed)
     return replace(
         data,
-        train=_few(data.train, task.n_train, generator),
-        val=_few(data.val, task.n_val, generator),
-        test=_few(data.test, task.n_test, torch.Generator().manual_seed(0)),
+        train=_subset(data.train, task.n_train, generator),
+        val=_subset(data.val, task.n_val, generator),
+        test=_subset(data.test, task.n_test, torch.Generator().manual_seed(0)),
     )
 
 
-def _few(split: Split, n: int | None, generator: torch.Generator) -> Split:
+def _subset(split: Split, n: int | None, generator: torch.Generator) -> Split:
     """At most n examples: more than there are is not refused, as `data.images` does."""
     if n is None or n >= len(split):
         return split
@@ -118,19 +122,13 @@ def train_perceptrons(
             Training(stated.epochs, stated.every, seed, checkpoint=checkpoint),
         )
 
-    values = [train(seed) for seed in seeds]
+    value, *values = [train(seed) for seed in seeds]
     clear(checkpoint)
-    return {**values[0], **{k: _joined(values, k) for k in ("metrics", "flatness")}}
-
-
-def _joined(values: list[Value], kind: str) -> dict[str, list[list[Any]]]:
-    """The tables of single seeds side by side."""
-    return {
-        name: [
-            sum(row, []) for row in zip(*(v[kind][name] for v in values), strict=True)
-        ]
-        for name in values[0][kind]
-    }
+    for kind, following in itertools.product(("metrics", "flatness"), values):
+        for name, table in value[kind].items():
+            for row, column in zip(table, following[kind][name], strict=True):
+                row += column
+    return value
 
 
 _loaded = lru_cache(maxsize=2)(load)
@@ -182,38 +180,33 @@ def tuned(
     seeds: int,
     title: str,
     together: bool = False,
-    **others: Any,
+    **stated: Any,
 ) -> Experiment:
     """The experiment of a method that is tuned over learning rates, too.
 
     Args:
         module: has `train_one`; or `train_perceptrons`, if the settings train
             `together`.
-        others: more that the record states of the task.
+        stated: more that the record states of the task.
     """
     optimizer = method.optimizer or SGD
     settings = method.settings(budget, optimizer.rates)
-    given: dict[str, Any] = {"task": task.stated(), "method": method.name}
-    few = {**given, "task": {**task.stated(), "epochs": 1, "every": 1}}
-    places = list(range(seeds))
+    stated = {**task.stated(), "name": name, "optimizer": optimizer.name, **stated}
+    job: dict[str, Any] = {"task": task.stated(), "method": method.name}
+    short = {**job, "task": {**job["task"], "epochs": 1, "every": 1}}
     if together:
         settings.append(method.published(optimizer.rates.default))
         runs = method.work(len(settings)) * seeds / len(settings)
-        call = f"{module}:train_perceptrons"
-        sample = Job(call, {**few, "settings": settings[:1], "seeds": [0]})
-        if method.note:
-            others["note"] = method.note
+        call = sampled = f"{module}:train_perceptrons"
+        short |= {"settings": settings[:1], "seeds": [0]}
+        stated |= {"note": method.note} if method.note else {}
     else:
         runs = method.passes * (len(settings) + seeds)
-        given["train"] = f"{module}:train_one"
-        call = f"{tune.__module__}:{tune.__name__}"
-        few |= {"setting": settings[0], "seed": 0}
-        sample = Job(given["train"], few)
-        others["tuning_seed"] = TUNING_SEED
-        others["note"] = (
-            "metrics tuning_*: every setting under the tuning seed, in the first column"
-        )
-    job = {**given, "settings": settings, "seeds": places}
+        call, sampled = f"{tune.__module__}:tune", f"{module}:train_one"
+        job["train"] = sampled
+        short |= {"setting": settings[0], "seed": 0}
+        stated |= {"tuning_seed": TUNING_SEED, "note": _TUNING_NOTE}
+    job |= {"settings": settings, "seeds": list(range(seeds))}
     return Experiment(
         name=f"{name}/{method.name}",
         title=title,
@@ -221,22 +214,15 @@ def tuned(
         gpu_minutes=task.gpu_minutes * runs,
         cpu_minutes=task.cpu_minutes * runs,
         job=Job(call, job, 60 * task.cpu_minutes * runs),
-        sample=sample,
-        task={
-            **task.stated(),
-            "name": name,
-            "schedule": "cosine",
-            "budget_unit": "epochs",
-            "optimizer": optimizer.name,
-            **others,
-        },
+        sample=Job(sampled, short),
+        task={**stated, "schedule": "cosine", "budget_unit": "epochs"},
         method=method.name,
         passes=method.passes,
         settings=settings,
-        seeds=places,
+        seeds=job["seeds"],
         space=method.described(optimizer.rates),
         budget=budget,
-        per="seed" if together else "task",
+        scope="seed" if together else "task",
     )
 
 

@@ -82,7 +82,7 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
     budget, default = len(settings), method.published(optimizer.rates.default)
     settings += [default] if default not in settings else []
     epochs = int(task.epochs // (method.passes if task.equal_passes else 1))
-    given: dict[str, Any] = {
+    sizes: dict[str, Any] = {
         "data": task.data,
         "noise": task.noise,
         "n_test": task.n_test,
@@ -92,7 +92,7 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
     design = "tuned" if task.tuned else "grid"
     note = "settings past the budget: the published default"
     about = {
-        **given,
+        **sizes,
         "name": f"plane/{task.data}-{task.noise:g}",
         "scale": task.scale,
         "design": design,
@@ -105,11 +105,11 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
         "schedule": "constant",
         "note": f"{note}; {method.note}" if method.note else note,
     }
-    given |= {"every": task.every, "method": method.name}
+    sizes |= {"every": task.interval, "method": method.name}
     cost = method.work(len(settings)) / task.budget * epochs / task.epochs
     call, seeds = f"{__name__}:train", SEEDS[: task.seeds]
-    job = {**given, "settings": settings, "seeds": seeds}
-    few = {"epochs": 20, "every": 20, "settings": [settings[budget // 2]]}
+    whole = {**sizes, "settings": settings, "seeds": seeds}
+    short = {"epochs": 20, "every": 20, "settings": [settings[budget // 2]]}
     end = "-equal-passes" if task.equal_passes else ""
     return Experiment(
         name=f"{about['name']}/{method.name}/{task.scale}-{design}{end}",
@@ -118,8 +118,8 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
         value=task.value,
         gpu_minutes=task.gpu_minutes * cost,
         cpu_minutes=task.cpu_minutes * cost,
-        job=Job(call, job, 60 * task.cpu_minutes * cost),
-        sample=Job(call, {**given, **few, "seeds": seeds[:2]}),
+        job=Job(call, whole, 60 * task.cpu_minutes * cost),
+        sample=Job(call, {**sizes, **short, "seeds": seeds[:2]}),
         task=about,
         method=method.name,
         passes=method.passes,

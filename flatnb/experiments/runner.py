@@ -73,7 +73,7 @@ class Training:
         )
 
 
-def beside(checkpoint: Path | None, name: str) -> Path | None:
+def training_file(checkpoint: Path | None, name: str) -> Path | None:
     """The checkpoint of one training of a job, next to the file that a sweep gives it."""
     if checkpoint is None:
         return None
@@ -155,12 +155,12 @@ def train_members(
         model = Ensemble(make_model, len(part), drawn).to(device())
         examples = data(drawn).to(device())
         average = method.averaged(model, tried, training.epochs * examples.steps)
-        checkpoint = beside(training.checkpoint, f"{training.seed}-{k}")
+        checkpoint = training_file(training.checkpoint, f"{training.seed}-{k}")
         run = replace(training, checkpoint=checkpoint).fit(
             model,
             examples,
             method.build(tried, None if losses is None else losses[part]),
-            (method.optimizer or optimizer).together(model, tried),
+            (method.optimizer or optimizer).build(model, tried),
             average=average,
         )
         epochs = [entry["epoch"] for entry in run.history]
@@ -226,12 +226,12 @@ def _held_out(
     def train(indices: Tensor) -> Callable[[Tensor], Tensor]:
         model = Ensemble(make_model, len(seeds), seeds).to(device())
         name = f"{training.seed}-auxiliary-{next(nets)}"
-        checkpoint = beside(training.checkpoint, name)
+        checkpoint = training_file(training.checkpoint, name)
         replace(training, every=training.epochs, checkpoint=checkpoint).fit(
             model,
             replace(examples, train=examples.train[indices]),
             ERM(),
-            optimizer.together(model, [setting] * len(seeds)),
+            optimizer.build(model, [setting] * len(seeds)),
         )
 
         def score(fold: Tensor) -> Tensor:
@@ -270,14 +270,14 @@ def train_net(
         model,
         data,
         method.build([setting]),
-        (method.optimizer or SGD).alone(model, setting, weight_decay),
+        (method.optimizer or SGD).build(model, [setting], weight_decay),
         average=average,
         dtype=torch.bfloat16 if device().type == "cuda" else None,
     )
     if average is not None:
         model.load_state_dict(average.module.state_dict())
-    last, every = training.epochs, training.every
-    epochs = [e for e in range(last + 1) if e % every == 0 or e == last]
+    last = training.epochs
+    epochs = [e for e in range(last + 1) if e % training.every == 0 or e == last]
     curves = {metric: numbers(_history(run, metric)) for metric in METRICS}
     if run.stopped is not None:
         curves = dict.fromkeys(METRICS, [None] * len(epochs))
@@ -305,8 +305,10 @@ def tune(
     """
 
     def run(setting: Setting, seed: int, name: str) -> Value:
-        given = {"task": task, "method": method, "setting": setting, "seed": seed}
-        return Job(train, {**given, "resume": beside(checkpoint, name)}).run()
+        arguments = {"task": task, "method": method, "setting": setting, "seed": seed}
+        return Job(
+            train, {**arguments, "resume": training_file(checkpoint, name)}
+        ).run()
 
     tried = [run(s, TUNING_SEED, f"tuning-{i}") for i, s in enumerate(settings)]
     ends = {m: [value["metrics"][m][0][0][-1] for value in tried] for m in METRICS}

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from flatnb.data import sensing
 from flatnb.experiments.experiment import Experiment
 from flatnb.experiments.runner import Curve, Value, device, numbers, result
@@ -29,12 +27,8 @@ def train(
     d: int,
     rank: int,
     m: int,
-    double: bool = False,
 ) -> Value:
     """Run each rule on each seed's problem, from that seed's start, all rules at once.
-
-    Args:
-        double: in float64 instead of float32.
 
     Returns:
         "epochs" and "metrics", {name: [rule][seed][epoch]}.
@@ -43,12 +37,11 @@ def train(
     >>> train(rules=rules, seeds=[0], epochs=4, every=2, d=6, rank=1, m=40)["epochs"]
     [0, 2, 4]
     """
-    dtype = torch.float64 if double else torch.float32
     metrics: dict[str, list[list[Curve]]] = {
         name: [[] for _ in rules] for name in METRICS
     }
     for seed in seeds:
-        problem = sensing.problem(d, rank, m, seed=seed, dtype=dtype, device=device())
+        problem = sensing.problem(d, rank, m, seed=seed, device=device())
         run = sensing.descend(
             problem,
             [sensing.Rule(**rule) for rule in rules],
@@ -66,12 +59,12 @@ def experiment(task: Sensing, method: str) -> Experiment:
     """The experiment of one algorithm."""
     rules, seeds = task.rules[method], list(range(task.seeds))
     sizes = {"d": task.d, "rank": task.rank, "m": task.m}
-    given = {**sizes, "rules": rules, "seeds": seeds}
+    shared = {**sizes, "rules": rules, "seeds": seeds}
     passes = int(rules[0]["sides"])
     minutes = 1.0 + task.cpu_minutes * passes * len(rules)
     call, name = f"{__name__}:train", f"sensing/d{task.d}-r{task.rank}"
-    few = {**given, "rules": rules[:1], "seeds": [0], "epochs": 50, "every": 50}
-    job = {**given, "epochs": task.epochs, "every": task.every}
+    short = {**shared, "rules": rules[:1], "seeds": [0], "epochs": 50, "every": 50}
+    whole = {**shared, "epochs": task.epochs, "every": task.interval}
     return Experiment(
         name=f"{name}/{method}",
         title=f"{method} on matrix sensing, d={task.d}, rank {task.rank}, "
@@ -79,8 +72,8 @@ def experiment(task: Sensing, method: str) -> Experiment:
         value=task.value,
         gpu_minutes=task.gpu_minutes,
         cpu_minutes=minutes,
-        job=Job(call, job, 60 * minutes),
-        sample=Job(call, few),
+        job=Job(call, whole, 60 * minutes),
+        sample=Job(call, short),
         task={
             **sizes,
             "name": name,
@@ -96,7 +89,7 @@ def experiment(task: Sensing, method: str) -> Experiment:
         seeds=seeds,
         space="the published setting first; the others show what the noise does",
         budget=1,
-        per=None,
+        scope=None,
         sampled=METRICS,
     )
 

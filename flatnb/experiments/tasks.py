@@ -36,7 +36,7 @@ class Plane(Cost):
 
     Attributes:
         scale: a name for width, epochs, budget (settings per method) and seeds.
-        every: epochs from one evaluation to the next.
+        interval: epochs from one evaluation to the next.
         tuned: the learning rate is among the hyperparameters; else `plane.LR` for all.
         equal_passes: a method of p passes per step trains for 1/p of the epochs.
     """
@@ -46,7 +46,7 @@ class Plane(Cost):
     scale: str
     width: int
     epochs: int
-    every: int = 50
+    interval: int = 50
     n_test: int = 2_000
     budget: int
     seeds: int
@@ -124,7 +124,7 @@ class Sensing(Cost):
     rank: int
     m: int
     epochs: int
-    every: int
+    interval: int
     seeds: int
     rules: Mapping[str, list[Setting]]
 
@@ -209,7 +209,7 @@ _CNN = Images(
     gpu_minutes=2.0,
     cpu_minutes=2800.0,
 )
-_FEW = replace(_CNN, n_train=4000, n_val=1000, n_test=2000, gpu_minutes=0.1)
+_PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000, gpu_minutes=0.1)
 _RESNET34 = replace(_CNN, net="resnet34", value=8, gpu_minutes=3.5, cpu_minutes=5800.0)
 _WIDTHS = (0.08, 0.04, 0.02, 0.01)  # of the noise: the published one, three narrower
 
@@ -229,7 +229,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         cpu_minutes=0.2,
     ),
     replace(
-        _FEW,
+        _PART,
         name="cifar10-jpeg-n4000-small_cnn",
         net="small_cnn",
         width=16,
@@ -238,7 +238,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
     ),
     # A CPU's share of the next: few images, 1/8 of the width, 1/5 of the epochs.
     replace(
-        _FEW,
+        _PART,
         name="cifar10-jpeg-n4000-resnet18",
         width=8,
         epochs=10,
@@ -309,7 +309,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         rank=5,
         m=2500,
         epochs=3000,
-        every=100,
+        interval=100,
         seeds=5,
         rules={
             "GD": [{"lr": 0.0025, "sigma": 0.0, "sides": 1}],

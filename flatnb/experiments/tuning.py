@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from flatnb._checks import integer
 from flatnb._nets import along_members
-from flatnb.ensemble import member_learning_rates
+from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.methods import (
     ASAM,
     ERM,
@@ -56,7 +56,7 @@ Setting = dict[str, float]
 class Range:
     """From `low` to `high`, evenly in the logarithm or `linear`, and a published default.
 
-    >>> log(0.01, 1.0).at(0.5), even(0.3, 0.9).at(0.5)
+    >>> log(0.01, 1.0).value(0.5), even(0.3, 0.9).value(0.5)
     (0.1, 0.6)
     """
 
@@ -65,7 +65,7 @@ class Range:
     default: float = math.nan
     linear: bool = False
 
-    def at(self, share: float) -> float:
+    def value(self, share: float) -> float:
         """The value at a share in [0, 1] of the way, to 6 significant digits."""
         if self.linear:
             return float(f"{self.low + share * (self.high - self.low):.6g}")
@@ -88,20 +88,17 @@ class Optimizer:
     make: Callable[..., torch.optim.Optimizer]
     rates: Range
 
-    def alone(
-        self, model: nn.Module, setting: Setting, weight_decay: float = 0.0
+    def build(
+        self, model: nn.Module, settings: Sequence[Setting], weight_decay: float = 0.0
     ) -> torch.optim.Optimizer:
-        """For one net; a weight decay of the setting replaces the task's."""
-        decay = setting.get("weight_decay", weight_decay)
-        return self.make(model.parameters(), lr=setting["lr"], weight_decay=decay)
+        """For a net and its setting, or for an `Ensemble` with one setting per member.
 
-    def together(
-        self, model: nn.Module, settings: Sequence[Setting]
-    ) -> torch.optim.Optimizer:
-        """For an ensemble: each member has the learning rate and decay of its setting."""
-        params = list(model.parameters())
-        rates = [setting["lr"] for setting in settings]
-        decays = [setting.get("weight_decay", 0.0) for setting in settings]
+        A setting's own weight decay replaces that of the task.
+        """
+        params, rates = list(model.parameters()), [s["lr"] for s in settings]
+        decays = [setting.get("weight_decay", weight_decay) for setting in settings]
+        if not isinstance(model, Ensemble):
+            return self.make(params, lr=rates[0], weight_decay=decays[0])
         # A step of a large ensemble costs a GPU passes over the weights; fused: one.
         fused = True if params[0].is_cuda else None
         optimizer = self.make(params, lr=max(rates), weight_decay=0.0, fused=fused)
@@ -133,18 +130,6 @@ def ema(steps: int, decay: Tensor) -> Weight:
     return lambda _: 1 - decay
 
 
-def average(model: nn.Module, weight: Weight) -> AveragedModel:
-    """A running average of weights, for `flatnb.fit`, which updates it after each step."""
-
-    @torch.no_grad()
-    def update(averages: Any, params: Any, count: int | Tensor) -> None:
-        share = weight(int(count))
-        for value, p in zip(averages, params, strict=True):
-            value.lerp_(p, along_members(share, p))
-
-    return AveragedModel(model, multi_avg_fn=update)
-
-
 def adaflood(held_out: Tensor, gamma: Sequence[float]) -> Method:
     """AdaFlood with the levels that each member's gamma gives its held-out losses."""
     rows = zip(held_out, gamma, strict=True)
@@ -163,7 +148,7 @@ class Look(NamedTuple):
 class Design(IntEnum):
     """The most demanding design of the plane that a method takes part in."""
 
-    NONE = 0  # it has no experiments yet
+    NO_RUNS = 0  # it has no experiments yet
     TUNED = 1  # the learning rate is one of its hyperparameters; images, too
     ONE_RATE = 2  # the SoftAD paper's learning rate, its own range
     PAPER = 3  # that learning rate, and the one grid of the paper's methods
@@ -221,7 +206,7 @@ class Tuned:
         points = _points(len(ranges), budget) if ranges else [[]]
         fixed = {} if isinstance(rates, Range) else {"lr": rates}
         pairs = [zip(ranges.items(), point, strict=True) for point in points]
-        return [fixed | {name: r.at(x) for (name, r), x in row} for row in pairs]
+        return [fixed | {name: r.value(x) for (name, r), x in row} for row in pairs]
 
     def published(self, lr: float) -> Setting:
         """The published default, at a learning rate."""
@@ -230,7 +215,7 @@ class Tuned:
     def described(self, rates: Range | float) -> str:
         """The space in words, for a record."""
         fixed = [] if isinstance(rates, Range) else [f"lr {rates:g}"]
-        searched = [f"{name} {one}" for name, one in self._ranges(rates).items()]
+        searched = [f"{name} {span}" for name, span in self._ranges(rates).items()]
         end = "settings past the budget: the published default, not eligible"
         return "; ".join([*fixed, *searched, end])
 
@@ -238,14 +223,13 @@ class Tuned:
     def note(self) -> str:
         """What a record states of auxiliary nets."""
         n = self.auxiliary
-        if not n:
-            return ""
-        return (
+        text = (
             f"levels: losses of {n} auxiliary nets per seed, each trained plainly without "
             f"a part of 1/{n}, and scoring it; same net, optimizer, schedule and epochs, "
             f"published default learning rate; passes: one, and {n - 1} for them; one set "
             "of nets for all settings"
         )
+        return text if n else ""
 
     @property
     def passes(self) -> float:
@@ -272,26 +256,19 @@ class Tuned:
             held_out: losses of auxiliary nets, (members, examples).
 
         Raises:
-            ValueError: settings of other names than the method's, or none; no held-out
-                losses where they are needed.
+            ValueError: a setting of other names, or no held-out losses.
 
         >>> METHODS["SAM"].build([{"lr": 0.1, "rho": 0.05}])
         SAM(rho=0.05)
         """
-        if not settings:
-            raise ValueError(f"settings=[] for {self.name}; allowed: at least one")
+        names = ["lr", *self.space]
         for setting in settings:
-            if set(setting) - {"lr"} != set(self.space):
-                allowed = ", ".join(["lr", *self.space])
-                raise ValueError(
-                    f"setting={setting} for {self.name}; allowed: {allowed}"
-                )
+            if {"lr", *setting} != set(names):
+                raise ValueError(f"{setting=}; {self.name} allows: {', '.join(names)}")
         columns = {name: [s[name] for s in settings] for name in self.space}
         if self.auxiliary:
             if held_out is None:
-                raise ValueError(
-                    f"held_out=None for {self.name}; allowed: the losses of auxiliary nets"
-                )
+                raise ValueError("held_out=None; allowed: losses of auxiliary nets")
             return self.method(held_out, **columns)
         if self.method is ERM:
             return ERM()
@@ -302,11 +279,21 @@ class Tuned:
     def averaged(
         self, model: nn.Module, settings: Sequence[Setting], steps: int
     ) -> AveragedModel | None:
-        """The average of the weights over so many steps, if it has one."""
+        """Its average of the weights over so many steps, for `flatnb.fit`; or None."""
         if self.average is None:
             return None
-        values = {n: torch.tensor([s[n] for s in settings]) for n in self.space}
-        return average(model, self.average(steps, **values))
+        columns = {
+            name: torch.tensor([s[name] for s in settings]) for name in self.space
+        }
+        weight = self.average(steps, **columns)
+
+        @torch.no_grad()
+        def update(averages: Any, params: Any, count: int | Tensor) -> None:
+            share = weight(int(count))
+            for value, p in zip(averages, params, strict=True):
+                value.lerp_(p, along_members(share, p))
+
+        return AveragedModel(model, multi_avg_fn=update)
 
     def _ranges(self, rates: Range | float) -> Mapping[str, Range]:
         if isinstance(rates, Range):
@@ -328,12 +315,12 @@ def _points(dimensions: int, count: int) -> list[list[float]]:
 
 _SHORT, _LONG, _DOTS = (0, (2, 1)), (0, (7, 2)), (0, (1, 3))
 _DASH_DASH_DOT, _DASH_DOT_DOT = (0, (4, 1, 4, 1, 1, 1)), (0, (5, 1, 1, 1, 1, 1))
-_NONE, _TUNED, _ONE_RATE, _PAPER = Design
+_NO_RUNS, _TUNED, _ONE_RATE, _PAPER = Design
 
 # Flooding, IFlood and SoftAD have no published default: 0.05 is the middle of Ishida et
 # al.'s grid on images, 0.1 the size of what the SoftAD paper reports as selected.
 # AdaFlood's gamma = 0 takes the held-out losses as levels; 1 is plain training.
-_DECLARED = (
+_TABLE = (
     Tuned(ERM, {}, _PAPER, Look("black", "-", "o")),
     Tuned(Flooding, {"level": log(0.005, 1.0, 0.05)}, _PAPER, Look("red", "--", "s")),
     Tuned(IFlood, {"level": log(0.005, 1.0, 0.05)}, _PAPER, Look("maroon", ":", "D")),
@@ -396,23 +383,23 @@ _DECLARED = (
     Tuned(
         LookSAM,
         {"rho": log(0.01, 2.0, 0.05), "alpha": even(0.1, 1.0, 0.7)},
-        _NONE,
+        _NO_RUNS,
         Look("blue", _LONG, "v"),
     ),
     Tuned(
         GSAM,
         {"rho": log(0.01, 2.0, 0.05), "alpha": log(0.02, 1.0, 0.2)},
-        _NONE,
+        _NO_RUNS,
         Look("blue", _DOTS, "D"),
     ),
     Tuned(
         FriendlySAM,
         {"rho": log(0.01, 2.0, 0.05), "lam": even(0.6, 0.95, 0.9)},
-        _NONE,
+        _NO_RUNS,
         Look("blue", _DASH_DASH_DOT, "s"),
     ),
 )
-METHODS: Mapping[str, Tuned] = {tuned.name: tuned for tuned in _DECLARED}
+METHODS: Mapping[str, Tuned] = {tuned.name: tuned for tuned in _TABLE}
 
 # Methods that are exported and not tuned here. bSAM is an optimizer whose one step takes
 # both gradients and moves the weights, with one radius per group of parameters: `fit`

@@ -5,7 +5,7 @@ import torch
 
 from flatnb import checkpoint, models
 from flatnb.data import Split, plane, stack
-from flatnb.experiments import images, runner
+from flatnb.experiments import runner
 from flatnb.experiments.plane import train
 from flatnb.experiments.runner import Training
 from flatnb.experiments.tasks import Images
@@ -101,6 +101,7 @@ PLANE = {
     "seeds": [1, 2],
 }
 IMAGES = {
+    "train": "flatnb.experiments.images:train_one",
     "task": CNN.stated(),
     "method": "ERM",
     "settings": [{"lr": 0.1}, {"lr": 0.01}],
@@ -109,7 +110,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize(
-    ("job", "given", "stop"), [(train, PLANE, 6), (images.study, IMAGES, 3)]
+    ("job", "given", "stop"), [(train, PLANE, 6), (runner.tune, IMAGES, 3)]
 )
 def test_an_interrupted_job_goes_on_from_its_checkpoints(
     job, given, stop, tmp_path, monkeypatch

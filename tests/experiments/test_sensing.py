@@ -20,9 +20,7 @@ def test_makes_a_valid_record_at_a_small_size():
 
 def test_without_noise_both_rules_are_gradient_descent():
     rules = [{"lr": 0.0025, "sigma": 0.0, "sides": sides} for sides in (1, 2)]
-    value = sensing.train(
-        rules=rules, seeds=[3], epochs=20, every=10, double=True, **TINY
-    )
+    value = sensing.train(rules=rules, seeds=[3], epochs=20, every=10, **TINY)
     first, second = value["metrics"]["distance"]
-    assert first[0] == pytest.approx(second[0])
+    assert first[0] == pytest.approx(second[0], rel=1e-4)
     assert value["epochs"] == [0, 10, 20]

@@ -106,12 +106,10 @@ def test_errors_say_what_is_allowed():
     sam = METHODS["SAM"]
     with pytest.raises(ValueError, match="budget=0"):
         sam.settings(0, 0.1)
-    with pytest.raises(ValueError, match="allowed: lr, rho"):
+    with pytest.raises(ValueError, match="SAM allows: lr, rho"):
         sam.build([{"lr": 0.1, "radius": 0.1}])
-    with pytest.raises(ValueError, match="allowed: the losses of auxiliary nets"):
+    with pytest.raises(ValueError, match="allowed: losses of auxiliary nets"):
         METHODS["AdaFlood"].build([METHODS["AdaFlood"].published(0.1)])
-    with pytest.raises(ValueError, match="at least one"):
-        sam.build([])
 
 
 # --- optimizers and averages --------------------------------------------------------
@@ -149,7 +147,7 @@ def test_each_member_trains_as_alone_with_its_own_learning_rate(kind, cosine):
         for setting, decay in zip(settings, [0.5, 0.0, 2.0], strict=True):
             setting["weight_decay"] = decay
     model = flatnb.Ensemble(net, 3)
-    optimizer = kind.together(model, settings)
+    optimizer = kind.build(model, settings)
 
     def schedule(optimizer):
         if cosine:
@@ -161,7 +159,7 @@ def test_each_member_trains_as_alone_with_its_own_learning_rate(kind, cosine):
     for i, setting in enumerate(settings):
         torch.manual_seed(i)
         alone = net()
-        optimizer = kind.alone(alone, setting)
+        optimizer = kind.build(alone, [setting])
         train(alone, optimizer, x, y, schedule=schedule(optimizer))
         for p, q in zip(model.member(i).parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)

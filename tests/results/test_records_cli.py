@@ -334,7 +334,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
         "settings": {"jobs": [], "folder": "made"},
     },
     "a checkpoint": {
-        "call": "flatnb.experiments.images:study",
+        "call": "flatnb.experiments.runner:tune",
         "settings": {"checkpoint": "made"},
     },
     "terabytes": {"settings": {"x": 1e15}},

@@ -1,13 +1,9 @@
 """One style for every figure of the book.
 
-Colours darken the Okabe-Ito set until each has a contrast of 3 to 1 with white; a
-method keeps its color, line and marker on every page, so a figure also reads in black
-and white. The methods that the book compares everywhere have each their own color;
-variants share one, and differ in line and marker. Bands
-are 95 % t-intervals over repetitions:
-
-    mean ± t(0.975, n - 1) · s / sqrt(n),   s the standard deviation (n - 1 degrees of
-    freedom).
+Colors darken the Okabe-Ito set until each has a contrast of 3 to 1 with white. A method
+keeps its color, line and marker on every page, so a figure also reads in black and
+white: those that the book compares everywhere have a color each; variants share one,
+and differ in line and marker. Bands are `flatnb.results.statistics.interval`.
 """
 
 from __future__ import annotations
@@ -53,7 +49,7 @@ BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
 GRAY = "#6B6B6B"  # of what is no method
 
 # The two classes of the plane: light enough to lie behind points, apart for
-# colour-blind eyes.
+# color-blind eyes.
 _CLASSES = (GOLD, BLUE)
 _CLASS_MARKERS = ("o", "^")
 _SURFACE = LinearSegmentedColormap.from_list(
@@ -66,10 +62,8 @@ _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
 def use_style() -> None:
     """Set matplotlib's defaults for the book; call it once, before the first figure.
 
-    Figures are narrow (5.2 in) with 11 pt text, so that a phone's 360 pixels still show
-    them at
-    reading size, and keep an opaque white ground: black text stays legible on a dark
-        page.
+    Figures are narrow (5.2 in) with 11 pt text, readable on a phone's 360 pixels, and
+    keep an opaque white ground: black text stays legible on a dark page.
     """
     white = {f"{part}.facecolor": "white" for part in ("figure", "axes", "savefig")}
     sns.set_theme(
@@ -125,22 +119,31 @@ def look(method: object) -> Look:
 
 
 def line(method: object) -> dict[str, Any]:
-    """Color and line style of a method, as keyword arguments of `Axes.plot`.
+    """Color and line style of a method or its label, as arguments of `Axes.plot`.
 
-    Args:
-        method: a method, or its label. Unknown ones are gray and dashed: pass `color=`
-            to tell several of them apart.
+    What is no method is gray and dashed: pass `color=` to tell several apart.
+
+    >>> line("SAM") == line("SAM(rho=0.05)") == line("SAM, tuned")
+    True
     """
     return {"color": color(method), "linestyle": look(method).dash}
 
 
 def color(method: object) -> str:
-    """The color of a method, or of a label that begins with a method's name."""
+    """The color of a method, or of a label that begins with a method's name.
+
+    >>> color("ERM")
+    '#000000'
+    """
     return PALETTE.get(look(method).color, GRAY)
 
 
 def marker(method: object) -> str:
-    """The marker of a method, or of a label that begins with a method's name."""
+    """The marker of a method, or of a label that begins with a method's name.
+
+    >>> marker("ERM")
+    'o'
+    """
     return look(method).marker
 
 
@@ -150,22 +153,21 @@ def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
     Args:
         ax: where to draw.
         x: shape (points,).
-        values: shape (n, points), one curve a repetition. With n = 1 there is no band.
-        **style: keyword arguments of `Axes.plot`; the band takes the line's colour.
+        values: shape (n, points), one curve per repetition. With n = 1 there is no
+            band.
+        **style: arguments of `Axes.plot`; the band takes the line's color.
 
     Returns:
         The line of the mean.
+
+    >>> mean = band(plt.figure().gca(), [0, 1], [[1.0, 2.0], [3.0, 4.0]])
+    >>> mean.get_ydata().tolist()
+    [2.0, 3.0]
     """
     mean, half = interval(values)
     (drawn,) = ax.plot(x, mean, **style)
-    ax.fill_between(
-        np.asarray(x),
-        mean - half,
-        mean + half,
-        color=drawn.get_color(),
-        alpha=0.18,
-        linewidth=0,
-    )
+    area: dict[str, Any] = {"color": drawn.get_color(), "alpha": 0.18, "linewidth": 0}
+    ax.fill_between(np.asarray(x), mean - half, mean + half, **area)
     return drawn
 
 
@@ -178,19 +180,18 @@ def curves(
     by: str = "method",
     **style: Any,
 ) -> list[Line2D]:
-    """Draw one mean curve a method, each with a band of its 95 % t-interval.
+    """Draw one mean curve per method, each with a band of its 95 % t-interval.
 
-    The rows that share a method and an x are its repetitions: seeds, or members of an
-        ensemble.
+    The rows that share a method and an x are its repetitions: seeds, or members.
 
     Args:
         ax: where to draw; its labels are set to x and y where they are empty.
-        frame: long table with columns x, y and `by`, such as `Run.frame()` or several
-            of them concatenated; without the column `by` it is one unnamed curve.
+        frame: long table with columns x, y and `by`, such as `Run.frame()`; without the
+            column `by` it is one unnamed curve.
         y: the column to draw.
         x: the column to draw it over.
-        by: the column whose values tell the curves apart and name them in the legend.
-        **style: keyword arguments of `Axes.plot` that override the method's own.
+        by: the column whose values name the curves in the legend.
+        **style: arguments of `Axes.plot` that override the method's own.
 
     Returns:
         The lines of the means, in the order in which the methods appear in the table.
@@ -198,9 +199,12 @@ def curves(
     Raises:
         ValueError: a column is missing, or a curve has another number of repetitions at
             some x (the band would change its meaning along the curve).
+
+    >>> frame = pd.DataFrame({"method": "SAM", "epoch": [0, 1, 0, 1], "loss": [3, 2, 3, 1]})
+    >>> [curve.get_label() for curve in curves(plt.figure().gca(), frame, "loss")]
+    ['SAM']
     """
-    missing = [column for column in (x, y) if column not in frame]
-    if missing:
+    if missing := [column for column in (x, y) if column not in frame]:
         raise ValueError(
             f"no column {missing} in the table; it has {list(frame.columns)}"
         )
@@ -211,8 +215,8 @@ def curves(
         points, counts = np.unique(ordered[x], return_counts=True)
         if len(set(counts)) != 1:
             raise ValueError(
-                f"{label or 'the curve'} has {counts.min()} to {counts.max()} rows a value of "
-                f"{x!r}: draw only the values that all repetitions have"
+                f"{label or 'the curve'} has {counts.min()} to {counts.max()} rows per "
+                f"value of {x!r}: draw only the values that all repetitions have"
             )
         values = ordered[y].to_numpy(np.float64).reshape(len(points), -1).T
         named = {"label": str(label)} if label else {}
@@ -230,16 +234,16 @@ def decision_boundary(
     *,
     classes: tuple[str, str] = ("class 0", "class 1"),
 ) -> None:
-    """Draw what a two-class model says over the plane, and the points it was given.
+    """Draw what a two-class model says over the plane, and points with their classes.
 
     The ground shows the probability of class 1 (softmax, mean over members); the thick
-    line is where that is one half, thin lines are the boundaries of the single members.
+    line is where that is one half, thin lines are the boundaries of single members.
 
     Args:
         ax: where to draw.
         predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2). Put
             the model into eval mode before: a BatchNorm in training mode would use the
-                grid's statistics.
+            grid's statistics.
         x: points to show, (n, 2).
         y: their classes 0 or 1, (n,).
         classes: names for the legend.
@@ -270,19 +274,13 @@ def decision_boundary(
     mean = chance.mean(0)
     ax.contourf(*ground, mean, levels=np.linspace(0, 1, 11), cmap=_SURFACE, zorder=0)
     if len(chance) > 1:
+        thin: dict[str, Any] = {"colors": "#555555", "linewidths": 0.5, "alpha": 0.6}
         for member in chance:
-            ax.contour(
-                *ground,
-                member,
-                levels=[0.5],
-                colors="#555555",
-                linewidths=0.5,
-                alpha=0.6,
-            )
+            ax.contour(*ground, member, levels=[0.5], **thin)
     ax.contour(*ground, mean, levels=[0.5], colors=BLACK, linewidths=2.0)
-    shown, group = x.cpu(), y.cpu()
+    points, labels = x.cpu(), y.cpu()
     for label in (0, 1):
-        x1, x2 = shown[group == label].T
+        x1, x2 = points[labels == label].T
         ax.scatter(
             x1,
             x2,
@@ -366,7 +364,7 @@ def differences(
 def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -> None:
     """Draw paired differences to a baseline as a map of methods by tasks.
 
-    Blue is better than the baseline, red is worse; the colour is full from the 90th
+    Blue is better than the baseline, red is worse; the color is full from the 90th
     percentile of the differences' sizes on. An upward triangle marks a significantly
     better method, a downward one a significantly worse one: Holm's adjusted p below
     the level.
@@ -393,47 +391,18 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -
     ax.grid(False)
 
 
-def sensitivity(
-    ax: Axes, table: pd.DataFrame, x: str, *, y: str = "difference"
-) -> None:
-    """Draw how one method depends on one hyperparameter: a thin line a task, their mean
-    thick.
-
-    The band of the mean is its 95 % t-interval over tasks. A grey ground covers the
-    middle 80 % of what was chosen. The axis is logarithmic unless the values are evenly
-    spaced.
-
-    Args:
-        ax: where to draw.
-        table: the method's rows of `flatnb.results.population.grid`; the same settings on
-            every task.
-        x: the column of the hyperparameter.
-        y: the column to draw.
-    """
-    look = line(table["method"].iloc[0])
-    wide = table.pivot_table(index=x, columns="task", values=y)
-    for task in wide:
-        ax.plot(wide.index, wide[task], color="0.6", linewidth=0.7)
-    band(ax, wide.index, wide.to_numpy().T, **look)
-    ax.axhline(0, color="0.4", linewidth=1)
-    picked = table.sort_values(x)
-    share = picked["chosen"].cumsum() / picked["chosen"].sum()
-    middle = picked[x][(share >= 0.1) & (share.shift(fill_value=0) <= 0.9)]
-    if len(middle):
-        ax.axvspan(middle.min(), middle.max(), color="#EBEBEB", zorder=0)
-    steps = np.diff(np.sort(wide.index))
-    if len(steps) and steps.max() > 1.1 * np.median(steps):
-        ax.set_xscale("log")
-    ax.set_xlabel(x)
-
-
 def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> Axes:
-    """Draw `sensitivity` for each method, three panels a row, on one vertical axis.
+    """Draw how each method depends on one hyperparameter, three panels per row.
+
+    A thin line per task, their mean thick with its 95 % t-interval over tasks. A gray
+    ground covers the middle 80 % of what was chosen. An axis is logarithmic unless its
+    values are evenly spaced.
 
     Args:
-        table: of `flatnb.results.population.grid`.
+        table: of `flatnb.results.population.grid`; a method has the same settings on
+            every task.
         names: the hyperparameter of each method that is to be drawn.
-        label: of the vertical axis.
+        label: of the vertical axis, which all share.
 
     Returns:
         The first panel; what is set of its vertical axis holds for all.
@@ -443,9 +412,25 @@ def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> 
         rows, 3, figsize=(6, 0.6 + 2.1 * rows), sharey=True, squeeze=False
     )
     for ax, (method, x) in zip(axes.flat, names.items(), strict=False):
-        sensitivity(ax, table[table["method"] == method], x)
+        _sensitivity(ax, table[table["method"] == method], x)
         ax.set_title(method)
     for ax in axes.flat[len(names) :]:
         ax.set_visible(False)
     figure.supylabel(label)
     return axes[0, 0]
+
+
+def _sensitivity(ax: Axes, table: pd.DataFrame, x: str) -> None:
+    wide = table.pivot_table(index=x, columns="task", values="difference")
+    ax.plot(wide.index, wide, color="0.6", linewidth=0.7)
+    band(ax, wide.index, wide.to_numpy().T, **line(table["method"].iloc[0]))
+    ax.axhline(0, color="0.4", linewidth=1)
+    ordered = table.sort_values(x)
+    share = ordered["chosen"].cumsum() / ordered["chosen"].sum()
+    middle = ordered[x][(share >= 0.1) & (share.shift(fill_value=0) <= 0.9)]
+    if len(middle):
+        ax.axvspan(middle.min(), middle.max(), color="#EBEBEB", zorder=0)
+    steps = np.diff(np.sort(wide.index))
+    if len(steps) and steps.max() > 1.1 * np.median(steps):
+        ax.set_xscale("log")
+    ax.set_xlabel(x)

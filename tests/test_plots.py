@@ -298,16 +298,15 @@ def test_sensitivity_shows_tasks_mean_and_what_was_chosen() -> None:
         for rho, share in ((1.0, 0.0), (2.0, 0.5), (3.0, 0.5), (4.0, 0.0))
     ]
     table = pd.DataFrame(rows)
-    _, ax = plt.subplots()
-    plots.sensitivity(ax, table, "rho")
-    one, other, mean = (line.get_ydata().tolist() for line in ax.lines[:3])
-    assert (one, other, mean) == ([1, 2, 3, 4], [3, 6, 9, 12], [2, 4, 6, 8])
+    ax = plots.sensitivities(table, {"SAM": "rho"}, "accuracy")
+    first, second, mean = (line.get_ydata().tolist() for line in ax.lines[:3])
+    assert (first, second, mean) == ([1, 2, 3, 4], [3, 6, 9, 12], [2, 4, 6, 8])
     ground = ax.patches[0].get_extents().transformed(ax.transData.inverted())
     assert (ground.x0, ground.x1) == pytest.approx((2, 3))
     assert ax.get_xscale() == "linear"
-    plots.sensitivity(ax, table.assign(rho=10 ** table["rho"]), "rho")
-    assert ax.get_xscale() == "log"
-    plt.close()
+    spread = table.assign(rho=10 ** table["rho"])
+    assert plots.sensitivities(spread, {"SAM": "rho"}, "").get_xscale() == "log"
+    plt.close("all")
 
 
 def test_sensitivities_give_each_method_a_panel() -> None:

@@ -6,9 +6,9 @@ multiplies each member's own Hessian: a product costs the same for all as for on
 * The largest eigenvalue by Lanczos' recurrence without a stored basis. Lost
   orthogonality only repeats eigenvalues (Paige 1980), and the largest Ritz value, which
   is wanted, lies within its residual of an eigenvalue.
-* The trace of the Gauss-Newton matrix, see `gauss_newton_trace`. A linear layer's
-  gradient for one example has the squared norm |input|^2 |output gradient|^2 (Goodfellow
-  2015): exact, with one backward pass per class.
+* The trace of the Gauss-Newton matrix, see `gauss_newton_trace`: exact, with one
+  backward pass per class, because a linear layer's gradient for one example has the
+  squared norm |input|^2 |output gradient|^2 (Goodfellow 2015).
 * The other measures are closed forms, or one gradient and one loss.
 """
 
@@ -48,8 +48,8 @@ class EnsembleFlatness(Result):
 
     Attributes:
         loss: L(w).
-        residual: |H v - theta v| of the top eigenvalue's Ritz vector, by the recurrence:
-            an eigenvalue lies this near, up to the rounding of a product.
+        residual: |H v - theta v| of the top eigenvalue's Ritz vector, by recurrence: an
+            eigenvalue lies this near, up to the rounding of a product.
         trace: tr H, exact.
         top_eigenvalue: The largest eigenvalue of H.
         relative_flatness: kappa of the last layer, see `relative_flatness`.
@@ -91,17 +91,16 @@ def ensemble_flatness(
     tol: float = 1e-3,
     max_products: int = 100,
 ) -> EnsembleFlatness:
-    """Five measures of flatness of every member, in eval mode, over all that is trained.
+    """Five measures of flatness of each member, in eval mode, over all that is trained.
 
-    All examples are evaluated at once, with the activations kept: of thousands of
-    examples, give a part. A member's numbers do not depend on the other members, up to
-    rounding. Lanczos has one start vector, shared by all members: a top eigenvalue to
-    which it is nearly orthogonal may be missed for the next one (once in 900 random
-    spectra); `top_eigenvalues` is surer.
+    All examples are evaluated at once, with the activations kept: of thousands, give a
+    part. A member's numbers do not depend on the other members, up to rounding. Lanczos
+    has one start vector: a top eigenvalue nearly orthogonal to it may be missed for the
+    next one (once in 900 random spectra); `top_eigenvalues` is surer.
 
     Args:
-        model: Ends in the Linear that makes the logits; ReLU or another piecewise linear
-            activation.
+        model: Ends in the Linear that makes the logits, with ReLU or another piecewise
+            linear activation.
         x, y: (n, ...) and (n,), shared by all members, or (members, n, ...) and
             (members, n).
         rho: Radius of the sharpness.
@@ -148,42 +147,36 @@ def ensemble_flatness(
                 multiply, params, finite, tol, max_products
             )
         slopes = [g.detach() for g in grads]
-        ones = [torch.ones_like(p) for p in params]
-        sizes = [p.detach().abs() for p in params]
-        rises = {}
+
+        def rise(scales: Sequence[Tensor], radius: float) -> Tensor:
+            steps = sam_step(slopes, scales, radius)
+            moved = {
+                name: p + step
+                for (name, p), step in zip(named.items(), steps, strict=True)
+            }
+            return _loss(functional_call(model, moved, (x,)), y) - loss
+
         with torch.no_grad():  # where BatchNorm is merged: both losses round alike
             loss = _loss(model(x), y)
-            for measure, scales, radius in (
-                ("sharpness", ones, rho),
-                ("adaptive_sharpness", sizes, adaptive_rho),
-            ):
-                steps = zip(
-                    named, params, sam_step(slopes, scales, radius), strict=True
-                )
-                moved = {name: p + step for name, p, step in steps}
-                risen = _loss(functional_call(model, moved, (x,)), y)
-                rises[measure] = _masked(risen - loss, finite)
+            sharpness = rise([torch.ones_like(p) for p in params], rho)
+            adaptive = rise([p.abs() for p in params], adaptive_rho)
     return EnsembleFlatness(
         loss=_masked(loss, finite),
         residual=residual,
         trace=_masked(trace, finite),
         top_eigenvalue=top,
         relative_flatness=_masked(kappa, finite),
-        **rises,
+        sharpness=_masked(sharpness, finite),
+        adaptive_sharpness=_masked(adaptive, finite),
         products=products,
         seconds=time.perf_counter() - start,
-        settings={
-            "rho": rho,
-            "adaptive_rho": adaptive_rho,
-            "tol": tol,
-            "max_products": max_products,
-        },
+        settings={"rho": rho, "adaptive_rho": adaptive_rho, "tol": tol},
     )
 
 
 @contextmanager
 def _evaluating(model: Ensemble) -> Iterator[None]:
-    """Eval mode, and activations that overwrite neither a layer's output nor the data."""
+    """Eval mode, and activations that overwrite neither an output nor the data."""
     in_place = [
         module for module in model.modules() if getattr(module, "inplace", False)
     ]
@@ -227,7 +220,7 @@ def _check(uses: Sequence[_Use], logits: Tensor) -> None:
     last, _, output = uses[-1]
     if not isinstance(last, EnsembleLinear) or output is not logits:
         raise ValueError(
-            f"the net ends in {last} and more; allowed: the Linear of the logits as the end"
+            f"the net ends in {last} and more; allowed: the logits' Linear at last"
         )
     layers = [layer for layer, _, _ in uses]
     for layer in layers:
@@ -240,7 +233,7 @@ def _check(uses: Sequence[_Use], logits: Tensor) -> None:
 
 
 def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """tr G = (1/n) sum_i sum_c |J_i' s_ic|^2, s_ic = sqrt(p_ic) (e_c - p_i); (members,)."""
+    """tr G = (1/n) sum_i sum_c |J_i' s_ic|^2, s_ic = sqrt(p_ic) (e_c - p_i)."""
     p, trained = logits.detach().softmax(-1), {id(q) for q in params}
     uses = [use for use in uses if use[2].requires_grad]  # all before these is frozen
     outputs = [output for _, _, output in uses]
@@ -282,7 +275,7 @@ def _largest(
     depend on its numbers.
     """
     members, sizes = len(finite), [p[0].numel() for p in params]
-    # Not of signs: two of a kind can be orthogonal to the only eigenvector that matters.
+    # Not of signs: two can be orthogonal to the only eigenvector that matters.
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(sum(sizes), generator=generator, dtype=torch.float64)
     current = [

@@ -100,9 +100,9 @@ def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> Non
         (bent,) = torch.autograd.grad(slope, p, v, retain_graph=True, allow_unused=True)
         if bent is not None and bent.norm() > tolerance * slope.norm():
             raise ValueError(
-                f"the outputs are not piecewise linear in {name}, so that the Hessian's "
-                "trace differs from that of the Gauss-Newton matrix; use trace(operator), "
-                "or pass a GaussNewtonOperator if its trace is what you want"
+                f"the outputs are not piecewise linear in {name}, so that the trace of "
+                "the Hessian is not that of the Gauss-Newton matrix; use trace, or pass "
+                "a GaussNewtonOperator if its trace is what you want"
             )
 
 
@@ -152,13 +152,11 @@ def _squared_gradients(objective: Objective, x: Tensor, u: Tensor) -> Tensor:
 def _check_rows(objective: Objective, x: Tensor, outputs: Tensor) -> None:
     """Each example has outputs of its own, whatever the others in its batch."""
     check_outputs(outputs)
-    half = x[: max(1, len(x) // 2)]
+    half, rows = (len(x) + 1) // 2, outputs.ndim > 0 and len(outputs) == len(x)
     with torch.no_grad():
-        alone = objective.outputs(half, objective.params)
-    tolerance = 1e-3 if outputs.dtype == torch.float32 else 1e-8
-    fits = outputs.ndim > 0 and len(outputs) == len(x) and len(alone) == len(half)
-    scale = float(outputs.abs().max())
-    if not fits or (outputs[: len(half)] - alone).abs().max() > tolerance * scale:
+        part = objective.outputs(x[:half], objective.params)
+    tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
+    if not rows or (outputs[:half] - part).abs().max() > tolerance:
         raise ValueError(
             "the model couples the examples of a batch, or its outputs are not one row "
             "per example, so that the trace is not a sum over examples; use "
@@ -169,7 +167,7 @@ def _check_rows(objective: Objective, x: Tensor, outputs: Tensor) -> None:
 def _factors(
     objective: Objective, outputs: Tensor, chunk: Chunk
 ) -> tuple[Tensor, Tensor]:
-    """lambda (n, C) and u (n, K, C) of the loss of a batch, whose outputs are (n, ...)."""
+    """lambda (n, C) and u (n, K, C) of the loss of a batch with outputs (n, ...)."""
     y = objective.move(chunk.y)
     if is_softmax_cross_entropy(objective.loss_fn, outputs, y):
         p = outputs.softmax(1)

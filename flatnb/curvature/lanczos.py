@@ -93,7 +93,7 @@ class Lanczos:
         return coefficients, length
 
     def add_random(self, generator: torch.Generator) -> None:
-        """Append a random direction, drawn on the CPU so that every device sees the same."""
+        """Append a random direction, drawn on the CPU: the same on every device."""
         size = self.size
         while self.size == size < self.operator.size:
             draw = torch.randn(self.operator.size, generator=generator)

@@ -41,21 +41,16 @@ class HessianOperator:
     `operator @ v` takes a vector (size,), or (size, k) as k vectors.
 
     Args:
-        model: Called as `model(x)`, in eval mode; read once, never written to.
-        loss_fn: `loss_fn(outputs, targets)`, the mean loss of a batch, such as
-            `F.cross_entropy`.
-        batches: `(x, y)` pairs, weighted by their sizes.
-        params: Names of the parameters to differentiate by, or a predicate on name and
-            tensor; None takes all that require a gradient.
+        model, loss_fn, batches, params: As for `Objective`; the model is read once.
         keep_graph: False, for data whose graph does not fit in memory, evaluates the
             batches again for each product, one after another: about twice the time.
 
     Raises:
-        ValueError: See `Objective`; a layer whose second derivative is wrong, which
-            shows in a matrix that is not symmetric.
+        ValueError: See `Objective`; a second derivative that is wrong, which shows in a
+            matrix that is not symmetric.
 
     Attributes:
-        objective: The `Objective` with gradient, names and shapes.
+        objective: The `Objective`, with the gradient and vectors by name.
         products: Products made so far, each vector counted.
 
     >>> data = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))]
@@ -86,8 +81,8 @@ class HessianOperator:
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.size} parameters in {len(self.names)} tensors, "
-            f"{self.objective.examples} examples, {self.dtype}, {self.device})"
+            f"{type(self).__name__}({self.size} parameters, {self.objective.examples} "
+            f"examples, {self.dtype}, {self.device})"
         )
 
     def __matmul__(self, v: Tensor) -> Tensor:
@@ -165,8 +160,8 @@ class HessianOperator:
         if (u @ hv - v @ hu).abs() > _ASYMMETRY[self.dtype] * size:
             raise ValueError(
                 "the second derivative of the model is wrong, <u, H v> differs from "
-                "<v, H u>; write it with operations whose backward pass is differentiable "
-                "itself, or leave the parameters of that layer out of params"
+                "<v, H u>; write it with operations whose backward pass is itself "
+                "differentiable, or leave the parameters of that layer out of params"
             )
 
 
@@ -176,8 +171,8 @@ class GaussNewtonOperator(HessianOperator):
     For a loss convex in the outputs it is positive semidefinite, and for softmax
     cross-entropy it is the Fisher matrix. `loss_fn` takes a single tensor of outputs.
 
-    >>> data = [(torch.eye(3), torch.tensor([0, 1, 1]))]
-    >>> operator = GaussNewtonOperator(nn.Linear(3, 2), nn.functional.cross_entropy, data)
+    >>> net, data = nn.Linear(3, 2), [(torch.eye(3), torch.tensor([0, 1, 1]))]
+    >>> operator = GaussNewtonOperator(net, nn.functional.cross_entropy, data)
     >>> bool((torch.linalg.eigvalsh(operator.dense()) > -1e-6).all())
     True
     """

@@ -6,25 +6,23 @@ For the weight W (d, m), with rows w_s and Hessian blocks H_{s,s'} (m, m),
 
 It does not change when W is scaled by c and its input by 1/c, as ReLU nets allow; the
 Hessian's trace and eigenvalues do. Let phi_i be the rows of the layer's input and A_i
-the blocks of the Hessian of the mean loss in its output. Where these couple no two rows,
-as in perceptrons, the chain rule gives
+the blocks of the Hessian of the mean loss in its output. Where these couple no two
+rows, as in perceptrons, the chain rule gives
 
     kappa = sum_i |phi_i|^2 tr(W' A_i W).
 
-* The layer makes the logits of a softmax cross-entropy: A_i = (diag(p_i) - p_i p_i') / N,
-  a closed form without any Hessian.
-* Otherwise: exact from one product of A with each column of a root R of W W' = R R', that
-  is min(d, m) products; for the last layer this is the Hessian in logit space.
-* Or estimated: E |phi_i|^2 (R r_i)' A_i (R r_i) with signs r_i of its own for each row is
-  unbiased, takes one product for all rows, and averages over them.
+* The layer makes the logits of a softmax cross-entropy: A_i = (diag(p_i) - p_i p_i')
+  / N, a closed form without any Hessian.
+* Otherwise: exact from one product of A with each column of a root R of W W' = R R',
+  min(d, m) products; for the last layer this is the Hessian in logit space.
+* Or estimated: E |phi_i|^2 (R r_i)' A_i (R r_i) with signs r_i of its own for each row
+  is unbiased, takes one product for all rows, and averages over them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +62,8 @@ def relative_flatness(
     """kappa of the weight of `layer`, in eval mode; its bias does not enter.
 
     Exact for the logits of a softmax cross-entropy, and wherever that takes no more
-    products than the wanted error does. A product is one with the Hessian in the layer's
-    output, for all examples, and costs less than two gradients of what follows the layer.
+    products than the wanted error does. A product is one with the Hessian in the
+    layer's output, for all examples, and costs less than two gradients.
 
     Args:
         model: The whole net.
@@ -92,18 +90,19 @@ def relative_flatness(
     weight = next(n for n, p in model.named_parameters() if p is module.weight)
     objective = Objective(model, loss_fn, batches, [weight])
     generator = torch.Generator().manual_seed(seed)
-    outputs = []
     with torch.enable_grad(), objective.evaluating():
-        for chunk in objective.chunks:
-            outputs.append(_Output(objective, name, module, chunk))
-    if all(output.logits for output in outputs):
+        cuts = [_cut(objective, name, module, chunk) for chunk in objective.chunks]
+    if all(cut.logits for cut in cuts):
         form, products = "closed form", 0
-        fields: dict[str, Any] = {"value": sum(out.closed_form() for out in outputs)}
+        fields: dict[str, Any] = {"value": sum(map(_closed_form, cuts))}
     else:
         form = "Hessian in the output"
-        for output in outputs:
-            output.check_apart(generator)
-        fields, products = _in_output_space(outputs, generator, relative)
+        for cut in cuts:
+            if cut.slope is None or cut.logits:
+                continue
+            if not rows_apart(cut.slope, cut.leaf, generator):
+                _refuse(name, "the rows of its output meet further on")
+        fields, products = _in_output_space(cuts, generator, relative)
     return Estimate(
         **fields,
         products=products,
@@ -131,88 +130,96 @@ def relative_flatness_by_layer(
     }
 
 
-class _Output:
-    """A layer's output over one batch, cut from what made it; with products by A."""
+class _Cut(NamedTuple):
+    """A layer over one batch: weight, inputs (rows, m), output, and the loss's gradient
+    there, None where it is constant; whether the output is that of a softmax
+    cross-entropy; the batch's share of the mean.
+    """
 
-    def __init__(
-        self, objective: Objective, name: str, module: nn.Module, chunk: Chunk
-    ) -> None:
-        self._name = name
-        if module._forward_hooks or "forward" in vars(module):
-            self._refuse("a hook or another forward may change its output")
-        (self.weight,) = (p.detach() for p in objective.params)
-        y = objective.move(chunk.y)
-        with _cutting(module) as calls:
-            outputs = objective.outputs(objective.move(chunk.x), objective.params)
-        loss = chunk.weight * objective.loss_fn(outputs, y)
-        # W, the only parameter here, must not make the input, nor enter further on.
-        (direct,) = (
-            torch.autograd.grad(
-                loss, objective.params, retain_graph=True, allow_unused=True
-            )
-            if loss.requires_grad
-            else (None,)
-        )
-        if len(calls) != 1 or calls[0][0].requires_grad or direct is not None:
-            self._refuse("its weight is used more than once")
-        inputs, self._leaf, copy, version = calls[0]
-        self.inputs = inputs.reshape(-1, inputs.shape[-1])  # (rows, m)
-        untouched = outputs is copy and copy._version == version
-        self.logits = untouched and is_softmax_cross_entropy(
-            objective.loss_fn, outputs, y
-        )
-        self._share = chunk.weight / len(self.inputs)
-        self._slope: Tensor | None = None
-        if loss.requires_grad:
-            (slope,) = torch.autograd.grad(
-                loss, self._leaf, create_graph=True, allow_unused=True
-            )
-            if slope is not None and slope.requires_grad:
-                self._slope = slope
-
-    def _refuse(self, reason: str) -> None:
-        raise ValueError(
-            f"layer={self._name!r}: {reason}, so that the sum over rows does not "
-            "hold; allowed: a layer used once whose rows do not meet before the loss"
-        )
-
-    def check_apart(self, generator: torch.Generator) -> None:
-        """Refuse an A that couples two rows."""
-        if self._slope is None or self.logits:
-            return
-        if not rows_apart(self._slope, self._leaf, generator):
-            self._refuse("the rows of its output meet further on")
+    weight: Tensor
+    inputs: Tensor
+    leaf: Tensor
+    slope: Tensor | None
+    logits: bool
+    share: float
 
     def quadratic(self, rows: Tensor) -> float:
         """sum_i |phi_i|^2 row_i' A_i row_i, for rows (rows, d)."""
-        if self._slope is None:
+        if self.slope is None:
             return 0.0
         direction = rows * self.inputs.norm(dim=1, keepdim=True)
-        direction = direction.reshape(self._leaf.shape)
+        direction = direction.reshape(self.leaf.shape)
         (product,) = torch.autograd.grad(
-            self._slope, self._leaf, direction, retain_graph=True
+            self.slope, self.leaf, direction, retain_graph=True
         )
         return float((direction.double() * product.double()).sum())
 
-    def closed_form(self) -> float:
-        kappa = kappa_of_logits(self.inputs, self._leaf.detach(), self.weight.double())
-        return self._share * float(kappa.sum())
+
+def _cut(objective: Objective, name: str, module: nn.Module, chunk: Chunk) -> _Cut:
+    """Evaluates the net with the layer's output cut from what made it."""
+    calls: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def hook(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        (inputs,) = (*args, *kwargs.values())
+        leaf = output.detach().requires_grad_()
+        copy = leaf.clone()  # what follows may overwrite it
+        calls.append((inputs, leaf, copy))
+        return copy
+
+    if module._forward_hooks or "forward" in vars(module):
+        _refuse(name, "a hook or another forward may change its output")
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        outputs = objective.outputs(objective.move(chunk.x), objective.params)
+    finally:
+        handle.remove()
+    if len(calls) != 1 or calls[0][0].requires_grad:
+        _refuse(name, "it is used more than once")
+    (inputs, leaf, copy), y = calls[0], objective.move(chunk.y)
+    untouched = outputs is copy and copy._version == 0
+    logits = untouched and is_softmax_cross_entropy(objective.loss_fn, outputs, y)
+    loss, slope = chunk.weight * objective.loss_fn(outputs, y), None
+    (weight,) = objective.params
+    if loss.requires_grad:
+        direct, slope = torch.autograd.grad(
+            loss, [weight, leaf], create_graph=True, allow_unused=True
+        )
+        if direct is not None:
+            _refuse(name, "its weight is used more than once")
+    if slope is not None and not slope.requires_grad:
+        slope = None
+    inputs = inputs.reshape(-1, inputs.shape[-1])
+    share = chunk.weight / len(inputs)
+    return _Cut(weight.detach(), inputs, leaf, slope, logits, share)
+
+
+def _closed_form(cut: _Cut) -> float:
+    kappa = kappa_of_logits(cut.inputs, cut.leaf.detach(), cut.weight.double())
+    return cut.share * float(kappa.sum())
+
+
+def _refuse(name: str, reason: str) -> NoReturn:
+    raise ValueError(
+        f"layer={name!r}: {reason}, so that the sum over rows does not hold; allowed: "
+        "a layer used once whose rows do not meet before the loss"
+    )
 
 
 def _in_output_space(
-    outputs: list[_Output], generator: torch.Generator, relative: float
+    cuts: list[_Cut], generator: torch.Generator, relative: float
 ) -> tuple[dict[str, Any], int]:
     """From draws, or exact once that takes no more products; and the products."""
-    root = _root(outputs[0].weight)
-    lengths = [len(output.inputs) for output in outputs]
+    root, lengths = _root(cuts[0].weight), [len(cut.inputs) for cut in cuts]
     rows, rank = sum(lengths), root.shape[1]
     products = 0
 
     def product(directions: Tensor) -> float:
         nonlocal products
         products += 1
-        pairs = zip(outputs, directions.split(lengths), strict=True)
-        return sum(output.quadratic(part) for output, part in pairs)
+        pairs = zip(cuts, directions.split(lengths), strict=True)
+        return sum(cut.quadratic(part) for cut, part in pairs)
 
     def draw(count: int) -> Tensor:
         signs = (rademacher((rows, rank), generator, root) for _ in range(count))
@@ -225,29 +232,6 @@ def _in_output_space(
             return fields, products
     exact = sum(product(column.expand(rows, -1)) for column in root.mT)
     return {"value": exact}, products
-
-
-@contextmanager
-def _cutting(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor, Tensor, int]]]:
-    """Make the output of `module` a leaf; collects (input, leaf, its copy, version) of
-    each call. What follows gets the copy, which it may overwrite.
-    """
-    calls: list[tuple[Tensor, Tensor, Tensor, int]] = []
-
-    def hook(
-        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
-        leaf = output.detach().requires_grad_()
-        copy = leaf.clone()
-        (inputs,) = (*args, *kwargs.values())
-        calls.append((inputs, leaf, copy, copy._version))
-        return copy
-
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
 
 
 def _root(weight: Tensor) -> Tensor:
@@ -269,6 +253,6 @@ def _find(model: nn.Module, layer: nn.Module | str) -> tuple[str, nn.Module]:
     names = ", ".join(repr(name) for name, m in model.named_modules() if _fits(m))
     kind = type(layer).__name__
     raise ValueError(
-        f"layer={layer if isinstance(layer, str) else kind!r}; allowed: an nn.Linear of "
-        f"the model whose weight is a parameter: {names or 'it has none'}"
+        f"layer={layer if isinstance(layer, str) else kind!r}; allowed: an nn.Linear "
+        f"of the model whose weight is a parameter: {names or 'it has none'}"
     )

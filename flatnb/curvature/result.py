@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
-    """A measured quantity with its cost; its `repr` prints value, error, cost, settings.
+    """A measured quantity; its `repr` prints value, error, cost and settings.
 
     Attributes:
         products: Curvature-vector products used; a result that is not made of products
@@ -44,7 +44,7 @@ class Estimate(Result):
     Attributes:
         value: The number, or the mean of a sample.
         stderr: Standard error of the mean, from the sample's spread; 0 if exact.
-        degrees: Degrees of freedom of `stderr`, the sample's size minus one; 0 if exact.
+        degrees: Degrees of freedom of `stderr`, sample size minus one; 0 if exact.
         skewness: Third standardized moment of the sample; 0 if exact.
         interval: 95 % interval by Student's t, corrected for skewness (Hall 1992, "On
             the removal of skewness by transformation"). It covers in 92 to 95 % of
@@ -69,7 +69,7 @@ class Estimate(Result):
         return self.value - low * self.stderr, self.value - high * self.stderr
 
     def _studentized(self, quantile: float) -> float:
-        """The t = (mean - truth) / stderr that Hall's transformation takes to `quantile`."""
+        """The t = (mean - truth) / stderr that Hall's formula takes to `quantile`."""
         if abs(self.skewness) < 1e-6:
             return quantile
         root = math.sqrt(self.degrees + 1)

@@ -28,7 +28,7 @@ from flatnb.curvature.vectors import gaussian, member_norm, norm
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Sharpness(Estimate):
-    """A rise of the loss, `value`; `products` counts losses and gradients over all data.
+    """A rise of the loss, `value`; `products` counts losses and gradients.
 
     Attributes:
         loss: L(w).
@@ -75,28 +75,16 @@ def sam_sharpness(
         adaptive: T = |w| instead of 1.
 
     Raises:
-        ValueError: rho not positive, a loss at this distance that is not finite; what
-            `Objective` raises.
+        ValueError: A number out of range, a loss at this distance that is not finite;
+            what `Objective` raises.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> data = [(torch.ones(1, 1), 1 + net(torch.ones(1, 1)).detach())]
     >>> sam_sharpness(net, nn.functional.mse_loss, data, rho=1.0).summary()
     '3 above a loss of 1'
     """
-    number("rho", rho, "a number > 0", 0)
-    start, objective = time.perf_counter(), Objective(model, loss_fn, batches, params)
-    loss, slope = objective.gradient()
-    center = objective.vector
-    scale = center.abs() if adaptive else torch.ones_like(center)
-    (step,) = sam_step([slope[None]], [scale[None]], rho)
-    risen = objective.loss(center + step[0])
-    _check_finite("rho", rho, risen)
-    return Sharpness(
-        value=risen - loss,
-        loss=loss,
-        products=2,
-        seconds=time.perf_counter() - start,
-        settings={"rho": rho, "adaptive": adaptive},
+    return worst_sharpness(
+        model, loss_fn, batches, rho, steps=1, adaptive=adaptive, params=params
     )
 
 
@@ -113,21 +101,15 @@ def worst_sharpness(
 ) -> Sharpness:
     """max L(w + eps) - L(w) over |eps / T| <= rho, by projected ascent from SAM's step.
 
-    Steps go along the normalized gradient in the coordinates eps / T, with lengths
-    falling from rho, and back into the ball. The highest loss on the way is returned: a
-    lower bound of the maximum, not below `sam_sharpness` nor, if steps > 1, below 0.
-    Costs `steps` gradients and two losses.
+    Further steps are SAM's with lengths falling from rho, and back into the ball. The
+    highest loss on the way is returned: a lower bound of the maximum, not below
+    `sam_sharpness` nor, if steps > 1, below 0. Costs `steps` gradients and two losses.
 
     Args:
-        model, loss_fn, batches, params: As for `Objective`.
-        rho: Radius > 0.
-        steps: Steps >= 1; with 1 it is SAM's.
-        adaptive: T = |w| instead of 1.
-        seed: Of the first step where the gradient is zero, which is random if steps > 1.
-
-    Raises:
-        ValueError: rho or steps out of range, a loss at this distance that is not
-            finite; what `Objective` raises.
+        model, loss_fn, batches, rho, adaptive, params: As for `sam_sharpness`, which
+            this is with 1 step; raises the same.
+        steps: Steps >= 1.
+        seed: Of the first step if the gradient is zero; it is then random if steps > 1.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> data = [(torch.ones(1, 1), net(torch.ones(1, 1)).detach())]
@@ -140,22 +122,17 @@ def worst_sharpness(
     begin, objective = time.perf_counter(), Objective(model, loss_fn, batches, params)
     center = objective.vector
     scale = center.abs() if adaptive else torch.ones_like(center)
-    point, best, start = torch.zeros_like(center), -math.inf, 0.0
-    for step in range(steps):
-        loss, gradient = objective.gradient(center + scale * point)
-        if step == 0:
-            start = loss
-        else:
-            best = _higher(best, loss)
-        upward = scale * gradient
-        if step == 0 < steps - 1 and not upward.any():
-            upward = gaussian(
-                objective.size, torch.Generator().manual_seed(seed), center
-            )
-        if upward.any():
-            point = point + rho * (1 - step / steps) * (upward / float(norm(upward)))
-            point = point * (rho / max(rho, float(norm(point))))
-    best = _higher(best, objective.loss(center + scale * point))
+    lengths = torch.where(scale > 0, scale, 1.0)
+    step, best, start = torch.zeros_like(center), -math.inf, 0.0
+    for i in range(steps):
+        loss, slope = objective.gradient(center + step)
+        start, best = (loss, best) if i == 0 else (start, _higher(best, loss))
+        if i == 0 < steps - 1 and not (scale * slope).any():
+            slope = gaussian(len(center), torch.Generator().manual_seed(seed), center)
+        (move,) = sam_step([slope[None]], [scale[None]], rho * (1 - i / steps))
+        step = step + move[0]
+        step = step * (rho / max(rho, float(norm(step / lengths))))
+    best = _higher(best, objective.loss(center + step))
     if steps > 1:
         best = _higher(best, start)
     _check_finite("rho", rho, best)
@@ -182,18 +159,13 @@ def average_sharpness(
     """E L(w + sigma T xi) - L(w), which is (sigma^2 / 2) tr(T H T) + O(sigma^4).
 
     Noise comes in pairs of opposite sign: unbiased, and the slope at w cancels, which
-    would otherwise hide the curvature (Zhang, Li and Ju 2024). Costs 2 pairs + 1 losses.
+    would otherwise hide the curvature (Zhang, Li and Ju 2024). 2 pairs + 1 losses.
 
     Args:
-        model, loss_fn, batches, params: As for `Objective`.
+        model, loss_fn, batches, adaptive, params: As for `sam_sharpness`.
         sigma: Width of the noise > 0.
         pairs: Pairs >= 2; `stderr` is that of their mean.
-        adaptive: T = |w| instead of 1.
         seed: Of the noise.
-
-    Raises:
-        ValueError: sigma or pairs out of range, a loss at this distance that is not
-            finite; what `Objective` raises.
 
     >>> net = nn.Linear(2, 1)
     >>> data = [(torch.ones(1, 2), net(torch.ones(1, 2)).detach())]

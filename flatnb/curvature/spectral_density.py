@@ -6,10 +6,9 @@ entry of the j-th eigenvector of T)^2 with
 
     q' p(H) q = sum_j w_j p(theta_j)    for each polynomial p of degree <= 2 m - 1.
 
-For q = z / sqrt(size), z of independent signs, its mean over q is (1/size) tr p(H), so
-all moments up to 2 m - 1 are unbiased (Golub and Meurant 2010; Lin, Saad and Yang 2016;
-Ghorbani, Krishnan and Xiao 2019). A curve is drawn by putting a Gaussian of width sigma
-on every node; it shows nothing narrower than sigma.
+With q of random signs its mean is (1/size) tr p(H): all moments up to 2 m - 1 are
+unbiased (Lin, Saad and Yang 2016; Ghorbani, Krishnan and Xiao 2019). A curve puts a
+Gaussian of width sigma on every node and shows nothing narrower.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ class SpectralDensity(Result):
     sigma: float
 
     def moment(self, power: int) -> tuple[float, float]:
-        """(1/size) tr H^power and its standard error over the probes, without smoothing."""
+        """(1/size) tr H^power and its standard error over the probes, unsmoothed."""
         sample = (self.weights * self.nodes**power).sum(1)
         return float(sample.mean()), float(sample.std() / math.sqrt(len(sample)))
 
     def curve(self, grid: Tensor, sigma: float | None = None) -> Tensor:
-        """Density at the points of `grid`, smoothed by a Gaussian of width sigma > 0."""
+        """Density at the points of `grid`, smoothed by a Gaussian of width sigma."""
         width = self.sigma if sigma is None else number("sigma", sigma, "> 0", 0)
         nodes, weights = self.nodes.reshape(-1, 1), self.weights.reshape(-1, 1)
         bells = torch.exp(-0.5 * ((grid.double() - nodes) / width) ** 2)
@@ -89,15 +88,12 @@ def spectral_density(
     Raises:
         ValueError: steps or probes out of range.
 
-    >>> import torch
     >>> from flatnb.curvature import HessianOperator
-    >>> net, x = torch.nn.Linear(4, 1, bias=False), 2 * torch.eye(4)
-    >>> data = [(x, torch.zeros(4, 1))]
-    >>> density = spectral_density(
-    ...     HessianOperator(net, torch.nn.functional.mse_loss, data), probes=2
-    ... )
-    >>> density.moment(1)  # all eigenvalues are 2
-    (2.0, 0.0)
+    >>> net = torch.nn.Linear(4, 1, bias=False)
+    >>> data = [(torch.eye(4), torch.ones(4, 1))]
+    >>> hessian = HessianOperator(net, torch.nn.functional.mse_loss, data)
+    >>> spectral_density(hessian).moment(1)  # all eigenvalues are 1/2
+    (0.5, 0.0)
     """
     integer("steps", steps)
     integer("probes", probes, 2)

@@ -32,9 +32,9 @@ def trace(
     max_probes: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """tr H by Hutchinson's estimator, to a relative standard error. A product per probe.
+    """tr H by Hutchinson's estimator, to a relative standard error.
 
-    Takes at least 30 probes, and is exact where that many products are the whole matrix.
+    Takes at least 30 probes, and is exact where so many products are the whole matrix.
     For nets of ReLUs `gauss_newton_trace` is cheaper, and exact.
 
     Args:
@@ -46,12 +46,10 @@ def trace(
     Raises:
         ValueError: relative or max_probes out of range.
 
-    >>> import torch
-    >>> from flatnb.curvature import HessianOperator
-    >>> net, x = torch.nn.Linear(4, 1, bias=False), 2 * torch.eye(4)
-    >>> data = [(x, torch.zeros(4, 1))]
+    >>> net = torch.nn.Linear(4, 1, bias=False)
+    >>> data = [(torch.eye(4), torch.ones(4, 1))]
     >>> trace(HessianOperator(net, torch.nn.functional.mse_loss, data)).summary()
-    '8, exact'
+    '2, exact'
     """
     check_relative(relative)
     integer("max_probes", max_probes, MIN_PROBES)
@@ -104,8 +102,8 @@ def met(fields: dict[str, Any], relative: float) -> bool:
 def warn_unless_met(fields: dict[str, Any], relative: float, name: str) -> None:
     if not met(fields, relative):
         warnings.warn(
-            f"{name} stopped at {fields['degrees'] + 1} probes with a standard error of "
-            f"{fields['stderr']:.3g}; allow more probes or a larger error",
+            f"{name} stopped at {fields['degrees'] + 1} probes with a standard error "
+            f"of {fields['stderr']:.3g}; allow more probes or a larger error",
             stacklevel=3,
         )
 

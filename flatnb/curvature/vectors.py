@@ -20,7 +20,7 @@ def norm(vector: Tensor) -> Tensor:
 
 
 def member_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """2-norm of each member's vector, on the leading axis of all tensors, in float64."""
+    """2-norm of each member's vector, members on the leading axis, in float64."""
     parts = [
         torch.linalg.vector_norm(t.flatten(1), dim=1, dtype=torch.float64)
         for t in tensors

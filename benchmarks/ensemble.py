@@ -95,7 +95,7 @@ def compare(
         f"\n{members} perceptrons {width} wide ({parameters:,} parameters each), {optimizer}"
     )
     print(
-        f"{'an epoch of all members':36s} {'wall s':>8s} {'cpu s':>8s} {'times faster':>13s} IQR"
+        f"{'one epoch of all members':36s} {'wall s':>8s} {'cpu s':>8s} {'times faster':>13s} IQR"
     )
     alone = [min(times) for times in zip(*list(wall.values())[:-1], strict=True)]
     for name, seconds in wall.items():

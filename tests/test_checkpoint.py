@@ -137,7 +137,7 @@ def test_no_link_is_followed(tmp_path, monkeypatch):
     assert victim.read_text() == "mine" and path.read_text() == "new"
 
 
-def test_an_error_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path):
+def test_an_error_leaves_the_file_as_it_was_and_no_other_file(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError), _files.whole(path) as file:

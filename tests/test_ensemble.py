@@ -36,7 +36,7 @@ def make_model(
 def batches(
     steps: int, members: int | None = None, n: int = 12
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of n, every third of 7, as at the end of an epoch."""
+    """Batches of n, every third of 7, as at the end of every epoch."""
     generator = torch.Generator().manual_seed(99)
     lead = () if members is None else (members,)
     for step in range(steps):
@@ -62,9 +62,9 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, data: Iterator) ->
 def assert_member_equals(
     ensemble: Ensemble, i: int, net: nn.Module, tol: float = 1e-9
 ) -> None:
-    found = ensemble.member(i).state_dict()
+    measured = ensemble.member(i).state_dict()
     for name, value in net.state_dict().items():
-        torch.testing.assert_close(found[name], value, rtol=tol, atol=tol, msg=name)
+        torch.testing.assert_close(measured[name], value, rtol=tol, atol=tol, msg=name)
 
 
 OPTIMIZERS: dict[str, Callable] = {
@@ -176,8 +176,8 @@ def test_a_diverging_member_leaves_the_others_bit_identical(optimizer):
 
     good, bad = run(False), run(True)
     for name, value in good.state_dict().items():
-        rest = [0, 2, 3]
-        assert torch.equal(value[rest], bad.state_dict()[name][rest]), name
+        unaffected = [0, 2, 3]
+        assert torch.equal(value[unaffected], bad.state_dict()[name][unaffected]), name
     assert all(p[1].isnan().any() for p in bad.parameters())
 
 
@@ -192,7 +192,7 @@ def test_input_shared_or_one_batch_a_member():
         ensemble(torch.randn(4, 5, 2))
 
 
-def test_images_are_told_from_batches_by_their_entries():
+def test_images_and_batches_differ_by_their_entries():
     ensemble = Ensemble(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)), 3)
     for shape in [(3, 4), (12,), (1, 3, 4)]:
         x = torch.randn(3, *shape)  # as many examples as members
@@ -226,9 +226,9 @@ def test_second_derivatives(options):
         grads = torch.autograd.grad(loss, params, create_graph=True)
         return list(torch.autograd.grad(sum(g.square().sum() for g in grads), params))
 
-    found = curvature(ensemble)
+    measured = curvature(ensemble)
     for i in range(2):
-        for mine, plain in zip(found, curvature(ensemble.member(i)), strict=True):
+        for mine, plain in zip(measured, curvature(ensemble.member(i)), strict=True):
             torch.testing.assert_close(mine[i], plain, rtol=1e-8, atol=1e-10)
 
 
@@ -283,13 +283,13 @@ def test_evaluation_in_merged_groups_equals_one_pass(monkeypatch, options, bias)
     for shape in ((101, 2), (3, 101, 2)):
         x = torch.randn(shape, dtype=torch.float64)
         whole = ensemble(x)
-        seen: list[int] = []
+        sizes: list[int] = []
         with torch.no_grad():
             torch.testing.assert_close(ensemble(x), whole)
-            handle = ensemble.net[1][0].register_forward_hook(recorder(seen))
+            handle = ensemble.net[1][0].register_forward_hook(recorder(sizes))
             torch.testing.assert_close(ensemble(x), whole)
         handle.remove()
-        assert seen == [10] * 10 + [1]
+        assert sizes == [10] * 10 + [1]
 
 
 def recorder(rows: list[int]) -> Callable:

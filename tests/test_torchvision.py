@@ -1,4 +1,4 @@
-"""torchvision imports, beside a torch that it was compiled for or not."""
+"""torchvision imports, next to a torch that it was compiled for or not."""
 
 import importlib
 import subprocess

@@ -237,7 +237,7 @@ def test_a_compiled_model_is_compiled_for_training_only():
 
 
 @pytest.mark.parametrize("joined", [False, True])
-def test_adaflood_is_told_the_examples_of_each_batch(joined):
+def test_adaflood_knows_the_examples_of_each_batch(joined):
     model, reference, d = net(), net(), plane(batch_size=10)
     levels = torch.rand(len(d.train))
     method = flatnb.AdaFlood(levels)
@@ -525,7 +525,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             flatnb.fit(**{**start(make_model=ensemble), **change}, checkpoint=path)
 
 
-def test_tensor_hyperparameters_are_told_apart_by_value(tmp_path):
+def test_tensor_hyperparameters_are_compared_by_value(tmp_path):
     path = tmp_path / "run.pt"
 
     def fit(*rho):

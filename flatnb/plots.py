@@ -300,7 +300,7 @@ def decision_boundary(
 def differences(
     ax: Axes,
     tests: pd.DataFrame,
-    each: pd.DataFrame | None = None,
+    seeds: pd.DataFrame | None = None,
     *,
     level: float = LEVEL,
 ) -> None:
@@ -313,8 +313,7 @@ def differences(
     Args:
         ax: where to draw.
         tests: of `flatnb.results.compare.paired`.
-        each: of `flatnb.results.compare.differences`: its single seeds are drawn, too,
-            as grey points.
+        seeds: of `flatnb.results.compare.differences`, drawn as gray points.
         level: of the test.
 
     >>> tests = pd.DataFrame({"task": "plane", "method": ["SAM", "NSO"],
@@ -325,15 +324,17 @@ def differences(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['SAM', 'NSO']
     """
-    tasks, methods = (list(dict.fromkeys(tests[by])) for by in ("task", "method"))
+    tasks, methods = (
+        list(dict.fromkeys(tests[column])) for column in ("task", "method")
+    )
     single = len(tasks) == 1
     shifts = np.zeros(1) if single else np.linspace(-0.25, 0.25, len(methods))
     for row in tests.itertuples():
         place = methods.index(row.method)
         if not single:
             place = tasks.index(row.task) + shifts[place]
-        if each is not None:
-            points = each.loc[row.task, row.method]
+        if seeds is not None:
+            points = seeds.loc[row.task, row.method]
             ax.plot(points, [place] * len(points), ".", color="0.75", zorder=1)
         first = row.task == tasks[0] and not single
         ax.errorbar(
@@ -376,7 +377,7 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -
         level: of the test.
     """
     gain = table.assign(gain=table["difference"] * sign(metric))
-    order = {by: list(dict.fromkeys(table[by])) for by in ("method", "task")}
+    order = {key: list(dict.fromkeys(table[key])) for key in ("method", "task")}
     wide = gain.pivot(index="method", columns="task", values="gain")
     wide = wide.loc[order["method"], order["task"]]
     full = float(np.nanquantile(wide.abs(), 0.9)) or 1.0

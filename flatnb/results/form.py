@@ -97,8 +97,8 @@ def check(record: Any, label: str = "this") -> None:
         faults = [f"record: {error}"]
     if faults:
         lines = "; ".join(map(one_line, faults[:5]))
-        more = "; and more" if len(faults) > 5 else ""
-        raise RecordError(f"{label} is not a valid record: {lines}{more}")
+        ending = "; and more" if len(faults) > 5 else ""
+        raise RecordError(f"{label} is not a valid record: {lines}{ending}")
 
 
 def _form_faults(record: Any) -> list[str]:

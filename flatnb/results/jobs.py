@@ -212,12 +212,12 @@ def work(job: Job, folder: Path) -> Record | None:
 
 def _outcome(job: Job, checkpoint: Path) -> Record:
     """What the function returned, as "value", or raised, as "error"."""
-    given = json.loads(json.dumps(job.settings))
+    arguments = json.loads(json.dumps(job.settings))
     try:
         function = function_of(job.call)
         if "checkpoint" in inspect.signature(function).parameters:
-            given["checkpoint"] = checkpoint
-        value = function(**given)
+            arguments["checkpoint"] = checkpoint
+        value = function(**arguments)
         if not isinstance(value, dict):
             raise TypeError(f"{job.call} returned {shown(value)}; allowed: a dict")
         return {"value": json.loads(json.dumps(value))}

@@ -19,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,9 +47,8 @@ def root() -> Path:
     Raises:
         RecordError: flatnb is installed without its repository.
     """
-    given = os.environ.get("FLATNB_RECORDS")
-    if given:
-        return Path(given)
+    if folder := os.environ.get("FLATNB_RECORDS"):
+        return Path(folder)
     if not (PACKAGE.parent / "_toc.yml").is_file():
         raise RecordError(
             "flatnb is installed without its repository, which holds the records: set "
@@ -61,7 +59,8 @@ def root() -> Path:
 
 def names() -> list[str]:
     """The names of all records, sorted."""
-    paths = (path.relative_to(root()).as_posix() for path in root().rglob("*.json"))
+    folder = root()
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*.json"))
     visible = [path for path in paths if "/." not in f"/{path}"]
     return sorted(path.removesuffix(".json") for path in visible)
 
@@ -129,7 +128,7 @@ def load(name: str) -> dict[str, Any]:
     return record
 
 
-def at(data: Any, path: str) -> Any:
+def lookup(data: Any, path: str) -> Any:
     """What stands at a dotted path of nested dicts and lists.
 
     Integers index lists, from the end with -1.
@@ -137,7 +136,7 @@ def at(data: Any, path: str) -> Any:
     Raises:
         RecordError: the path leads nowhere; it says what there is.
 
-    >>> at({"runs": [{"norm": 2.0}]}, "runs.-1.norm")
+    >>> lookup({"runs": [{"norm": 2.0}]}, "runs.-1.norm")
     2.0
     """
     steps: list[str] = []
@@ -303,10 +302,10 @@ def _deterministic(cuda: bool) -> dict[str, Any]:
     """What decides whether the same run gives the same bits again."""
     import torch
 
-    always = torch.are_deterministic_algorithms_enabled()
-    exact = always or not cuda
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    exact = algorithms or not cuda
     return {
-        "algorithms": always,
+        "algorithms": algorithms,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "float32_matmul": torch.get_float32_matmul_precision(),
@@ -369,11 +368,8 @@ class Check:
         """|repeated - recorded| <= tolerance, or neither is a number."""
         if self.recorded is None or self.repeated is None:
             return self.recorded is self.repeated
-        repeated, recorded, tolerance = (
-            Decimal(repr(number))
-            for number in (self.repeated, self.recorded, self.tolerance)
-        )
-        return abs(repeated - recorded) <= tolerance
+        difference = abs(self.repeated - self.recorded)
+        return difference <= self.tolerance + 1e-12 * abs(self.recorded)
 
 
 def check_sample(record: Mapping[str, Any], sample: Job) -> None:
@@ -429,7 +425,7 @@ def verify(record: Mapping[str, Any], sample: Job) -> list[Check]:
     result = form.plain(sample.run(), "record.sample.metrics")
     checks = []
     for metric, recorded in record["sample"]["metrics"].items():
-        repeated = at(result, metric)
+        repeated = lookup(result, metric)
         if repeated is not None and not form.is_number(repeated):
             raise RecordError(
                 f"{sample.call} returns {shown(repeated)} as {metric}: no number"

@@ -38,7 +38,7 @@ from flatnb._checks import flag, instance, integer, sequence, shown
 from flatnb.results.jobs import BUSY, Job, Record, check, died, lock, read, work
 from flatnb.results.records import cores
 
-AGAIN = 1.0  # seconds until a job that another sweep holds is looked at again
+PAUSE = 1.0  # seconds until a job that another sweep holds is looked at again
 QUEUED = 64  # Slurm jobs in the queue at a time
 # How Dask and submitit say that a worker died under a job; neither need be installed.
 DEATHS = {"KilledWorker", "UncompletedJobError"}
@@ -149,13 +149,13 @@ def _bar(
         try:
             yield bar
         except BaseException as error:
-            kept = (
+            note = (
                 f"{len(records)} finished jobs are kept in {folder}, "
                 f"{total - len(records)} are open; run the same sweep again to go on"
             )
             if progress:
-                bar.write(kept, sys.stderr)
-            error.add_note(kept)
+                bar.write(note, sys.stderr)
+            error.add_note(note)
             raise
 
 
@@ -187,7 +187,7 @@ def _computed(
             if record is not None:
                 yield job, record
             else:  # another sweep is at this job
-                time.sleep(AGAIN)
+                time.sleep(PAUSE)
     finally:
         for future in pending:
             future.cancel()
@@ -223,18 +223,20 @@ def _check_executor(executor: object, workers: object) -> None:
 
 @contextlib.contextmanager
 def _executor(
-    given: Executor | str | None, workers: int | None, folder: Path
+    executor: Executor | str | None, workers: int | None, folder: Path
 ) -> Iterator[Executor]:
     """What runs the jobs; what is ours is closed at the end, by Ctrl-C with its jobs."""
-    if isinstance(given, Executor):
-        yield given
+    if isinstance(executor, Executor):
+        yield executor
         return
-    if given is None:
+    if executor is None:
         pool: _Processes | _Slurm = _Processes(_environments(workers))
-    elif given.startswith("submitit://"):
-        pool = _Slurm(given, workers or QUEUED, folder)
+    elif executor.startswith("submitit://"):
+        pool = _Slurm(executor, workers or QUEUED, folder)
     else:
-        with _cluster("distributed").Client(given.replace("dask", "tcp", 1)) as client:
+        with _cluster("distributed").Client(
+            executor.replace("dask", "tcp", 1)
+        ) as client:
             # pure: Dask would answer a second try with the outcome of the first.
             yield client.get_executor(pure=False)
         return

@@ -37,8 +37,8 @@ def value(name: str, path: str) -> Any:
     record = {**record, "selected": records.selected(record)}
     path, _, last = path.rpartition(".")
     if last not in ("mean", "interval"):
-        return records.at(record, f"{path}.{last}" if path else last)
-    values = records.at(record, path)
+        return records.lookup(record, f"{path}.{last}" if path else last)
+    values = records.lookup(record, path)
     if not isinstance(values, list) or not all(map(_is_number, values)):
         raise records.RecordError(
             f"{last} is of lists of numbers; null is a failed run"

@@ -327,7 +327,7 @@ def test_values_by_path() -> None:
         ("curves.metrics.test_loss.0.-1", 0.2),
         ("seeds", [0, 7]),
     ):
-        assert records.at(record, path) == expected
+        assert records.lookup(record, path) == expected
     assert records.selected(record)["test_accuracy"] == [0.94, 0.92]
 
 
@@ -345,7 +345,7 @@ def test_values_by_path() -> None:
 def test_a_path_that_leads_nowhere_says_what_there_is(path: str, message: str) -> None:
     records.save(example())
     with pytest.raises(RecordError, match=message):
-        records.at(records.load(NAME), path)
+        records.lookup(records.load(NAME), path)
 
 
 def test_the_frame_has_a_row_for_each_setting_and_seed() -> None:

@@ -167,17 +167,12 @@ class Data:
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of (x, y), shuffled by `generator` and augmented.
 
-        The last batch may be short. A single example that is left over is not used in
+        The last batch may be short; a single example that is left over is not used in
         this epoch, unless batch_size is 1, because BatchNorm cannot train on one. All
-        members see the same permutation and the same draws of the augmentation, so each
-        is trained as it would be alone with the same generator.
+        members see the same permutation and the same draws of the augmentation.
 
         Args:
             generator: on the CPU, so that an epoch is the same on every device.
-
-        Raises:
-            TypeError: no generator.
-            RuntimeError: one on another device.
         """
         return ((x, y) for _, x, y in self.index_batches(generator))
 

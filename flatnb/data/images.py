@@ -61,9 +61,9 @@ def images(
     Args:
         name: a built-in name, or with `folder` any other one.
         folder: a folder of images.
-        root: where data sets lie, and the tensors that folders are decoded to. None:
-            $FLATNB_DATA (not for what is decoded, because others may share it), else
-            the user's cache, $XDG_CACHE_HOME/flatnb or ~/.cache/flatnb.
+        root: where built-in sets lie, and the tensors that folders are decoded to.
+            None: the user's cache, ~/.cache/flatnb; for built-in sets $FLATNB_DATA, if
+            that is set.
         val_fraction: share of the training set that becomes the validation set, in (0,
             1), the same of each class up to rounding.
         n_train: use only this many training images, drawn without replacement after the
@@ -81,8 +81,7 @@ def images(
     Raises:
         ValueError, TypeError: an unknown name, a folder under a built-in name, an
             option out of range, or a folder of images that cannot be used.
-        FileNotFoundError: a folder that does not exist, or a data set that cannot be
-            downloaded.
+        FileNotFoundError: no such folder, or a set that cannot be downloaded.
     """
     val_fraction = number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
     label_noise = number(
@@ -182,9 +181,8 @@ class Torchvision:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise FileNotFoundError(
                 f"{self.name} is not in {root}, or not whole, and could not be "
-                f"downloaded ({reason}). Connect to the network, or set FLATNB_DATA "
-                "(or root=) to a folder that has it, or use 'digits', which needs no "
-                "download"
+                f"downloaded ({reason}). Connect to the network, set FLATNB_DATA (or "
+                "root=) to a folder that has it, or use 'digits'"
             ) from None
 
     def _read(self, root: Path) -> Pixels:

@@ -51,10 +51,8 @@ class Problem:
 
     Attributes:
         target: X*, shape (d, d).
-        train: shape (m, d(d+1)/2): row i is `pack(A_i)`.
-        train_y: y_i, shape (m,).
-        val: m other measurements of X*, packed likewise.
-        val_y: shape (m,).
+        train, val: `pack(A_i)` for i = 1..m, shape (m, d(d+1)/2).
+        train_y, val_y: y_i, shape (m,).
     """
 
     target: Tensor
@@ -143,9 +141,7 @@ class Descent:
 
     Attributes:
         epochs: the epochs recorded, shape (t,); 0 is the start.
-        train_error: see `Problem.metrics`; shape (rules, t).
-        val_error: likewise.
-        distance: likewise.
+        train_error, val_error, distance: see `Problem.metrics`; shape (rules, t).
         u: the last iterates, shape (rules, d, width).
     """
 
@@ -175,7 +171,7 @@ def problem(
         rank: its rank, at most d.
         m: measurements for training, and as many for validation; 5 d rank by default.
         seed: the problem, the same in both precisions.
-        dtype: torch.float32 or torch.float64; final distances agree to a percent.
+        dtype: torch.float32 or torch.float64.
         device: where the problem lies, and `descend` computes.
 
     Raises:
@@ -224,8 +220,7 @@ def descend(
         epochs: steps >= 1.
         seed: of start and noise.
         width: columns of U >= 1; d by default.
-        every: record the metrics every so many epochs, and at the last; recording costs
-            about as much as a step.
+        every: record the metrics every so many epochs, and at the last.
 
     Raises:
         TypeError, ValueError: no rule, or a count that is no integer in range.
@@ -264,9 +259,7 @@ def descend(
 
 
 def _evaluations(rules: Sequence[Rule]) -> list[tuple[int, int, float, float]]:
-    """One row per gradient of a step: its rule, its draw, the factor of that draw, and
-    its share in the rule's mean gradient.
-    """
+    """Per gradient of a step: its rule, its draw and that draw's factor, its share."""
     rows = []
     for i, rule in enumerate(rules):
         if not rule.sigma:
@@ -283,8 +276,7 @@ def _factors(values: Sequence[float]) -> Tensor:
 
 
 def pack(x: Tensor) -> Tensor:
-    """Symmetric (..., d, d) -> (..., d(d+1)/2), keeping inner products: <x, y> =
-    pack(x).pack(y).
+    """Symmetric (..., d, d) -> (..., d(d+1)/2), keeping inner products.
 
     The upper triangle, row by row, entries off the diagonal times sqrt(2).
 

@@ -66,14 +66,10 @@ Key = tuple[int, str]
 
 
 class _Slot(NamedTuple):
-    """A place for a tensor in a module: its dict of buffers or parameters, its name.
-
-    `read`: a forward may read it before it writes it.
-    """
+    """A place for a tensor: a module's dict of buffers or parameters, and a name."""
 
     store: dict[str, Any]
     name: str
-    read: bool
 
     @property
     def key(self) -> Key:
@@ -83,7 +79,7 @@ class _Slot(NamedTuple):
     def size(self) -> int:
         """The number of entries that can be compared one by one."""
         tensor = self.store[self.name]
-        return tensor.numel() if self.read and _plain(tensor) else 0
+        return tensor.numel() if _plain(tensor) else 0
 
     def sum(self) -> Any:
         tensor = self.store[self.name].detach()
@@ -135,9 +131,7 @@ class Buffers:
             self._start = _Copies([s for s in self._slots if s.size <= _SMALL])
             self._sums = [(s, s.sum()) for s in self._slots if s.size > _SMALL]
         elif self._slots and not self._single:
-            self._start = _Copies(
-                [s for s in self._slots if s.read and self._copied(s)]
-            )
+            self._start = _Copies([s for s in self._slots if self._copied(s)])
 
     def mark(self) -> None:
         """After each forward: the first one's buffers are the step's."""
@@ -176,8 +170,7 @@ class _Copies:
         self._entries: list[tuple[_Slot, Tensor, Tensor | None, int | None]] = []
         for slot in slots:
             tensor = slot.store[slot.name]
-            copied = not slot.read or _plain(tensor)
-            copy = tensor.detach().clone() if copied else None
+            copy = tensor.detach().clone() if _plain(tensor) else None
             self._entries.append((slot, tensor, copy, _version(tensor)))
 
     @torch.no_grad()
@@ -212,15 +205,12 @@ def _slots(modules: Sequence[nn.Module], *, frozen: bool) -> list[_Slot]:
     """The buffers, and the frozen parameters, that a forward may write, each once."""
     slots: dict[int, _Slot] = {}
     for module in modules:
-        known = type(module).__module__.startswith(("torch.", "flatnb."))
         for name, buffer in module._buffers.items():
-            statistic = name in _STATISTICS
-            if buffer is not None and (module.training or not statistic):
-                read = not (known and statistic)
-                slots[id(buffer)] = _Slot(module._buffers, name, read)
+            if buffer is not None and (module.training or name not in _STATISTICS):
+                slots[id(buffer)] = _Slot(module._buffers, name)
         for name, p in module._parameters.items() if frozen else ():
             if p is not None and not p.requires_grad:
-                slots[id(p)] = _Slot(module._parameters, name, True)
+                slots[id(p)] = _Slot(module._parameters, name)
     return list(slots.values())
 
 

@@ -73,12 +73,8 @@ def dot(
 
 def scale_(tensors: Sequence[Tensor | None], factor: Tensor) -> None:
     """Multiply in place by a factor of shape () or (members,)."""
-    scaled = present(tensors)
-    if factor.dim() == 0 and len({(t.device, t.dtype) for t in scaled}) == 1:
-        torch._foreach_mul_(scaled, factor.to(scaled[0].device, scaled[0].dtype))
-    else:
-        for t in scaled:
-            t.mul_(along_members(factor, t))
+    for t in present(tensors):
+        t.mul_(along_members(factor, t))
 
 
 def add_scaled_(tensors: list[Tensor], offsets: list[Tensor], factor: Real) -> None:

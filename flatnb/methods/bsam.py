@@ -101,7 +101,7 @@ class BSAM(torch.optim.Optimizer):
         Args:
             closure: computes the mean loss of the batch, calls `backward()`, returns
                 the loss. Or a list of them, one per part of the batch (m-sharpness):
-                each has its own u; sqrt(s) |g|, g~ and the losses are averaged.
+                each has its own u; `sqrt(s) |g|`, g~ and the losses are averaged.
         """
         self._refuse_in_sample("step")
         closures = [closure] if callable(closure) else list(closure or ())

@@ -69,7 +69,7 @@ class ASAM(SAM):
 
     T applies to the parameters whose name contains "weight" (so also to BatchNorm's
     scale); for the others T = 1, as in the authors' code. Re-implementations often take
-    T = |w| for every tensor (`all_tensors=True, eta=0`); rho does not carry over.
+    `T = |w|` for every tensor (`all_tensors=True, eta=0`); rho does not carry over.
 
     Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for
     Scale-Invariant Learning of Deep Neural Networks", ICML 2021.
@@ -79,7 +79,7 @@ class ASAM(SAM):
 
     Args:
         rho: radius >= 0, relative to the weights. The authors use 0.5 to 1 (CIFAR).
-        eta: added to |w| >= 0, in units of the parameters, so that zero weights move.
+        eta: added to `|w|` >= 0, in units of the parameters: zero weights can move.
         all_tensors: apply T to every parameter, whatever its name.
         perturb: as of `SAM`; ||T g|| is over the selected ones.
     """

@@ -49,11 +49,11 @@ class RandomCrop:
                 "both sides"
             )
         corners = torch.randint(2 * self.pad + 1, (2, n), generator=generator)
-        top, left = corners.to(x.device)
+        rows, columns = corners.to(x.device)
         padded = F.pad(x, (self.pad,) * 4, mode="reflect")
-        # A view, (n, channels, top, left, height, width), without a copy per place.
+        # A view, (n, channels, row, column, height, width), without a copy per place.
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(n, device=x.device), :, top, left]
+        return windows[torch.arange(n, device=x.device), :, rows, columns]
 
 
 @dataclass(frozen=True)

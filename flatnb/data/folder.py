@@ -142,8 +142,8 @@ def _decode(path: str, size: int | None) -> np.ndarray:
         if size is not None:
             # What is resized is the square alone, however long the image.
             short = min(pixels.size)
-            left, top = ((side - short) / 2 for side in pixels.size)
-            box = (left, top, left + short, top + short)
+            x, y = ((side - short) / 2 for side in pixels.size)
+            box = (x, y, x + short, y + short)
             pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
         return np.array(pixels).reshape(pixels.height, pixels.width, -1)
 

@@ -34,7 +34,7 @@ from flatnb.methods._refusals import (
     check_model,
 )
 from flatnb.methods._state import Buffers, Streams
-from flatnb.methods._tensors import Real, dense, per_member, present, wide
+from flatnb.methods._tensors import Real, dense, no_autocast, per_member, present, wide
 from flatnb.methods.perturb import Perturb, factors
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class Step:
         """Call the closure; factor * (objective + penalty), scaled, as one number."""
         losses = self._call()
         # An autocast region around the step is for the closure alone.
-        with _no_autocast(losses):
+        with no_autocast(losses):
             objective = self._method.objective(losses)
             penalty = self._method.penalty(self._model, losses)
             if penalty is not None:
@@ -228,7 +228,7 @@ class Step:
 
     def _differentiate(self, loss: Tensor) -> None:
         # Autocast would lower the precision of products that the forward took in full.
-        with _no_autocast(loss):
+        with no_autocast(loss):
             loss.backward()
 
     def _call(self, needs_graph: bool = True) -> Tensor:
@@ -266,9 +266,8 @@ class Step:
 
     def _put_aside(self) -> None:
         """Leave no gradient in `p.grad`, whatever happens to it next."""
-        if (
-            self._sharded
-        ):  # a gradient has the shape of a shard, which p may not have now
+        # A sharded gradient has the shape of a shard, which p may not have now.
+        if self._sharded:
             return
         self._aside = [p.grad for p in self._leaves]
         for p, g in zip(self._leaves, self._aside, strict=True):
@@ -334,12 +333,7 @@ class Step:
         return [names[p] for p in self.params]
 
     def factors(self, perturb: Perturb | None) -> list[float]:
-        """What `perturb` returns for each parameter; 1 for all if it is None.
-
-        Raises:
-            ValueError: `perturb` returns anything but True, False or a finite
-                number >= 0, or 0 for all parameters.
-        """
+        """What `perturb` returns for each parameter; 1 for all if it is None."""
         if perturb is None:
             return [1.0] * len(self.params)
         if self._factors is None or self._factors[0] is not perturb:
@@ -375,15 +369,19 @@ class Step:
                 _tensors.add_scaled_(params, shifts, total)
 
     def ascend(
-        self, grads: Sequence[Tensor | None], rho: Real, perturb: Perturb | None = None
+        self,
+        grads: Sequence[Tensor | None],
+        rho: Real,
+        perturb: Perturb | None = None,
+        norm: Tensor | None = None,
     ) -> Tensor:
-        """Move to w + rho * grads / ||grads||; a zero gradient moves nothing.
+        """Move to w + rho * grads / norm, the norm being ||grads|| unless given.
 
-        Returns:
-            1, or NaN where the norm is not finite: a coefficient for the last pass.
-            Without it a ReLU might block the NaN, and a GradScaler take the step.
+        A zero gradient moves nothing. Returns 1, or NaN where the norm is not finite: a
+        coefficient for the last pass. Without it a ReLU might block the NaN, and a
+        GradScaler take the step.
         """
-        norm = self.norm(grads, perturb)
+        norm = self.norm(grads, perturb) if norm is None else norm
         self.move(grads, rho / norm.clamp_min(TINY), perturb)
         return self.unless_finite(norm)
 
@@ -446,10 +444,3 @@ class Step:
     def dot(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
         """The inner product over all tensors together."""
         return _tensors.dot(a, b, self.members)
-
-
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    device = tensor.device.type
-    if not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)

@@ -7,6 +7,7 @@ three digits over a whole net. With `members`, each is one number per member.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -122,3 +123,11 @@ def per_member(
         )
     value = value.to(losses.device)
     return value[:, None].to(losses.dtype) if pointwise else value
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """A context without autocast on the tensor's device."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

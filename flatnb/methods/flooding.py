@@ -70,7 +70,7 @@ class AdaFlood(Method):
     batch holds; in `compose`, call it on this part.
 
     Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. Their code
-    can also learn alpha and beta of the levels together with the net.
+    can also learn a scale and a shift of the auxiliary losses with the net.
 
     >>> method = AdaFlood(torch.tensor([0.0, 1.0, 2.0]))
     >>> method.select(torch.tensor([2, 0]))  # the batch holds examples 2 and 0
@@ -116,12 +116,10 @@ class AdaFlood(Method):
         return ((losses - levels).abs() + levels).mean(-1)
 
 
-def adaflood_levels(
-    losses: Tensor, *, gamma: float = 0.5, alpha: float = 1.0, beta: float = 0.0
-) -> Tensor:
+def adaflood_levels(losses: Tensor, *, gamma: float = 0.5) -> Tensor:
     """AdaFlood's levels b_i, from losses l_i on examples held out of auxiliary models.
 
-        b_i = -log((1 - gamma) exp(-(alpha l_i + beta)) + gamma)
+        b_i = -log((1 - gamma) exp(-l_i) + gamma)
 
     The larger gamma, the lower the levels, which never exceed -log gamma.
 
@@ -131,22 +129,19 @@ def adaflood_levels(
     Args:
         losses: (..., examples), in nats, >= 0.
         gamma: correction in [0, 1]; the authors' default is 0.5.
-        alpha: scale of the auxiliary losses >= 0.
-        beta: shift of the auxiliary losses >= 0, in nats.
 
     Returns:
         Levels in the shape of `losses`, computed in float64 and of their dtype.
     """
     top = math.nextafter(1.0, 2.0)
     _checks.number("gamma", gamma, "a number in [0, 1]", 0.0, top, closed=True)
-    _checks.number("alpha", alpha, "a number >= 0", 0.0, closed=True)
-    _checks.number("beta", beta, "a number >= 0", 0.0, closed=True)
     losses = _losses("losses", losses, "a tensor of finite losses >= 0")
-    log_p = -(alpha * losses.double() + beta)
     log_rest = math.log1p(-gamma) if gamma < 1 else -math.inf
-    log_gamma = torch.full_like(log_p, math.log(gamma) if gamma > 0 else -math.inf)
+    log_gamma = math.log(gamma) if gamma > 0 else -math.inf
+    log_p = log_rest - losses.double()
+    sums = torch.logaddexp(log_p, torch.full_like(log_p, log_gamma))
     # A level is >= 0; rounding would make the smallest ones -1e-17.
-    return -torch.logaddexp(log_rest + log_p, log_gamma).clamp_max(0).to(losses.dtype)
+    return -sums.clamp_max(0).to(losses.dtype)
 
 
 def held_out_losses(

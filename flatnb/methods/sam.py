@@ -17,7 +17,6 @@ from torch import Tensor
 
 from flatnb._checks import flag
 from flatnb._nets import along_members
-from flatnb.methods._step import TINY
 from flatnb.methods.method import (
     KW_ONLY,
     Gradient,
@@ -99,9 +98,9 @@ class ASAM(SAM):
             torch._foreach_mul_(scaled, sizes)
         del scaled, sizes
         rho = step.per_member("rho", self.rho)
-        step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
+        finite = step.ascend(grads, rho, self.perturb, norm)
         del grads
-        step.backward(step.unless_finite(norm))
+        step.backward(finite)
 
     def _sizes(self, step: Step, grads: Gradient) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients that are scaled, and T for each."""
@@ -189,6 +188,6 @@ class RSAM(SAM):
         norms = lam * (step.norms(grads) * (factors > 0)) + noise_norms
         norm = norms.square().sum(0).sqrt()
         rho = step.per_member("rho", self.rho)
-        step.move(grads, rho / norm.clamp_min(TINY), self.perturb)
+        finite = step.ascend(grads, rho, self.perturb, norm)
         del grads
-        step.backward(step.unless_finite(norm))
+        step.backward(finite)

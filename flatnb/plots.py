@@ -121,7 +121,7 @@ def look(method: object) -> Look:
 def line(method: object) -> dict[str, Any]:
     """Color and line style of a method or its label, as arguments of `Axes.plot`.
 
-    What is no method is gray and dashed: pass `color=` to tell several apart.
+    What is no method is gray and dashed.
 
     >>> line("SAM") == line("SAM(rho=0.05)") == line("SAM, tuned")
     True

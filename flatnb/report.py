@@ -1,7 +1,9 @@
 """Results in words: a mean with its interval, the verdict of a difference, tables of them.
 
 The words are "significantly better" (or worse, lower, …), "no significant difference",
-and "inconclusive" where there are too few runs to say either.
+and "inconclusive" where there are too few runs to say either. Tests are tables of
+`compare.paired` or `compare.overall`; a difference is significant if Holm's adjusted p
+is below the level.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ def plus_minus(
         mean: the number.
         half: the half-width.
         spec: the format of both; a sign is the mean's alone.
-        star: marks what is significant.
+        star: whether a star follows, as of what is significant.
 
-    >>> print(plus_minus(0.25, 0.125, "+.2f", star=True).replace(chr(0xA0), " "))
-    +0.25 ± 0.12*
+    >>> plus_minus(0.25, 0.125, "+.2f", star=True).split()
+    ['+0.25', '±', '0.12*']
     """
-    half_text = f"{half:{spec.lstrip('+')}}"
-    return f"{mean:{spec}}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half_text}{'*' * star}"
+    width = f"{half:{spec.lstrip('+')}}"
+    return f"{mean:{spec}}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{width}{'*' * star}"
 
 
 def mean_interval(
@@ -48,8 +50,8 @@ def mean_interval(
         scale: both are multiplied by it, as by 100 for percent.
         star: whether an interval that excludes 0 is marked by a star.
 
-    >>> print(mean_interval([0.01, 0.02, 0.03], ".1f", scale=100).replace(chr(0xA0), " "))
-    2.0 ± 2.5
+    >>> mean_interval([0.01, 0.02, 0.03], ".1f", scale=100).split()
+    ['2.0', '±', '2.5']
     """
     mean, half = map(float, interval(values))
     excludes = abs(mean) > half
@@ -65,12 +67,8 @@ def verdict(
         differences: shape (n,), one per repetition.
         words: for a mean below and above zero.
 
-    >>> verdict([0.9, 1.0, 1.1])
-    'significantly higher'
-    >>> verdict([-0.9, 1.0, 1.1], ("closer", "farther"))
-    'no significant difference'
-    >>> verdict([1.0])
-    'inconclusive'
+    >>> verdict([0.9, 1.0, 1.1]), verdict([-0.9, 1.0, 1.1])
+    ('significantly higher', 'no significant difference')
     """
     mean, half = interval(differences)
     significant = None if math.isnan(half) else bool(abs(mean) > half)
@@ -86,12 +84,8 @@ def _in_words(significant: bool | None, word: str) -> str:
 def verdicts(
     tests: pandas.DataFrame, metric: str | None = None, level: float = LEVEL
 ) -> pandas.Series:
-    """The verdict of each row of `compare.paired` or `compare.overall`.
-
-    Args:
-        tests: the table.
-        metric: its metric, for "better" and "worse"; without, "higher" and "lower".
-        level: a difference is significant if Holm's adjusted p is below it.
+    """The verdict of each test: "better" and "worse" if its metric is given, else
+    "higher" and "lower".
 
     >>> tests = pandas.DataFrame({"difference": [-0.1, 0.2], "p_holm": [0.01, 0.3]})
     >>> verdicts(tests, "test_loss").tolist()
@@ -115,49 +109,37 @@ def differences(
     scale: float = 1,
     level: float = LEVEL,
 ) -> pandas.Series:
-    """Each row of `compare.paired` as "mean ± half-width", a star where significant.
+    """Each test as "mean ± half-width", a star where significant.
 
-    Args:
-        tests: the table, of `compare.overall` too.
-        spec: the format of both numbers.
-        scale: both are multiplied by it.
-        level: a difference is significant if Holm's adjusted p is below it.
-
-    Returns:
-        Texts indexed by method and task (by method, if there is no task): unstack them
-        to a table.
+    Indexed by method and task (by method, if there is no task): unstack it to a table.
+    `spec` and `scale` are those of `mean_interval`.
 
     >>> tests = pandas.DataFrame({"method": ["SAM"], "task": ["a"], "difference": [-0.5],
     ...                           "interval": [0.25], "p_holm": [0.01]})
-    >>> differences(tests, "+.1f").unstack("task").loc["SAM", "a"].replace(chr(0xA0), " ")
-    '-0.5 ± 0.2*'
+    >>> differences(tests, "+.1f").unstack("task").loc["SAM", "a"].split()
+    ['-0.5', '±', '0.2*']
     """
+    numbers = tests[["difference", "interval"]] * scale
     texts = [
-        plus_minus(
-            scale * row.difference, scale * row.interval, spec, star=row.p_holm < level
-        )
-        for row in tests.itertuples()
+        plus_minus(mean, half, spec, star=p < level)
+        for mean, half, p in zip(*numbers.to_numpy().T, tests["p_holm"], strict=True)
     ]
     keys = [column for column in ("method", "task") if column in tests]
-    index = pandas.MultiIndex.from_frame(tests[keys])
-    return pandas.Series(
-        texts, index if len(keys) > 1 else tests["method"], dtype=object
-    )
+    return pandas.Series(texts, tests.set_index(keys).index, dtype=object)
 
 
 def table(
     tests: Mapping[str, pandas.DataFrame], spec: str = "+.3f", level: float = LEVEL
 ) -> pandas.DataFrame:
-    """Differences, Holm's p and verdicts of several metrics, a row for each test.
+    """Difference, Holm's p and verdict of each test, as texts.
 
     Args:
-        tests: for each metric its table of `compare.paired` or `compare.overall`.
+        tests: for each metric its table.
         spec: the format of difference and half-width.
-        level: a difference is significant if Holm's adjusted p is below it.
+        level: of the tests.
 
     Returns:
-        Columns difference, Holm's p and verdict, all texts; indexed by metric, task (if
-        there are several) and method.
+        A row per test, indexed by metric, task (if there are several) and method.
 
     >>> tests = pandas.DataFrame({"method": ["SAM"], "difference": [-0.5],
     ...                           "interval": [0.25], "p_holm": [0.01]})
@@ -166,15 +148,12 @@ def table(
     """
     parts = {}
     for metric, rows in tests.items():
-        keys = ["method"]
-        if "task" in rows and rows["task"].nunique() > 1:
-            keys = ["task", "method"]
+        several = "task" in rows and rows["task"].nunique() > 1
         columns = {
             "difference": differences(rows, spec, level=level).tolist(),
             "Holm's p": [f"{p:.2g}" for p in rows["p_holm"]],
             "verdict": verdicts(rows, metric, level).tolist(),
         }
-        parts[metric] = pandas.DataFrame(
-            columns, pandas.MultiIndex.from_frame(rows[keys])
-        )
+        keys = ["task", "method"] if several else ["method"]
+        parts[metric] = pandas.DataFrame(columns, rows.set_index(keys).index)
     return pandas.concat(parts, names=["metric"])

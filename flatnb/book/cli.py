@@ -216,8 +216,8 @@ def records_todo(arguments: Namespace) -> int:
     """Experiments without a record, the most valuable first."""
     recorded = set(records.names())
     missing = [e for e in _experiments().values() if e.name not in recorded]
-    missing.sort(key=lambda experiment: experiment.value)
-    rows = [(e.title, e.gpu_minutes, e.cpu_minutes, e.name) for e in missing]
+    missing.sort(key=lambda experiment: experiment.cost.value)
+    rows = [(e.title, e.cost.gpu_minutes, e.cost.cpu_minutes, e.name) for e in missing]
     columns = ("experiment", "GPU min", "CPU min", "flatnb records make")
     _table(columns, rows, "every experiment is recorded")
     return 0

@@ -16,5 +16,5 @@ EXPERIMENTS: list[Experiment] = sorted(
         *images.experiments(),
         *finetune.experiments(),
     ],
-    key=lambda experiment: experiment.value,
+    key=lambda experiment: experiment.cost.value,
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flatnb.experiments.runner import Curve, Value, choose, choose_largest
-from flatnb.experiments.tuning import Setting
+from flatnb.experiments.tasks import Cost
 from flatnb.results import records
 from flatnb.results.sweep import Job, Result
 
@@ -17,12 +17,12 @@ class Experiment:
     """One task and one method.
 
     Attributes:
+        name: of the record.
         title: what it is, in a line.
-        value: 1 is the most valuable to have.
-        gpu_minutes, cpu_minutes: of all runs; estimates.
+        cost: of all runs.
         job: all runs; it returns a `runner.result` of tables [setting][seed].
         sample: a cheap job, which verifying the record repeats.
-        name, task, method, passes, settings, seeds: as the record states them.
+        stated: what the record states: task, method, passes, settings and seeds.
         space: what was searched, in words.
         budget: the settings that can be chosen, the first so many.
         scope: a setting is chosen for each "seed", or for the "task" by the tuning seed;
@@ -32,16 +32,10 @@ class Experiment:
 
     name: str
     title: str
-    value: int
-    gpu_minutes: float
-    cpu_minutes: float
+    cost: Cost
     job: Job
     sample: Job
-    task: Mapping[str, Any]
-    method: str
-    passes: float
-    settings: Sequence[Setting]
-    seeds: Sequence[int]
+    stated: Mapping[str, Any]
     space: str
     budget: int
     scope: str | None = "seed"
@@ -79,11 +73,7 @@ class Experiment:
         return {
             "schema": 1,
             "name": self.name,
-            "task": self.task,
-            "method": self.method,
-            "passes": self.passes,
-            "settings": self.settings,
-            "seeds": self.seeds,
+            **self.stated,
             "final": final,
             "curves": {
                 "epochs": runs["epochs"],
@@ -107,7 +97,7 @@ class Experiment:
             "budget": self.budget,
             "per": self.scope or "task",
         }
-        places = range(len(self.seeds))
+        places = range(len(self.stated["seeds"]))
         if self.scope is None:
             unused = {"split": None, "metric": None, "ties": None}
             return {**stated, **unused, "chosen": [0 for _ in places]}
@@ -127,7 +117,9 @@ class Experiment:
             "chosen": list(map(choose, accuracies, losses)),
             "otherwise": {
                 "rule": "val accuracy, ties to the largest hyperparameter",
-                "chosen": [choose_largest(a, self.settings) for a in accuracies],
+                "chosen": [
+                    choose_largest(a, self.stated["settings"]) for a in accuracies
+                ],
             },
         }
 
@@ -138,13 +130,13 @@ class Experiment:
         metric = self.sampled[0]
         error = "diverged" if self.scope is None else "the loss was not finite"
         failures = [
-            {"setting": i, "seed": self.seeds[j], "error": error}
+            {"setting": i, "seed": self.stated["seeds"][j], "error": error}
             for i, row in enumerate(final[metric])
             for j, end in enumerate(row)
             if end is None and (self.scope != "task" or i == chosen[j])
         ]
         return failures + [
-            {"setting": i, "seed": self.seeds[0], "error": f"tuning: {error}"}
+            {"setting": i, "seed": self.stated["seeds"][0], "error": f"tuning: {error}"}
             for i, row in enumerate(final.get(f"tuning_{metric}", ()))
             if row[0] is None
         ]

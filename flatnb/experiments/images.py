@@ -33,7 +33,7 @@ from flatnb.experiments.runner import (
     train_net,
     tune,
 )
-from flatnb.experiments.tasks import TASKS, FineTuning, Images
+from flatnb.experiments.tasks import TASKS, Cost, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, SGD, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
@@ -206,20 +206,21 @@ def tuned(
         job["train"] = sampled
         short |= {"setting": settings[0], "seed": 0}
         stated |= {"tuning_seed": TUNING_SEED, "note": _TUNING_NOTE}
+    minutes = task.cost.cpu_minutes * runs
     job |= {"settings": settings, "seeds": list(range(seeds))}
     return Experiment(
         name=f"{name}/{method.name}",
         title=title,
-        value=task.value,
-        gpu_minutes=task.gpu_minutes * runs,
-        cpu_minutes=task.cpu_minutes * runs,
-        job=Job(call, job, 60 * task.cpu_minutes * runs),
+        cost=Cost(task.cost.value, task.cost.gpu_minutes * runs, minutes),
+        job=Job(call, job, 60 * minutes),
         sample=Job(sampled, short),
-        task={**stated, "schedule": "cosine", "budget_unit": "epochs"},
-        method=method.name,
-        passes=method.passes,
-        settings=settings,
-        seeds=job["seeds"],
+        stated={
+            "task": {**stated, "schedule": "cosine", "budget_unit": "epochs"},
+            "method": method.name,
+            "passes": method.passes,
+            "settings": settings,
+            "seeds": job["seeds"],
+        },
         space=method.described(optimizer.rates),
         budget=budget,
         scope="seed" if together else "task",

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from flatnb import models
 from flatnb.data import Data, plane, stack
 from flatnb.experiments.experiment import Experiment
 from flatnb.experiments.runner import Training, Value, clear, train_members
-from flatnb.experiments.tasks import TASKS, Plane
+from flatnb.experiments.tasks import TASKS, Cost, Plane
 from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
@@ -82,13 +81,8 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
     budget, default = len(settings), method.published(optimizer.rates.default)
     settings += [default] if default not in settings else []
     epochs = int(task.epochs // (method.passes if task.equal_passes else 1))
-    sizes: dict[str, Any] = {
-        "data": task.data,
-        "noise": task.noise,
-        "n_test": task.n_test,
-        "width": task.width,
-        "epochs": epochs,
-    }
+    names = ("data", "noise", "n_test", "width")
+    sizes = {name: getattr(task, name) for name in names} | {"epochs": epochs}
     design = "tuned" if task.tuned else "grid"
     note = "settings past the budget: the published default"
     about = {
@@ -106,7 +100,8 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
         "note": f"{note}; {method.note}" if method.note else note,
     }
     sizes |= {"every": task.interval, "method": method.name}
-    cost = method.work(len(settings)) / task.budget * epochs / task.epochs
+    runs = method.work(len(settings)) / task.budget * epochs / task.epochs
+    minutes = task.cost.cpu_minutes * runs
     call, seeds = f"{__name__}:train", SEEDS[: task.seeds]
     whole = {**sizes, "settings": settings, "seeds": seeds}
     short = {"epochs": 20, "every": 20, "settings": [settings[budget // 2]]}
@@ -115,16 +110,16 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
         name=f"{about['name']}/{method.name}/{task.scale}-{design}{end}",
         title=f"{method.name} on {task.data} with {task.noise:.0%} flipped labels, "
         f"{task.scale} {design}",
-        value=task.value,
-        gpu_minutes=task.gpu_minutes * cost,
-        cpu_minutes=task.cpu_minutes * cost,
-        job=Job(call, whole, 60 * task.cpu_minutes * cost),
+        cost=Cost(task.cost.value, task.cost.gpu_minutes * runs, minutes),
+        job=Job(call, whole, 60 * minutes),
         sample=Job(call, {**sizes, **short, "seeds": seeds[:2]}),
-        task=about,
-        method=method.name,
-        passes=method.passes,
-        settings=settings,
-        seeds=seeds,
+        stated={
+            "task": about,
+            "method": method.name,
+            "passes": method.passes,
+            "settings": settings,
+            "seeds": seeds,
+        },
         space=method.described(rates),
         budget=budget,
     )

@@ -61,7 +61,7 @@ def experiment(task: Sensing, method: str) -> Experiment:
     sizes = {"d": task.d, "rank": task.rank, "m": task.m}
     shared = {**sizes, "rules": rules, "seeds": seeds}
     passes = int(rules[0]["sides"])
-    minutes = 1.0 + task.cpu_minutes * passes * len(rules)
+    minutes = 1.0 + task.cost.cpu_minutes * passes * len(rules)
     call, name = f"{__name__}:train", f"sensing/d{task.d}-r{task.rank}"
     short = {**shared, "rules": rules[:1], "seeds": [0], "epochs": 50, "every": 50}
     whole = {**shared, "epochs": task.epochs, "every": task.interval}
@@ -69,24 +69,24 @@ def experiment(task: Sensing, method: str) -> Experiment:
         name=f"{name}/{method}",
         title=f"{method} on matrix sensing, d={task.d}, rank {task.rank}, "
         f"{task.epochs} epochs",
-        value=task.value,
-        gpu_minutes=task.gpu_minutes,
-        cpu_minutes=minutes,
+        cost=task.cost._replace(cpu_minutes=minutes),
         job=Job(call, whole, 60 * minutes),
         sample=Job(call, short),
-        task={
-            **sizes,
-            "name": name,
-            "epochs": task.epochs,
-            "step": "full batch",
-            "init_scale": 1.0,
-            "dtype": "float32",
-            "distance": "squared, relative to the target's",
+        stated={
+            "task": {
+                **sizes,
+                "name": name,
+                "epochs": task.epochs,
+                "step": "full batch",
+                "init_scale": 1.0,
+                "dtype": "float32",
+                "distance": "squared, relative to the target's",
+            },
+            "method": method,
+            "passes": passes,
+            "settings": rules,
+            "seeds": seeds,
         },
-        method=method,
-        passes=passes,
-        settings=rules,
-        seeds=seeds,
         space="the published setting first; the others show what the noise does",
         budget=1,
         scope=None,

@@ -1,37 +1,43 @@
-"""What the experiments train on. A task's fields, but `Cost`, are what records state."""
+"""What the experiments train on. All fields of a task but its cost are in records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 from flatnb.experiments.tuning import Setting
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a task is worth, and what a method of one pass costs on it.
+class Cost(NamedTuple):
+    """What a task is worth (1: the most), and the minutes that a method of one pass takes.
 
-    Attributes:
-        value: 1 is the most valuable to have.
-        gpu_minutes: on one recent GPU; an estimate.
-        cpu_minutes: on one core; from the time of a few epochs. Both are of one run; in
-            the plane of all settings and seeds, in matrix sensing of one setting.
+    On one recent GPU (an estimate), and on one core (from the time of a few epochs). The
+    minutes are those of one run; in the plane of all settings and seeds, in matrix
+    sensing of one setting.
     """
 
-    value: int = 9
-    gpu_minutes: float = 0.0
-    cpu_minutes: float = 0.0
+    value: int
+    gpu_minutes: float
+    cpu_minutes: float
 
-    def stated(self) -> dict[str, Any]:
-        """The fields without the costs, as JSON has them."""
-        costs = {entry.name for entry in fields(Cost)}
-        return {key: value for key, value in asdict(self).items() if key not in costs}
+
+_UNKNOWN = Cost(9, 0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plane(Cost):
+class Task:
+    """What is common to tasks."""
+
+    cost: Cost = _UNKNOWN
+
+    def stated(self) -> dict[str, Any]:
+        """All fields but the cost, as JSON has them."""
+        return {k: v for k, v in asdict(self).items() if k != "cost"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane(Task):
     """Two classes in the plane, see `flatnb.data.plane`, and a perceptron `width` wide.
 
     Attributes:
@@ -55,7 +61,7 @@ class Plane(Cost):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images(Cost):
+class Images(Task):
     """A data set of images, a net, and a training; `None` images: all there are.
 
     Attributes:
@@ -86,7 +92,7 @@ class Images(Cost):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Cost):
+class FineTuning(Task):
     """A net trained on half of the classes, fine-tuned on few images of the other half.
 
     Attributes:
@@ -113,11 +119,11 @@ class FineTuning(Cost):
             raise ValueError(f"weights={self.weights!r}; allowed: 'ImageNet' or None")
 
     def stated(self) -> dict[str, Any]:
-        return {**super().stated(), "source": self.source.stated()}
+        return super().stated() | {"source": self.source.stated()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensing(Cost):
+class Sensing(Task):
     """Matrix sensing, see `flatnb.data.sensing`; per method its rules, published first."""
 
     d: int
@@ -131,48 +137,22 @@ class Sensing(Cost):
 
 # --- the plane ----------------------------------------------------------------------
 
-_PAPER = Plane(
-    scale="paper",
-    width=500,
-    epochs=500,
-    n_test=20_000,
-    budget=40,
-    seeds=15,
-    gpu_minutes=0.7,
-    cpu_minutes=75.0,
-)
+_PAPER = Plane(scale="paper", width=500, epochs=500, n_test=20_000, budget=40, seeds=15)
 # As many settings and seeds, in an hour and a quarter of one core for all methods and
 # sets: 200 epochs bring ERM's training loss as low as 500 do at a width of 16.
-NARROW = replace(
-    _PAPER,
-    scale="narrow",
-    width=32,
-    epochs=200,
-    n_test=2_000,
-    gpu_minutes=0.5,
-    cpu_minutes=0.6,
-)
+NARROW = replace(_PAPER, scale="narrow", width=32, epochs=200, n_test=2_000)
 # The paper's net on a CPU, for an hour: every fourth value, 5 seeds, and one set.
-_COARSE = replace(
-    _PAPER,
-    scale="coarse",
-    n_test=2_000,
-    budget=10,
-    seeds=5,
-    value=2,
-    gpu_minutes=0.5,
-    cpu_minutes=10.0,
-)
+_COARSE = replace(_PAPER, scale="coarse", n_test=2_000, budget=10, seeds=5)
 
 
 def _plane() -> Iterator[Plane]:
-    yield _COARSE
+    yield replace(_COARSE, cost=Cost(2, 0.5, 10.0))
     for scale in (
-        replace(NARROW, value=1),
-        replace(_PAPER, value=3),
-        replace(NARROW, value=6, tuned=True),
-        replace(NARROW, value=7, equal_passes=True),
-        replace(_PAPER, value=7, tuned=True),
+        replace(NARROW, cost=Cost(1, 0.5, 0.6)),
+        replace(_PAPER, cost=Cost(3, 0.7, 75.0)),
+        replace(NARROW, cost=Cost(6, 0.5, 0.6), tuned=True),
+        replace(NARROW, cost=Cost(7, 0.5, 0.6), equal_passes=True),
+        replace(_PAPER, cost=Cost(7, 0.7, 75.0), tuned=True),
     ):
         for data in ("gaussian", "sinusoid", "spiral"):
             for noise in (0.0, 0.05, 0.1):
@@ -190,9 +170,7 @@ _MLP = Images(
     batch=64,
     budget=20,
     seeds=5,
-    value=4,
-    gpu_minutes=0.02,
-    cpu_minutes=0.055,
+    cost=Cost(4, 0.02, 0.055),
 )
 _CNN = Images(
     name="cifar10-jpeg-resnet18",
@@ -205,12 +183,14 @@ _CNN = Images(
     seeds=3,
     augment="crop, flip",
     weight_decay=5e-4,
-    value=5,
-    gpu_minutes=2.0,
-    cpu_minutes=2800.0,
+    cost=Cost(5, 2.0, 2800.0),
 )
-_PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000, gpu_minutes=0.1)
-_RESNET34 = replace(_CNN, net="resnet34", value=8, gpu_minutes=3.5, cpu_minutes=5800.0)
+_PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000)
+_RESNET34 = replace(
+    _CNN,
+    net="resnet34",
+    cost=Cost(8, 3.5, 5800.0),
+)
 _WIDTHS = (0.08, 0.04, 0.02, 0.01)  # of the noise: the published one, three narrower
 
 TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
@@ -225,8 +205,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         budget=12,
         n_train=5000,
         n_val=2000,
-        gpu_minutes=0.1,
-        cpu_minutes=0.2,
+        cost=Cost(4, 0.1, 0.2),
     ),
     replace(
         _PART,
@@ -234,7 +213,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         net="small_cnn",
         width=16,
         epochs=15,
-        cpu_minutes=0.8,
+        cost=Cost(5, 0.1, 0.8),
     ),
     # A CPU's share of the next: few images, 1/8 of the width, 1/5 of the epochs.
     replace(
@@ -243,13 +222,13 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         width=8,
         epochs=10,
         batch=64,
-        cpu_minutes=2.3,
+        cost=Cost(5, 0.1, 2.3),
     ),
     _CNN,
     replace(_RESNET34, name="CIFAR10-resnet34", data="CIFAR10"),
     replace(_RESNET34, name="CIFAR100-resnet34", data="CIFAR100"),
     replace(
-        _CNN, name="SVHN-resnet18", data="SVHN", epochs=30, value=8, cpu_minutes=2400.0
+        _CNN, name="SVHN-resnet18", data="SVHN", epochs=30, cost=Cost(8, 2.0, 2400.0)
     ),
     replace(
         _MLP,
@@ -259,9 +238,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         epochs=50,
         batch=200,
         budget=12,
-        value=7,
-        gpu_minutes=1.0,
-        cpu_minutes=60.0,
+        cost=Cost(7, 1.0, 60.0),
     ),
     FineTuning(
         name="digits-10-shots",
@@ -270,18 +247,14 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         ),
         shots=10,
         epochs=30,
-        value=5,
-        gpu_minutes=0.05,
-        cpu_minutes=0.15,
+        cost=Cost(5, 0.05, 0.15),
     ),
     FineTuning(
         name="cifar10-jpeg-20-shots",
         source=replace(_CNN, name="cifar10-jpeg", epochs=30),
         shots=20,
         epochs=50,
-        value=7,
-        gpu_minutes=1.0,
-        cpu_minutes=850.0,
+        cost=Cost(7, 1.0, 850.0),
     ),
     FineTuning(
         name="cifar10-jpeg-20-shots-ImageNet",
@@ -300,9 +273,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         epochs=30,
         every=30,
         weights="ImageNet",
-        value=7,
-        gpu_minutes=0.5,
-        cpu_minutes=60.0,
+        cost=Cost(7, 0.5, 60.0),
     ),
     Sensing(
         d=100,
@@ -316,8 +287,6 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
             "WeightNoise": [{"lr": 0.0025, "sigma": s, "sides": 1} for s in _WIDTHS],
             "NSO": [{"lr": 0.0025, "sigma": s, "sides": 2} for s in _WIDTHS],
         },
-        value=2,
-        gpu_minutes=0.5,
-        cpu_minutes=1.5,
+        cost=Cost(2, 0.5, 1.5),
     ),
 )

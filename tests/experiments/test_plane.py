@@ -125,8 +125,8 @@ def test_adaflood_says_what_its_auxiliary_nets_cost():
 def test_experiments_have_names_of_their_own_and_the_most_valuable_come_first():
     names = [one.name for one in EXPERIMENTS]
     assert len(set(names)) == len(names)
-    assert [one.value for one in EXPERIMENTS] == sorted(
-        one.value for one in EXPERIMENTS
+    assert [one.cost.value for one in EXPERIMENTS] == sorted(
+        one.cost.value for one in EXPERIMENTS
     )
     for one in EXPERIMENTS:
         records.path_of(one.name)

@@ -14,6 +14,7 @@ import pytest
 from test_records import NAME, example
 
 from flatnb.book import cli
+from flatnb.experiments.tasks import Cost
 from flatnb.results import records
 from flatnb.results.statistics import interval
 
@@ -28,8 +29,10 @@ class Experiment:
     value: int
     texts: tuple[str, ...] = ('{"loss": 0.5}', '{"loss": 1.5}')
     title: str = "SAM in the plane"
-    gpu_minutes: float = 2.0
-    cpu_minutes: float = 60.0
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(self.value, 2.0, 60.0)
 
     def jobs(self) -> list[Any]:
         from flatnb.results.sweep import Job

@@ -53,7 +53,7 @@ book: $(READY)  ## run the notebooks at PROFILE, build the pages
 serve: $(READY)  ## show the built pages on localhost
 	$(BIN)/flatnb serve
 
-bench: $(READY)  ## our speed beside published packages
+bench: $(READY)  ## our speed next to published packages
 	$(BIN)/python -m benchmarks
 
 clean:  ## remove built pages, runs and caches; keep .venv
@@ -64,8 +64,8 @@ distclean: clean  ## clean, and remove .venv
 	rm -rf $(VENV)
 
 # torch first and alone, so that only torch comes from TORCH_INDEX and the rest from pip's usual
-# index; the second command finds it there and leaves it. $(STARTED) tells of an install that was
-# cut off: pip takes half-copied packages for whole ones, so .venv is then made anew.
+# index; the second command finds it there and leaves it. $(STARTED) marks an install that was
+# cut off: pip takes half-copied packages for whole ones, so .venv is then made again.
 $(READY): pyproject.toml constraints.txt
 	@set -e; python="$(or $(PYTHON),$$($(FIND_PYTHON)))"; \
 	"$${python:-false}" -c '$(NEW_ENOUGH)' 2>/dev/null || { \

@@ -263,7 +263,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.fixture
-def beside_the_notebooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_the_notebooks_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In their folder, and as before afterwards: cells run in this process, without a
     kernel.
     """
@@ -317,7 +317,7 @@ SMALL_RUNS += [
 ]
 
 
-@pytest.mark.usefixtures("beside_the_notebooks")
+@pytest.mark.usefixtures("in_the_notebooks_folder")
 @pytest.mark.parametrize(
     ("path", "profile"),
     [
@@ -364,7 +364,7 @@ def run_here(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("beside_the_notebooks")
+@pytest.mark.usefixtures("in_the_notebooks_folder")
 def test_recipes_run_without_the_frameworks(monkeypatch: pytest.MonkeyPatch) -> None:
     find = profiles.find_spec
     frameworks = {"accelerate", "lightning", "transformers"}
@@ -377,7 +377,7 @@ def test_recipes_run_without_the_frameworks(monkeypatch: pytest.MonkeyPatch) -> 
 IMAGENET = {"imagenet": "resnet18", "methods": "ERM, SAM", "shots": 5}
 
 
-@pytest.mark.usefixtures("beside_the_notebooks")
+@pytest.mark.usefixtures("in_the_notebooks_folder")
 def test_fine_tuning_runs_from_weights_that_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -483,7 +483,7 @@ def larger(small: Any, large: Any) -> bool:
     return not isinstance(small, int | float) or large is None or small <= large
 
 
-@pytest.mark.usefixtures("beside_the_notebooks")
+@pytest.mark.usefixtures("in_the_notebooks_folder")
 @each
 def test_settings_of_the_profiles_are_alike_grow_and_are_used(
     path: Path, monkeypatch: pytest.MonkeyPatch

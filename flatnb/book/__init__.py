@@ -1,1 +1,1 @@
-"""The book's machinery: what notebooks import, what runs them, what builds the pages."""
+"""What notebooks import, what executes them, what builds the pages."""

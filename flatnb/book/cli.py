@@ -224,7 +224,7 @@ def records_todo(arguments: Namespace) -> int:
 
 
 def records_make(arguments: Namespace) -> int:
-    """Run experiments and record them; what is finished is kept after an interruption."""
+    """Run experiments and record them; after an interruption, go on."""
     from flatnb.results import sweep
 
     experiments, recorded = _experiments(), set(records.names())
@@ -270,7 +270,7 @@ def _record(experiment: Any, results: Sequence[Any], replace: bool) -> bool:
 
 
 def records_verify(arguments: Namespace) -> int:
-    """Repeat a cheap sample of each record; status 1 if one is outside its tolerance."""
+    """Repeat a cheap sample of each record; status 1 if one falls outside."""
     experiments, names = _experiments(), records.names()
     if arguments.names:
         names = records.match(arguments.names, names)

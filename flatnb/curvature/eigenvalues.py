@@ -24,8 +24,8 @@ class Eigenpairs(Result):
     Attributes:
         values: (k,) in float64.
         vectors: (size, k), orthonormal columns in the operator's precision.
-        residuals: (k,) norms |H v - theta v|: an eigenvalue lies at least this near to
-            each value. A well separated one is much nearer, by about residual^2 / gap,
+        residuals: (k,) norms `|H v - theta v|`: an eigenvalue lies at least this near
+            to each value. A well separated one is much nearer, by about residual^2 / gap,
             with gap the distance to the next (Parlett 1998, section 11.7).
         converged: Whether all residuals are within the tolerance and the vectors
             orthonormal, both checked at the end by products of their own.
@@ -58,10 +58,10 @@ def top_eigenvalues(
 ) -> Eigenpairs:
     """The k largest eigenvalues, algebraically, with their vectors.
 
-    Stops when each residual |H v - theta v| is at most `tol` |theta|, or at the
-    rounding of the products, 50 eps |H|. One more product, with a random combination of
-    all vectors (below 10,000 dimensions one with each), then checks the residuals, and
-    inner products check that the vectors are orthonormal.
+    Stops when each residual `|H v - theta v|` is at most `tol |theta|`, or at the
+    rounding of the products, `50 eps |H|`. One more product, with a random combination
+    of all vectors (below 10,000 dimensions one with each), then checks the residuals,
+    and inner products check that the vectors are orthonormal.
 
     It takes a few products per eigenvalue: 15 to 20 for the top five of a trained net
     at tol 1e-3. The lowest eigenvalues are minus the largest of an operator whose

@@ -48,13 +48,13 @@ class EnsembleFlatness(Result):
 
     Attributes:
         loss: L(w).
-        residual: |H v - theta v| of the top eigenvalue's Ritz vector, by recurrence: an
-            eigenvalue lies this near, up to the rounding of a product.
+        residual: `|H v - theta v|` of the top eigenvalue's Ritz vector, by recurrence:
+            an eigenvalue lies this near, up to the rounding of a product.
         trace: tr H, exact.
         top_eigenvalue: The largest eigenvalue of H.
         relative_flatness: kappa of the last layer, see `relative_flatness`.
-        sharpness: L(w + rho g / |g|) - L(w), see `sam_sharpness`.
-        adaptive_sharpness: The same with rho w^2 g / ||w| g|.
+        sharpness: `L(w + rho g / |g|) - L(w)`, see `sam_sharpness`.
+        adaptive_sharpness: The same with `rho w^2 g / ||w| g|`.
     """
 
     loss: Tensor

@@ -67,7 +67,7 @@ def random_direction(
 
 
 def filter_normalised(objective: Objective, direction: Tensor) -> Tensor:
-    """d_j |w_j| / |d_j| for each filter j; 0 for parameters of one dimension.
+    """`d_j |w_j| / |d_j|` for each filter j; 0 for parameters of one dimension.
 
     >>> net, data = nn.Linear(2, 1), [(torch.ones(1, 2), torch.zeros(1, 1))]
     >>> objective = Objective(net, nn.functional.mse_loss, data)

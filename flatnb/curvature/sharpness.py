@@ -64,15 +64,15 @@ def sam_sharpness(
     adaptive: bool = False,
     params: Selection | None = None,
 ) -> Sharpness:
-    """L(w + eps) - L(w) after SAM's step, eps = rho T^2 g / |T g| (Foret et al. 2021).
+    """L(w + eps) - L(w) after SAM's step, `eps = rho T^2 g / |T g|` (Foret 2021).
 
-    To first order rho |T g|; it vanishes where the gradient does, and then
+    To first order `rho |T g|`; it vanishes where the gradient does, and then
     `worst_sharpness` looks further. Costs a gradient and a loss.
 
     Args:
         model, loss_fn, batches, params: As for `Objective`.
         rho: Radius > 0.
-        adaptive: T = |w| instead of 1.
+        adaptive: `T = |w|` instead of 1.
 
     Raises:
         ValueError: A number out of range, a loss at this distance that is not finite;
@@ -99,7 +99,7 @@ def worst_sharpness(
     params: Selection | None = None,
     seed: int = 0,
 ) -> Sharpness:
-    """max L(w + eps) - L(w) over |eps / T| <= rho, by projected ascent from SAM's step.
+    """max L(w + eps) - L(w) over `|eps / T| <= rho`, by ascent from SAM's step.
 
     Further steps are SAM's with lengths falling from rho, and back into the ball. The
     highest loss on the way is returned: a lower bound of the maximum, not below

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import io
 import re
 from pathlib import Path
 
 import pytest
+from docutils.core import publish_doctree
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import flatnb
+from flatnb.book.stage import with_literal_formulas
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +35,28 @@ def looked_up(name: str) -> object:
     module, _, attribute = name.rpartition(".")
     entry = getattr(importlib.import_module(module), attribute, None)
     return entry or importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", documented())
+def test_docstrings_are_plain_rst(name: str) -> None:
+    """Formulas are indented paragraphs; single backquotes mark code."""
+    config = Config(napoleon_use_ivar=True)
+    entry = looked_up(name)
+    texts = {name: inspect.getdoc(entry)}
+    if inspect.isclass(entry):
+        members = inspect.getmembers(entry, inspect.isfunction)
+        ours = [(n, m) for n, m in members if m.__module__.startswith("flatnb")]
+        texts |= {n: inspect.getdoc(m) for n, m in ours if not n.startswith("_")}
+    for part, text in texts.items():
+        warnings = io.StringIO()
+        settings = {"warning_stream": warnings, "report_level": 2}
+        roles = ".. role:: func(literal)\n.. role:: class(literal)\n\n"
+        source = roles + str(GoogleDocstring(with_literal_formulas(text or ""), config))
+        publish_doctree(source, settings_overrides=settings)
+        found = [
+            w for w in warnings.getvalue().splitlines() if "Unknown direc" not in w
+        ]
+        assert not found, f"{part}: {found}"
 
 
 @pytest.mark.parametrize("package", ["flatnb", "flatnb.curvature", "flatnb.data"])

@@ -20,30 +20,8 @@ from flatnb.methods.sam import ASAM, RSAM, SAM, USAM
 from flatnb.methods.schedules import Cosine, FollowLR, Linear
 from flatnb.methods.softad import SoftAD
 
-__all__ = [
-    "ASAM",
-    "BSAM",
-    "ERM",
-    "FAM",
-    "GNP",
-    "GSAM",
-    "NSO",
-    "RSAM",
-    "SAM",
-    "USAM",
-    "AdaFlood",
-    "Cosine",
-    "Every",
-    "Flooding",
-    "FollowLR",
-    "FriendlySAM",
-    "IFlood",
-    "Linear",
-    "LookSAM",
-    "Method",
-    "SoftAD",
-    "WeightNoise",
-    "adaflood_levels",
-    "compose",
-    "held_out_losses",
-]
+__all__ = ["ERM", "FAM", "Method", "compose"]
+__all__ += ["AdaFlood", "Flooding", "IFlood", "adaflood_levels", "held_out_losses"]
+__all__ += ["BSAM", "GNP", "NSO", "SoftAD", "WeightNoise"]
+__all__ += ["ASAM", "GSAM", "RSAM", "SAM", "USAM", "FriendlySAM", "LookSAM"]
+__all__ += ["Cosine", "Every", "FollowLR", "Linear"]

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 
 from flatnb import _checks
-from flatnb.methods.method import Real, count
+from flatnb.methods.method import Real, count, real
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Linear:
     steps: int
 
     def __post_init__(self) -> None:
+        real("start", self.start)
+        real("end", self.end)
         count("steps", self.steps)
 
     def share(self, calls: int) -> float:
@@ -99,6 +101,8 @@ class FollowLR:
     lr_low: float = 0.0
 
     def __post_init__(self) -> None:
+        real("high", self.high)
+        real("low", self.low)
         kind = torch.optim.Optimizer
         _checks.instance("optimizer", self.optimizer, kind, "a torch.optim.Optimizer")
         low = _checks.number("lr_low", self.lr_low, "a number >= 0", 0.0, closed=True)

@@ -116,18 +116,14 @@ class Checkpoint:
             torch.cuda.set_rng_state(state["random_cuda"], self._device)
 
     def _check_run(self, saved: Mapping[str, str]) -> None:
-        differences = [
-            f"{name} is {textwrap.shorten(saved.get(name, 'none'), 80)} there and "
-            f"{textwrap.shorten(text, 80)} here"
-            for name, text in self._identity.items()
-            if saved.get(name) != text
-        ]
-        if differences:
-            raise ValueError(
-                f"the checkpoint {self._path} is of another run: "
-                f"{'; '.join(differences)}. Resume with the same arguments, give "
-                "another path, or delete the file to start again"
-            )
+        for name, text in self._identity.items():
+            if saved.get(name) != text:
+                previous = textwrap.shorten(str(saved.get(name)), 80)
+                raise ValueError(
+                    f"the checkpoint {self._path} is of another run: {name} is {previous} "
+                    f"there and {textwrap.shorten(text, 80)} here. Resume with the same "
+                    "arguments, give another path, or delete the file to start again"
+                )
 
 
 def _file_path(path: str | os.PathLike[str]) -> Path:

@@ -58,14 +58,10 @@ def read(path: Path) -> dict[str, Any]:
         fault = _fault(notebook)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except RecursionError:
-        fault = "it is nested too deeply"
-    except UnicodeEncodeError as error:
-        fault = f"half a surrogate pair after {error.object[: error.start][-40:]!r}"
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested too deep
+        fault = str(error)
     except TypeError:  # which nbformat meets when it words an error
         fault = "a cell or an output whose type is no text"
-    except ValueError as error:  # neither JSON nor UTF-8
-        fault = str(error)
     if fault:
         raise UserError(f"{path} is not a notebook: {line(fault)}")
     return notebook

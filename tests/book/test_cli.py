@@ -41,6 +41,21 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit.value.code == 0 and capsys.readouterr().out == f"flatnb {__version__}\n"
 
 
+def test_records_need_no_package_of_the_book() -> None:
+    book = "nbformat papermill psutil yaml sphinx_external_toc jupyter_book nbstripout"
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({book.split()}))
+from flatnb.book.cli import main
+print(main(["records", "list"]), main(["run", "a.ipynb"]))
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.stdout.splitlines()[-1] == "0 2"
+    assert "pip install 'flatnb[book]'" in process.stderr
+
+
 def test_a_mistake_is_one_line_and_status_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,11 @@ def use_style() -> None:
 
     Figures are narrow (5.2 in) with 11 pt text, readable on a phone's 360 pixels, and
     keep an opaque white ground: black text stays legible on a dark page.
+
+    >>> with plt.rc_context():
+    ...     use_style()
+    ...     plt.rcParams["figure.figsize"]
+    [5.2, 3.4]
     """
     white = {f"{part}.facecolor": "white" for part in ("figure", "axes", "savefig")}
     sns.set_theme(
@@ -250,6 +255,12 @@ def decision_boundary(
 
     Raises:
         ValueError: the points are not (n, 2), or the logits not (..., m, 2).
+
+    >>> x = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    >>> ax = plt.figure().gca()
+    >>> decision_boundary(ax, lambda points: points, x, torch.tensor([0, 1]))
+    >>> ax.get_xlabel()
+    '$x_1$'
     """
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(
@@ -375,6 +386,13 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -
         table: of `flatnb.results.compare.paired`.
         metric: that of the table; of an accuracy more is better, of all else less.
         level: of the test.
+
+    >>> tests = pd.DataFrame({"task": ["plane"], "method": ["SAM"],
+    ...                       "difference": [-0.1], "p_holm": [0.01]})
+    >>> ax = plt.figure().gca()
+    >>> gains(ax, tests, "test_loss")
+    >>> ax.lines[0].get_marker()  # better
+    '^'
     """
     gain = table.assign(gain=table["difference"] * sign(metric))
     order = {key: list(dict.fromkeys(table[key])) for key in ("method", "task")}
@@ -407,6 +425,11 @@ def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> 
 
     Returns:
         The first panel; what is set of its vertical axis holds for all.
+
+    >>> table = pd.DataFrame({"task": "plane", "method": "SAM", "rho": [0.1, 0.2, 0.4],
+    ...                       "difference": [0.0, 0.1, 0.0], "chosen": [0.0, 1.0, 0.0]})
+    >>> sensitivities(table, {"SAM": "rho"}, "test accuracy").get_title()
+    'SAM'
     """
     rows = -(-len(names) // 3)
     figure, axes = plt.subplots(

@@ -40,6 +40,9 @@ def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
 
     Raises:
         records.RecordError: a pattern that no record's name fits.
+
+    >>> [record["method"] for record in loaded(["plane/gaussian-0/SAM/narrow-grid"])]
+    ['SAM']
     """
     paths = map(records.path_of, names := records.match(patterns, records.names()))
     return [
@@ -68,6 +71,10 @@ def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame
 
     Raises:
         ValueError: another setting, or (a RecordError) a pattern that no name fits.
+
+    >>> runs = select(["plane/gaussian-0/*/narrow-grid"])
+    >>> {"ERM", "SAM"} <= set(runs["method"])
+    True
     """
     choice("setting", setting, ("chosen", "default", "otherwise"))
     rows = []
@@ -236,6 +243,11 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
 
     Raises:
         ValueError: as `differences`, or no seed that all tasks have.
+
+    >>> runs = pandas.DataFrame({"task": list("aabb"), "method": ["ERM", "SAM"] * 2,
+    ...                          "seed": 0, "test_loss": [2.0, 1.0, 1.0, 0.5]})
+    >>> overall(runs, "ERM", "test_loss")["difference"].tolist()
+    [-0.75]
     """
     wide = differences(runs, baseline, metric)
     rows = []

@@ -28,6 +28,9 @@ def nets(patterns: Iterable[str]) -> pandas.DataFrame:
 
     Raises:
         ValueError: no pattern, or (a RecordError) one that no record's name fits.
+
+    >>> nets(["plane/gaussian-0/SAM/narrow-grid"])["method"].unique().tolist()
+    ['SAM']
     """
     tables = [
         records.frame(record).assign(task=task_of(record), method=record["method"])
@@ -50,6 +53,10 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
 
     Raises:
         ValueError: no such metric, or a task without the baseline.
+
+    >>> names = ["plane/gaussian-0/ERM/narrow-grid", "plane/gaussian-0/SAM/narrow-grid"]
+    >>> grid(names, "ERM", "test_loss")["method"].unique().tolist()
+    ['SAM']
     """
     instance("metric", metric, str, "text")
     instance("baseline", baseline, str, "the name of a method")
@@ -91,6 +98,10 @@ def optimism(record: Mapping[str, Any]) -> pandas.DataFrame:
         A row per seed: setting, the test accuracy gained if the test set chose the
         setting; epoch, the gain if it chose among the recorded epochs; tied, the share
         of settings that tie for the highest validation accuracy.
+
+    >>> gains = optimism(records.load("plane/gaussian-0/SAM/narrow-grid"))
+    >>> bool((gains["setting"] >= 0).all())
+    True
     """
     budget = record["selection"]["budget"]
     chosen = np.array(records.selected(record)["test_accuracy"], dtype=float)

@@ -46,6 +46,9 @@ def root() -> Path:
 
     Raises:
         RecordError: flatnb is installed without its repository.
+
+    >>> root().name
+    'records'
     """
     if folder := os.environ.get("FLATNB_RECORDS"):
         return Path(folder)
@@ -58,7 +61,11 @@ def root() -> Path:
 
 
 def names() -> list[str]:
-    """The names of all records, sorted."""
+    """The names of all records, sorted.
+
+    >>> "plane/gaussian-0/SAM/narrow-grid" in names()
+    True
+    """
     folder = root()
     paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*.json"))
     visible = [path for path in paths if "/." not in f"/{path}"]
@@ -91,6 +98,9 @@ def path_of(name: str) -> Path:
 
     Raises:
         RecordError: no record can have this name.
+
+    >>> path_of("plane/gaussian-0/SAM").name
+    'SAM.json'
     """
     pattern = form.schema()["properties"]["name"]["pattern"]
     # fullmatch: unlike JSON's, Python's $ also holds before a line's end.
@@ -110,6 +120,9 @@ def load(name: str) -> dict[str, Any]:
 
     Raises:
         RecordError: there is none, or the file is not of the form.
+
+    >>> load("plane/gaussian-0/SAM/narrow-grid")["method"]
+    'SAM'
     """
     path = path_of(name)
     try:
@@ -154,7 +167,12 @@ def lookup(data: Any, path: str) -> Any:
 
 
 def selected(record: Mapping[str, Any]) -> dict[str, list[float | None]]:
-    """Metric -> its final value per seed, at the setting that was chosen for the seed."""
+    """Metric -> its final value per seed, at the setting that was chosen for the seed.
+
+    >>> record = load("plane/gaussian-0/SAM/narrow-grid")
+    >>> len(selected(record)["test_loss"]) == len(record["seeds"])
+    True
+    """
     chosen = record["selection"]["chosen"]
     return {
         metric: [table[setting][seed] for seed, setting in enumerate(chosen)]
@@ -165,8 +183,11 @@ def selected(record: Mapping[str, Any]) -> dict[str, list[float | None]]:
 def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
     """A row for each setting and seed: hyperparameters, `seed`, and the final metrics.
 
-    A metric of a failed run is NaN; so is a hyperparameter that a setting does not
-    have.
+    A metric of a failed run is NaN; so is a hyperparameter that a setting lacks.
+
+    >>> record = load("plane/gaussian-0/SAM/narrow-grid")
+    >>> len(frame(record)) == len(record["settings"]) * len(record["seeds"])
+    True
     """
     import pandas
 
@@ -200,6 +221,9 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
         RecordError: the record is not of the form, or another result of that name
             exists and `replace` is not set.
         OSError: the file cannot be written; what was there before is untouched.
+
+    >>> save(load("plane/gaussian-0/SAM/narrow-grid")).name  # it is there already
+    'narrow-grid.json'
     """
     instance("record", record, Mapping, "a dict of the form of records.schema.json")
     flag("replace", replace)
@@ -242,6 +266,9 @@ def provenance() -> dict[str, Any]:
     Keys: command (without folders); commit, and dirty: whether the package's files
     differ from it, both None outside its repository; code (of `code`); python;
     packages; device; threads; cpu; platform; date (UTC); deterministic.
+
+    >>> sorted(provenance()["packages"])
+    ['flatnb', 'numpy', 'torch', 'torchvision']
     """
     import torch
 
@@ -265,7 +292,11 @@ def provenance() -> dict[str, Any]:
 
 
 def code() -> str:
-    """A hash of the package's sources: 16 hex digits of SHA-256."""
+    """A hash of the package's sources: 16 hex digits of SHA-256.
+
+    >>> len(code())
+    16
+    """
     digest = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0".encode())
@@ -293,7 +324,11 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use.
+
+    >>> cores() >= 1
+    True
+    """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

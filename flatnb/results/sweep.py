@@ -97,6 +97,13 @@ def run(
             then; those that run are waited for, and what is finished is kept.
         BrokenExecutor, CancelledError: the executor given takes or runs no more jobs.
         KeyboardInterrupt: Ctrl-C ends the running jobs; what is finished is kept.
+
+    >>> import tempfile
+    >>> job = Job("flatnb.results.records:versions", {"packages": ["torch"]})
+    >>> with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as threads:
+    ...     (result,) = run([job], folder, executor=threads, progress=False)
+    >>> sorted(result.value), result.error
+    (['python', 'torch'], None)
     """
     jobs = sequence("jobs", jobs, Job, "a list of Job")
     flag("retry", retry)

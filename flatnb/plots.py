@@ -158,8 +158,7 @@ def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
     Args:
         ax: where to draw.
         x: shape (points,).
-        values: shape (n, points), one curve per repetition. With n = 1 there is no
-            band.
+        values: shape (n, points), one curve per repetition.
         **style: arguments of `Axes.plot`; the band takes the line's color.
 
     Returns:
@@ -190,7 +189,7 @@ def curves(
     The rows that share a method and an x are its repetitions: seeds, or members.
 
     Args:
-        ax: where to draw; its labels are set to x and y where they are empty.
+        ax: where to draw; its labels are set where they are empty.
         frame: long table with columns x, y and `by`, such as `Run.frame()`; without the
             column `by` it is one unnamed curve.
         y: the column to draw.
@@ -241,14 +240,13 @@ def decision_boundary(
 ) -> None:
     """Draw what a two-class model says over the plane, and points with their classes.
 
-    The ground shows the probability of class 1 (softmax, mean over members); the thick
-    line is where that is one half, thin lines are the boundaries of single members.
+    The ground shows the probability of class 1 (softmax, mean over members), the thick
+    line one half, thin lines the boundaries of single members.
 
     Args:
         ax: where to draw.
-        predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2). Put
-            the model into eval mode before: a BatchNorm in training mode would use the
-            grid's statistics.
+        predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2), in
+            eval mode: in training, a BatchNorm would use the grid's statistics.
         x: points to show, (n, 2).
         y: their classes 0 or 1, (n,).
         classes: names for the legend.
@@ -413,9 +411,8 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -
 def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> Axes:
     """Draw how each method depends on one hyperparameter, three panels per row.
 
-    A thin line per task, their mean thick with its 95 % t-interval over tasks. A gray
-    ground covers the middle 80 % of what was chosen. An axis is logarithmic unless its
-    values are evenly spaced.
+    A thin line per task, their mean thick with its interval over tasks. A gray ground
+    covers the middle 80 % of what was chosen. Unevenly spaced values get a log axis.
 
     Args:
         table: of `flatnb.results.population.grid`; a method has the same settings on

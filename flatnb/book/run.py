@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flatnb._files import whole
-from flatnb.results import records
+from flatnb.results import provenance, records
 
 FAILED = ".failed.ipynb"  # suffix of the executed copy of a run that failed
 TIMEOUTS = {"smoke": 600, "laptop": 3600, "paper": 24 * 3600}  # seconds per notebook
@@ -173,7 +173,7 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
     except records.RecordError as error:
         raise UserError(f"{path} declares records: {error}") from None
     hashes = {name: sha256(records.path_of(name)) for name in names}
-    made_with = [records.code(), records.versions(PACKAGES), threads]
+    made_with = [provenance.code(), provenance.versions(PACKAGES), threads]
     return digest([metadata, page, dict(values), hashes, made_with])
 
 
@@ -183,7 +183,7 @@ def share(jobs: int | None, profile: str) -> tuple[int, int]:
     By default one job at the paper profile, whose GPU is not to be shared, else up to
     four, however many notebooks there are: a run alone has the key of one among many.
     """
-    cores = records.cores()
+    cores = provenance.cores()
     jobs = jobs or (1 if profile == "paper" else min(4, cores))
     limit = int(os.environ.get("OMP_NUM_THREADS") or cores)
     return jobs, min(max(1, cores // jobs), limit)

@@ -15,7 +15,7 @@ from typing import Any
 
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, line, plain, read, write
-from flatnb.results import records
+from flatnb.results.provenance import provenance
 
 ADDRESS = r"https://github\.com/[A-Za-z0-9-]+/[A-Za-z0-9._-]+"
 # What stands before the url and before the branch, in _config.yml and in a notebook.
@@ -99,7 +99,7 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
 
 def _status(executed: Mapping[Path, Path]) -> str:
     """What the pages were made on, and a table of how long each took."""
-    commit = str(records.provenance()["commit"])[:7]
+    commit = str(provenance()["commit"])[:7]
     rows = [about(commit), "", "| page | profile | threads | seconds |", "|---" * 4]
     for page, copy in executed.items():
         side = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))

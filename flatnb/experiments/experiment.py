@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from flatnb.experiments.runner import Curve, Value, choose, choose_largest
 from flatnb.experiments.tasks import Cost
-from flatnb.results import records
+from flatnb.results.provenance import provenance
 from flatnb.results.sweep import Job, Result
 
 
@@ -84,7 +84,7 @@ class Experiment:
             "failures": self._failures(final, selection["chosen"]),
             "sample": self._sample(sample),
             "provenance": {
-                **records.provenance(),
+                **provenance(),
                 "threads": runs["threads"],
                 "device": runs["device"],
                 "seconds": sum(result.seconds for result in results),

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from flatnb._checks import instance, number, shown
 from flatnb._files import sweep_up, whole
-from flatnb.results.records import cores
+from flatnb.results.provenance import cores
 
 Record = dict[str, Any]  # the content of a result's file
 BUSY = 75  # exit code of a process whose job another sweep holds

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from flatnb._checks import flag, instance, integer, sequence, shown
 from flatnb.results.jobs import BUSY, Job, Record, check, died, lock, read, work
-from flatnb.results.records import cores
+from flatnb.results.provenance import cores
 
 PAUSE = 1.0  # seconds until a job that another sweep holds is looked at again
 QUEUED = 64  # Slurm jobs in the queue at a time
@@ -99,7 +99,7 @@ def run(
         KeyboardInterrupt: Ctrl-C ends the running jobs; what is finished is kept.
 
     >>> import tempfile
-    >>> job = Job("flatnb.results.records:versions", {"packages": ["torch"]})
+    >>> job = Job("flatnb.results.provenance:versions", {"packages": ["torch"]})
     >>> with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as threads:
     ...     (result,) = run([job], folder, executor=threads, progress=False)
     >>> sorted(result.value), result.error

@@ -12,7 +12,7 @@ from small_book import code, read, save, tagged, write
 
 from flatnb.book import run as runner
 from flatnb.book.run import UserError
-from flatnb.results import records
+from flatnb.results import provenance
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_key_changes_with_all_that_determines_a_run(
         declare,
         lambda: record.write_text("2"),
         lambda: (record.parent / "s.json").write_text("1"),
-        lambda: monkeypatch.setattr(records, "code", lambda: "changed"),
+        lambda: monkeypatch.setattr(provenance, "code", lambda: "changed"),
         lambda: monkeypatch.setattr(runner, "PACKAGES", ("torch",)),
     ):
         step()

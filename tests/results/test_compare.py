@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from flatnb.results import compare, population, records
+from flatnb.results.provenance import provenance
 from flatnb.results.statistics import holm
 
 
@@ -55,7 +56,7 @@ def saved(name, final, *, settings, chosen, budget, otherwise=None, **task):
             "metrics": {},
             "tolerance": {},
         },
-        "provenance": {**records.provenance(), "seconds": 1.0},
+        "provenance": {**provenance(), "seconds": 1.0},
     }
     if otherwise:
         record["selection"]["otherwise"] = {"rule": "-", "chosen": otherwise}

@@ -4,9 +4,7 @@ prose.
 
 import json
 import math
-import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ import pytest
 import torch
 
 from flatnb.results import form, records, sweep
+from flatnb.results.provenance import provenance
 from flatnb.results.records import RecordError
 
 NAME = "plane/circle-0.05/SAM"
@@ -67,7 +66,7 @@ def example(name: str = NAME) -> dict[str, Any]:
             "metrics": {"loss": 2 / 3},
             "tolerance": {"loss": 0.001},
         },
-        "provenance": {**records.provenance(), "seconds": 12.3456789},
+        "provenance": {**provenance(), "seconds": 12.3456789},
     }
 
 
@@ -355,73 +354,6 @@ def test_the_frame_has_a_row_for_each_setting_and_seed() -> None:
     assert table["seed"].tolist() == [0, 7] * 3
     assert table["test_accuracy"].tolist()[:5] == [0.9, 0.92, 0.94, 0.93, 0.5]
     assert table["test_loss"].dtype == float and table["test_loss"].isna().sum() == 2
-
-
-# --- provenance ---------------------------------------------------------------------
-
-
-def test_provenance_is_of_this_process() -> None:
-    found = records.provenance()
-    assert found["threads"] == torch.get_num_threads()
-    assert found["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert found["packages"]["numpy"] == np.__version__
-    assert found["python"] == sys.version.split()[0]
-    assert found["deterministic"]["algorithms"] is False
-    assert json.loads(json.dumps(found)) == found
-
-
-def test_the_command_names_no_folder_of_the_machine() -> None:
-    words = [
-        "/opt/venv/bin/python",
-        "-m",
-        "flatnb",
-        "--folder=/data/a",
-        "/x/y",
-        "book/records",
-        "dask://host:80/a",
-    ]
-    assert records._command(words) == (
-        "python -m flatnb --folder=a y book/records dask://host:80/a"
-    )
-
-
-def git(folder: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-c", "user.name=a", "-c", "user.email=a@b", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_the_commit_is_that_of_the_package_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)  # set where a hook runs the tests
-    package = tmp_path / "flatnb"
-    package.mkdir()
-    (package / "a.py").write_text("1")
-    monkeypatch.setattr(records, "PACKAGE", package)
-    assert records._commit() == (None, None)
-    git(tmp_path, "init", "-q")
-    assert records._commit() == (None, None)  # nothing committed
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-q", "-m", "a")
-    head = git(tmp_path, "rev-parse", "HEAD")
-    assert records._commit() == (head, False)
-    (tmp_path / "notes").write_text("no code")
-    assert records._commit() == (head, False)
-    before = records.code()
-    (package / "a.py").write_text("2")
-    assert records._commit() == (head, True) and records.code() != before
-    installed = tmp_path / "env" / "flatnb"
-    installed.mkdir(parents=True)
-    monkeypatch.setattr(records, "PACKAGE", installed)
-    assert records._commit() == (None, None)  # another project's
 
 
 # --- samples ------------------------------------------------------------------------

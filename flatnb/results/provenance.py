@@ -1,0 +1,144 @@
+"""Where a result comes from: code, versions, machine. Records, pages and sweeps use it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
+
+
+def provenance() -> dict[str, Any]:
+    """How and where this process computes; `seconds`, of all runs, is the caller's to add.
+
+    Keys: command (without folders); commit, and dirty: whether the package's files
+    differ from it, both None outside its repository; code (of `code`); python;
+    packages; device; threads; cpu; platform; date (UTC); deterministic.
+
+    >>> sorted(provenance()["packages"])
+    ['flatnb', 'numpy', 'torch', 'torchvision']
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    commit, dirty = _commit()
+    packages = versions(PACKAGES)
+    return {
+        "command": _command(sys.orig_argv),
+        "commit": commit,
+        "dirty": dirty,
+        "code": code(),
+        "python": packages.pop("python"),
+        "packages": packages,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu(),
+        "platform": platform.platform(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "deterministic": _deterministic(cuda),
+    }
+
+
+def code() -> str:
+    """A hash of the package's sources: 16 hex digits of SHA-256.
+
+    >>> len(code())
+    16
+    """
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The version of Python and of each package, "absent" if it is not installed.
+
+    >>> versions(["not-a-package"])["not-a-package"]
+    'absent'
+    """
+    from flatnb import __version__
+
+    installed = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            installed[package] = "absent"
+    if "flatnb" in installed:  # the one that runs, installed or not
+        installed["flatnb"] = __version__
+    return installed
+
+
+def cores() -> int:
+    """How many cores this process may use.
+
+    >>> cores() >= 1
+    True
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _deterministic(cuda: bool) -> dict[str, Any]:
+    """What decides whether the same run gives the same bits again."""
+    import torch
+
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    exact = algorithms or not cuda
+    return {
+        "algorithms": algorithms,
+        "cudnn_deterministic": torch.backends.cudnn.deterministic,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "float32_matmul": torch.get_float32_matmul_precision(),
+        "repeats": "bit for bit, with the same packages and threads on this machine"
+        if exact
+        else "to rounding: CUDA's atomic additions and cuDNN's choices differ between runs",
+    }
+
+
+def _command(words: Sequence[str]) -> str:
+    """A command line as one types it: folders of this machine say nothing elsewhere."""
+    return " ".join(re.sub(r"(?<![\w.~:/-])/(?:[^/\s]+/)*", "", word) for word in words)
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(PACKAGE), *arguments]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    top = _git("rev-parse", "--show-toplevel")
+    # Installed below another project's folder, the package is not of that project.
+    if top is None or Path(top).resolve() != PACKAGE.parent:
+        return None, None
+    commit, changes = (
+        _git("rev-parse", "HEAD"),
+        _git("status", "--porcelain", "--", "."),
+    )
+    return (commit, bool(changes)) if commit else (None, None)
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.M)
+    return model[1] if model else platform.processor() or platform.machine()

@@ -101,35 +101,26 @@ def use_style() -> None:
     )
 
 
-def name(method: object) -> str:
-    """The name a method is drawn under: its class, or the first word of its label.
-
-    `SAM(rho=0.05)`, "SAM(rho=0.05)" and "SAM, tuned" all give "SAM".
-    """
-    label = method if isinstance(method, str) else type(method).__name__
-    word = re.match(r"\w*", label)
-    return word.group() if word else ""
-
-
 def look(method: object) -> Look:
-    """How a method is drawn, as `flatnb.experiments.tuning` declares it; gray if it is
-    not there.
+    """How a method is drawn, as `flatnb.experiments.tuning` declares it.
 
-    >>> look("SAM(rho=0.05)").marker
-    'P'
+    What counts is its class, or the first word of its label; gray if it is no method.
+
+    >>> look("SAM(rho=0.05)") == look("SAM, tuned") == look("SAM")
+    True
     """
     from flatnb.experiments.tuning import LOOKS, Look
 
-    return LOOKS.get(name(method)) or Look("", (0, (2, 1)), ".")
+    label = method if isinstance(method, str) else type(method).__name__
+    word = re.match(r"\w*", label)
+    return LOOKS.get(word[0] if word else "") or Look("", (0, (2, 1)), ".")
 
 
 def line(method: object) -> dict[str, Any]:
     """Color and line style of a method or its label, as arguments of `Axes.plot`.
 
-    What is no method is gray and dashed.
-
-    >>> line("SAM") == line("SAM(rho=0.05)") == line("SAM, tuned")
-    True
+    >>> line("ERM")
+    {'color': '#000000', 'linestyle': '-'}
     """
     return {"color": color(method), "linestyle": look(method).dash}
 

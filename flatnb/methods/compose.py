@@ -58,7 +58,7 @@ def _single(hook: str, kind: str, parts: tuple[Method, ...]) -> Method:
     if len(owners) > 1:
         raise ValueError(
             f"{' and '.join(map(repr, owners))} are {kind}, and a step has room for "
-            "one, beside one of the other kind and any number of penalties"
+            "one; join one loss transform, one gradient rule and any penalties"
         )
     return owners[0] if owners else ERM()
 

@@ -1,4 +1,4 @@
-"""The experiments of the book: tasks, methods, and the spaces each method is tuned over.
+"""The experiments of the book: tasks, methods, and what each method is tuned over.
 
 `EXPERIMENTS` lists them, the most valuable first; each makes the jobs of a sweep and,
 of their results, a record. `flatnb records make NAME` runs one.

@@ -25,8 +25,8 @@ class Experiment:
         stated: what the record states: task, method, passes, settings and seeds.
         space: what was searched, in words.
         budget: the settings that can be chosen, the first so many.
-        scope: a setting is chosen for each "seed", or for the "task" by the tuning seed;
-            None: nothing is tuned, the first is taken.
+        scope: a setting is chosen per "seed", or per "task" by the tuning seed; None:
+            nothing is tuned, the first is taken.
         sampled: the metrics of the sample that the record keeps.
     """
 
@@ -57,8 +57,8 @@ class Experiment:
         errors = [result.error for result in results if result.value is None]
         if errors:
             raise RuntimeError(
-                f"{len(errors)} of {len(results)} jobs failed, the first with {errors[0]}; "
-                "fix the cause and make the record again with retry"
+                f"{len(errors)} of {len(results)} jobs failed, the first with "
+                f"{errors[0]}; fix the cause and make the record again with retry"
             )
         runs, sample = (cast(Value, result.value) for result in results)
         metrics: dict[str, list[list[Curve]]] = runs["metrics"]

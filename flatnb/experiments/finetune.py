@@ -1,4 +1,4 @@
-"""Fine-tuning on few examples: the setting in which NSO was proposed, without a network.
+"""Fine-tuning on few examples: the setting in which NSO was proposed, offline.
 
 A net is trained by plain SGD on all images of the first half of the classes; then its
 last layer is replaced, and the whole net is trained by the method on few images of each
@@ -30,12 +30,10 @@ _PRETRAINING = {"lr": 0.1}
 
 
 def halves(data: Data, shots: int, seed: int) -> tuple[Data, Data]:
-    """The first half of the classes; and the second, numbered from 0, with few training
-    images.
+    """The first half of the classes; and the second, numbered from 0, `with_shots`.
 
     Raises:
-        ValueError: fewer than two classes in a half, or fewer images of a class than
-            `shots`.
+        ValueError: fewer than two classes in a half.
     """
     middle = len(data.classes) // 2
     if middle < 2:
@@ -66,7 +64,7 @@ def with_shots(data: Data, shots: int, seed: int) -> Data:
         members = order[labels == label]
         if len(members) < shots:
             raise ValueError(
-                f"shots={shots}; allowed: at most the {len(members)} images of class {label}"
+                f"shots={shots}; allowed: the {len(members)} images of class {label}"
             )
         chosen.append(members[:shots])
     return replace(data, train=data.train[torch.cat(chosen)])
@@ -75,16 +73,13 @@ def with_shots(data: Data, shots: int, seed: int) -> Data:
 def start(
     task: FineTuning, seed: int, checkpoint: Path | None = None
 ) -> tuple[nn.Sequential, Data, float | None]:
-    """What fine-tuning starts from: a net, on the CPU, its data, and the first
-    training's accuracy.
+    """What fine-tuning starts from: a net, on the CPU, and its data.
 
-    The accuracy is that on test images of the first half of the classes; None with
-    ImageNet's weights. The net ends in a Linear layer, which `renewed` replaces.
+    Third, the first training's accuracy on test images of its half of the classes; None
+    with ImageNet's weights.
 
     Raises:
-        FileNotFoundError: see `models.pretrained` and `images.load`.
-        ValueError: see `halves`, and `models.pretrained` for the net of a task with
-            `weights`.
+        FileNotFoundError, ValueError: of `images.load`, `models.pretrained`, `halves`.
     """
     source = task.source
     data = images.load(source, seed)

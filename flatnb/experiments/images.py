@@ -228,7 +228,7 @@ def tuned(
 
 
 def methods(*, together: bool = False) -> list[Tuned]:
-    """Those tuned on images: auxiliary nets need an ensemble; SGD is the others' own."""
+    """Those tuned on images: auxiliary nets need an ensemble; SGD would be ERM."""
     return [
         method
         for method in METHODS.values()

@@ -22,7 +22,7 @@ from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
 LR = 1e-3  # of the designs with one learning rate
-# numpy.random.default_rng(17264272852322).integers(1, 2**20, 15), as in the paper's code
+# numpy.random.default_rng(17264272852322).integers(1, 2**20, 15), as in their code
 SEEDS = [
     *(17716, 961412, 457707, 491380, 1029701, 288898, 594697, 624232),
     *(528913, 756479, 377024, 986748, 876711, 123711, 458350),

@@ -1,4 +1,4 @@
-"""Training the settings of a method, at once or one after another, and the record of it."""
+"""Training the settings of a method, all members at once or one net after another."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Training:
 
 
 def training_file(checkpoint: Path | None, name: str) -> Path | None:
-    """The checkpoint of one training of a job, next to the file that a sweep gives it."""
+    """The checkpoint of one training, next to the file that a sweep gives the job."""
     if checkpoint is None:
         return None
     key = checkpoint.name.partition(".")[0]
@@ -257,14 +257,14 @@ def train_net(
     """Train a net, on a GPU in bfloat16; with an average it ends as the average.
 
     Args:
-        weight_decay: of SGD, by which methods train that have no optimizer of their own.
+        weight_decay: of SGD, by which methods train without an optimizer of their own.
 
     Returns:
         "epochs" and "metrics", {name of METRICS: [[[of each epoch]]]}: a table of one
         setting and seed; None for a run that stopped before its last epoch.
     """
     # Channels-last, which GPUs want, saves a quarter of a narrow net's time on a CPU.
-    model.to(device()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = method.averaged(model, [setting], training.epochs * data.steps)
     run = training.fit(
         model,
@@ -345,8 +345,7 @@ def choose(accuracies: Curve, losses: Curve) -> int:
 
 
 def choose_largest(accuracies: Curve, settings: Sequence[Setting]) -> int:
-    """As `choose`, but of equal accuracies the largest hyperparameter: the first that is
-    not the learning rate.
+    """As `choose`, but ties by the largest hyperparameter, the first but the rate.
 
     >>> choose_largest([0.9, 0.9, 0.8], [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}])
     1

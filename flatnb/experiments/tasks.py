@@ -10,11 +10,10 @@ from flatnb.experiments.tuning import Setting
 
 
 class Cost(NamedTuple):
-    """What a task is worth (1: the most), and the minutes that a method of one pass takes.
+    """What a task is worth (1: the most), and what a method of one pass takes.
 
-    On one recent GPU (an estimate), and on one core (from the time of a few epochs). The
-    minutes are those of one run; in the plane of all settings and seeds, in matrix
-    sensing of one setting.
+    Minutes on one recent GPU (an estimate) and on one core (from a few epochs) of one
+    run; in the plane of all settings and seeds, in matrix sensing of one setting.
     """
 
     value: int
@@ -124,7 +123,7 @@ class FineTuning(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class Sensing(Task):
-    """Matrix sensing, see `flatnb.data.sensing`; per method its rules, published first."""
+    """Matrix sensing, see `flatnb.data.sensing`; a method's published rule is first."""
 
     d: int
     rank: int

@@ -54,7 +54,7 @@ Setting = dict[str, float]
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`, evenly in the logarithm or `linear`, and a published default.
+    """From `low` to `high`, evenly in the logarithm or `linear`; a published default.
 
     >>> log(0.01, 1.0).value(0.5), even(0.3, 0.9).value(0.5)
     (0.1, 0.6)
@@ -116,7 +116,7 @@ Weight = Callable[[int], Tensor]
 
 
 def swa(steps: int, start: Tensor) -> Weight:
-    """The mean over all steps from the share `start` of `steps` on; before, the weights.
+    """The mean over all steps from the share `start` on; before, the weights.
 
     >>> [float(swa(4, torch.tensor([0.5]))(t)) for t in range(4)]
     [1.0, 1.0, 1.0, 0.5]
@@ -138,7 +138,7 @@ def adaflood(held_out: Tensor, gamma: Sequence[float]) -> Method:
 
 
 class Look(NamedTuple):
-    """How figures draw a method: a color of `flatnb.plots.PALETTE`, dashes, a marker."""
+    """How a method is drawn: a color of `flatnb.plots.PALETTE`, dashes, a marker."""
 
     color: str
     dash: str | tuple[int, tuple[int, ...]]
@@ -165,7 +165,7 @@ class Tuned:
         method: called with its hyperparameters, numbers or tensors (members,); with
             held-out losses and lists, if there are auxiliary nets. Plain training if
             the hyperparameters are the optimizer's or the average's.
-        space: the hyperparameters besides the learning rate; the first is shown on axes.
+        space: hyperparameters besides the learning rate; the first is shown on axes.
         design: where it takes part.
         look: how figures draw it.
         label: its name in records, if it is not that of the class.
@@ -224,10 +224,10 @@ class Tuned:
         """What a record states of auxiliary nets."""
         n = self.auxiliary
         text = (
-            f"levels: losses of {n} auxiliary nets per seed, each trained plainly without "
-            f"a part of 1/{n}, and scoring it; same net, optimizer, schedule and epochs, "
-            f"published default learning rate; passes: one, and {n - 1} for them; one set "
-            "of nets for all settings"
+            f"levels: losses of {n} auxiliary nets per seed, each trained plainly "
+            f"without a part of 1/{n}, and scoring it; same net, optimizer, schedule "
+            f"and epochs, published default learning rate; passes: one, and {n - 1} "
+            "for them; one set of nets for all settings"
         )
         return text if n else ""
 
@@ -238,7 +238,7 @@ class Tuned:
         return self.build([self.published(1.0)], losses).passes + self._auxiliary_work
 
     def work(self, settings: int) -> float:
-        """What so many settings cost, in trainings of one pass; nets that serve all, once."""
+        """What so many settings cost, in trainings of one pass; auxiliary nets once."""
         extra = self._auxiliary_work
         return settings * (self.passes - extra) + extra
 
@@ -401,9 +401,9 @@ _TABLE = (
 )
 METHODS: Mapping[str, Tuned] = {tuned.name: tuned for tuned in _TABLE}
 
-# Methods that are exported and not tuned here. bSAM is an optimizer whose one step takes
-# both gradients and moves the weights, with one radius per group of parameters: `fit`
-# cannot look at the gradient before the step, nor an ensemble give each member a radius.
-# `Every` is tuned and drawn under the name of the method that it holds.
+# Exported and not tuned here. bSAM is an optimizer: its step takes both gradients and
+# moves the weights, with one radius per group of parameters, so `fit` cannot look at
+# the gradient before the step, nor an ensemble give each member a radius. `Every` is
+# tuned and drawn under the name of the method that it holds.
 UNDECLARED = {"BSAM": Look("blue", _DASH_DOT_DOT, "p"), "Every": None}
 LOOKS = {name: tuned.look for name, tuned in METHODS.items()} | UNDECLARED

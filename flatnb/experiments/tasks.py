@@ -185,11 +185,7 @@ _CNN = Images(
     cost=Cost(5, 2.0, 2800.0),
 )
 _PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000)
-_RESNET34 = replace(
-    _CNN,
-    net="resnet34",
-    cost=Cost(8, 3.5, 5800.0),
-)
+_RESNET34 = replace(_CNN, net="resnet34", cost=Cost(8, 3.5, 5800.0))
 _WIDTHS = (0.08, 0.04, 0.02, 0.01)  # of the noise: the published one, three narrower
 
 TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (

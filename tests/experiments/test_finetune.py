@@ -34,12 +34,7 @@ def test_makes_a_valid_record(method):
 
 
 def test_a_run_does_not_change_what_the_next_starts_from():
-    given = {
-        "task": TASK.stated(),
-        "method": "ERM",
-        "setting": {"lr": 0.1},
-        "seed": 0,
-    }
+    given = {"task": TASK.stated(), "method": "ERM", "setting": {"lr": 0.1}, "seed": 0}
     assert finetune.train_one(**given) == finetune.train_one(**given)
 
 

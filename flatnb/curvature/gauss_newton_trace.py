@@ -101,7 +101,7 @@ def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> Non
         if bent is not None and bent.norm() > tolerance * slope.norm():
             raise ValueError(
                 f"the outputs are not piecewise linear in {name}, so that the trace of "
-                "the Hessian is not that of the Gauss-Newton matrix; use trace, or pass "
+                "the Hessian is not that of the Gauss-Newton matrix; use trace, or "
                 "a GaussNewtonOperator if its trace is what you want"
             )
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor, nn
 
+from flatnb._checks import number
 from flatnb._kappa import kappa_of_logits
 from flatnb._nets import unwrap
 from flatnb.curvature.gauss_newton_trace import rows_apart
@@ -38,13 +39,7 @@ from flatnb.curvature.objective import (
     is_softmax_cross_entropy,
 )
 from flatnb.curvature.result import Estimate
-from flatnb.curvature.trace import (
-    MIN_PROBES,
-    check_relative,
-    estimate,
-    met,
-    warn_unless_met,
-)
+from flatnb.curvature.trace import MIN_PROBES, estimate, met, warn_unless_met
 from flatnb.curvature.vectors import rademacher
 
 _MAX_PROBES = 4096
@@ -84,7 +79,7 @@ def relative_flatness(
     >>> relative_flatness(net, net, nn.functional.cross_entropy, data).summary()
     '0, exact'
     """
-    check_relative(relative)
+    number("relative", relative, "a number > 0", 0)
     start, model = time.perf_counter(), unwrap(model)
     name, module = _find(model, layer)
     weight = next(n for n, p in model.named_parameters() if p is module.weight)

@@ -51,7 +51,7 @@ def trace(
     >>> trace(HessianOperator(net, torch.nn.functional.mse_loss, data)).summary()
     '2, exact'
     """
-    check_relative(relative)
+    number("relative", relative, "a number > 0", 0)
     integer("max_probes", max_probes, MIN_PROBES)
     start, used = time.perf_counter(), operator.products
     generator = torch.Generator().manual_seed(seed)
@@ -106,7 +106,3 @@ def warn_unless_met(fields: dict[str, Any], relative: float, name: str) -> None:
             f"of {fields['stderr']:.3g}; allow more probes or a larger error",
             stacklevel=3,
         )
-
-
-def check_relative(relative: float) -> None:
-    number("relative", relative, "a number > 0", 0)

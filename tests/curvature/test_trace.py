@@ -255,7 +255,6 @@ def test_in_place_activations_of_torchvisions_resnets():
     [
         lambda: nn.Sequential(nn.Flatten(), models.mlp(64, 4, 3, 3)),
         lambda: models.small_cnn(1, 3, width=1),
-        lambda: models.resnet18(classes=3, channels=1, width=1),
     ],
 )
 def test_nets_of_the_book_have_equal_traces(make):

@@ -64,7 +64,7 @@ def with_shots(data: Data, shots: int, seed: int) -> Data:
         members = order[labels == label]
         if len(members) < shots:
             raise ValueError(
-                f"shots={shots}; allowed: the {len(members)} images of class {label}"
+                f"shots={shots}; allowed: at most {len(members)} in class {label}"
             )
         chosen.append(members[:shots])
     return replace(data, train=data.train[torch.cat(chosen)])

@@ -7,6 +7,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import numbers
 import os
@@ -106,8 +107,9 @@ def fit(
     """Train `model` on `data.train` where its parameters are; evaluate it on all splits.
 
     Seeds the global random stream. Same seed, machine and thread count: same run, bit
-    for bit on a CPU. A model stops before the first step whose gradient is not finite;
-    a member of an ensemble is lost by itself. For several processes, clipping or
+    for bit on a CPU. A model stops before the first step whose gradient is not finite
+    (on a GPU it returns to the start of that epoch); a member of an ensemble is lost by
+    itself. For several processes, clipping or
     float16 write the loop. The library's page says more: "How fit behaves".
 
     Args:
@@ -169,10 +171,13 @@ def fit(
         run.epoch += 1
         start = time.perf_counter()
         batches = data.index_batches(order)
+        before = _copies([net, average], device)
         try:
             train_epoch(model, batches, method, optimizer, dtype=dtype, average=average)
         except FloatingPointError as error:
             run.stopped = f"epoch {run.epoch}: {error}"
+            for module, state in before:
+                module.load_state_dict(state)
         if scheduler is not None:
             scheduler.step()
         run.seconds += time.perf_counter() - start
@@ -201,8 +206,9 @@ def train_epoch(
         The mean training loss of each step, (steps,) or (steps, members).
 
     Raises:
-        FloatingPointError: a gradient that is not finite, before its step is taken; for
-            an ensemble only if, at the end, no member had a finite loss.
+        FloatingPointError: a gradient that is not finite, on a CPU before its step is
+            taken, on a GPU, which would have to wait, after the last one; for an
+            ensemble only if, at the end, no member had a finite loss.
         ValueError: no batch.
 
     >>> from flatnb import ERM, data, models
@@ -215,6 +221,7 @@ def train_epoch(
     model.train()
     net = unwrap(model)
     losses: list[Tensor] = []
+    norms: list[Tensor] = []
     for index, x, y in batches:
         for part in _joined(method):
             if hasattr(part, "select"):
@@ -224,17 +231,16 @@ def train_epoch(
         losses.append(loss)
         if loss.dim() == 0:
             grads = present([dense(p.grad) for p in net.parameters()])
-            norm = nn.utils.get_total_norm(grads)
-            if not norm.isfinite():
-                raise FloatingPointError(
-                    f"the gradient's norm was {norm:g} in step {len(losses)}, where the "
-                    f"training loss was {loss:g}"
-                )
+            norms.append(nn.utils.get_total_norm(grads))
+            if not _is_asynchronous(loss.device):
+                _check_norms(norms[-1:], losses)
         optimizer.step()
         if average is not None:
             average.update_parameters(net)
     if not losses:
         raise ValueError("batches gave none; allowed: at least one batch")
+    if norms:
+        _check_norms(norms, losses)
     if losses[0].dim() == 1 and not torch.stack(losses).isfinite().any():
         raise FloatingPointError("no member had a finite loss")
     return torch.stack(losses)
@@ -352,6 +358,33 @@ def _losses(
 ) -> Tensor:
     with nullcontext() if dtype is None else torch.autocast(x.device.type, dtype):
         return cross_entropy(model(x), y)
+
+
+def _is_asynchronous(device: torch.device) -> bool:
+    """Whether looking at a value makes the host wait for the device."""
+    return device.type != "cpu"
+
+
+def _copies(
+    modules: Sequence[nn.Module | None], device: torch.device
+) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """Modules and their states, to return to where gradients are checked afterwards."""
+    if not _is_asynchronous(device):
+        return []
+    return [(m, copy.deepcopy(m.state_dict())) for m in modules if m is not None]
+
+
+def _check_norms(norms: Sequence[Tensor], losses: Sequence[Tensor]) -> None:
+    """FloatingPointError if a norm is not finite; norms are of the last steps."""
+    finite = torch.stack(list(norms)).isfinite()
+    if finite.all():
+        return
+    step = len(losses) - len(norms) + int(finite.logical_not().int().argmax())
+    norm = norms[step - len(losses)]
+    raise FloatingPointError(
+        f"the gradient's norm was {norm:g} in step {step + 1}, where the training loss "
+        f"was {losses[step]:g}"
+    )
 
 
 def _joined(method: Method) -> Sequence[Any]:

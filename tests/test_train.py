@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import flatnb
-from flatnb import checkpoint, data, metrics, models
+from flatnb import checkpoint, data, metrics, models, train
 
 
 def plane(seed=0, **kw):
@@ -285,6 +285,22 @@ def test_a_plain_model_stops_before_the_step_that_would_lose_it():
     assert [e["epoch"] for e in run.history] == [0, 1]
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.isfinite(p).all() and torch.allclose(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_where_gradients_are_checked_after_the_epoch_the_model_returns_to_its_start(
+    monkeypatch,
+):
+    """What a GPU does, on a CPU."""
+    monkeypatch.setattr(train, "_is_asynchronous", lambda device: True)
+    model, d = net(), spoilt()
+    before = copy.deepcopy(model.state_dict())
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    run = flatnb.fit(
+        model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7, average=average
+    )
+    assert "norm was nan in step" in run.stopped
+    assert identical(model.state_dict(), before)
+    assert average.n_averaged == 0 and "average_test_loss" not in run.history[-1]
 
 
 def test_one_lost_member_leaves_the_others_exact():

@@ -44,11 +44,9 @@ def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
     >>> [record["method"] for record in loaded(["plane/gaussian-0/SAM/narrow-grid"])]
     ['SAM']
     """
-    paths = map(records.path_of, names := records.match(patterns, records.names()))
-    return [
-        _read(name, path, path.stat().st_mtime_ns)
-        for name, path in zip(names, paths, strict=True)
-    ]
+    names = records.match(patterns, records.names())
+    paths = {name: records.path_of(name) for name in names}
+    return [_read(name, path, path.stat().st_mtime_ns) for name, path in paths.items()]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -129,7 +127,8 @@ def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
     [0.2, 0.1]
     """
     allowed = "names of columns, such as ['method', 'seed']"
-    if not (columns := sequence("by", by, str, allowed)):
+    columns = sequence("by", by, str, allowed)
+    if not columns:
         raise ValueError(f"by=[]; allowed: {allowed}")
     check_columns(runs, [*columns, "val_accuracy", "val_loss"])
     order = runs.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])

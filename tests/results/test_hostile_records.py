@@ -181,7 +181,8 @@ def test_what_is_no_file_is_named(
     file.unlink()
     file.mkdir()
     assert cli.main(["records", "list"]) == 2
-    assert capsys.readouterr().err == f"flatnb: {file}: Is a directory\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(file) in line and "Is a directory" in line
     file.rmdir()
     file.symlink_to(file)
     assert cli.main(["records", "list"]) == 2

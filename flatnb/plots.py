@@ -195,7 +195,7 @@ def curves(
         ValueError: a column is missing, or a curve has another number of repetitions at
             some x (the band would change its meaning along the curve).
 
-    >>> frame = pd.DataFrame({"method": "SAM", "epoch": [0, 1, 0, 1], "loss": [3, 2, 3, 1]})
+    >>> frame = pd.DataFrame({"method": "SAM", "epoch": [0, 1] * 2, "loss": [3, 2] * 2})
     >>> [curve.get_label() for curve in curves(plt.figure().gca(), frame, "loss")]
     ['SAM']
     """
@@ -266,8 +266,8 @@ def decision_boundary(
         logits = predict(grid)
     if logits.shape[-2:] != (len(grid), 2):
         raise ValueError(
-            f"predict must return logits (..., {len(grid)}, 2), not {tuple(logits.shape)}: "
-            "the picture is for two classes"
+            f"predict must return logits (..., {len(grid)}, 2), not {tuple(logits.shape)}"
+            ": the picture is for two classes"
         )
     chance = logits.softmax(-1)[..., 1].reshape(-1, *rows.shape).cpu().numpy()
     ground = (columns.cpu().numpy(), rows.cpu().numpy())

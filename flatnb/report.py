@@ -1,4 +1,4 @@
-"""Results in words: a mean with its interval, the verdict of a difference, tables of them.
+"""Results in words: a mean with its interval, the verdict of a difference, tables.
 
 The words are "significantly better" (or worse, lower, …), "no significant difference",
 and "inconclusive" where there are too few runs to say either. Tests are tables of
@@ -114,8 +114,8 @@ def differences(
     Indexed by method and task (by method, if there is no task): unstack it to a table.
     `spec` and `scale` are those of `mean_interval`.
 
-    >>> tests = pandas.DataFrame({"method": ["SAM"], "task": ["a"], "difference": [-0.5],
-    ...                           "interval": [0.25], "p_holm": [0.01]})
+    >>> tests = pandas.DataFrame({"method": ["SAM"], "task": ["a"], "p_holm": [0.01],
+    ...                           "difference": [-0.5], "interval": [0.25]})
     >>> differences(tests, "+.1f").unstack("task").loc["SAM", "a"].split()
     ['-0.5', '±', '0.2*']
     """

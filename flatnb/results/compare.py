@@ -122,7 +122,8 @@ def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
         One row per group, sorted by `by`. Of equals it is the first.
 
     >>> runs = pandas.DataFrame({"seed": [0, 0, 1], "rho": [0.1, 0.2, 0.1],
-    ...                          "val_accuracy": [0.5, 0.5, 0.7], "val_loss": [2, 1, 3]})
+    ...                          "val_accuracy": [0.5, 0.5, 0.7],
+    ...                          "val_loss": [2, 1, 3]})
     >>> best(runs, by=["seed"])["rho"].tolist()
     [0.2, 0.1]
     """
@@ -140,7 +141,7 @@ def common(runs: pandas.DataFrame) -> pandas.DataFrame:
 
     Of tasks with equally many methods the first decides.
 
-    >>> runs = pandas.DataFrame({"task": ["a", "b", "b"], "method": ["SAM", "SAM", "GNP"]})
+    >>> runs = pandas.DataFrame({"task": list("abb"), "method": ["SAM", "SAM", "GNP"]})
     >>> common(runs)["task"].unique().tolist()
     ['b']
     """
@@ -184,7 +185,7 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
             baseline.
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "ERM", "SAM", "SAM"],
-    ...                          "seed": [0, 1, 0, 1], "test_loss": [3.0, 4.0, 2.5, 3.0]})
+    ...                          "seed": [0, 1, 0, 1], "test_loss": [3, 4, 2.5, 3]})
     >>> differences(runs, "ERM", "test_loss")["SAM"].tolist()
     [-0.5, -1.0]
     """
@@ -408,8 +409,8 @@ def _check(runs: pandas.DataFrame, metric: str) -> None:
     if twice.any():
         run = runs[twice].iloc[0]
         raise ValueError(
-            f"{run['method']} on {run['task']} is there twice with seed {run['seed']}, as "
-            "from two scales; select the records of one"
+            f"{run['method']} on {run['task']} is there twice with seed {run['seed']}, "
+            "as from two scales; select the records of one"
         )
 
 
@@ -420,6 +421,6 @@ def check_columns(
     lacks = [name for name in names if name not in table]
     if lacks:
         raise ValueError(
-            f"no {', '.join(lacks)}; there are: {', '.join(map(str, table))}; ask for a "
-            "metric, measure or column of these"
+            f"no {', '.join(lacks)}; there are: {', '.join(map(str, table))}; ask for "
+            "a metric, measure or column of these"
         )

@@ -46,8 +46,8 @@ def parse(text: str, label: str = "this") -> dict[str, Any]:
     if control := _CONTROL.search(text):
         line = text.count("\n", 0, control.start()) + 1
         raise RecordError(
-            f"{label} is not a valid record: line {line} has a character that cannot be "
-            "shown"
+            f"{label} is not a valid record: line {line} has a character that cannot "
+            "be shown"
         )
     check(record, label)
     return record
@@ -155,7 +155,8 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         yield "record.seeds has one twice"
     for metric, table in record["final"].items():
         if not _is_table(table, settings, len(seeds)):
-            yield f"record.final.{metric} is not {settings} settings × {len(seeds)} seeds"
+            size = f"{settings} settings × {len(seeds)} seeds"
+            yield f"record.final.{metric} is not {size}"
     for metric, table in curves["metrics"].items():
         epochs = len(curves["epochs"])
         if not _is_table(table, len(seeds), epochs):
@@ -173,10 +174,12 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         if len(indices) != len(seeds) or max(indices, default=0) >= settings:
             yield f"record.{place} is not one index into settings for each seed"
     if selection["per"] == "task" and len(set(selection["chosen"])) > 1:
-        yield "record.selection.chosen differs between seeds, and the choice is per task"
+        yield "record.selection.chosen differs between seeds, but is per task"
     for failure in record["failures"]:
         if failure["setting"] >= settings or failure["seed"] not in seeds:
-            yield f"record.failures names setting {failure['setting']}, seed {failure['seed']}"
+            yield "record.failures names setting {setting}, seed {seed}".format(
+                **failure
+            )
     hyperparameters = {name for setting in record["settings"] for name in setting}
     for name in sorted(hyperparameters & {"seed", *record["final"]}):
         yield f"record.settings has a hyperparameter named like the column {name}"
@@ -195,7 +198,7 @@ _RESULTS = (
 
 
 def plain(value: Any, place: str) -> Any:
-    """A value as JSON has it; a float that is a result rounded, or None if not finite."""
+    """A value as JSON has it; results are rounded, or None if they are not finite."""
     if hasattr(value, "tolist"):  # arrays, tensors, NumPy's numbers
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -221,7 +224,7 @@ def plain(value: Any, place: str) -> Any:
 
 
 def dump(value: Any, depth: int = 0, listed: bool = False) -> str:
-    """JSON for readers and small diffs: innermost lists, and objects in lists, on a line.
+    """JSON for readers and small diffs: innermost lists and objects on a line.
 
     Keys below the top are sorted.
     """

@@ -76,8 +76,8 @@ class Job:
             )
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"settings of {self.call} are {shown(self.settings)}: {error}; allowed: "
-                "what JSON holds (numbers, strings, booleans, None, lists, dicts)"
+                f"settings of {self.call} are {shown(self.settings)}: {error}; "
+                "allowed: what JSON holds (numbers, strings, booleans, None, lists, dicts)"
             ) from None
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -112,8 +112,8 @@ def function_of(call: str) -> Callable[..., Any]:
     module, _, name = call.partition(":")
     if not module or module == "__main__" or not name.isidentifier():
         raise ValueError(
-            f"call={call!r}; allowed: package.module:function, a module that workers can "
-            "import"
+            f"call={call!r}; allowed: package.module:function, a module that workers "
+            "can import"
         )
     try:
         function = getattr(importlib.import_module(module), name, None)

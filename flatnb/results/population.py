@@ -1,5 +1,5 @@
-"""All nets of records, chosen or not: how results depend on hyperparameters, what choosing
-on the test set would add, and whether flatness orders the nets.
+"""All nets of records, chosen or not: how results depend on hyperparameters, what
+choosing on the test set would add, and whether flatness orders the nets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where a result comes from: code, versions, machine. Records, pages and sweeps use it."""
+"""Where a result comes from: code, versions, machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
 
 
 def provenance() -> dict[str, Any]:
-    """How and where this process computes; `seconds`, of all runs, is the caller's to add.
+    """How and where this process computes; the caller adds `seconds`, of all runs.
 
     Keys: command (without folders); commit, and dirty: whether the package's files
     differ from it, both None outside its repository; code (of `code`); python;
@@ -104,7 +104,7 @@ def _deterministic(cuda: bool) -> dict[str, Any]:
         "float32_matmul": torch.get_float32_matmul_precision(),
         "repeats": "bit for bit, with the same packages and threads on this machine"
         if exact
-        else "to rounding: CUDA's atomic additions and cuDNN's choices differ between runs",
+        else "to rounding: CUDA's atomic additions and cuDNN's choices vary by run",
     }
 
 

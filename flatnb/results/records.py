@@ -48,7 +48,7 @@ def root() -> Path:
     if not (PACKAGE.parent / "_toc.yml").is_file():
         raise RecordError(
             "flatnb is installed without its repository, which holds the records: set "
-            "FLATNB_RECORDS to a folder, or install from a clone with `pip install -e .`"
+            "FLATNB_RECORDS to a folder, or install a clone with `pip install -e .`"
         )
     return PACKAGE.parent / "book" / "records"
 
@@ -99,8 +99,8 @@ def path_of(name: str) -> Path:
     # fullmatch: unlike JSON's, Python's $ also holds before a line's end.
     if not re.fullmatch(pattern, instance("name", name, str, "text")):
         raise RecordError(
-            f"name={shown(name)} is no name of a record; allowed: words of A-Z a-z 0-9 . "
-            "_ + -, with / between them"
+            f"name={shown(name)} is no name of a record; allowed: words of A-Z a-z "
+            "0-9 . _ + -, with / between them"
         )
     return root() / f"{name}.json"
 

@@ -1,6 +1,6 @@
 """Statistics of repeated runs: intervals of means, Holm's correction, rank correlation.
 
-Interval of a mean: mean ± t(0.975, n - 1) s / √n, Student's of 95 %, with s the standard
+An interval is Student's of 95 %, mean ± t(0.975, n - 1) s / √n, with s the standard
 deviation of n - 1 degrees of freedom.
 """
 
@@ -44,8 +44,8 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
         n = len(array)
     except (TypeError, ValueError):
         raise ValueError(
-            f"values={shown(values)}; allowed: numbers of shape (n, ...), one entry per "
-            "repetition"
+            f"values={shown(values)}; allowed: numbers of shape (n, ...), one entry "
+            "per repetition"
         ) from None
     if n == 0:
         nothing = np.full(array.shape[1:], np.nan)[()]

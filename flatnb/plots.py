@@ -266,8 +266,8 @@ def decision_boundary(
         logits = predict(grid)
     if logits.shape[-2:] != (len(grid), 2):
         raise ValueError(
-            f"predict must return logits (..., {len(grid)}, 2), not {tuple(logits.shape)}"
-            ": the picture is for two classes"
+            f"predict must return logits (..., {len(grid)}, 2), not "
+            f"{tuple(logits.shape)}: the picture is for two classes"
         )
     chance = logits.softmax(-1)[..., 1].reshape(-1, *rows.shape).cpu().numpy()
     ground = (columns.cpu().numpy(), rows.cpu().numpy())

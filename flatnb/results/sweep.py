@@ -67,7 +67,7 @@ def run(
     retry: bool = False,
     progress: bool = True,
 ) -> list[Result]:
-    """Run what has no result in `folder` yet; return all results, as `jobs` are ordered.
+    """Run what has no result in `folder` yet; return all results, in the jobs' order.
 
     A job that raises, or whose process dies, is kept with its error and does not stop
     the others. A function with a parameter `checkpoint` is given a path there: it may
@@ -232,7 +232,7 @@ def _check_executor(executor: object, workers: object) -> None:
 def _executor(
     executor: Executor | str | None, workers: int | None, folder: Path
 ) -> Iterator[Executor]:
-    """What runs the jobs; what is ours is closed at the end, on Ctrl-C with its jobs."""
+    """What runs the jobs; our own is closed at the end, on Ctrl-C with its jobs."""
     if isinstance(executor, Executor):
         yield executor
         return

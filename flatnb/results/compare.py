@@ -58,7 +58,7 @@ def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame
     """A row for each record and seed, at the setting chosen for the seed.
 
     Args:
-        patterns: of record names, such as "plane/*/narrow-grid".
+        patterns: of record names, such as `plane/*/narrow-grid`.
         setting: "chosen"; or "default", the published one (past the budget, or the only
             one); or "otherwise", what the record's other rule would have chosen. A
             record without such a setting is left out.

@@ -18,15 +18,20 @@ from flatnb.book.stage import with_literal_formulas
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def is_public(entry: object) -> bool:
+    return inspect.isfunction(entry) and not entry.__name__.startswith("_")
+
+
 def documented() -> list[str]:
     """The names that the page of the library documents, with their modules."""
     text = (ROOT / "book" / "library.md").read_text()
     names = re.findall(r"auto(?:class|function|module):: ([\w.]+)", text)
     listed = r"automodule:: ([\w.]+)\n   :members:([^.`]*?)(?=\n\.\.|\n```)"
     for module, members in re.findall(listed, text):
-        names += [
-            f"{module}.{one.strip()}" for one in members.split(",") if one.strip()
-        ]
+        chosen = [name.strip() for name in members.split(",") if name.strip()]
+        functions = inspect.getmembers(importlib.import_module(module), is_public)
+        public = [name for name, entry in functions if entry.__module__ == module]
+        names += [f"{module}.{name}" for name in chosen or public]
     return sorted(set(names))
 
 

@@ -77,7 +77,7 @@ class Job:
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"settings of {self.call} are {shown(self.settings)}: {error}; "
-                "allowed: what JSON holds (numbers, texts, booleans, None, lists, dicts)"
+                "allowed: what JSON has (numbers, texts, booleans, None, lists, dicts)"
             ) from None
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

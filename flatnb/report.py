@@ -1,9 +1,10 @@
 """Results in words: a mean with its interval, the verdict of a difference, tables.
 
 The words are "significantly better" (or worse, lower, …), "no significant difference",
-and "inconclusive" where there are too few runs to say either. Tests are tables of
-`compare.paired` or `compare.overall`; a difference is significant if Holm's adjusted p
-is below the level.
+and "inconclusive" where there are too few runs to say either. `tests` are tables of
+`compare.paired` or `compare.overall`; their differences are significant if Holm's
+adjusted p is below the level. `mean_interval` and `verdict` see one comparison alone:
+their 95 % intervals are not adjusted.
 """
 
 from __future__ import annotations

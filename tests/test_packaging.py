@@ -258,8 +258,10 @@ def test_links_point_at_files(document: str) -> None:
         )
 
 
-def test_the_example_of_the_readme_trains() -> None:
-    (example,) = re.findall(
+def test_the_examples_of_the_readme_train_and_measure(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    training, measuring = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
     )
     model = torch.nn.Linear(2, 2)
@@ -273,8 +275,10 @@ def test_the_example_of_the_readme_trains() -> None:
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "batches": [(x, y)] * 20,
     }
-    exec(example, names)
+    exec(training, names)
     assert names["loss"] < before
+    exec(measuring, names | {"x": x, "y": y})
+    assert "products" in capsys.readouterr().out
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:

@@ -1,4 +1,20 @@
-"""How flat is this minimum? Curvature of the loss surface, with error and cost."""
+"""How flat is this minimum? Curvature of the loss surface, with error and cost.
+
+A measure takes the net, the loss and the batches, or an operator made of them:
+
+>>> import torch
+>>> from torch import nn
+>>> net, x, y = nn.Linear(2, 3), torch.eye(2), torch.tensor([0, 1])
+>>> hessian = HessianOperator(net, nn.functional.cross_entropy, [(x, y)])
+>>> trace(hessian).value > 0
+True
+
+The largest eigenvalues: `top_eigenvalues`; all of them, roughly: `spectral_density`.
+Their sum: `trace`, or `gauss_newton_trace`, which is exact and cheaper for nets of
+ReLUs. How much the loss rises nearby: `sam_sharpness`, `worst_sharpness` and
+`average_sharpness`; to draw it: `line` and `plane`. Flatness that rescaling a layer does
+not change: `relative_flatness`. Every net of an ensemble: `ensemble_flatness`.
+"""
 
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
 from flatnb.curvature.ensemble import (

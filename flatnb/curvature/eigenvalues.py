@@ -27,7 +27,7 @@ class Eigenpairs(Result):
         residuals: (k,) norms `|H v - theta v|`: an eigenvalue lies at least this near
             to each value. A well separated one is much nearer, by about residual^2 / gap,
             with gap the distance to the next (Parlett 1998, section 11.7).
-        converged: Whether all residuals are within the tolerance and the vectors
+        converged: whether all residuals are within the tolerance and the vectors
             orthonormal, both checked at the end by products of their own.
     """
 
@@ -70,18 +70,18 @@ def top_eigenvalues(
     Args:
         operator: A `HessianOperator`, or another symmetric operator with `size`,
             `dtype`, `device`, `products` and `rows(vectors)`.
-        k: How many.
-        tol: Largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64,
+        k: how many.
+        tol: largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64,
             which leaves well separated eigenvalues with errors of rounding.
-        block: Copies of a multiple eigenvalue that are seen: start vectors, multiplied
+        block: copies of a multiple eigenvalue that are seen: start vectors, multiplied
             together. Eigenvalues closer together than the residuals count as copies;
             symmetries make them, such as several outputs of a linear regression. None
             takes k up to 10,000 dimensions, plus one start vector in reserve, and 1
             beyond, the fewest products (2 take about a third more).
-        max_basis: Vectors of `size` in memory, for nets where the default, 4 k + 8 per
+        max_basis: vectors of `size` in memory, for nets where the default, 4 k + 8 per
             start vector + 60, does not fit; the process restarts when they are used up.
-        max_products: Give up after this many, with a warning and `converged=False`.
-        seed: Of the start vectors.
+        max_products: give up after this many, with a warning and `converged=False`.
+        seed: of the start vectors.
 
     Raises:
         ValueError: k, tol, block, max_basis or max_products out of range; products that

@@ -51,10 +51,10 @@ class EnsembleFlatness(Result):
         residual: `|H v - theta v|` of the top eigenvalue's Ritz vector, by recurrence:
             an eigenvalue lies this near, up to the rounding of a product.
         trace: tr H, exact.
-        top_eigenvalue: The largest eigenvalue of H.
+        top_eigenvalue: the largest eigenvalue of H.
         relative_flatness: kappa of the last layer, see `relative_flatness`.
         sharpness: `L(w + rho g / |g|) - L(w)`, see `sam_sharpness`.
-        adaptive_sharpness: The same with `rho w^2 g / ||w| g|`.
+        adaptive_sharpness: the same with `rho w^2 g / ||w| g|`.
     """
 
     loss: Tensor
@@ -99,15 +99,15 @@ def ensemble_flatness(
     next one (once in 900 random spectra); `top_eigenvalues` is surer.
 
     Args:
-        model: Ends in the Linear that makes the logits, with ReLU or another piecewise
+        model: ends in the Linear that makes the logits, with ReLU or another piecewise
             linear activation.
         x, y: (n, ...) and (n,), shared by all members, or (members, n, ...) and
             (members, n).
-        rho: Radius of the sharpness.
-        adaptive_rho: Radius of the adaptive sharpness.
-        tol: Each member has products until its residual is at most tol times its
+        rho: radius of the sharpness.
+        adaptive_rho: radius of the adaptive sharpness.
+        tol: each member has products until its residual is at most tol times its
             eigenvalue.
-        max_products: The residual shows which members have not converged by then.
+        max_products: the residual shows which members have not converged by then.
 
     Raises:
         ValueError: A net that does not end in a Linear, uses a layer twice, is not

@@ -28,9 +28,9 @@ class Slice(Result):
     """Losses on a line or a plane; `products` counts losses over all data.
 
     Attributes:
-        axes: Distances along each direction, (points,) each.
+        axes: distances along each direction, (points,) each.
         losses: (points,) or (points of the first, points of the second axis), float64.
-        barrier: Of a line, the highest rise above the chord between its ends.
+        barrier: of a line, the highest rise above the chord between its ends.
     """
 
     axes: tuple[Tensor, ...]
@@ -135,7 +135,7 @@ def between(
     of `start`.
 
     Raises:
-        ValueError: Nets with different parameters or buffers; fewer than two points.
+        ValueError: nets with different parameters or buffers; fewer than two points.
 
     >>> net, data = nn.Linear(2, 1), [(torch.eye(2), torch.ones(2, 1))]
     >>> between(net, net, nn.functional.mse_loss, data, points=3).barrier < 1e-6

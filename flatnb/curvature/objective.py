@@ -40,21 +40,21 @@ class Objective:
     """L(w) above, in eval mode, at the parameters that the model has now.
 
     Args:
-        model: Called as `model(x)`. Compiled and data-parallel wrappers are taken off.
+        model: called as `model(x)`. Compiled and data-parallel wrappers are taken off.
         loss_fn: `loss_fn(outputs, targets)`, the **mean** loss of a batch, a scalar.
         batches: `(x, y)` pairs, weighted by `len(x)`; a list or a `DataLoader`.
-        params: The parameters that w consists of: their names, or a predicate on name
+        params: the parameters that w consists of: their names, or a predicate on name
             and tensor; None takes all that require a gradient. The others stay fixed.
 
     Raises:
-        ValueError: Empty data, a loss that is not a finite scalar mean, data and model
+        ValueError: empty data, a loss that is not a finite scalar mean, data and model
             of different precision, names that are unknown or not trained, a model whose
             outputs are random in eval mode.
 
     Attributes:
-        names, params, size: The parameters' names and copies; length of w.
-        buffers: Copies of the model's buffers, by name.
-        chunks, examples: The batches; N.
+        names, params, size: the parameters' names and copies; length of w.
+        buffers: copies of the model's buffers, by name.
+        chunks, examples: the batches; N.
 
     >>> x = torch.eye(2)
     >>> objective = Objective(nn.Linear(2, 1), nn.functional.mse_loss, [(x, x[:, :1])])

@@ -41,17 +41,17 @@ class HessianOperator:
     `operator @ v` takes a vector (size,), or (size, k) as k vectors.
 
     Args:
-        model, loss_fn, batches, params: As for `Objective`; the model is read once.
-        keep_graph: False, for data whose graph does not fit in memory, evaluates the
+        model, loss_fn, batches, params: as for `Objective`; the model is read once.
+        keep_graph: false, for data whose graph does not fit in memory, evaluates the
             batches again for each product, one after another: about twice the time.
 
     Raises:
-        ValueError: See `Objective`; a second derivative that is wrong, which shows in a
+        ValueError: see `Objective`; a second derivative that is wrong, which shows in a
             matrix that is not symmetric.
 
     Attributes:
-        objective: The `Objective`, with the gradient and vectors by name.
-        products: Products made so far, each vector counted.
+        objective: the `Objective`, with the gradient and vectors by name.
+        products: products made so far, each vector counted.
 
     >>> data = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))]
     >>> operator = HessianOperator(nn.Linear(3, 2), nn.functional.cross_entropy, data)

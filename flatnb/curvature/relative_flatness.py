@@ -61,12 +61,12 @@ def relative_flatness(
     layer's output, for all examples, and costs less than two gradients.
 
     Args:
-        model: The whole net.
-        layer: An `nn.Linear` of it, or its name.
-        loss_fn: Mean loss of a batch.
+        model: the whole net.
+        layer: an `nn.Linear` of it, or its name.
+        loss_fn: mean loss of a batch.
         batches: `(x, y)` pairs.
-        relative: Standard error wanted, as a fraction of the value.
-        seed: Of the signs.
+        relative: standard error wanted, as a fraction of the value.
+        seed: of the signs.
 
     Raises:
         ValueError: A layer of another kind, not of this model, used more than once, or

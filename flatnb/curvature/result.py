@@ -15,10 +15,10 @@ class Result:
     """A measured quantity; its `repr` prints value, error, cost and settings.
 
     Attributes:
-        products: Curvature-vector products used; a result that is not made of products
+        products: curvature-vector products used; a result that is not made of products
             says in its own docstring what is counted instead.
-        seconds: Wall-clock time.
-        settings: What the value depends on besides model and data.
+        seconds: wall-clock time.
+        settings: what the value depends on besides model and data.
     """
 
     products: int
@@ -42,10 +42,10 @@ class Estimate(Result):
     """A number, exact or the mean of a sample, with its standard error.
 
     Attributes:
-        value: The number, or the mean of a sample.
-        stderr: Standard error of the mean, from the sample's spread; 0 if exact.
-        degrees: Degrees of freedom of `stderr`, sample size minus one; 0 if exact.
-        skewness: Third standardized moment of the sample; 0 if exact.
+        value: the number, or the mean of a sample.
+        stderr: standard error of the mean, from the sample's spread; 0 if exact.
+        degrees: degrees of freedom of `stderr`, sample size minus one; 0 if exact.
+        skewness: third standardized moment of the sample; 0 if exact.
         interval: 95 % interval by Student's t, corrected for skewness (Hall 1992, "On
             the removal of skewness by transformation"). It covers in 92 to 95 % of
             cases for squares of normal variables, the most skewed sample that a trace

@@ -70,8 +70,8 @@ def sam_sharpness(
     `worst_sharpness` looks further. Costs a gradient and a loss.
 
     Args:
-        model, loss_fn, batches, params: As for `Objective`.
-        rho: Radius > 0.
+        model, loss_fn, batches, params: as for `Objective`.
+        rho: radius > 0.
         adaptive: `T = |w|` instead of 1.
 
     Raises:
@@ -106,10 +106,10 @@ def worst_sharpness(
     `sam_sharpness` nor, if steps > 1, below 0. Costs `steps` gradients and two losses.
 
     Args:
-        model, loss_fn, batches, rho, adaptive, params: As for `sam_sharpness`, which
+        model, loss_fn, batches, rho, adaptive, params: as for `sam_sharpness`, which
             this is with 1 step; raises the same.
-        steps: Steps >= 1.
-        seed: Of the first step if the gradient is zero; it is then random if steps > 1.
+        steps: steps >= 1.
+        seed: of the first step if the gradient is zero; it is then random if steps > 1.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> data = [(torch.ones(1, 1), net(torch.ones(1, 1)).detach())]
@@ -162,10 +162,10 @@ def average_sharpness(
     would otherwise hide the curvature (Zhang, Li and Ju 2024). 2 pairs + 1 losses.
 
     Args:
-        model, loss_fn, batches, adaptive, params: As for `sam_sharpness`.
-        sigma: Width of the noise > 0.
-        pairs: Pairs >= 2; `stderr` is that of their mean.
-        seed: Of the noise.
+        model, loss_fn, batches, adaptive, params: as for `sam_sharpness`.
+        sigma: width of the noise > 0.
+        pairs: pairs >= 2; `stderr` is that of their mean.
+        seed: of the noise.
 
     >>> net = nn.Linear(2, 1)
     >>> data = [(torch.ones(1, 2), net(torch.ones(1, 2)).detach())]

@@ -33,8 +33,8 @@ class SpectralDensity(Result):
     Attributes:
         nodes: (probes, steps) in float64.
         weights: (probes, steps), each row summing to 1; 0 past the end of a probe.
-        size: Dimension of the operator.
-        sigma: Default width of the Gaussian on each node, in units of the eigenvalues:
+        size: dimension of the operator.
+        sigma: default width of the Gaussian on each node, in units of the eigenvalues:
             1/100 of the range of the nodes.
     """
 
@@ -80,10 +80,10 @@ def spectral_density(
     eigenvalues.
 
     Args:
-        operator: The matrix, as for `top_eigenvalues`.
+        operator: the matrix, as for `top_eigenvalues`.
         steps: Lanczos steps, at most the dimension: nodes per probe.
-        probes: Start vectors >= 2.
-        seed: Of the start vectors.
+        probes: start vectors >= 2.
+        seed: of the start vectors.
 
     Raises:
         ValueError: steps or probes out of range.

@@ -38,10 +38,10 @@ def trace(
     For nets of ReLUs `gauss_newton_trace` is cheaper, and exact.
 
     Args:
-        operator: The matrix.
-        relative: Standard error wanted, as a fraction of the trace.
-        max_probes: Give up after this many >= 30, with a warning.
-        seed: Of the probes.
+        operator: A `HessianOperator` or `GaussNewtonOperator`.
+        relative: standard error wanted, as a fraction of the trace.
+        max_probes: give up after this many >= 30, with a warning.
+        seed: of the probes.
 
     Raises:
         ValueError: relative or max_probes out of range.

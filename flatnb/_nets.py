@@ -1,6 +1,7 @@
 """What is done to any net: unwrapping, setting its mode for a while, member factors.
 
-Wrappers are known by their class, since a net may call a part of itself `_orig_mod`.
+Wrappers are known by their class, never by an attribute: a net may call its own parts
+`module`, `members`, `generators` or `_orig_mod`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -29,6 +30,26 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = cast(nn.Module, model._orig_mod)
         else:
             return model
+
+
+def distributed(model: nn.Module) -> DistributedDataParallel | None:
+    """The model as DistributedDataParallel, where it is one, compiled or not."""
+    while compiled(model):
+        model = cast(nn.Module, model._orig_mod)
+    return model if isinstance(model, DistributedDataParallel) else None
+
+
+def ensemble(model: nn.Module) -> Any:
+    """The `flatnb.Ensemble` inside the wrappers, or None."""
+    # A model can be one only if that module was loaded; this one does not depend on it.
+    home, core = sys.modules.get("flatnb.ensemble"), unwrap(model)
+    return core if home is not None and isinstance(core, home.Ensemble) else None
+
+
+def members(model: nn.Module) -> int | None:
+    """The number of members of an ensemble, None for other nets."""
+    net = ensemble(model)
+    return None if net is None else net.members
 
 
 @contextmanager

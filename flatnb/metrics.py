@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flatnb._checks import instance
 from flatnb._nets import in_mode, unwrap
-from flatnb.methods._model import members as members_of
-from flatnb.methods._tensors import l2_norm, wide
+from flatnb._nets import members as members_of
+from flatnb._tensors import l2_norm, wide
 
 if TYPE_CHECKING:
     from flatnb.data import Split

@@ -25,13 +25,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from flatnb._checks import function, instance, integer, number, place, sequence, shown
-from flatnb._nets import unwrap
+from flatnb._nets import distributed, unwrap
+from flatnb._nets import members as members_of
+from flatnb._tensors import dense, l2_norm, present
 from flatnb.checkpoint import Checkpoint
 from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.methods import Method
-from flatnb.methods._model import distributed
-from flatnb.methods._model import members as members_of
-from flatnb.methods._tensors import dense, l2_norm, present
 from flatnb.metrics import check_net, cross_entropy, evaluate, gradient_norm
 
 if TYPE_CHECKING:

@@ -1,8 +1,4 @@
-"""What a model is made of: its wrappers, its parameters, and what a loss reaches.
-
-Wrappers are known by their class, never by an attribute: a net may call its own parts
-`module`, `members`, `generators` or `no_sync`.
-"""
+"""What a model is made of: its parameters and modules, and what a loss reaches."""
 
 from __future__ import annotations
 
@@ -14,28 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-
-from flatnb._nets import compiled, unwrap
-
-
-def distributed(model: nn.Module) -> DistributedDataParallel | None:
-    """The model as DistributedDataParallel, where it is one, compiled or not."""
-    while compiled(model):
-        model = cast(nn.Module, model._orig_mod)
-    return model if isinstance(model, DistributedDataParallel) else None
-
-
-def ensemble(model: nn.Module) -> Any:
-    """The `flatnb.Ensemble` inside the wrappers, or None."""
-    # A model can be one only if that module was loaded; this one does not depend on it.
-    home, core = sys.modules.get("flatnb.ensemble"), unwrap(model)
-    return core if home is not None and isinstance(core, home.Ensemble) else None
-
-
-def members(model: nn.Module) -> int | None:
-    """The number of members of an ensemble, None for other nets."""
-    net = ensemble(model)
-    return None if net is None else net.members
 
 
 def sharded(module: nn.Module) -> bool:

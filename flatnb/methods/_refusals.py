@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatnb import _checks
-from flatnb.methods._model import distributed, sharded
-from flatnb.methods._tensors import scalar
+from flatnb._nets import distributed
+from flatnb._tensors import scalar
+from flatnb.methods._model import sharded
 
 NO_GRADIENT = (
     "no trainable parameter of the model got a gradient: the losses that the closure "

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from flatnb._nets import unwrap
-from flatnb.methods import _tensors
+from flatnb import _tensors
+from flatnb._nets import distributed, ensemble, unwrap
+from flatnb._tensors import Real, dense, no_autocast, per_member, present, wide
 from flatnb.methods._model import (
     average_gradients,
     contents,
-    distributed,
-    ensemble,
     leaves,
     sharded,
 )
@@ -34,7 +33,6 @@ from flatnb.methods._refusals import (
     check_model,
 )
 from flatnb.methods._state import Buffers, Streams
-from flatnb.methods._tensors import Real, dense, no_autocast, per_member, present, wide
 from flatnb.methods.perturb import Perturb, factors
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flatnb import _checks
-from flatnb.methods._tensors import dense, present
+from flatnb._tensors import dense, present
 from flatnb.methods.noise import Stream, normal
 
 Closure = Callable[[], Any]

@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatnb import _checks
 from flatnb._kappa import kappa_direction, kappa_of_logits
-from flatnb._nets import compiled, unwrap
-from flatnb.methods._model import ensemble
+from flatnb._nets import compiled, ensemble, unwrap
 from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, per_member, whole
 from flatnb.methods.noise import Stream, rademacher
 from flatnb.methods.normalization import Elementary

@@ -12,9 +12,9 @@ from typing import Any, dataclass_transform
 from torch import Tensor, nn
 
 from flatnb import _checks
+from flatnb._tensors import Real, per_member, present, scalar
 from flatnb.methods._refusals import OLD_GRAPH
 from flatnb.methods._step import Closure, Gradient, Step
-from flatnb.methods._tensors import Real, per_member, present, scalar
 from flatnb.methods.perturb import Perturb
 
 # For authors, who need not import from elsewhere.

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from flatnb import _checks
-from flatnb.methods._tensors import scalar
+from flatnb._tensors import scalar
 
 Perturb = Callable[[str, Tensor, nn.Module], float]
 

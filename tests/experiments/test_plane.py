@@ -69,7 +69,7 @@ def test_flatness_and_norms_are_those_of_the_net_whose_losses_are_recorded(
         *((name, getattr(flatness, name)) for name in FLATNESS),
         (
             "norm",
-            flatnb.methods._tensors.l2_norm(list(model.parameters()), model.members),
+            flatnb._tensors.l2_norm(list(model.parameters()), model.members),
         ),
     ):
         flat = [value for row in final[name] for value in row]

@@ -20,6 +20,7 @@ from properties import Calls, identical
 from table import ROWS
 from torch import nn
 
+from flatnb._tensors import l2_norm
 from flatnb.ensemble import Ensemble
 from flatnb.methods import (
     ERM,
@@ -32,7 +33,6 @@ from flatnb.methods import (
     WeightNoise,
     compose,
 )
-from flatnb.methods._tensors import l2_norm
 from flatnb.methods.method import Hyperparameter
 
 METHODS = [ERM(), SAM(0.1), NSO(0.1)]

@@ -41,9 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    # A closed terminal or a stopped job must not leave kernels behind either.
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.signal(number, interrupt) for number in signals}
+    # A closed terminal or a stopped job must not leave kernels behind either; nohup
+    # ignores SIGHUP, and so do we then.
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         return arguments.command(arguments)
     except BrokenPipeError:  # the reader had enough: `flatnb records list | head`

@@ -15,6 +15,7 @@ import importlib
 import inspect
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ from flatnb.results.provenance import cores
 
 Record = dict[str, Any]  # the content of a result's file
 BUSY = 75  # exit code of a process whose job another sweep holds
+LOST = 74  # exit code of a process that could not write the result
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # says nothing about the job
 
 
@@ -242,13 +244,20 @@ def died(job: Job, folder: Path, message: str) -> Record | None:
 
 
 def main() -> None:
-    """In a process of its own: read the job from stdin; end when stdin is closed."""
+    """In a session of its own: read the job from stdin; end when stdin is closed."""
     call, settings, folder = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if work(Job(call, settings), Path(folder)) is None:
+    sweep = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a job that reads must not wait
+    threading.Thread(target=_end_with, args=(sweep,), daemon=True).start()
+    try:
+        record = work(Job(call, settings), Path(folder))
+    except OSError:
+        traceback.print_exc()
+        sys.exit(LOST)
+    if record is None:
         sys.exit(BUSY)
 
 
-def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # returns when the sweep is gone, by kill -9 too
-    os._exit(1)
+def _end_with(sweep: int) -> None:
+    os.read(sweep, 1)  # returns when the sweep is gone, by kill -9 too
+    os.kill(0, signal.SIGKILL)  # this process and all that the job started

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tqdm import tqdm
 
 from flatnb._checks import flag, instance, integer, sequence, shown
-from flatnb.results.jobs import BUSY, Job, Record, check, died, lock, read, work
+from flatnb.results.jobs import BUSY, LOST, Job, Record, check, died, lock, read, work
 from flatnb.results.provenance import cores
 
 PAUSE = 1.0  # seconds until a job that another sweep holds is looked at again
@@ -121,7 +122,7 @@ def run(
     for key, job in keyed.items():
         record = read(folder, job)
         if record is not None and retry and "error" in record:
-            (folder / f"{key}.json").unlink()
+            (folder / f"{key}.json").unlink(missing_ok=True)
         elif record is not None:
             records[key] = record
     missing = [job for key, job in keyed.items() if key not in records]
@@ -302,13 +303,15 @@ class _Processes(ThreadPoolExecutor):
             raise CancelledError
         if code == BUSY:
             return None
+        if code == LOST:
+            raise OSError(f"the result of {job} cannot be kept in {folder}: see above")
         return died(job, folder, f"exit code {code} (killed, or out of memory?)")
 
     def _process(self, message: list[Any], environment: dict[str, str]) -> int:
         """The exit code of the process of a job."""
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         with subprocess.Popen(
-            [sys.executable, "-c", "from flatnb.results.jobs import main; main()"],
+            [sys.executable, "-Pc", "from flatnb.results.jobs import main; main()"],
             stdin=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": path, **environment},
@@ -321,6 +324,8 @@ class _Processes(ThreadPoolExecutor):
                 print(json.dumps(message), file=process.stdin, flush=True)
             code = process.wait()
             self._running.discard(process)
+            with contextlib.suppress(ProcessLookupError):  # what the job left running
+                os.killpg(process.pid, signal.SIGKILL)
             return code
 
     def kill(self) -> None:

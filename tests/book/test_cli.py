@@ -13,6 +13,7 @@ from small_book import ROOT, book, code, read, save, tagged, text_of, write
 
 from flatnb import __version__
 from flatnb.book import cli, stage
+from flatnb.results import records
 
 URL = "https://github.com/acme/flatnb"
 
@@ -119,6 +120,24 @@ def test_interrupting_ends_kernels_and_leaves_nothing_half_written(
             os.kill(int(pid.read_text()), 0)
             time.sleep(0.1)
     assert not list((tmp_path / "_build" / "notebooks" / "laptop").iterdir())
+
+
+def test_a_closed_terminal_ends_a_command_but_not_under_nohup(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hang_up() -> list[str]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return []
+
+    monkeypatch.setattr(records, "names", hang_up)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, status in ((signal.SIG_DFL, 130), (signal.SIG_IGN, 0)):
+            signal.signal(signal.SIGHUP, handler)
+            assert cli.main(["records", "list"]) == status
+            assert signal.getsignal(signal.SIGHUP) == handler
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # --- book, serve --------------------------------------------------------------------

@@ -4,6 +4,7 @@ killed.
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,15 @@ def fail_unless(marker: str) -> dict[str, Any]:
 
 def nothing() -> None:
     """A job must return a dict."""
+
+
+def ask() -> dict[str, Any]:
+    return {"answer": input()}
+
+
+def leave() -> dict[str, Any]:
+    """Leave a process running."""
+    return {"pid": subprocess.Popen(["sleep", "300"]).pid}
 
 
 def die(log: str, times: int) -> dict[str, Any]:

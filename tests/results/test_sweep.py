@@ -501,6 +501,25 @@ def test_a_job_whose_process_was_killed_is_a_failure_and_the_others_run(
     assert again.value == {"times": 1}
 
 
+def test_a_process_of_a_job_waits_for_no_input_and_leaves_no_process(
+    tmp_path: Path,
+) -> None:
+    jobs = [Job("sweep_jobs:ask", {}), Job("sweep_jobs:leave", {})]
+    asked, left = run(jobs, tmp_path, workers=2)
+    assert asked.error == "EOFError: EOF when reading a line"
+    assert left.value
+    until(lambda: not is_running(left.value["pid"]))
+
+
+def test_a_disk_that_is_full_for_the_process_of_a_job_is_not_its_result(
+    tmp_path: Path,
+) -> None:
+    big = Job("sweep_jobs:fill", {"size": 1 << 22})
+    with files_up_to(1 << 21), pytest.raises(OSError, match="cannot be kept"):
+        run([big], tmp_path, workers=1)
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_killing_the_sweep_loses_nothing_and_leaves_no_process(tmp_path: Path) -> None:
     folder, log = tmp_path / "runs", tmp_path / "log"
     jobs = writing(log, 6, 2.0)

@@ -97,8 +97,8 @@ def _run(arguments: Namespace, notebooks: Sequence[Path], **options: Any) -> lis
     runs = runner.run(notebooks, **options)
     for run in [run for run in runs if run.error]:
         copy = os.path.relpath(run.output.with_suffix(runner.FAILED))
-        place = f"flatnb: {run.source} failed; the executed copy is {copy}"
-        print(f"\n{run.error}\n{place}", file=sys.stderr)
+        place = f"; the executed copy is {copy}" if os.path.exists(copy) else ""
+        print(f"\n{run.error}\nflatnb: {run.source} failed{place}", file=sys.stderr)
     return runs
 
 

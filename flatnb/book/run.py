@@ -7,6 +7,7 @@ notebook's folder, as Jupyter's does. What only the book needs is imported in fu
 so that `flatnb records` works without it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -33,6 +34,19 @@ PACKAGES = (
     *("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn"),
     *("pandas", "scipy", "papermill", "accelerate", "lightning", "transformers"),
 )
+
+# papermill, which ends with the runner, by kill -9 too; its kernel ends with it.
+PAPERMILL = """
+import os, threading
+from papermill.__main__ import papermill
+
+def end_with_runner():
+    os.read(0, 1)
+    os._exit(1)
+
+threading.Thread(target=end_with_runner, daemon=True).start()
+papermill()
+"""
 
 
 class UserError(Exception):
@@ -243,6 +257,7 @@ def run(
             raise UserError(f"{name} is {value:g}; it must be positive")
     jobs, threads = share(jobs, profile)
     folder = out or (root_of(Path.cwd()) or Path.cwd()) / f"_build/notebooks/{profile}"
+    folder = folder.absolute()  # kernels work elsewhere
     runs: dict[Path, Run] = {}
     for path in notebooks:
         values = chosen(path, profile, given or {})
@@ -289,20 +304,29 @@ def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
         # papermill formats paths like strings: these names have no braces.
         shutil.copyfile(run.source, folder / "source.ipynb")
         (folder / "parameters.yaml").write_text(yaml.safe_dump(run.values))
-        command = "papermill source.ipynb executed.ipynb -f parameters.yaml"
+        command = "source.ipynb executed.ipynb -f parameters.yaml"
         options = "--no-progress-bar --kernel python3 --language python --cwd"
         place = str(run.source.resolve().parent)
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(  # -P: no folder of the caller's on its path
-                [sys.executable, "-P", "-m", *command.split(), *options.split(), place],
+                [
+                    sys.executable,
+                    "-Pc",
+                    PAPERMILL,
+                    *command.split(),
+                    *options.split(),
+                    place,
+                ],
                 cwd=folder,
                 env=os.environ | _environment(folder, run.threads),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # never written to
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C is for us alone
             )
-            in_time = _wait(process, start + timeout, stop)
+            with process:
+                in_time = _wait(process, start + timeout, stop)
+                _kill(folder)
         run.seconds = time.monotonic() - start
         if not in_time:
             run.error = f"killed at the limit of {timeout:g} s (--timeout)"
@@ -315,17 +339,22 @@ def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
 
 
 def _wait(process: subprocess.Popen[bytes], end: float, stop: threading.Event) -> bool:
-    """Whether a process ended by itself; if not, it is killed with all it started."""
-    import psutil  # because a kernel has a process group of its own
-
+    """Whether a process ended by itself, in time."""
     while process.poll() is None:
         if stop.wait(0.1) or time.monotonic() > end:
-            parent = psutil.Process(process.pid)
-            for member in [*parent.children(recursive=True), parent]:
-                member.kill()
-            process.wait()
             return False
     return True
+
+
+def _kill(folder: Path) -> None:
+    """Kill all that a run in `folder` started: a kernel and its own have no group."""
+    import psutil
+
+    for process in psutil.process_iter(["environ"]):
+        environment = process.info["environ"] or {}  # None: another user's
+        if environment.get("IPYTHONDIR") == str(folder / "ipython"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def _environment(folder: Path, threads: int) -> dict[str, str]:
@@ -345,16 +374,18 @@ def _environment(folder: Path, threads: int) -> dict[str, str]:
 
 def _file(run: Run, executed: Path) -> None:
     """Put an executed copy into the output folder, with what it is keyed by."""
+    failed = run.output.with_suffix(FAILED)
+    failed.unlink(missing_ok=True)
     if run.error:
-        if executed.exists():
-            executed.replace(run.output.with_suffix(FAILED))
+        with contextlib.suppress(UserError):  # absent, or cut off by a kill
+            read(executed)
+            executed.replace(failed)
         return
     side = dataclasses.asdict(run) | {"sha256": sha256(executed)}
     executed.replace(run.output)
     write(
         run.output.with_suffix(".json"), json.dumps(side, indent=1, default=str) + "\n"
     )
-    run.output.with_suffix(FAILED).unlink(missing_ok=True)
 
 
 def plain(text: str) -> str:

@@ -216,9 +216,15 @@ def test_a_failing_cell_is_said_kept_and_never_reused(tmp_path: Path) -> None:
 def test_a_hung_kernel_is_killed_at_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hang = "Path('pid').write_text(str(os.getpid()))\nwhile True: pass"
-    path = save(tmp_path / "hang.ipynb", f"import os\nfrom pathlib import Path\n{hang}")
-    pid, wait = tmp_path / "pid", runner._wait
+    # A kernel that hangs, and what a shell that is gone has left in another session.
+    hang = """
+import os, subprocess
+from pathlib import Path
+subprocess.run("setsid sleep 300 & echo $! > left", shell=True)
+Path("pid").write_text(str(os.getpid()))
+while True: pass"""
+    path = save(tmp_path / "hang.ipynb", hang)
+    pid, left, wait = tmp_path / "pid", tmp_path / "left", runner._wait
 
     def until_it_hangs(process: Any, end: float, stop: Any) -> bool:
         while not (pid.exists() and pid.read_text()):
@@ -229,8 +235,28 @@ def test_a_hung_kernel_is_killed_at_the_limit(
     monkeypatch.setattr(runner, "_wait", until_it_hangs)
     (run,) = runner.run([path], profile="smoke", out=tmp_path / "out", timeout=99)
     assert run.error == "killed at the limit of 99 s (--timeout)"
-    assert gone(int(pid.read_text())) and not run.is_known()
+    assert gone(int(pid.read_text())) and gone(int(left.read_text()))
+    assert not run.is_known()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"hang.failed.ipynb"}
+
+
+def test_a_relative_folder_is_that_of_the_caller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "a" / "b.ipynb", "import os; print(os.environ['IPYTHONDIR'])")
+    monkeypatch.chdir(tmp_path)
+    (run,) = runner.run([Path("a/b.ipynb")], profile="smoke", out=Path("out"))
+    assert run.error is None
+    (output,) = read(run.output)["cells"][-1]["outputs"]
+    assert "".join(output["text"]).startswith(str(tmp_path / "out"))
+
+
+def test_a_copy_that_is_half_written_is_not_kept(tmp_path: Path) -> None:
+    done, half = runner.Run(tmp_path, tmp_path / "a.ipynb", {}, 1, ""), tmp_path / "x"
+    half.write_text("{")
+    done.error = "killed"
+    runner._file(done, half)
+    assert list(tmp_path.iterdir()) == [half]
 
 
 def test_nothing_runs_when_a_notebook_does_not_fit(tmp_path: Path) -> None:

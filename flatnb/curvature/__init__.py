@@ -47,30 +47,12 @@ from flatnb.curvature.sharpness import (
 from flatnb.curvature.spectral_density import SpectralDensity, spectral_density
 from flatnb.curvature.trace import trace
 
-__all__ = [
-    "FLATNESS",
-    "Eigenpairs",
-    "EnsembleFlatness",
-    "Estimate",
-    "GaussNewtonOperator",
-    "HessianOperator",
-    "Objective",
-    "Sharpness",
-    "Slice",
-    "SpectralDensity",
-    "average_sharpness",
-    "between",
-    "ensemble_flatness",
-    "filter_normalised",
-    "gauss_newton_trace",
-    "line",
-    "plane",
-    "random_direction",
-    "relative_flatness",
-    "relative_flatness_by_layer",
-    "sam_sharpness",
-    "spectral_density",
-    "top_eigenvalues",
-    "trace",
-    "worst_sharpness",
-]
+# The library page lists them in this order.
+__all__ = ["GaussNewtonOperator", "HessianOperator", "Objective"]
+__all__ += ["gauss_newton_trace", "spectral_density", "top_eigenvalues", "trace"]
+__all__ += ["relative_flatness", "relative_flatness_by_layer"]
+__all__ += ["average_sharpness", "sam_sharpness", "worst_sharpness"]
+__all__ += ["FLATNESS", "ensemble_flatness"]
+__all__ += ["between", "filter_normalised", "line", "plane", "random_direction"]
+__all__ += ["Eigenpairs", "EnsembleFlatness", "Estimate", "Sharpness", "Slice"]
+__all__ += ["SpectralDensity"]

@@ -20,8 +20,11 @@ from flatnb.methods.sam import ASAM, RSAM, SAM, USAM
 from flatnb.methods.schedules import Cosine, FollowLR, Linear
 from flatnb.methods.softad import SoftAD
 
-__all__ = ["ERM", "FAM", "Method", "compose"]
+# The library page lists them in this order.
+__all__ = ["ERM", "Every", "Method", "compose"]
 __all__ += ["AdaFlood", "Flooding", "IFlood", "adaflood_levels", "held_out_losses"]
-__all__ += ["BSAM", "GNP", "NSO", "SoftAD", "WeightNoise"]
+__all__ += ["SoftAD"]
 __all__ += ["ASAM", "GSAM", "RSAM", "SAM", "USAM", "FriendlySAM", "LookSAM"]
-__all__ += ["Cosine", "Every", "FollowLR", "Linear"]
+__all__ += ["BSAM", "NSO", "WeightNoise"]
+__all__ += ["FAM", "GNP"]
+__all__ += ["Cosine", "FollowLR", "Linear"]

@@ -52,18 +52,18 @@ class EnsembleFlatness(Result):
             an eigenvalue lies this near, up to the rounding of a product.
         trace: tr H, exact.
         top_eigenvalue: the largest eigenvalue of H.
-        relative_flatness: kappa of the last layer, see `relative_flatness`.
         sharpness: `L(w + rho g / |g|) - L(w)`, see `sam_sharpness`.
         adaptive_sharpness: the same with `rho w^2 g / ||w| g|`.
+        relative_flatness: kappa of the last layer, see `relative_flatness`.
     """
 
     loss: Tensor
     residual: Tensor
     trace: Tensor
     top_eigenvalue: Tensor
-    relative_flatness: Tensor
     sharpness: Tensor
     adaptive_sharpness: Tensor
+    relative_flatness: Tensor
 
     def summary(self) -> str:
         medians = ", ".join(
@@ -73,7 +73,7 @@ class EnsembleFlatness(Result):
         return f"{len(self.loss)} members, medians: {medians}"
 
 
-# The measures of flatness above, which experiments record.
+# The measures of flatness above: experiments record them, notebook 13 compares them.
 FLATNESS = tuple(
     name
     for name in EnsembleFlatness.__annotations__

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from flatnb.curvature import ensemble_flatness
+from flatnb.curvature import FLATNESS, ensemble_flatness
 from flatnb.data import Data
 from flatnb.ensemble import Ensemble, groups
 from flatnb.experiments.tuning import SGD, Optimizer, Setting, Tuned
@@ -25,10 +25,6 @@ from flatnb.train import Run, fit
 METRICS = (
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy"),
     *("test_loss", "test_accuracy", "test_ece", "norm", "grad_norm"),
-)
-FLATNESS = (  # attributes of `EnsembleFlatness`
-    *("trace", "top_eigenvalue", "relative_flatness"),
-    *("sharpness", "adaptive_sharpness"),
 )
 TUNING_SEED = 1000  # used for nothing but the choice of a setting
 _FLATNESS_EXAMPLES = 2048  # as many as the gradient's norm is taken of

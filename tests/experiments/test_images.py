@@ -6,8 +6,9 @@ from made import record_of
 from test_runner import CNN as PLAIN
 
 import flatnb
+from flatnb.curvature import FLATNESS
 from flatnb.experiments import images
-from flatnb.experiments.runner import FLATNESS, Training, train_net
+from flatnb.experiments.runner import Training, train_net
 from flatnb.experiments.tuning import METHODS
 
 CNN = replace(PLAIN, augment="crop, flip")

@@ -5,9 +5,8 @@ import pytest
 from made import record_of
 
 import flatnb
-from flatnb.curvature import ensemble_flatness
+from flatnb.curvature import FLATNESS, ensemble_flatness
 from flatnb.experiments import EXPERIMENTS, plane, runner
-from flatnb.experiments.runner import FLATNESS
 from flatnb.experiments.tasks import NARROW
 from flatnb.experiments.tuning import ADAM, METHODS
 from flatnb.results import records

@@ -9,8 +9,9 @@ from types import ModuleType
 
 from flatnb import methods
 from flatnb.ensemble import Ensemble
+from flatnb.grid import fit_grid
 from flatnb.methods import *  # noqa: F403
-from flatnb.train import Run, fit, fit_grid
+from flatnb.train import Run, fit
 
 __version__ = "0.1.0"
 __all__ = ["Ensemble", "Run", "fit", "fit_grid"]

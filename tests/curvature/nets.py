@@ -556,8 +556,9 @@ class Truth:
         total = torch.zeros(len(self.vector), len(self.vector), dtype=torch.float64)
         for x, y in self.case.batches:
             z = self.outputs(self.vector, x).detach()
-            rows = lambda w, x=x: self.outputs(w, x).reshape(-1)  # noqa: E731
-            jacobian = torch.autograd.functional.jacobian(rows, self.vector)
+            jacobian = torch.autograd.functional.jacobian(
+                lambda w, x=x: self.outputs(w, x).reshape(-1), self.vector
+            )
             of_loss = torch.autograd.functional.hessian(
                 lambda flat, z=z, y=y: self.case.loss(flat.reshape(z.shape), y),
                 z.reshape(-1),

@@ -157,6 +157,9 @@ def test_the_average_covers_as_often_as_it_says():
 def test_the_worst_case_is_never_below_the_loss_itself():
     """A step of SAM may overshoot and end lower; no step at all is in the ball."""
     model, data, _ = quadratic(0.5)
-    bent = lambda z, y: (z - y).square().mean().clamp(max=1).mul(20).sin()  # noqa: E731
+
+    def bent(z, y):
+        return (z - y).square().mean().clamp(max=1).mul(20).sin()
+
     for rho in (0.5, 1.0, 3.0):
         assert worst_sharpness(model, bent, data, rho, steps=2).value >= 0

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import ddp_cases as cases
@@ -169,7 +170,7 @@ def test_running_statistics_are_the_first_process_own_at_w(found, name) -> None:
 
 
 def test_ensemble(found) -> None:
-    make = lambda: SAM(torch.tensor([0.0, 0.1, 0.2]))  # noqa: E731
+    make = partial(SAM, torch.tensor([0.0, 0.1, 0.2]))
     assert torch.equal(*[f["ensemble"]["weights"] for f in found])
     assert_close(
         [found[0]["ensemble"]["weights"]], [replicas(make, cases.ensemble)[0]], 1e-9

@@ -73,7 +73,8 @@ def run(
     A job that raises, or whose process dies, is kept with its error and does not stop
     the others. A function with a parameter `checkpoint` is given a path there: it may
     save its state in that file (aside, then rename) and goes on from it when it finds
-    one; once there is a value, the file is removed.
+    one; once there is a value, the file is removed. In a process of its own, a job has
+    no input, and what it leaves running ends with it.
 
     Args:
         jobs: those of one key run once.

@@ -501,11 +501,29 @@ def test_a_job_whose_process_was_killed_is_a_failure_and_the_others_run(
     assert again.value == {"times": 1}
 
 
+def test_two_sweeps_may_retry_a_job_at_once(
+    tmp_path: Path, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, read = Job("sweep_jobs:nothing", {}), sweep.read
+    (before,) = run([job], tmp_path, executor=threads)
+
+    def read_late(folder: Path, job: Job) -> Any:
+        record = read(folder, job)
+        (folder / f"{job.key}.json").unlink()  # as the other sweep does
+        return record
+
+    monkeypatch.setattr(sweep, "read", read_late)
+    (again,) = run([job], tmp_path, executor=threads, retry=True)
+    assert again.error == before.error
+
+
 def test_a_process_of_a_job_waits_for_no_input_and_leaves_no_process(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jobs = [Job("sweep_jobs:ask", {}), Job("sweep_jobs:leave", {})]
-    asked, left = run(jobs, tmp_path, workers=2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "filelock.py").write_text("raise ImportError")  # the user's own
+    asked, left = run(jobs, tmp_path / "runs", workers=2)
     assert asked.error == "EOFError: EOF when reading a line"
     assert left.value
     until(lambda: not is_running(left.value["pid"]))

@@ -122,7 +122,7 @@ def serve_command(arguments: Namespace) -> int:
     pages = _root() / "_build" / "html"
     if not (pages / "index.html").exists():
         raise UserError(f"no pages in {pages}: build them with `make book`")
-    server = [sys.executable, "-m", "http.server", str(arguments.port)]
+    server = [sys.executable, "-u", "-m", "http.server", str(arguments.port)]
     return subprocess.call([*server, "--bind", "127.0.0.1", "--directory", pages])
 
 

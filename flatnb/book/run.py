@@ -37,15 +37,30 @@ PACKAGES = (
 
 # papermill, which ends with the runner, by kill -9 too; its kernel ends with it.
 PAPERMILL = """
-import os, threading
-from papermill.__main__ import papermill
+import json, os, sys, threading
+import papermill
+from traitlets.config import Config
 
 def end_with_runner():
     os.read(0, 1)
     os._exit(1)
 
 threading.Thread(target=end_with_runner, daemon=True).start()
-papermill()
+config, socket = Config(), os.path.abspath("socket")
+# Kernels that start together race for free TCP ports, and for the fixed name that
+# jupyter_client gives sockets. The name of a Unix socket has at most 100 bytes.
+if os.name == "posix" and len(os.fsencode(socket)) < 90:
+    config.KernelManager.transport, config.KernelManager.ip = "ipc", socket
+papermill.execute_notebook(
+    "source.ipynb",
+    "executed.ipynb",
+    json.load(open("parameters.json")),
+    kernel_name="python3",
+    language="python",
+    progress_bar=False,
+    cwd=sys.argv[1],
+    config=config,
+)
 """
 
 
@@ -295,28 +310,17 @@ def _execute_all(runs: list[Run], jobs: int, timeout: float) -> None:
 
 def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
     """Execute one notebook in a private folder, and put its copy into place."""
-    import yaml
-
     print(f"running {run.source} …\n", end="", flush=True)
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix=".run-", dir=run.output.parent) as name:
         folder = Path(name)
         # papermill formats paths like strings: these names have no braces.
         shutil.copyfile(run.source, folder / "source.ipynb")
-        (folder / "parameters.yaml").write_text(yaml.safe_dump(run.values))
-        command = "source.ipynb executed.ipynb -f parameters.yaml"
-        options = "--no-progress-bar --kernel python3 --language python --cwd"
+        (folder / "parameters.json").write_text(json.dumps(run.values))
         place = str(run.source.resolve().parent)
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(  # -P: no folder of the caller's on its path
-                [
-                    sys.executable,
-                    "-Pc",
-                    PAPERMILL,
-                    *command.split(),
-                    *options.split(),
-                    place,
-                ],
+                [sys.executable, "-Pc", PAPERMILL, place],
                 cwd=folder,
                 env=os.environ | _environment(folder, run.threads),
                 stdin=subprocess.PIPE,  # never written to

@@ -46,7 +46,8 @@ def end_with_runner():
     os._exit(1)
 
 threading.Thread(target=end_with_runner, daemon=True).start()
-config, socket = Config(), os.path.abspath("socket")
+place, socket = sys.argv[1:]
+config = Config()
 # Kernels that start together race for free TCP ports, and for the fixed name that
 # jupyter_client gives sockets. The name of a Unix socket has at most 100 bytes.
 if os.name == "posix" and len(os.fsencode(socket)) < 90:
@@ -58,7 +59,7 @@ papermill.execute_notebook(
     kernel_name="python3",
     language="python",
     progress_bar=False,
-    cwd=sys.argv[1],
+    cwd=place,
     config=config,
 )
 """
@@ -312,7 +313,10 @@ def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
     """Execute one notebook in a private folder, and put its copy into place."""
     print(f"running {run.source} …\n", end="", flush=True)
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=".run-", dir=run.output.parent) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix=".run-", dir=run.output.parent) as name,
+        tempfile.TemporaryDirectory(prefix="flatnb-") as sockets,  # of a short name
+    ):
         folder = Path(name)
         # papermill formats paths like strings: these names have no braces.
         shutil.copyfile(run.source, folder / "source.ipynb")
@@ -320,7 +324,7 @@ def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
         place = str(run.source.resolve().parent)
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(  # -P: no folder of the caller's on its path
-                [sys.executable, "-Pc", PAPERMILL, place],
+                [sys.executable, "-Pc", PAPERMILL, place, f"{sockets}/kernel"],
                 cwd=folder,
                 env=os.environ | _environment(folder, run.threads),
                 stdin=subprocess.PIPE,  # never written to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Result:
+class Result(ABC):
     """A measured quantity; its `repr` prints value, error, cost and settings.
 
     Attributes:
@@ -25,9 +26,9 @@ class Result:
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @abstractmethod
     def summary(self) -> str:
         """The value and its error, in one line."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         settings = "".join(

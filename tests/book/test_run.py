@@ -199,6 +199,24 @@ def test_a_run_and_its_second_time(
     assert "rate = 1e-05\n" in "".join(cell["source"]) + "\n"
 
 
+def test_kernels_that_start_together_share_no_port(tmp_path: Path) -> None:
+    cell = (
+        "import json, ipykernel\n"
+        "how = json.load(open(ipykernel.get_connection_file()))\n"
+        "print(how['transport'], how['ip'])"
+    )
+    pages = [save(tmp_path / f"{name}.ipynb", cell) for name in "ab"]
+    out = tmp_path / ("long name " * 12)  # too long for a socket's
+    addresses = set()
+    for done in runner.run(pages, profile="smoke", jobs=2, out=out):
+        assert done.error is None
+        (output,) = read(done.output)["cells"][-1]["outputs"]
+        transport, _, address = "".join(output["text"]).partition(" ")
+        assert transport == "ipc" and not Path(address.strip()).parent.exists()
+        addresses.add(address)
+    assert len(addresses) == 2
+
+
 def test_a_failing_cell_is_said_kept_and_never_reused(tmp_path: Path) -> None:
     bad = save(tmp_path / "bad.ipynb", "a = 1", "def f(x):\n    return 1 / x\nf(0)")
     dead = save(tmp_path / "dead.ipynb", "import os; os.kill(os.getpid(), 9)")

@@ -74,33 +74,15 @@ class EnsembleBatchNorm(nn.BatchNorm1d):
         return y.view(members, features, n).transpose(1, 2)
 
 
-class EnsembleDropout(nn.Dropout):
-    """Dropout with one generator per member. Input (members, n, features)."""
-
-    generators: list[torch.Generator]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        if self.p == 1:
-            return torch.zeros_like(x)
-        keep = 1 - self.p
-        mask = torch.empty(x.shape, dtype=x.dtype)
-        for rows, generator in zip(mask, self.generators, strict=True):
-            rows.bernoulli_(keep, generator=generator)
-        return x * mask.mul_(1 / keep).to(x.device)
-
-
 # The class that a layer of the plain net changes to; exact classes, because a subclass
 # or a parametrized layer may compute another thing.
 _BATCHED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: EnsembleLinear,
     nn.BatchNorm1d: EnsembleBatchNorm,
-    nn.Dropout: EnsembleDropout,
 } | {kind: kind for kind in _UNCHANGED}
 
 
-def stacked(nets: Sequence[nn.Module], generators: list[torch.Generator]) -> nn.Module:
+def stacked(nets: Sequence[nn.Module]) -> nn.Module:
     """One net whose tensors have a member axis and whose layers expect it."""
     for plain in set(nets):
         if str(plain) != str(nets[0]):
@@ -122,8 +104,6 @@ def stacked(nets: Sequence[nn.Module], generators: list[torch.Generator]) -> nn.
         layer.__class__ = kind
         if isinstance(layer, nn.Flatten):
             layer.start_dim = 2
-        if isinstance(layer, EnsembleDropout):
-            layer.generators = generators
         for name, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
             if tensor is not None:
                 members = [getattr(plain.get_submodule(path), name) for plain in nets]

@@ -20,13 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatnb._checks import function, integer
-from flatnb._ensemble_layers import (
-    EnsembleBatchNorm,
-    EnsembleDropout,
-    merged_layers,
-    stacked,
-)
+from flatnb._checks import function, instance, integer
+from flatnb._ensemble_layers import EnsembleBatchNorm, merged_layers, stacked
 from flatnb._nets import along_members
 
 # Entries of the widest tensor between two layers in an evaluation; more rows wait their
@@ -49,26 +44,19 @@ class Ensemble(nn.Module):
     for (members, 1, 28, 28), it is (features,) or (channels, height, width). **Output**
     is (members, n, classes).
 
-    **Dropout.** Member i draws its masks, the same on every device, from its own
-    generator, which starts where `make_model()` left the random stream. On a CPU the
-    plain net made after `torch.manual_seed(seeds[i])` trains with the same masks if
-    nothing else draws from the global stream.
-
     **Evaluation** in eval mode and without gradients takes the examples in groups, so
     memory is bounded, and merges each BatchNorm into the Linear before it; not if there
     are forward hooks, which see one group at a time.
 
     Args:
         make_model: makes the plain net on the CPU: an `nn.Sequential`, possibly nested,
-            of Linear, BatchNorm1d, Dropout, Flatten and elementwise activations.
+            of Linear, BatchNorm1d, Flatten and elementwise activations; no Dropout.
         members: how many. Small nets gain tenfold on a CPU, wide ones little: cut a
             large grid of wide nets by `groups`.
         seeds: one per member, repeats allowed; 0, 1, ..., members - 1 if not given.
 
     Attributes:
         net: the batched layers, under the names they have in the plain net.
-        generators: of dropout masks, one per member; empty without dropout. Their
-            states are part of `state_dict()`.
 
     Raises:
         TypeError: a layer that is not supported.
@@ -97,9 +85,8 @@ class Ensemble(nn.Module):
             )
         # A grid of settings repeats its seeds: each is initialized once.
         plain = {seed: _make(make_model, seed) for seed in dict.fromkeys(self.seeds)}
-        nets = [plain[seed][0] for seed in self.seeds]
-        self.generators: list[torch.Generator] = []
-        self.net = stacked(nets, self.generators)
+        nets = [plain[seed] for seed in self.seeds]
+        self.net = stacked(nets)
         # In a tuple, so that it is no submodule: it gives `member` the right classes.
         self._plain = (nets[0],)
         self._features = _features(self.net)
@@ -108,10 +95,6 @@ class Ensemble(nn.Module):
                 "make_model ties parameters of different layers, which Ensemble stacks "
                 "separately. Use the layer itself twice, or train without Ensemble"
             )
-        if any(isinstance(layer, EnsembleDropout) for layer in self.net.modules()):
-            for seed in self.seeds:  # into the list that the dropout layers hold
-                self.generators.append(torch.Generator())
-                self.generators[-1].set_state(plain[seed][1])
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs of all members, (members, n, classes)."""
@@ -132,10 +115,7 @@ class Ensemble(nn.Module):
         return torch.cat(outputs, dim=1)
 
     def member(self, i: int) -> nn.Module:
-        """A plain copy of member i: its parameters, buffers, modes and `requires_grad`.
-
-        Its dropout draws from the global stream, as that of every plain net does.
-        """
+        """A plain copy of member i: its parameters, buffers, modes, `requires_grad`."""
         if not -self.members <= i < self.members:
             raise IndexError(f"member {i} of an ensemble of {self.members}")
         net = copy.deepcopy(self._plain[0])
@@ -146,46 +126,6 @@ class Ensemble(nn.Module):
         for layer, batched in zip(net.modules(), self.net.modules(), strict=True):
             layer.training = batched.training
         return net
-
-    def clip_grad_norm_(self, max_norm: float | Tensor) -> Tensor:
-        """`nn.utils.clip_grad_norm_` for each member by itself, for loops of your own.
-
-        A non-finite norm makes that member's gradient NaN, and no other's.
-
-        Args:
-            max_norm: one for all, or one per member, (members,).
-
-        Returns:
-            The norms before clipping, (members,), in float64.
-        """
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
-        if not grads:
-            return torch.zeros(self.members, dtype=torch.float64)
-        flat = [g.flatten(1) for g in grads]
-        squares = [
-            torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) for g in flat
-        ]
-        norms = torch.stack(squares).norm(dim=0)
-        limit = torch.as_tensor(max_norm, dtype=norms.dtype, device=norms.device)
-        factor = (limit / (norms + 1e-6)).clamp(max=1.0)
-        for g in grads:
-            g.mul_(along_members(factor, g))
-        return norms
-
-    def get_extra_state(self) -> Tensor:
-        """The states of the generators, (members, bytes); for `state_dict`."""
-        states = [g.get_state() for g in self.generators]
-        return torch.stack(states) if states else torch.empty(0, dtype=torch.uint8)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Set what `get_extra_state` gave; for `load_state_dict`."""
-        if len(state) != len(self.generators):
-            raise ValueError(
-                f"the state holds {len(state)} dropout generators; this ensemble has "
-                f"{len(self.generators)}"
-            )
-        for generator, row in zip(self.generators, state, strict=True):
-            generator.set_state(row.cpu().clone())  # torch misreads a view
 
     def extra_repr(self) -> str:
         return f"members={self.members}"
@@ -288,23 +228,18 @@ def member_learning_rates(
     optimizer.register_step_post_hook(scale)
 
 
-def _make(make_model: Callable[[], nn.Module], seed: int) -> tuple[nn.Module, Tensor]:
-    """The net made under `seed`, and the state in which it left the random stream."""
+def _make(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The net made under `seed`."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        net = make_model()
-        state = torch.get_rng_state()
-    if not isinstance(net, nn.Module):
-        kind = type(net).__name__
-        raise TypeError(f"make_model returned {kind}; it must return an nn.Module")
-    tensors = [t for t in net.state_dict().values() if isinstance(t, Tensor)]
-    devices = {str(t.device) for t in tensors} - {"cpu"}
-    if devices:
+        net = instance("make_model()", make_model(), nn.Module, "a torch.nn.Module")
+    devices = {tensor.device.type for tensor in (*net.parameters(), *net.buffers())}
+    if devices - {"cpu"}:
         raise ValueError(
             f"make_model made its net on {', '.join(sorted(devices))}; make it on the "
             "CPU, whose random stream the seed sets, and move the ensemble"
         )
-    return net, state
+    return net
 
 
 def _features(net: nn.Module) -> int:
@@ -317,9 +252,6 @@ def _features(net: nn.Module) -> int:
 
 
 def _uses_batch(net: nn.Module) -> bool:
-    """Whether an output, or the random stream, depends on the batch's other rows."""
-    return any(
-        layer.training or getattr(layer, "running_mean", layer) is None
-        for layer in net.modules()
-        if isinstance(layer, EnsembleBatchNorm | EnsembleDropout)
-    )
+    """Whether an example's output depends on the others of its batch."""
+    norms = [m for m in net.modules() if isinstance(m, EnsembleBatchNorm)]
+    return any(norm.training or norm.running_mean is None for norm in norms)

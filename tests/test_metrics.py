@@ -97,7 +97,7 @@ def test_gradient_norm_is_of_the_plain_loss_in_eval_mode(monkeypatch, rows):
     monkeypatch.setitem(metrics._ROWS, "cpu", rows)
     monkeypatch.setattr(metrics, "_GRADIENT_EXAMPLES", 31)
     ensemble, d = (
-        flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.5), 3),
+        flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3),
         plane(),
     )
     for p in ensemble.parameters():

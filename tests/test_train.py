@@ -395,7 +395,7 @@ def dropped_out(seed=0):
 
 
 def ensemble(seed=0):
-    return flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2, dropout=0.3), 3)
+    return flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3)
 
 
 def start(
@@ -533,7 +533,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         "data is": dict(data=jittered(1)),
         "model is": (
             lambda m: dict(model=m, optimizer=torch.optim.Adam(m.parameters(), lr=0.01))
-        )(flatnb.Ensemble(lambda: models.mlp(2, 9, 2, 2, dropout=0.3), 3)),
+        )(flatnb.Ensemble(lambda: models.mlp(2, 9, 2, 2), 3)),
         "optimizer is": (lambda m: dict(model=m, optimizer=sgd(m)))(ensemble()),
     }
     for message, change in others.items():

@@ -19,9 +19,7 @@ from torch import Tensor, nn
 class Streams:
     """The random streams of a forward pass, replayed: all passes draw the same."""
 
-    def __init__(
-        self, params: Sequence[Tensor], generators: Sequence[torch.Generator]
-    ) -> None:
+    def __init__(self, params: Sequence[Tensor]) -> None:
         self._streams: list[tuple[Callable[[], Tensor], Callable[[Tensor], Any]]]
         self._streams = [(torch.get_rng_state, torch.set_rng_state)]
         for device in {p.device for p in params if not p.is_cpu}:
@@ -30,7 +28,6 @@ class Streams:
             place = {} if device.type == "mps" else {"device": device}
             get, put = module.get_rng_state, module.set_rng_state
             self._streams.append((partial(get, **place), partial(put, **place)))
-        self._streams += [(g.get_state, g.set_state) for g in generators]
         self._start: list[Tensor] | None = None
         self._end: list[Tensor] | None = None
 

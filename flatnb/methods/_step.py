@@ -111,7 +111,7 @@ class Step:
         self._means: list[Tensor] = []
         self._at_w = False
         self._factors: tuple[Perturb, list[float]] | None = None
-        self._streams = Streams(self.params, [] if net is None else net.generators)
+        self._streams = Streams(self.params)
         self._buffers = Buffers(unwrap(model), modules, single="rule" not in hooks)
 
     # -- passes

@@ -97,7 +97,6 @@ def random_net(seed: int) -> Callable[[], nn.Module]:
         lambda: nn.ReLU(inplace=True),
         lambda: nn.LeakyReLU(0.1, inplace=True),
         nn.Identity,
-        lambda: nn.Dropout(0.3),
     ]
     layers: list[Callable[[], nn.Module]] = [rng.choice(between), rng.choice(between)][
         : seed % 3

@@ -580,7 +580,6 @@ def assert_ensemble_is_separate(
             nn.Linear(4, 8),
             nn.BatchNorm1d(8),
             nn.ReLU(),
-            nn.Dropout(0.2),
             nn.Linear(8, 3),
         )
 

@@ -33,11 +33,6 @@ def present(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
-def dense(grad: Tensor | None) -> Tensor | None:
-    """A sparse gradient (of an Embedding with sparse=True) as a dense one."""
-    return grad.to_dense() if grad is not None and grad.is_sparse else grad
-
-
 def l2_norm(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:
     """The l2 norm of all tensors as one vector, () or (members,).
 

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from flatnb._checks import function, instance, integer, sequence, shown
 from flatnb._nets import distributed, unwrap
 from flatnb._nets import members as members_of
-from flatnb._tensors import dense, l2_norm, present
+from flatnb._tensors import l2_norm, present
 from flatnb.checkpoint import Checkpoint
 from flatnb.methods import Method
 from flatnb.metrics import check_net, cross_entropy, evaluate, gradient_norm
@@ -226,7 +226,7 @@ def train_epoch(
         loss = method.backward(model, partial(_losses, model, x, y, dtype))
         losses.append(loss)
         if loss.dim() == 0:
-            grads = present([dense(p.grad) for p in net.parameters()])
+            grads = present([p.grad for p in net.parameters()])
             norms.append(nn.utils.get_total_norm(grads))
             if not _is_asynchronous(loss.device):
                 _check_norms(norms[-1:], losses)

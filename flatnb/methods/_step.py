@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flatnb import _tensors
 from flatnb._nets import distributed, ensemble, unwrap
-from flatnb._tensors import Real, dense, no_autocast, per_member, present, wide
+from flatnb._tensors import Real, no_autocast, per_member, present, wide
 from flatnb.methods._model import (
     average_gradients,
     contents,
@@ -51,7 +51,9 @@ class Gradient(list[Tensor | None]):
     """
 
     def __init__(self, grads: Sequence[Tensor | None], params: int) -> None:
-        everything = [dense(g) for g in grads]
+        everything = [
+            g.to_dense() if g is not None and g.is_sparse else g for g in grads
+        ]
         super().__init__(everything[:params])
         self.outside = everything[params:]
         self.sparse = {i for i, g in enumerate(grads) if g is not None and g.is_sparse}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flatnb import _checks
-from flatnb._tensors import dense, present
+from flatnb._tensors import present
 from flatnb.methods.noise import Stream, normal
 
 Closure = Callable[[], Any]
@@ -241,7 +241,7 @@ def _evaluate(params: Sequence[Tensor], closure: Closure) -> tuple[Grads, Tensor
         raise TypeError(
             f"the closure returned {kind}; it must return the loss, a scalar tensor"
         )
-    grads = [dense(p.grad) for p in params]
+    grads = [p.grad for p in params]
     if not present(grads):
         raise ValueError(
             "the closure left no gradient; it must call backward() on the loss"

@@ -139,6 +139,3 @@ class Every(Method):
     def advance(self) -> None:
         super().advance()
         self.method.advance()
-
-    def counts(self) -> bool:
-        return True

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatnb import _checks
 from flatnb._kappa import kappa_direction, kappa_of_logits
 from flatnb._nets import compiled, ensemble, unwrap
-from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, per_member, whole
+from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, per_member
 from flatnb.methods.noise import Stream, rademacher
 from flatnb.methods.normalization import Elementary
 
@@ -64,7 +64,7 @@ class FAM(Method):
     layer: str | None = None
     loss: str = "cross_entropy"
     _: KW_ONLY
-    seed: Hyperparameter = Hyperparameter(whole, default=0, schedule=False)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         allowed = "None for the last linear layer, or the name of one"

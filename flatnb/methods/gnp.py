@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flatnb._checks import flag
 from flatnb.methods._step import TINY
-from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, Step, selection
+from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, Perturb, Step
 
 
 class GNP(Method):
@@ -37,7 +37,7 @@ class GNP(Method):
     alpha: Hyperparameter = Hyperparameter()
     _: KW_ONLY
     normalize: Hyperparameter = Hyperparameter(flag, default=False)
-    perturb: Hyperparameter = Hyperparameter(selection, default=None, schedule=False)
+    perturb: Perturb | None = None
 
     def rule(self, step: Step) -> None:
         alpha = step.per_member("alpha", self.alpha)

@@ -49,9 +49,6 @@ class LookSAM(SAM):
         """The average over k steps."""
         return (self.k + 1) / self.k
 
-    def counts(self) -> bool:
-        return True
-
     def rule(self, step: Step) -> None:
         grads = step.gradient()
         if self.calls % self.k == 0:

@@ -19,11 +19,7 @@ from flatnb.methods.perturb import Perturb
 
 # For authors, who need not import from elsewhere.
 __all__ = ["ERM", "KW_ONLY", "Closure", "Gradient", "Hyperparameter", "Method"]
-__all__ += ["Perturb", "Real", "Step", "Value", "count", "per_member", "present"]
-__all__ += ["real", "selection", "whole"]
-
-# What a hyperparameter takes: a value, or a schedule; see schedules.py.
-Value = Real | Callable[[int], Real]
+__all__ += ["Perturb", "Real", "Step", "count", "per_member", "present", "real"]
 
 
 @dataclass_transform(eq_default=False)
@@ -139,23 +135,15 @@ class Method:
         """Count a call of `backward` that has ended well."""
         self.calls += 1
 
-    def counts(self) -> bool:
-        """Whether a step depends on the number of earlier calls, as by a schedule."""
-        for name, value in vars(self).items():
-            attribute = inspect.getattr_static(type(self), name, None)
-            if isinstance(attribute, Hyperparameter) and attribute.is_schedule(value):
-                return True
-        return False
-
     def memory(self) -> dict[str, Any]:
         """What is kept between steps, by name: attributes that have a `state_dict`."""
         parts = {n: v for n, v in vars(self).items() if hasattr(v, "load_state_dict")}
         return {name.lstrip("_"): part for name, part in parts.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the method's `memory`, and `calls` if it counts."""
-        state = {name: part.state_dict() for name, part in self.memory().items()}
-        return {**state, "calls": self.calls} if self.counts() else state
+        """`calls`, and the states of the method's `memory`."""
+        parts = {name: part.state_dict() for name, part in self.memory().items()}
+        return {"calls": self.calls, **parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` gave.
@@ -164,13 +152,12 @@ class Method:
             ValueError: the state is that of another kind of method.
         """
         parts = self.memory()
-        needed = {*parts, "calls"} if self.counts() else {*parts}
-        if not needed <= set(state) <= {*parts, "calls"}:
+        if set(state) != {"calls", *parts}:
             raise ValueError(
                 f"state has the entries {sorted(state)}; allowed: those of {self!r}, "
-                f"{sorted(needed)}"
+                f"{sorted({'calls', *parts})}"
             )
-        self.calls = count("calls", state.get("calls", self.calls), low=0)
+        self.calls = count("calls", state["calls"], low=0)
         for name, part in parts.items():
             part.load_state_dict(state[name])
 
@@ -178,8 +165,7 @@ class Method:
         """The call that makes it: arguments without default, or that differ from it."""
         arguments = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
-            # What was set, a schedule as such.
-            value = vars(self)[name] if name in vars(self) else getattr(self, name)
+            value = vars(self)[name]  # what was set, a schedule as such
             default = parameter.default
             if isinstance(value, Tensor):
                 arguments.append(f"{name}=<{value.numel()} values>")
@@ -235,22 +221,6 @@ def count(name: str, value: Any, *, low: int = 1) -> int:
     return _checks.integer(name, scalar(value), low)
 
 
-def whole(name: str, value: Any) -> int:
-    """An integer >= 0, such as a seed."""
-    return count(name, value, low=0)
-
-
-def selection(name: str, value: Any) -> Perturb | None:
-    """A function that selects parameters, or None for all; see perturb.py."""
-    if value is None or callable(value):
-        return value
-    raise TypeError(
-        f"{name}={value!r}; allowed: None for all parameters, only_norms or "
-        "all_but_norms_and_biases of flatnb.methods.perturb, or a function "
-        "(name, parameter, module) -> bool or number >= 0"
-    )
-
-
 class Hyperparameter:
     """An attribute of a method that is checked whenever it is set.
 
@@ -266,7 +236,6 @@ class Hyperparameter:
     Args:
         check: `check(name, value)` returns the value to keep, or raises.
         default: of the constructor's argument; required unless given.
-        schedule: whether a function is a schedule. If not, it is a value as any other.
     """
 
     def __init__(
@@ -274,32 +243,24 @@ class Hyperparameter:
         check: Callable[[str, Any], Any] = real,
         *,
         default: Any = inspect.Parameter.empty,
-        schedule: bool = True,
     ) -> None:
-        self._check, self._default, self._schedule = check, default, schedule
+        self._check, self._default = check, default
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def is_schedule(self, value: Any) -> bool:
-        """Whether this value is a function of the number of calls."""
-        return self._schedule and callable(value)
-
     def __get__(self, method: Any, owner: type | None = None) -> Any:
-        # Of the class: the default, as dataclasses ask for it.
-        value = (
-            self._default if method is None else method.__dict__.get(self._name, _UNSET)
-        )
-        if value is _UNSET:
-            raise AttributeError(f"{self._name} has not been set")
-        if method is not None and self.is_schedule(value):
-            return self._check(self._name, value(method.calls))
-        return value
+        if method is not None:
+            value = vars(method)[self._name]
+            return self._checked(value, method) if callable(value) else value
+        if self._default is inspect.Parameter.empty:
+            raise AttributeError(f"{self._name} has no default")
+        return self._default
 
     def __set__(self, method: Any, value: Any) -> None:
-        schedule = self.is_schedule(value)
-        checked = self._check(self._name, value(method.calls) if schedule else value)
-        method.__dict__[self._name] = value if schedule else checked
+        checked = self._checked(value, method)
+        vars(method)[self._name] = value if callable(value) else checked
 
-
-_UNSET = inspect.Parameter.empty
+    def _checked(self, value: Any, method: Any) -> Any:
+        value = value(method.calls) if callable(value) else value
+        return self._check(self._name, value)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flatnb._checks import function
-from flatnb.methods.method import whole
+from flatnb.methods.method import count
 
 Distribution = Callable[[Tensor, torch.Generator], Any]
 
@@ -74,7 +74,7 @@ class Stream:
             "function fill(values, generator) like them"
         )
         self._fill: Distribution = function("noise", fill, allowed)
-        self._seed = whole("seed", seed)
+        self._seed = count("seed", seed, low=0)
         self._generators: dict[tuple[int, int], torch.Generator] = {}
         self._loaded: dict[tuple[int, int], Tensor] = {}
 

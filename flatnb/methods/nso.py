@@ -15,10 +15,9 @@ from flatnb.methods.method import (
     KW_ONLY,
     Hyperparameter,
     Method,
+    Perturb,
     Step,
     count,
-    selection,
-    whole,
 )
 from flatnb.methods.noise import Distribution, Stream, normal
 
@@ -50,8 +49,8 @@ class WeightNoise(Method):
     k: Hyperparameter = Hyperparameter(count, default=1)
     _: KW_ONLY
     noise: Distribution = normal
-    seed: Hyperparameter = Hyperparameter(whole, default=0, schedule=False)
-    perturb: Hyperparameter = Hyperparameter(selection, default=None, schedule=False)
+    seed: int = 0
+    perturb: Perturb | None = None
 
     def __post_init__(self) -> None:
         self._generators = Stream(self.seed, self.noise)

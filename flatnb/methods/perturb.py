@@ -69,12 +69,19 @@ def factors(perturb: Perturb, net: nn.Module, params: Sequence[Tensor]) -> list[
     """What `perturb` answers for each of `params`; a tied one is asked about once.
 
     Raises:
+        TypeError: `perturb` is no function.
         ValueError: an answer is not True, False or a finite number >= 0; all are 0.
 
     >>> net = nn.Linear(3, 2)
     >>> factors(all_but_norms_and_biases, net, list(net.parameters()))
     [1.0, 0.0]
     """
+    allowed = (
+        "None for all parameters, only_norms or all_but_norms_and_biases of "
+        "flatnb.methods.perturb, or a function (name, parameter, module) -> bool or "
+        "number >= 0"
+    )
+    _checks.function("perturb", perturb, allowed)
     answers: dict[int, float] = {}
     trainable = {id(p) for p in params}
     for path, module in net.named_modules():

@@ -22,9 +22,8 @@ from flatnb.methods.method import (
     Gradient,
     Hyperparameter,
     Method,
+    Perturb,
     Step,
-    selection,
-    whole,
 )
 from flatnb.methods.noise import Stream, normal
 
@@ -51,7 +50,7 @@ class SAM(Method):
     passes = 2
     rho: Hyperparameter = Hyperparameter(default=0.05)
     _: KW_ONLY
-    perturb: Hyperparameter = Hyperparameter(selection, default=None, schedule=False)
+    perturb: Perturb | None = None
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
@@ -168,7 +167,7 @@ class RSAM(SAM):
     sigma: Hyperparameter = Hyperparameter(default=0.01)
     lam: Hyperparameter = Hyperparameter(default=1.0)
     _: KW_ONLY
-    seed: Hyperparameter = Hyperparameter(whole, default=0, schedule=False)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self._generators = Stream(self.seed, normal)

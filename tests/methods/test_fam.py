@@ -359,7 +359,7 @@ def test_layer_names() -> None:
             ValueError,
             "loss='mse'; allowed: cross_entropy, auto",
         ),
-        ({"lam": 1.0, "seed": -1}, ValueError, "seed=-1"),
+        ({"lam": 1.0, "layer": "head", "seed": -1}, ValueError, "seed=-1"),
     ],
 )
 def test_bad_hyperparameters(arguments, error, words) -> None:

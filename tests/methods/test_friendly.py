@@ -87,7 +87,7 @@ def test_resumes_at_any_step() -> None:
             grads.append(problem.grads)
         assert identical(*grads)
         state = method.state_dict()
-        assert list(state) == ["mean"]
+        assert list(state) == ["calls", "mean"]
         method = FriendlySAM(0.4)
         method.load_state_dict(state)
 

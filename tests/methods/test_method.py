@@ -155,16 +155,11 @@ def hyperparameters() -> Iterator[tuple[Method, str, Any]]:
 def test_what_is_set_later_is_checked(method, name, value) -> None:
     bad = BAD_REALS if isinstance(value, float) else BAD_COUNTS
     bad = [(1, TypeError), (None, TypeError)] if isinstance(value, bool) else bad
-    bad = [(1, TypeError), ("norms", TypeError)] if value is None else bad
-    if type(value) is int and value == 0:  # a seed
-        bad = [(-1, ValueError), (1.0, ValueError), (True, ValueError)]
     for other, error in bad:
         with pytest.raises(error, match=rf"{name}.*allowed: "):
             setattr(method, name, other)
         assert getattr(method, name) is value
-    if value is None:
-        good = [None]
-    elif isinstance(value, bool):
+    if isinstance(value, bool):
         good = [True, False]
     elif isinstance(value, int):
         good = [3, np.int64(3), torch.tensor(3)]
@@ -334,8 +329,7 @@ def test_repr_is_how_it_is_written() -> None:
     assert repr(SAM(torch.ones(4))) == "SAM(rho=<4 values>)"
 
 
-def test_state_of_a_method_without_state() -> None:
-    assert SAM().state_dict() == {}
-    SAM().load_state_dict({})
+def test_state_of_a_method_without_memory() -> None:
+    assert SAM().state_dict() == {"calls": 0}
     with pytest.raises(ValueError, match=r"state has the entries \['x'\]"):
         SAM().load_state_dict({"x": 1})

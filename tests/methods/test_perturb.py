@@ -313,11 +313,12 @@ def test_chosen_that_take_no_part_move_nothing() -> None:
 
 @pytest.mark.parametrize("value", ["norms", 0.1, True, ["head"], torch.ones(2)])
 def test_what_is_no_function_is_refused(value: Any) -> None:
+    problem = normalised()
     for make in METHODS.values():
         with pytest.raises(
             TypeError, match=r"perturb=.*allowed: None for all parameters"
         ):
-            make(perturb=value)
+            make(perturb=value).backward(problem.model, problem)
 
 
 @pytest.mark.parametrize(

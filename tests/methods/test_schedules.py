@@ -173,10 +173,14 @@ def test_parts_count_too() -> None:
     first, second = oracle.made_by(joined), oracle.made_by(joined)
     oracle.assert_equal(first, oracle.made_by(ERM()))
     oracle.assert_equal(second, oracle.made_by(GNP(0.4, 0.7)))
-    assert joined.state_dict() == {"0": {}, "1": {"calls": 2}}
+    assert joined.state_dict() == {
+        "calls": 2,
+        "0": {"calls": 2},
+        "1": {"calls": 2},
+    }
     again = compose(Flooding(0.1), GNP(0.4, Linear(0.0, 0.7, 1)))
     again.load_state_dict(joined.state_dict())
-    assert [part.calls for part in again.parts] == [0, 2]
+    assert [part.calls for part in again.parts] == [2, 2]
 
 
 def test_only_calls_that_end_well_count() -> None:
@@ -197,12 +201,8 @@ def test_a_schedule_set_later_starts_where_the_count_is() -> None:
     problem, method = inputs.plain(), SAM(0.1)
     for _ in range(3):
         method.backward(problem.model, problem)
-    assert method.state_dict() == {}
     method.rho = Linear(0.0, 1.0, 10)
     assert method.rho == pytest.approx(0.3)
-    assert method.state_dict() == {"calls": 3}
-    method.rho = 0.1
-    assert method.state_dict() == {}
 
 
 def test_states_of_another_kind() -> None:
@@ -214,9 +214,6 @@ def test_states_of_another_kind() -> None:
         SAM(Linear(0.0, 1.0, 4)).load_state_dict({"calls": 1, "more": 2})
     with pytest.raises(ValueError, match="state has the entries"):
         NSO(Linear(0.0, 1.0, 4)).load_state_dict({"calls": 1})
-    constant = SAM(0.1)  # of a run that followed a schedule until now
-    constant.load_state_dict({"calls": 7})
-    assert constant.calls == 7
 
 
 # -- bad input

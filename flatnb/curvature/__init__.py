@@ -26,7 +26,7 @@ from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
 from flatnb.curvature.landscape import (
     Slice,
     between,
-    filter_normalised,
+    filter_normalized,
     line,
     plane,
     random_direction,
@@ -53,6 +53,6 @@ __all__ += ["gauss_newton_trace", "spectral_density", "top_eigenvalues", "trace"
 __all__ += ["relative_flatness", "relative_flatness_by_layer"]
 __all__ += ["average_sharpness", "sam_sharpness", "worst_sharpness"]
 __all__ += ["FLATNESS", "ensemble_flatness"]
-__all__ += ["between", "filter_normalised", "line", "plane", "random_direction"]
+__all__ += ["between", "filter_normalized", "line", "plane", "random_direction"]
 __all__ += ["Eigenpairs", "EnsembleFlatness", "Estimate", "Sharpness", "Slice"]
 __all__ += ["SpectralDensity"]

@@ -14,20 +14,20 @@ multiplies each member's own Hessian: a product costs the same for all as for on
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from flatnb._checks import integer, number
 from flatnb._ensemble_layers import EnsembleBatchNorm, EnsembleLinear
 from flatnb._kappa import kappa_of_logits
-from flatnb._nets import along_members, in_mode
+from flatnb._nets import along_members
 from flatnb.curvature.gauss_newton_trace import check_piecewise_linear, softmax_factor
 from flatnb.curvature.result import Result
 from flatnb.curvature.sharpness import sam_step
@@ -36,7 +36,8 @@ from flatnb.ensemble import Ensemble
 
 _PERIOD = 4  # products between two looks at the Ritz values
 _TRIED = 32  # examples on which the net is tried for being piecewise linear
-_Use = tuple[nn.Module, Tensor, Tensor]  # layer, what multiplies its weight, output
+_Layer = EnsembleLinear | EnsembleBatchNorm
+_Use = tuple[_Layer, Tensor, Tensor]  # layer, what multiplies its weight, output
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -99,73 +100,63 @@ def ensemble_flatness(
     next one (once in 900 random spectra); `top_eigenvalues` is surer.
 
     Args:
-        model: ends in the Linear that makes the logits, with ReLU or another piecewise
-            linear activation.
         x, y: (n, ...) and (n,), shared by all members, or (members, n, ...) and
             (members, n).
-        rho: radius of the sharpness.
-        adaptive_rho: radius of the adaptive sharpness.
         tol: each member has products until its residual is at most tol times its
-            eigenvalue.
-        max_products: the residual shows which members have not converged by then.
+            eigenvalue, or until there are `max_products`.
 
     Raises:
-        ValueError: A net that does not end in a Linear, uses a layer twice, is not
-            piecewise linear in each parameter or has none to train; rho, adaptive_rho,
-            tol or max_products out of range.
+        ValueError: A net that does not end in the Linear of the logits, uses a layer
+            twice, is not piecewise linear in each parameter or has none to train; a
+            number out of range.
 
-    >>> model = Ensemble(lambda: nn.Sequential(nn.Linear(2, 3)), 4)
-    >>> found = ensemble_flatness(model, torch.eye(2), torch.tensor([0, 1]))
-    >>> found.trace.shape, bool((found.trace > 0).all())
-    (torch.Size([4]), True)
+    >>> model = Ensemble(lambda: torch.nn.Linear(2, 3), 4)
+    >>> ensemble_flatness(model, torch.eye(2), torch.tensor([0, 1])).trace.shape
+    torch.Size([4])
     """
     for name, value in (("rho", rho), ("adaptive_rho", adaptive_rho), ("tol", tol)):
         number(name, value, "a number > 0", 0)
     integer("max_products", max_products)
-    start = time.perf_counter()
+    start, model = time.perf_counter(), copy.deepcopy(model).eval()
+    for module in model.modules():
+        if "inplace" in vars(module):  # it would overwrite an output, or the data
+            vars(module)["inplace"] = False
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     params = list(named.values())
     if not params:
         raise ValueError("model has no parameter to train; allowed: at least one")
-    with _evaluating(model):
-        with torch.enable_grad():
-            with _watched(model) as uses:
-                few = model.net(model._with_members(x)[:, :_TRIED])
-            _check(uses, few)
-            check_piecewise_linear(few, named)
-            with _watched(model) as uses:
-                logits = model(x)
-            losses = _loss(logits, y)
-            grads = torch.autograd.grad(losses.sum(), params, create_graph=True)
-            kappa, trace = _kappa(uses[-1], logits), _trace(uses, logits, params)
-            finite = losses.detach().isfinite() & trace.isfinite()
+    with torch.enable_grad():
+        uses, logits = _forward(model, x)
+        few = model.net(model._with_members(x)[:, :_TRIED])
+        check_piecewise_linear(few, named)
+        losses = _loss(logits, y)
+        grads = torch.autograd.grad(losses.sum(), params, create_graph=True)
+        trace = _trace(uses, logits, params)
+        finite = losses.detach().isfinite() & trace.isfinite()
 
-            def multiply(vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-                return torch.autograd.grad(grads, params, vectors, retain_graph=True)
+        def multiply(vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(grads, params, vectors, retain_graph=True)
 
-            top, residual, products = _largest(
-                multiply, params, finite, tol, max_products
-            )
-        slopes = [g.detach() for g in grads]
+        top, residual, products = _largest(multiply, params, finite, tol, max_products)
+    last, phi, _ = uses[-1]
+    kappa = kappa_of_logits(phi, logits.detach(), last.weight.detach().double())
+    slopes = [g.detach() for g in grads]
 
-        def rise(scales: Sequence[Tensor], radius: float) -> Tensor:
-            steps = sam_step(slopes, scales, radius)
-            moved = {
-                name: p + step
-                for (name, p), step in zip(named.items(), steps, strict=True)
-            }
-            return _loss(functional_call(model, moved, (x,)), y) - loss
+    def rise(scales: Sequence[Tensor], radius: float) -> Tensor:
+        steps = zip(named.items(), sam_step(slopes, scales, radius), strict=True)
+        moved = {name: p + step for (name, p), step in steps}
+        return _loss(functional_call(model, moved, (x,)), y) - loss
 
-        with torch.no_grad():  # where BatchNorm is merged: both losses round alike
-            loss = _loss(model(x), y)
-            sharpness = rise([torch.ones_like(p) for p in params], rho)
-            adaptive = rise([p.abs() for p in params], adaptive_rho)
+    with torch.no_grad():  # where BatchNorm is merged: both losses round alike
+        loss = _loss(model(x), y)
+        sharpness = rise([torch.ones_like(p) for p in params], rho)
+        adaptive = rise([p.abs() for p in params], adaptive_rho)
     return EnsembleFlatness(
         loss=_masked(loss, finite),
         residual=residual,
         trace=_masked(trace, finite),
         top_eigenvalue=top,
-        relative_flatness=_masked(kappa, finite),
+        relative_flatness=_masked(kappa.clamp(min=0).mean(-1), finite),
         sharpness=_masked(sharpness, finite),
         adaptive_sharpness=_masked(adaptive, finite),
         products=products,
@@ -174,34 +165,21 @@ def ensemble_flatness(
     )
 
 
-@contextmanager
-def _evaluating(model: Ensemble) -> Iterator[None]:
-    """Eval mode, and activations that overwrite neither an output nor the data."""
-    in_place = [
-        module for module in model.modules() if getattr(module, "inplace", False)
-    ]
-    for module in in_place:
-        setattr(module, "inplace", False)  # noqa: B010
-    try:
-        with in_mode(model, training=False):
-            yield
-    finally:
-        for module in in_place:
-            setattr(module, "inplace", True)  # noqa: B010
-
-
-@contextmanager
-def _watched(model: Ensemble) -> Iterator[list[_Use]]:
-    """Collects the layers with parameters as they run."""
+def _forward(model: Ensemble, x: Tensor) -> tuple[list[_Use], Tensor]:
+    """The layers with parameters as they ran, and the logits."""
     uses: list[_Use] = []
 
-    def see(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def see(layer: _Layer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         a = inputs[0].detach()
-        if isinstance(layer, EnsembleBatchNorm) and layer.running_mean is not None:
-            assert layer.running_var is not None
-            a = (a - layer.running_mean.unsqueeze(1)) * torch.rsqrt(
-                layer.running_var.unsqueeze(1) + layer.eps
-            )
+        if any(layer is use[0] for use in uses):
+            raise ValueError(f"{layer} is used twice; measure such members one by one")
+        if isinstance(layer, EnsembleBatchNorm):
+            if layer.running_mean is None or layer.running_var is None:
+                raise ValueError(
+                    f"{layer} couples the examples; allowed: running statistics"
+                )
+            scale = torch.rsqrt(layer.running_var.unsqueeze(1) + layer.eps)
+            a = (a - layer.running_mean.unsqueeze(1)) * scale
         uses.append((layer, a, output))
 
     handles = [
@@ -209,27 +187,15 @@ def _watched(model: Ensemble) -> Iterator[list[_Use]]:
         for layer in model.modules()
         if isinstance(layer, EnsembleLinear | EnsembleBatchNorm)
     ]
-    try:
-        yield uses
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _check(uses: Sequence[_Use], logits: Tensor) -> None:
+    logits = model(x)
+    for handle in handles:
+        handle.remove()
     last, _, output = uses[-1]
     if not isinstance(last, EnsembleLinear) or output is not logits:
         raise ValueError(
             f"the net ends in {last} and more; allowed: the logits' Linear at last"
         )
-    layers = [layer for layer, _, _ in uses]
-    for layer in layers:
-        if layers.count(layer) > 1:
-            raise ValueError(f"{layer} is used twice; measure such members one by one")
-        if isinstance(layer, EnsembleBatchNorm) and layer.running_mean is None:
-            raise ValueError(
-                f"{layer} couples the examples; allowed: one with running statistics"
-            )
+    return uses, logits
 
 
 def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Tensor:
@@ -251,15 +217,6 @@ def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Te
             else:
                 total += _squares(a * delta).sum(-1)
     return total / logits.shape[-2]
-
-
-def _kappa(use: _Use, logits: Tensor) -> Tensor:
-    """Relative flatness (members,) of the last layer."""
-    layer, phi, _ = use
-    assert isinstance(layer, EnsembleLinear)
-    weight = layer.weight.detach().double()
-    kappa = kappa_of_logits(phi, logits.detach(), weight)
-    return kappa.clamp(min=0).mean(-1)
 
 
 def _largest(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flatnb._checks import integer
-from flatnb.curvature.objective import Batches, LossFunction, Objective, Selection
+from flatnb.curvature.objective import Batches, LossFunction, Objective
 from flatnb.curvature.result import Result
 from flatnb.curvature.vectors import gaussian
 
@@ -28,33 +28,31 @@ class Slice(Result):
     """Losses on a line or a plane; `products` counts losses over all data.
 
     Attributes:
-        axes: distances along each direction, (points,) each.
-        losses: (points,) or (points of the first, points of the second axis), float64.
-        barrier: of a line, the highest rise above the chord between its ends.
+        distances: along each direction, (points,).
+        losses: (points,) or (points, points), in float64.
     """
 
-    axes: tuple[Tensor, ...]
+    distances: Tensor
     losses: Tensor
 
     def summary(self) -> str:
-        shape = " x ".join(str(len(axis)) for axis in self.axes)
+        shape = " x ".join(map(str, self.losses.shape))
         low, high = float(self.losses.min()), float(self.losses.max())
         return f"{shape} losses from {low:.4g} to {high:.4g}"
 
     @property
     def barrier(self) -> float:
-        if len(self.axes) != 1:
+        """Of a line, the highest rise above the chord between its ends."""
+        if self.losses.ndim != 1:
             raise ValueError("barrier of a plane; allowed: that of a line")
-        (t,) = self.axes
+        t = self.distances
         share = (t - t[0]) / (t[-1] - t[0])
         chord = (1 - share) * self.losses[0] + share * self.losses[-1]
         return float((self.losses - chord).max())
 
 
-def random_direction(
-    objective: Objective, *, seed: int = 0, normalised: bool = True
-) -> Tensor:
-    """A Gaussian direction (size,), filter-normalized by default.
+def random_direction(objective: Objective, *, seed: int = 0) -> Tensor:
+    """A Gaussian direction (size,), filter-normalized.
 
     >>> net, data = nn.Linear(3, 2), [(torch.ones(1, 3), torch.zeros(1, 2))]
     >>> objective = Objective(net, nn.functional.mse_loss, data)
@@ -63,19 +61,18 @@ def random_direction(
     """
     generator = torch.Generator().manual_seed(seed)
     draw = gaussian(objective.size, generator, objective.params[0])
-    return filter_normalised(objective, draw) if normalised else draw
+    return filter_normalized(objective, draw)
 
 
-def filter_normalised(objective: Objective, direction: Tensor) -> Tensor:
+def filter_normalized(objective: Objective, direction: Tensor) -> Tensor:
     """`d_j |w_j| / |d_j|` for each filter j; 0 for parameters of one dimension.
 
     >>> net, data = nn.Linear(2, 1), [(torch.ones(1, 2), torch.zeros(1, 1))]
     >>> objective = Objective(net, nn.functional.mse_loss, data)
-    >>> direction = filter_normalised(objective, torch.ones(3))
+    >>> direction = filter_normalized(objective, torch.ones(3))
     >>> torch.allclose(direction.norm(), net.weight.norm())
     True
     """
-    _check(objective, direction)
     pieces = []
     for d, w in zip(objective.split(direction), objective.params, strict=True):
         if w.ndim < 2:
@@ -97,7 +94,7 @@ def line(
     >>> line(objective, torch.ones(1), [-1, 0, 1]).losses.shape
     torch.Size([3])
     """
-    return _slice(objective, [direction], [distances])
+    return _slice(objective, [direction], distances)
 
 
 def plane(
@@ -105,17 +102,15 @@ def plane(
     first: Tensor,
     second: Tensor,
     distances: Tensor | Sequence[float],
-    second_distances: Tensor | Sequence[float] | None = None,
 ) -> Slice:
-    """L(w + a d_1 + b d_2), a in `distances`, b in `second_distances` (or the same).
+    """L(w + a d_1 + b d_2), a and b each in `distances`.
 
     >>> net, data = nn.Linear(2, 1, bias=False), [(torch.eye(2), torch.ones(2, 1))]
     >>> objective = Objective(net, nn.functional.mse_loss, data)
-    >>> plane(objective, *torch.eye(2), [0, 1, 2], [0, 1]).losses.shape
-    torch.Size([3, 2])
+    >>> plane(objective, *torch.eye(2), [0, 1, 2]).losses.shape
+    torch.Size([3, 3])
     """
-    axes = [distances, distances if second_distances is None else second_distances]
-    return _slice(objective, [first, second], axes)
+    return _slice(objective, [first, second], distances)
 
 
 def between(
@@ -124,15 +119,12 @@ def between(
     loss_fn: LossFunction,
     batches: Batches,
     points: int = 21,
-    *,
-    params: Selection | None = None,
 ) -> Slice:
     """L((1 - t) w_0 + t w_1), t from 0 to 1; connected minima have a `.barrier` of 0.
 
     Buffers such as running statistics are interpolated too; between minima far apart
-    those of a BatchNorm fit no net in the middle, which then shows as a barrier.
-    `params` restricts the move to some parameters; the others and the buffers are those
-    of `start`.
+    those of a BatchNorm fit no net in the middle, which then shows as a barrier. Frozen
+    parameters are those of `start`.
 
     Raises:
         ValueError: nets with different parameters or buffers; fewer than two points.
@@ -143,8 +135,7 @@ def between(
     """
     integer("points", points, 2)
     data, begin = list(batches), time.perf_counter()
-    first = Objective(start, loss_fn, data, params)
-    last = Objective(end, loss_fn, data, params)
+    first, last = Objective(start, loss_fn, data), Objective(end, loss_fn, data)
     if _shapes(first) != _shapes(last):
         raise ValueError(
             "the two nets differ in parameters or buffers; allowed: the same net, with "
@@ -157,32 +148,33 @@ def between(
             for name, b in first.buffers.items()
         }
         vector = torch.lerp(first.vector, last.vector, t)
-        losses.append(first.loss(vector, buffers if params is None else None))
+        losses.append(first.loss(vector, buffers))
     return Slice(
-        axes=(distances,),
+        distances=distances,
         losses=torch.tensor(losses, dtype=torch.float64),
         products=points,
         seconds=time.perf_counter() - begin,
-        settings={"points": points},
     )
 
 
 def _slice(
-    objective: Objective,
-    directions: list[Tensor],
-    distances: list[Tensor | Sequence[float]],
+    objective: Objective, directions: list[Tensor], distances: Tensor | Sequence[float]
 ) -> Slice:
     for direction in directions:
-        _check(objective, direction)
+        if direction.shape != (objective.size,):
+            raise ValueError(
+                f"direction is {tuple(direction.shape)}; allowed: a vector "
+                f"({objective.size},) in the order of the objective's names"
+            )
     begin = time.perf_counter()
-    axes = tuple(torch.as_tensor(d, dtype=torch.float64).reshape(-1) for d in distances)
-    steps = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    distances = torch.as_tensor(distances, dtype=torch.float64)
+    shape = [len(distances)] * len(directions)
+    steps = torch.cartesian_prod(*[distances] * len(shape)).reshape(-1, len(shape))
     spans = torch.stack([d.to(objective.device, objective.dtype) for d in directions])
     center = objective.vector
     losses = [objective.loss(center + step @ spans) for step in steps.to(spans)]
-    shape = [len(axis) for axis in axes]
     return Slice(
-        axes=axes,
+        distances=distances,
         losses=torch.tensor(losses, dtype=torch.float64).reshape(shape),
         products=len(steps),
         seconds=time.perf_counter() - begin,
@@ -192,11 +184,3 @@ def _slice(
 def _shapes(objective: Objective) -> dict[str, torch.Size]:
     tensors = objective.as_dict(objective.vector) | objective.buffers
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _check(objective: Objective, direction: Tensor) -> None:
-    if direction.shape != (objective.size,):
-        raise ValueError(
-            f"direction is {tuple(direction.shape)}; allowed: a vector "
-            f"({objective.size},) in the order of the objective's names"
-        )

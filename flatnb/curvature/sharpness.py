@@ -7,6 +7,9 @@ with T = 1, or T = |w| entry by entry in the adaptive versions (Kwon et al. 2021
 these are invariant under rescalings of weights that leave the net's function unchanged,
 such as W_1 -> c W_1, W_2 -> W_2 / c between ReLUs (Dinh et al. 2017), because eps / T
 is. All are invariant under changes of sign and permutations of units.
+
+Measured over the parameters that require a gradient. A number out of range, and a loss
+at that distance that is not finite, raise a ValueError.
 """
 
 from __future__ import annotations
@@ -21,17 +24,15 @@ from torch import Tensor, nn
 
 from flatnb._checks import integer, number
 from flatnb._nets import along_members
-from flatnb.curvature.objective import Batches, LossFunction, Objective, Selection
+from flatnb.curvature.objective import Batches, LossFunction, Objective
 from flatnb.curvature.result import Estimate, moments
 from flatnb.curvature.vectors import gaussian, member_norm, norm
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Sharpness(Estimate):
-    """A rise of the loss, `value`; `products` counts losses and gradients.
-
-    Attributes:
-        loss: L(w).
+    """A rise of the loss, `value`, from L(w), `loss`; `products` counts losses and
+    gradients.
     """
 
     loss: float
@@ -62,30 +63,18 @@ def sam_sharpness(
     rho: float = 0.05,
     *,
     adaptive: bool = False,
-    params: Selection | None = None,
 ) -> Sharpness:
     """L(w + eps) - L(w) after SAM's step, `eps = rho T^2 g / |T g|` (Foret 2021).
 
     To first order `rho |T g|`; it vanishes where the gradient does, and then
     `worst_sharpness` looks further. Costs a gradient and a loss.
 
-    Args:
-        model, loss_fn, batches, params: as for `Objective`.
-        rho: radius > 0.
-        adaptive: `T = |w|` instead of 1.
-
-    Raises:
-        ValueError: A number out of range, a loss at this distance that is not finite;
-            what `Objective` raises.
-
     >>> net = nn.Linear(1, 1, bias=False)
     >>> data = [(torch.ones(1, 1), 1 + net(torch.ones(1, 1)).detach())]
     >>> sam_sharpness(net, nn.functional.mse_loss, data, rho=1.0).summary()
     '3 above a loss of 1'
     """
-    return worst_sharpness(
-        model, loss_fn, batches, rho, steps=1, adaptive=adaptive, params=params
-    )
+    return worst_sharpness(model, loss_fn, batches, rho, steps=1, adaptive=adaptive)
 
 
 def worst_sharpness(
@@ -96,49 +85,41 @@ def worst_sharpness(
     *,
     steps: int = 20,
     adaptive: bool = False,
-    params: Selection | None = None,
-    seed: int = 0,
 ) -> Sharpness:
     """max L(w + eps) - L(w) over `|eps / T| <= rho`, by ascent from SAM's step.
 
-    Further steps are SAM's with lengths falling from rho, and back into the ball. The
-    highest loss on the way is returned: a lower bound of the maximum, not below
-    `sam_sharpness` nor, if steps > 1, below 0. Costs `steps` gradients and two losses.
-
-    Args:
-        model, loss_fn, batches, rho, adaptive, params: as for `sam_sharpness`, which
-            this is with 1 step; raises the same.
-        steps: steps >= 1.
-        seed: of the first step if the gradient is zero; it is then random if steps > 1.
+    Further steps are SAM's with lengths falling from rho, and back into the ball; where
+    the gradient is zero the first is random. The highest loss on the way is returned: a
+    lower bound of the maximum, not below `sam_sharpness`, which this is with 1 step,
+    nor, with more, below 0. Costs `steps` gradients and a loss.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> data = [(torch.ones(1, 1), net(torch.ones(1, 1)).detach())]
-    >>> rise = worst_sharpness(net, nn.functional.mse_loss, data, rho=0.5)
-    >>> round(rise.value, 4)
+    >>> round(worst_sharpness(net, nn.functional.mse_loss, data, rho=0.5).value, 4)
     0.25
     """
     number("rho", rho, "a number > 0", 0)
     integer("steps", steps)
-    begin, objective = time.perf_counter(), Objective(model, loss_fn, batches, params)
+    begin, objective = time.perf_counter(), Objective(model, loss_fn, batches)
     center = objective.vector
     scale = center.abs() if adaptive else torch.ones_like(center)
     lengths = torch.where(scale > 0, scale, 1.0)
-    step, best, start = torch.zeros_like(center), -math.inf, 0.0
+    step, losses = torch.zeros_like(center), []
     for i in range(steps):
         loss, slope = objective.gradient(center + step)
-        start, best = (loss, best) if i == 0 else (start, _higher(best, loss))
+        losses.append(loss)
         if i == 0 < steps - 1 and not (scale * slope).any():
-            slope = gaussian(len(center), torch.Generator().manual_seed(seed), center)
+            slope = gaussian(len(center), torch.Generator().manual_seed(0), center)
         (move,) = sam_step([slope[None]], [scale[None]], rho * (1 - i / steps))
         step = step + move[0]
         step = step * (rho / max(rho, float(norm(step / lengths))))
-    best = _higher(best, objective.loss(center + step))
-    if steps > 1:
-        best = _higher(best, start)
-    _check_finite("rho", rho, best)
+    losses.append(objective.loss(center + step))
+    reached = torch.tensor(losses if steps > 1 else losses[1:], dtype=torch.float64)
+    highest = float(reached.max())  # NaN if one is
+    _check_finite("rho", rho, highest)
     return Sharpness(
-        value=best - start,
-        loss=start,
+        value=highest - losses[0],
+        loss=losses[0],
         products=steps + 1,
         seconds=time.perf_counter() - begin,
         settings={"rho": rho, "steps": steps, "adaptive": adaptive},
@@ -153,19 +134,13 @@ def average_sharpness(
     *,
     pairs: int = 50,
     adaptive: bool = False,
-    params: Selection | None = None,
     seed: int = 0,
 ) -> Sharpness:
     """E L(w + sigma T xi) - L(w), which is (sigma^2 / 2) tr(T H T) + O(sigma^4).
 
-    Noise comes in pairs of opposite sign: unbiased, and the slope at w cancels, which
-    would otherwise hide the curvature (Zhang, Li and Ju 2024). 2 pairs + 1 losses.
-
-    Args:
-        model, loss_fn, batches, adaptive, params: as for `sam_sharpness`.
-        sigma: width of the noise > 0.
-        pairs: pairs >= 2; `stderr` is that of their mean.
-        seed: of the noise.
+    The mean over at least 2 pairs of noise of opposite sign, with its `stderr`:
+    unbiased, and the slope at w cancels, which would otherwise hide the curvature
+    (Zhang, Li and Ju 2024). Costs 2 pairs + 1 losses.
 
     >>> net = nn.Linear(2, 1)
     >>> data = [(torch.ones(1, 2), net(torch.ones(1, 2)).detach())]
@@ -175,7 +150,7 @@ def average_sharpness(
     """
     number("sigma", sigma, "a number > 0", 0)
     integer("pairs", pairs, 2)
-    begin, objective = time.perf_counter(), Objective(model, loss_fn, batches, params)
+    begin, objective = time.perf_counter(), Objective(model, loss_fn, batches)
     center = objective.vector
     scale = sigma * (center.abs() if adaptive else torch.ones_like(center))
     generator = torch.Generator().manual_seed(seed)
@@ -193,11 +168,6 @@ def average_sharpness(
         seconds=time.perf_counter() - begin,
         settings={"sigma": sigma, "pairs": pairs, "adaptive": adaptive, "seed": seed},
     )
-
-
-def _higher(a: float, b: float) -> float:
-    """The larger one; NaN if one is, which `max` may pass over."""
-    return math.nan if math.isnan(a + b) else max(a, b)
 
 
 def _check_finite(name: str, value: float, loss: float) -> None:

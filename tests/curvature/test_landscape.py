@@ -13,7 +13,6 @@ from flatnb.curvature import (
     HessianOperator,
     Objective,
     between,
-    filter_normalised,
     line,
     plane,
     random_direction,
@@ -36,7 +35,7 @@ def test_filters_have_the_norms_of_the_net(case: Case):
             assert torch.allclose(direction[name].flatten(1).norm(dim=1), wanted)
 
 
-def test_filter_normalised_directions_follow_a_rescaling_of_the_net():
+def test_filter_normalized_directions_follow_a_rescaling_of_the_net():
     case = CASES["perceptron"]
     other = copy.deepcopy(case.model)
     with torch.no_grad():
@@ -52,11 +51,12 @@ def test_filter_normalised_directions_follow_a_rescaling_of_the_net():
 
 def test_a_plane_holds_the_losses_of_its_points(case: Case):
     space = objective(case)
-    a, b = random_direction(space), random_direction(space, seed=1, normalised=False)
-    found = plane(space, a, b, [-0.1, 0.0, 0.2], [0.0, 0.3])
-    assert found.losses.shape == (3, 2) and found.products == 6
-    for i, s in enumerate([-0.1, 0.0, 0.2]):
-        for j, t in enumerate([0.0, 0.3]):
+    a, b = random_direction(space), random_direction(space, seed=1)
+    distances = [-0.1, 0.0, 0.2]
+    found = plane(space, a, b, distances)
+    assert found.losses.shape == (3, 3) and found.products == 9
+    for i, s in enumerate(distances):
+        for j, t in enumerate(distances):
             exact = space.loss(space.vector + s * a + t * b)
             assert float(found.losses[i, j]) == pytest.approx(exact, rel=1e-12)
 
@@ -82,7 +82,7 @@ def test_between_two_nets():
     assert float(path.losses[0]) == pytest.approx(objective(case).loss())
     end = Objective(other, case.loss, case.batches).loss()
     assert float(path.losses[-1]) == pytest.approx(end)
-    chord = torch.lerp(path.losses[0], path.losses[-1], path.axes[0])
+    chord = torch.lerp(path.losses[0], path.losses[-1], path.distances)
     assert path.barrier == pytest.approx(float((path.losses - chord).max()))
     middle = copy.deepcopy(case.model)
     mixed = {
@@ -105,8 +105,6 @@ def test_bad_input():
     space = objective(case)
     with pytest.raises(ValueError, match="allowed: a vector"):
         line(space, torch.zeros(3), [0.0])
-    with pytest.raises(ValueError, match="allowed: a vector"):
-        filter_normalised(space, torch.zeros(3))
     with pytest.raises(ValueError, match="differ in parameters or buffers"):
         between(case.model, nn.Linear(5, 3).double(), case.loss, case.batches)
     with pytest.raises(ValueError, match="points=1"):

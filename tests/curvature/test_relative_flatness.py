@@ -100,7 +100,7 @@ def test_layers_of_rows_that_do_not_meet():
 @pytest.mark.parametrize(
     ("name", "layer", "reason"),
     [
-        ("attention", "qkv", "the rows of its output meet further on"),
+        ("attention", "qkv", "output meet further on"),
         ("tied embedding, unused parameter", "out", "used more than once"),
     ],
 )

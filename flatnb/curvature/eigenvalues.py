@@ -12,7 +12,6 @@ from torch import Tensor
 from flatnb._checks import integer, number
 from flatnb.curvature.lanczos import Lanczos, Operator, Ritz
 from flatnb.curvature.result import Result
-from flatnb.curvature.vectors import combine, norm
 
 _SMALL = 10_000  # up to this size products are cheap: multiplicities are looked for
 
@@ -41,8 +40,8 @@ class Eigenpairs(Result):
         if len(self.values) > 6:
             values += ", …"
         text = f"[{values}], largest residual {self.residuals.max():.1e}"
-        if self.settings["block"] < len(self.values):
-            text += f", copies beyond {self.settings['block']} not looked for"
+        if len(self.values) > 1 and len(self.vectors) > _SMALL:
+            text += ", copies not looked for"
         return text if self.converged else f"{text}, NOT CONVERGED"
 
 
@@ -51,8 +50,6 @@ def top_eigenvalues(
     k: int = 1,
     *,
     tol: float | None = None,
-    block: int | None = None,
-    max_basis: int | None = None,
     max_products: int = 2000,
     seed: int = 0,
 ) -> Eigenpairs:
@@ -60,32 +57,24 @@ def top_eigenvalues(
 
     Stops when each residual `|H v - theta v|` is at most `tol |theta|`, or at the
     rounding of the products, `50 eps |H|`. One more product, with a random combination
-    of all vectors (below 10,000 dimensions one with each), then checks the residuals,
+    of all vectors (up to 10,000 dimensions one with each), then checks the residuals,
     and inner products check that the vectors are orthonormal.
 
-    It takes a few products per eigenvalue: 15 to 20 for the top five of a trained net
-    at tol 1e-3. The lowest eigenvalues are minus the largest of an operator whose
-    `rows` returns minus the products.
+    It takes a few products per eigenvalue, 15 to 20 for the top five of a trained net
+    at tol 1e-3, and holds a vector of `size` for each. Copies of a multiple eigenvalue,
+    as symmetries make them, are all seen up to 10,000 dimensions. Beyond, there is one
+    start vector, and it is up to rounding whether a second copy shows.
 
     Args:
         operator: A `HessianOperator`, or another symmetric operator with `size`,
-            `dtype`, `device`, `products` and `rows(vectors)`.
-        k: how many.
+            `dtype`, `device`, `products` and `rows(vectors)`; one whose `rows` returns
+            minus the products has minus the lowest eigenvalues.
         tol: largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64,
             which leaves well separated eigenvalues with errors of rounding.
-        block: copies of a multiple eigenvalue that are seen: start vectors, multiplied
-            together. Eigenvalues closer together than the residuals count as copies;
-            symmetries make them, such as several outputs of a linear regression. None
-            takes k up to 10,000 dimensions, plus one start vector in reserve, and 1
-            beyond, the fewest products (2 take about a third more).
-        max_basis: vectors of `size` in memory, for nets where the default, 4 k + 8 per
-            start vector + 60, does not fit; the process restarts when they are used up.
         max_products: give up after this many, with a warning and `converged=False`.
-        seed: of the start vectors.
 
     Raises:
-        ValueError: k, tol, block, max_basis or max_products out of range; products that
-            overflow.
+        ValueError: k, tol or max_products out of range; products that overflow.
 
     >>> from flatnb.curvature import HessianOperator
     >>> net, x = torch.nn.Linear(4, 1, bias=False), torch.tensor([4.0, 3.0, 2.0, 1.0])
@@ -96,62 +85,50 @@ def top_eigenvalues(
     """
     start, size, used = time.perf_counter(), operator.size, operator.products
     k = integer("k", k, 1, size + 1)
-    default = k if size <= _SMALL else 1
-    block = integer("block", default if block is None else block, 1, size + 1)
-    starts = min(size, block + 1) if size <= _SMALL else block
     max_products = integer("max_products", max_products)
     if tol is None:
         tol = 1e-8 if operator.dtype == torch.float64 else 1e-4
     tol = number("tol", tol, "a number > 0, or None", 0)
     generator = torch.Generator().manual_seed(seed)
-    lanczos = Lanczos(operator, _capacity(size, k, starts, max_basis))
+    lanczos = Lanczos(operator)
+    # One for each copy that is asked for, and one in reserve.
+    starts = min(size, k + 1) if size <= _SMALL else 1
     for _ in range(starts):
         lanczos.add_random(generator)
     while True:
-        _advance(lanczos, starts, k, generator)
+        lanczos.expand(starts)
+        if lanczos.size == len(lanczos.columns):
+            # The space is invariant: go on with a direction that is new to it.
+            lanczos.add_random(generator)
+        if len(lanczos.columns) < k:
+            continue
+        ritz = lanczos.ritz()
+        rounding = 50 * torch.finfo(operator.dtype).eps * ritz.values.abs().max()
+        ritz = ritz.top(k)
+        limit = (tol * ritz.values.abs()).clamp(min=rounding)
         exhausted = operator.products - used >= max_products
-        if lanczos.multiplied >= k:
-            ritz = lanczos.ritz()
-            rounding = 50 * torch.finfo(operator.dtype).eps * ritz.values.abs().max()
-            last = len(ritz.values) - 1
-            ritz = ritz.select(range(last, last - k, -1))
-            limit = (tol * ritz.values.abs()).clamp(min=rounding)
-            if exhausted or bool((ritz.residuals <= limit).all()):
-                break
+        if exhausted or bool((ritz.residuals <= limit).all()):
+            break
     vectors = lanczos.vectors(ritz.coordinates)
     residuals = _checked(operator, ritz, vectors, generator)
     converged = bool((residuals <= limit).all()) and _orthonormal(vectors)
+    products = operator.products - used
     if not converged:
-        _warn(operator.products - used, ritz.values, residuals, limit)
+        warnings.warn(
+            f"top_eigenvalues: not converged after {products} products, the largest "
+            f"residual is {float(residuals.max()):.1e}; allow more products or a larger "
+            "tol, or use float64",
+            stacklevel=2,
+        )
     return Eigenpairs(
         values=ritz.values,
         vectors=vectors.mT,
         residuals=residuals,
         converged=converged,
-        products=operator.products - used,
+        products=products,
         seconds=time.perf_counter() - start,
-        settings={"k": k, "tol": tol, "block": block, "seed": seed},
+        settings={"k": k, "tol": tol, "seed": seed},
     )
-
-
-def _capacity(size: int, k: int, starts: int, max_basis: int | None) -> int:
-    """Vectors to hold: those wanted, and what a restart needs in addition."""
-    least = k + 8 * starts + 16
-    if max_basis is None:
-        return min(size, least + 3 * k + 44)
-    return min(size, integer("max_basis", max_basis, min(size, least)))
-
-
-def _advance(lanczos: Lanczos, starts: int, k: int, generator: torch.Generator) -> None:
-    """One more block of products, after a restart where the basis is full."""
-    capacity, size = lanczos.basis.shape
-    if capacity < size and lanczos.size + starts > capacity:
-        first = max(0, lanczos.multiplied - k - (capacity - k) // 3)
-        lanczos.restart(lanczos.ritz().select(range(first, lanczos.multiplied)))
-    lanczos.expand(starts)
-    if lanczos.size == lanczos.multiplied:
-        # The space is invariant: go on with a direction that is new to it.
-        lanczos.add_random(generator)
 
 
 def _checked(
@@ -167,9 +144,9 @@ def _checked(
         mix = torch.eye(count, dtype=torch.float64)
     else:
         mix = torch.randint(0, 2, (1, count), generator=generator).double() * 2 - 1
-    products = operator.rows(combine(mix.mT, vectors))
-    misses = products - combine((mix * ritz.values).mT, vectors)
-    measured = torch.stack([norm(miss) for miss in misses]).cpu()
+    products = operator.rows(mix.to(vectors) @ vectors)
+    misses = products - (mix * ritz.values).to(vectors) @ vectors
+    measured = torch.linalg.vector_norm(misses, dim=1, dtype=torch.float64).cpu()
     expected = (mix**2 @ ritz.residuals**2).sqrt()
     surprising = torch.where(measured > 2 * expected, measured, 0.0)
     return torch.maximum(ritz.residuals, (mix.abs() * surprising[:, None]).amax(0))
@@ -179,14 +156,3 @@ def _orthonormal(vectors: Tensor) -> bool:
     rows = vectors.double()
     defect = rows @ rows.mT - torch.eye(len(rows)).to(rows)
     return float(defect.abs().max()) <= 1e4 * torch.finfo(vectors.dtype).eps
-
-
-def _warn(products: int, values: Tensor, residuals: Tensor, limit: Tensor) -> None:
-    worst = int((residuals / limit).nan_to_num(0).argmax())
-    warnings.warn(
-        f"top_eigenvalues: after {products} products the residual of "
-        f"{float(values[worst]):.5g} is {float(residuals[worst]):.1e}, above the limit "
-        f"of {float(limit[worst]):.1e}; allow more products or a larger tol, or use "
-        "float64",
-        stacklevel=3,
-    )

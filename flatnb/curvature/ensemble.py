@@ -28,10 +28,10 @@ from flatnb._checks import integer, number
 from flatnb._ensemble_layers import EnsembleBatchNorm, EnsembleLinear
 from flatnb._kappa import kappa_of_logits
 from flatnb._nets import along_members
+from flatnb._tensors import l2_norm
 from flatnb.curvature.gauss_newton_trace import check_piecewise_linear, softmax_factor
 from flatnb.curvature.result import Result
 from flatnb.curvature.sharpness import sam_step
-from flatnb.curvature.vectors import member_norm
 from flatnb.ensemble import Ensemble
 
 _PERIOD = 4  # products between two looks at the Ritz values
@@ -257,7 +257,7 @@ def _largest(
             w - along_members(alpha, v) * v - along_members(betas[-1], v) * u
             for w, v, u in zip(product, current, previous, strict=True)
         ]
-        length = member_norm(remainder).cpu()
+        length = l2_norm(remainder, members).cpu()
         scale = torch.stack([a.abs() for a in alphas]).amax(0)
         length = torch.where(length > rounding * scale, length, 0.0)
         betas.append(length)

@@ -9,21 +9,19 @@ v = Q_p' s. Its residual |H v - theta v| = |(the last m - p rows of T) s| takes 
 product, and an eigenvalue of H lies within it of theta (Parlett 1998, "The symmetric
 eigenvalue problem", section 4.5). With r start vectors this is band Lanczos (Ruhe
 1979), which sees r copies of a multiple eigenvalue.
-
-Each product is orthogonalized against the whole basis, and again while that shortens
-it ("twice is enough", Parlett 1998, section 6.9): after one sweep the loss of
-orthogonality grows from step to step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from flatnb.curvature.vectors import combine, norm, project_out
+from flatnb.curvature.vectors import norm
+
+_ROWS = 32  # by which the basis grows
+_COLUMNS = 2**18  # a float32 sum over more entries than this is continued in float64
 
 
 class Operator(Protocol):
@@ -39,105 +37,100 @@ class Operator(Protocol):
 
 
 class Ritz(NamedTuple):
-    """Ritz pairs: values (r,), coordinates (p, r) in columns, residuals (r,)."""
+    """Ritz pairs in ascending order: values (p,), coordinates (p, p) in columns,
+    residuals (p,).
+    """
 
     values: Tensor
     coordinates: Tensor
     residuals: Tensor
 
-    def select(self, places: Sequence[int]) -> Ritz:
-        """The pairs at these places."""
-        order = list(places)
-        return Ritz(
-            self.values[order], self.coordinates[:, order], self.residuals[order]
-        )
+    def top(self, k: int) -> Ritz:
+        """The k largest, in descending order."""
+        return Ritz(*(part.flip(-1)[..., :k] for part in self))
 
 
 class Lanczos:
-    """Basis, projected matrix, and the vectors that are to be multiplied next.
+    """The basis, and the columns of T in float64, each as far as its last entry.
 
     Attributes:
         basis: (capacity, operator.size), of which the first `size` rows are filled.
-        projected: (capacity, capacity) in float64: T, and its mirror image.
-        size: m above.
-        multiplied: p above.
+        size: m above; p is the number of columns.
     """
 
-    def __init__(self, operator: Operator, capacity: int) -> None:
+    def __init__(self, operator: Operator) -> None:
         self.operator = operator
         self.basis = torch.empty(
-            capacity, operator.size, dtype=operator.dtype, device=operator.device
+            0, operator.size, dtype=operator.dtype, device=operator.device
         )
-        self.projected = torch.zeros(capacity, capacity, dtype=torch.float64)
-        self.size = self.multiplied = 0
+        self.size = 0
+        self.columns: list[Tensor] = []
 
-    def add(self, vector: Tensor) -> tuple[Tensor, float]:
+    def add(self, vector: Tensor) -> Tensor:
         """Append the direction of `vector` that is new to the basis, overwriting it.
 
-        Returns its coefficients (size,) along the basis so far, and the length of the
-        new part: 0 if that is rounding only, and nothing was appended.
+        Returns the coefficients of `vector` along the basis, the new row included.
+        Nothing is appended where only rounding is new.
         """
         row, basis = vector[None], self.basis[: self.size]
         coefficients = torch.zeros(self.size, dtype=torch.float64)
         length = _length(row)
         rounding = 10 * torch.finfo(row.dtype).eps * length
+        # "Twice is enough" (Parlett 1998, section 6.9), and after one sweep the loss of
+        # orthogonality grows from step to step.
         shrinks = self.size > 0
         while shrinks and length > rounding:
-            coefficients += project_out(row, basis)[:, 0]
-            previous, length = length, _length(row)
+            coefficients += _project_out(row, basis)
+            previous = length
+            length = _length(row)
             shrinks = length < previous / 2
         if length <= rounding or self.size == self.operator.size:
-            return coefficients, 0.0
+            return coefficients
+        if self.size == len(self.basis):
+            more = self.basis.new_empty(_ROWS, self.operator.size)
+            self.basis = torch.cat([self.basis, more])
         self.basis[self.size] = row[0] / length
         self.size += 1
-        return coefficients, length
+        return torch.cat([coefficients, coefficients.new_tensor([length])])
 
     def add_random(self, generator: torch.Generator) -> None:
         """Append a random direction, drawn on the CPU: the same on every device."""
         size = self.size
         while self.size == size < self.operator.size:
             draw = torch.randn(self.operator.size, generator=generator)
-            self.add(draw.to(self.basis.device, self.basis.dtype))
+            self.add(draw.to(self.basis))
 
     def expand(self, count: int = 1) -> None:
         """Multiply the next vectors, `count` at most."""
-        first, last = self.multiplied, min(self.multiplied + count, self.size)
-        products = self.operator.rows(self.basis[first:last])
-        for j, product in zip(range(first, last), products, strict=True):
-            coefficients, length = self.add(product)
-            old = len(coefficients)
-            self.projected[:old, j] = self.projected[j, :old] = coefficients
-            if length:
-                self.projected[old, j] = self.projected[j, old] = length
-        self.multiplied = last
+        first = len(self.columns)
+        last = min(first + count, self.size)
+        for product in self.operator.rows(self.basis[first:last]):
+            self.columns.append(self.add(product))
 
     def ritz(self) -> Ritz:
-        """All Ritz pairs, in ascending order."""
-        p = self.multiplied
-        values, coordinates = torch.linalg.eigh(self.projected[:p, :p])
-        coupling = self.projected[p : self.size, :p]
-        return Ritz(values, coordinates, (coupling @ coordinates).norm(dim=0))
+        """All Ritz pairs."""
+        p = len(self.columns)
+        transposed = torch.zeros(p, self.size, dtype=torch.float64)
+        for row, column in zip(transposed, self.columns, strict=True):
+            row[: len(column)] = column
+        # Reads the lower triangle: of two coefficients the one that was measured later.
+        values, coordinates = torch.linalg.eigh(transposed[:, :p])
+        residuals = (transposed[:, p:].mT @ coordinates).norm(dim=0)
+        return Ritz(values, coordinates, residuals)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
-        """The Ritz vectors of `coordinates` (p, r), as rows (r, operator.size)."""
-        return combine(coordinates, self.basis[: self.multiplied])
+        """The Ritz vectors of `coordinates` (p, k), as rows (k, operator.size)."""
+        return coordinates.mT.to(self.basis) @ self.basis[: len(coordinates)]
 
-    def restart(self, ritz: Ritz) -> None:
-        """Shrink the basis to these Ritz vectors and those not yet multiplied.
 
-        The relation at the head of this file goes on to hold: a thick restart (Wu and
-        Simon 2000).
-        """
-        p, m, coordinates = self.multiplied, self.size, ritz.coordinates
-        coupling = self.projected[p:m, :p] @ coordinates
-        rows = torch.cat([self.vectors(coordinates), self.basis[p:m]])
-        self.multiplied = len(ritz.values)
-        self.size = self.multiplied + m - p
-        self.basis[: self.size] = rows
-        self.projected.zero_()
-        self.projected.diagonal()[: self.multiplied] = ritz.values
-        self.projected[self.multiplied : self.size, : self.multiplied] = coupling
-        self.projected[: self.multiplied, self.multiplied : self.size] = coupling.mT
+def _project_out(row: Tensor, basis: Tensor) -> Tensor:
+    """One sweep of classical Gram-Schmidt: `row` (1, size) minus its part along the
+    rows of `basis`, in place. Returns the coefficients in float64, on the CPU.
+    """
+    pieces = zip(basis.split(_COLUMNS, dim=1), row.split(_COLUMNS, dim=1), strict=True)
+    overlaps = torch.stack([q @ w.mT for q, w in pieces]).sum(0, dtype=torch.float64)
+    row.addmm_(overlaps.to(basis.dtype).mT, basis, alpha=-1)
+    return overlaps[:, 0].cpu()
 
 
 def _length(row: Tensor) -> float:

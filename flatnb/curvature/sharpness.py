@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from flatnb._checks import integer, number
 from flatnb._nets import along_members
+from flatnb._tensors import l2_norm
 from flatnb.curvature.objective import Batches, LossFunction, Objective
 from flatnb.curvature.result import Estimate, moments
-from flatnb.curvature.vectors import gaussian, member_norm, norm
+from flatnb.curvature.vectors import gaussian, norm
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -49,7 +50,7 @@ def sam_step(
     there is no slope.
     """
     scaled = [t * g for t, g in zip(scales, slopes, strict=True)]
-    length = member_norm(scaled)
+    length = l2_norm(scaled, len(scaled[0]))
     factor = torch.where(length > 0, rho / length, 0.0)
     return [
         t * s * along_members(factor, s) for t, s in zip(scales, scaled, strict=True)

@@ -34,40 +34,31 @@ class SpectralDensity(Result):
         nodes: (probes, steps) in float64.
         weights: (probes, steps), each row summing to 1; 0 past the end of a probe.
         size: dimension of the operator.
-        sigma: default width of the Gaussian on each node, in units of the eigenvalues:
-            1/100 of the range of the nodes.
     """
 
     nodes: Tensor
     weights: Tensor
     size: int
-    sigma: float
 
     def moment(self, power: int) -> tuple[float, float]:
         """(1/size) tr H^power and its standard error over the probes, unsmoothed."""
         sample = (self.weights * self.nodes**power).sum(1)
         return float(sample.mean()), float(sample.std() / math.sqrt(len(sample)))
 
-    def curve(self, grid: Tensor, sigma: float | None = None) -> Tensor:
+    def curve(self, grid: Tensor, sigma: float) -> Tensor:
         """Density at the points of `grid`, smoothed by a Gaussian of width sigma."""
-        width = self.sigma if sigma is None else number("sigma", sigma, "> 0", 0)
+        number("sigma", sigma, "a number > 0", 0)
         nodes, weights = self.nodes.reshape(-1, 1), self.weights.reshape(-1, 1)
-        bells = torch.exp(-0.5 * ((grid.double() - nodes) / width) ** 2)
-        height = len(self.nodes) * width * math.sqrt(2 * math.pi)
+        bells = torch.exp(-0.5 * ((grid.double() - nodes) / sigma) ** 2)
+        height = len(self.nodes) * sigma * math.sqrt(2 * math.pi)
         return (weights * bells).sum(0) / height
-
-    def grid(self, points: int = 500) -> Tensor:
-        """Points over the nodes' range and 5 sigma beyond."""
-        margin = 5 * self.sigma
-        low, high = float(self.nodes.min()) - margin, float(self.nodes.max()) + margin
-        return torch.linspace(low, high, points, dtype=torch.float64)
 
     def summary(self) -> str:
         mean, error = self.moment(1)
         low, high = float(self.nodes.min()), float(self.nodes.max())
         return (
             f"nodes from {low:.4g} to {high:.4g}, mean eigenvalue {mean:.4g} ± "
-            f"{error:.1g}, Gaussian smoothing sigma = {self.sigma:.2g}"
+            f"{error:.1g}"
         )
 
 
@@ -76,14 +67,13 @@ def spectral_density(
 ) -> SpectralDensity:
     """Spectral density from `probes` Lanczos processes of `steps` products each.
 
-    Memory: `steps` vectors, for full reorthogonalization; without it Lanczos repeats
+    Holds `steps` vectors, for full reorthogonalization; without it Lanczos repeats
     eigenvalues.
 
     Args:
         operator: the matrix, as for `top_eigenvalues`.
-        steps: Lanczos steps, at most the dimension: nodes per probe.
+        steps: nodes per probe, at most the dimension.
         probes: start vectors >= 2.
-        seed: of the start vectors.
 
     Raises:
         ValueError: steps or probes out of range.
@@ -95,37 +85,27 @@ def spectral_density(
     >>> spectral_density(hessian).moment(1)  # all eigenvalues are 1/2
     (0.5, 0.0)
     """
-    integer("steps", steps)
-    integer("probes", probes, 2)
     start, used = time.perf_counter(), operator.products
-    steps = min(steps, operator.size)
+    steps = min(integer("steps", steps), operator.size)
+    integer("probes", probes, 2)
     like = torch.empty(0, dtype=operator.dtype, device=operator.device)
     generator = torch.Generator().manual_seed(seed)
     nodes = torch.zeros(probes, steps, dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     for row in range(probes):
-        values, squares = _quadrature(
-            operator, rademacher((operator.size,), generator, like), steps
-        )
+        lanczos = Lanczos(operator)
+        lanczos.add(rademacher((operator.size,), generator, like))
+        while len(lanczos.columns) < min(steps, lanczos.size):  # fewer: the space ends
+            lanczos.expand()
+        values, coordinates, _ = lanczos.ritz()
         nodes[row] = values[-1]
         nodes[row, : len(values)] = values
-        weights[row, : len(values)] = squares
+        weights[row, : len(values)] = coordinates[0] ** 2
     return SpectralDensity(
         nodes=nodes,
         weights=weights,
         size=operator.size,
-        sigma=max(float(nodes.max() - nodes.min()), 1e-12) / 100,
         products=operator.products - used,
         seconds=time.perf_counter() - start,
         settings={"steps": steps, "probes": probes, "seed": seed},
     )
-
-
-def _quadrature(operator: Operator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of `start` by at most `steps` products."""
-    lanczos = Lanczos(operator, min(steps + 1, operator.size))
-    lanczos.add(start)
-    while lanczos.multiplied < min(steps, lanczos.size):  # fewer if the space ends
-        lanczos.expand()
-    values, vectors, _ = lanczos.ritz()
-    return values, vectors[0] ** 2

@@ -125,15 +125,11 @@ class Drawn:
         self.spectrum = spectrum.__name__
         self.exact = torch.linalg.eigvalsh(self.matrix.double()).flip(0)
         self.k = draw.randint(1, min(n, draw.choice([1, 3, 10])))
-        self.block = draw.choice([None, None, 1, 2, 3])
-        if self.block is not None:
-            self.block = min(n, self.block)
+        self.as_large = draw.choice([False, True])  # without a look for copies
         self.start = draw.randrange(10**6)
-        tight = min(n, self.k + 8 * ((self.block or self.k) + 1) + 16)
-        self.max_basis = draw.choice([None, tight])
 
     def __repr__(self) -> str:
         return (
             f"{self.spectrum}, size {len(self.matrix)}, {self.matrix.dtype}, k={self.k}, "
-            f"block={self.block}, max_basis={self.max_basis}"
+            f"as large: {self.as_large}"
         )

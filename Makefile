@@ -51,7 +51,8 @@ book: $(READY)  ## run the notebooks at PROFILE, build the pages
 	$(BIN)/flatnb book --profile $(PROFILE)
 
 serve: $(READY)  ## show the built pages on localhost
-	$(BIN)/flatnb serve
+	@test -e _build/html/index.html || { echo "make: no pages; build them: make book" >&2; exit 1; }
+	$(BIN)/python -u -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
 bench: $(READY)  ## our speed next to published packages
 	$(BIN)/python -m benchmarks

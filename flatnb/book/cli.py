@@ -1,4 +1,4 @@
-"""The command line: `flatnb run | book | serve | records | clean | address`.
+"""The command line: `flatnb run | book | clean | address | records`.
 
 Exit status: 0; 1 when a notebook, a page or a check failed; 2 for a wrong command; 130
 when interrupted.
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +23,22 @@ from flatnb.book import stage
 from flatnb.book.profiles import PROFILES
 from flatnb.book.run import UserError
 from flatnb.results import records
-from flatnb.results.statistics import interval
 
-# What execution, editors and Colab leave in a notebook besides outputs and counts.
-TRACES = """
-    metadata.papermill metadata.language_info metadata.signature metadata.vscode
-    metadata.widgets cell.metadata.papermill cell.metadata.execution
-    cell.metadata.ExecuteTime cell.metadata.outputId cell.metadata.executionInfo
-    cell.metadata.collapsed cell.metadata.scrolled
-"""
+# What papermill, editors and Colab leave in a notebook besides outputs and counts.
+TRACES = (
+    "metadata.papermill metadata.run metadata.language_info metadata.vscode "
+    "cell.metadata.papermill cell.metadata.outputId cell.metadata.executionInfo"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit status."""
     arguments = _parser().parse_args(argv)
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
     # A closed terminal or a stopped job must not leave kernels behind either; nohup
     # ignores SIGHUP, and so do we then.
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         return arguments.command(arguments)
     except BrokenPipeError:  # the reader had enough: `flatnb records list | head`
@@ -61,16 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nflatnb: interrupted", file=sys.stderr)
         return 130
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _root() -> Path:
     root = runner.root_of(Path.cwd())
     if root is None:
-        place = f"no _toc.yml in {Path.cwd()} or above"
-        raise UserError(f"{place}: go to the repository's folder")
+        raise UserError(f"{Path.cwd()} is not in the repository: it has no _toc.yml")
     return root
 
 
@@ -83,23 +71,16 @@ def run_command(arguments: Namespace) -> int:
     A run is repeated when its notebook, parameters, flatnb, package versions, threads
     or records changed. The sources are never written to. -p changes a parameter.
     """
-    given = dict(arguments.p or [])
-    runs = _run(arguments, arguments.notebooks, given=given, out=arguments.out)
-    if not any(run.error for run in runs):
-        print(*(os.path.relpath(run.output) for run in runs), sep="\n")
-    return int(any(run.error for run in runs))
-
-
-def _run(arguments: Namespace, notebooks: Sequence[Path], **options: Any) -> list[Any]:
-    """Execute notebooks, and say which failed."""
-    for name in ("profile", "jobs", "timeout", "force"):
-        options[name] = getattr(arguments, name)
-    runs = runner.run(notebooks, **options)
-    for run in [run for run in runs if run.error]:
-        copy = os.path.relpath(run.output.with_suffix(runner.FAILED))
-        place = f"; the executed copy is {copy}" if os.path.exists(copy) else ""
-        print(f"\n{run.error}\nflatnb: {run.source} failed{place}", file=sys.stderr)
-    return runs
+    runs = runner.run(
+        arguments.notebooks,
+        profile=arguments.profile,
+        given=dict(arguments.p or []),
+        timeout=arguments.timeout,
+    )
+    if any(run.error for run in runs):
+        return 1
+    print(*(os.path.relpath(run.output) for run in runs), sep="\n")
+    return 0
 
 
 def book_command(arguments: Namespace) -> int:
@@ -107,7 +88,8 @@ def book_command(arguments: Namespace) -> int:
     root = _root()
     stage.staged_settings(root)  # a mistake there shows before hours of runs
     pages = [page for page in stage.toc_files(root) if page.suffix == ".ipynb"]
-    runs = _run(arguments, [Path(os.path.relpath(root / page)) for page in pages])
+    sources = [Path(os.path.relpath(root / page)) for page in pages]
+    runs = runner.run(sources, profile=arguments.profile, timeout=arguments.timeout)
     if any(run.error for run in runs):
         return 1
     executed = {page: run.output for page, run in zip(pages, runs, strict=True)}
@@ -117,59 +99,27 @@ def book_command(arguments: Namespace) -> int:
     return 0
 
 
-def serve_command(arguments: Namespace) -> int:
-    """Show the built pages, to this machine only."""
-    pages = _root() / "_build" / "html"
-    if not (pages / "index.html").exists():
-        raise UserError(f"no pages in {pages}: build them with `make book`")
-    server = [sys.executable, "-u", "-m", "http.server", str(arguments.port)]
-    return subprocess.call([*server, "--bind", "127.0.0.1", "--directory", pages])
-
-
 def clean_command(arguments: Namespace) -> int:
     """Strip outputs and traces of execution from notebooks."""
     paths = arguments.notebooks or sorted((_root() / "notebooks").glob("*.ipynb"))
-    texts = {path: stripped(path) for path in paths}
-    dirty = [path for path, (text, clean) in texts.items() if text != clean]
-    for path in dirty:
-        state = "is not clean" if arguments.check else "cleaned"
-        print(f"{os.path.relpath(path)} {state}")
-        if not arguments.check:
-            runner.write(path, texts[path][1] + "\n")
-    return int(arguments.check and bool(dirty))
-
-
-def stripped(path: Path) -> tuple[str, str]:
-    """A notebook's text as it is, and without outputs, counts and traces."""
-    import nbformat
-    from nbstripout import strip_output
-
-    notebook = runner.read(path)
-    text = nbformat.writes(notebook)
-    strip_output(notebook, False, False, keep_id=True, extra_keys=TRACES.split())
-    return text, nbformat.writes(notebook)
+    options = ["--keep-id", "--unix-newlines", "--extra-keys", TRACES]
+    return subprocess.call([sys.executable, "-m", "nbstripout", *options, *paths])
 
 
 def address_command(arguments: Namespace) -> int:
-    """Set the repository's address, in _config.yml and each notebook's first cell.
-
-    The links of the pages come from _config.yml. Without a url, the cells are brought
-    in line with it.
-    """
-    root = _root()
-    url, branch = arguments.url, arguments.branch
-    if url is None:
-        url, branch = stage.address(root)
-    for path, text in stage.with_address(root, url, branch).items():
-        runner.write(path, text)
-        print(f"{os.path.relpath(path)}: {url or 'no address'}, {branch}")
+    """Set the repository's address, in _config.yml and each notebook's first cell."""
+    texts = stage.with_address(_root(), arguments.url, arguments.branch)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 
 # --- records ------------------------------------------------------------------------
 
+SHOWN = ("task", "method", "passes", "selection", "failures", "provenance")
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], empty: str) -> None:
+
+def _table(columns: Sequence[str], rows: Sequence[Any], empty: str) -> None:
     from pandas import DataFrame
 
     print(DataFrame(rows, columns=columns).to_string(index=False) if rows else empty)
@@ -184,11 +134,11 @@ def _experiments() -> dict[str, Any]:
 def records_list(arguments: Namespace) -> int:
     """All records, a line each."""
     rows = []
-    for record in map(records.load, records.names()):
-        name, source = record["name"], record["provenance"]
-        sizes = [len(record["seeds"]), len(record["settings"])]
-        row = (name, record["method"], *sizes, source["device"], source["date"][:10])
-        rows.append(row)
+    for name in records.names():
+        record = records.load(name)
+        sizes = (len(record["seeds"]), len(record["settings"]))
+        source = (record["provenance"]["device"], record["provenance"]["date"][:10])
+        rows.append((name, record["method"], *sizes, *source))
     columns = ("name", "method", "seeds", "settings", "device", "date")
     _table(columns, rows, f"no records in {records.root()}: see `flatnb records todo`")
     return 0
@@ -196,23 +146,20 @@ def records_list(arguments: Namespace) -> int:
 
 def records_show(arguments: Namespace) -> int:
     """What was found, how, and where; a NAME may be a pattern, such as 'plane/*'."""
+    from pandas import DataFrame
+
     for name in records.match(arguments.names, records.names()):
-        _show(records.load(name))
+        record = records.load(name)
+        print(name, "\n")
+        for label in SHOWN:
+            print(f"{label}: {json.dumps(record[label], ensure_ascii=False)}")
+        chosen = record["selection"]["chosen"]
+        for seed, index in zip(record["seeds"], chosen, strict=True):
+            print(f"seed {seed}: {record['settings'][index]}")
+        print("\nAfter the last epoch, mean and standard error over the seeds:\n")
+        final = DataFrame(records.selected(record), dtype=float)
+        print(final.agg(["mean", "sem", "count"]).T)
     return 0
-
-
-def _show(record: Mapping[str, Any]) -> None:
-    print(record["name"], "\n")
-    for label in ("task", "method", "passes", "selection", "failures", "provenance"):
-        print(f"{label}: {json.dumps(record[label], ensure_ascii=False)}")
-    for seed, index in zip(record["seeds"], record["selection"]["chosen"], strict=True):
-        print(f"seed {seed}: {record['settings'][index]}")
-    print("\nAfter the last epoch, mean and 95 % interval over the seeds:\n")
-    rows = []
-    for metric, values in records.selected(record).items():
-        numbers = [value for value in values if value is not None]
-        rows.append((metric, *interval(numbers), len(numbers)))
-    _table(("metric", "mean", "±", "n"), rows, "no metric")
 
 
 def records_todo(arguments: Namespace) -> int:
@@ -248,28 +195,18 @@ def records_make(arguments: Namespace) -> int:
         )
     except (ValueError, RuntimeError, ModuleNotFoundError) as error:
         raise UserError(str(error)) from error
-    remaining, complete = iter(results), True
+    remaining, status = iter(results), 0
     for name in names:
         outcome = list(itertools.islice(remaining, len(jobs[name])))
-        complete &= _record(experiments[name], outcome, arguments.replace)
-    return int(not complete)
-
-
-def _record(experiment: Any, results: Sequence[Any], replace: bool) -> bool:
-    """Record one experiment; False when a run of it failed."""
-    errors = [result.error for result in results if result.error is not None]
-    if errors:
-        count = f"{experiment.name}: {len(errors)} of {len(results)} runs failed"
-        reason = f"the first with {errors[0]}; --retry runs them again"
-        print(f"flatnb: {count}, {reason}", file=sys.stderr)
-    try:
-        record = experiment.record(results)
-    except RuntimeError as error:
-        print(f"flatnb: {experiment.name} is not recorded: {error}", file=sys.stderr)
-        return False
-    path = records.save(record, replace=replace)
-    print(f"recorded in {os.path.relpath(path)}")
-    return not errors
+        try:
+            record = experiments[name].record(outcome)
+        except RuntimeError as error:  # a job failed
+            print(f"flatnb: {name} is not recorded: {error}", file=sys.stderr)
+            status = 1
+            continue
+        path = records.save(record, replace=arguments.replace)
+        print(f"recorded in {os.path.relpath(path)}")
+    return status
 
 
 def records_verify(arguments: Namespace) -> int:
@@ -309,15 +246,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "[notebooks]": {**NOTEBOOKS, "nargs": "*", "help": "by default all"},
     "names": {"nargs": "+", "metavar": "NAME"},
     "[names]": {"nargs": "*", "metavar": "NAME", "help": "by default all"},
-    "url": {"nargs": "?", "metavar": "https://github.com/OWNER/NAME"},
+    "url": {"metavar": "https://github.com/OWNER/NAME"},
     "-p": {"nargs": 2, "action": "append", "metavar": ("NAME", "VALUE")},
-    "--out": {"type": Path, "metavar": "DIR", "help": "for executed copies"},
     "--profile": {"choices": PROFILES, "default": "laptop", "help": "how much to run"},
-    "--jobs": {"type": int, "metavar": "N", "help": "notebooks that share the cores"},
     "--timeout": {"type": float, "help": f"seconds for one notebook ({SECONDS})"},
-    "--force": {"action": "store_true", "help": "run what did not change, too"},
-    "--port": {"type": int, "default": 8000},
-    "--check": {"action": "store_true", "help": "only name what is not clean"},
     "--branch": {"default": "main", "help": "a branch or tag"},
     "--workers": {"type": int, "metavar": "N", "help": "processes (by GPUs or cores)"},
     "--folder": {"type": Path, "help": "for the results of single runs"},
@@ -326,10 +258,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--replace": {"action": "store_true", "help": "also what is recorded already"},
 }
 COMMANDS = {
-    "run": (run_command, "notebooks -p --out --profile --jobs --timeout --force"),
-    "book": (book_command, "--profile --jobs --timeout --force"),
-    "serve": (serve_command, "--port"),
-    "clean": (clean_command, "[notebooks] --check"),
+    "run": (run_command, "notebooks -p --profile --timeout"),
+    "book": (book_command, "--profile --timeout"),
+    "clean": (clean_command, "[notebooks]"),
     "address": (address_command, "url --branch"),
     "records list": (records_list, ""),
     "records show": (records_show, "names"),

@@ -5,29 +5,18 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
+from flatnb._checks import choice
+
 PROFILES = ("smoke", "laptop", "paper")
-Values = dict[str, Any]
 
 
-def settings(
-    profile: str, *, smoke: Values, laptop: Values, paper: Values
-) -> SimpleNamespace:
-    """The settings of one profile; all three set the same names.
-
-    Raises:
-        ValueError: an unknown profile, or a name that one profile lacks.
+def settings(profile: str, **profiles: dict[str, Any]) -> SimpleNamespace:
+    """The settings of one profile.
 
     >>> settings("smoke", smoke={"n": 1}, laptop={"n": 9}, paper={"n": 99}).n
     1
     """
-    choices = {"smoke": smoke, "laptop": laptop, "paper": paper}
-    if profile not in choices:
-        raise ValueError(f"profile={profile!r}; allowed: {', '.join(PROFILES)}")
-    names = set().union(*choices.values())
-    for name, values in choices.items():
-        if missing := sorted(names - set(values)):
-            raise ValueError(f"the settings for {name!r} lack {', '.join(missing)}")
-    return SimpleNamespace(**choices[profile])
+    return SimpleNamespace(**profiles[choice("profile", profile, profiles)])
 
 
 def about(revision: str) -> str:
@@ -51,8 +40,6 @@ class Missing:
         return False
 
     def __getattr__(self, name: str) -> type:
-        if name.startswith("_"):
-            raise AttributeError(name)
         return object
 
 

@@ -8,12 +8,10 @@ so that `flatnb records` works without it.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,10 +19,11 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flatnb._files import whole
+from flatnb._checks import shown
 from flatnb.results import provenance, records
 
 FAILED = ".failed.ipynb"  # suffix of the executed copy of a run that failed
@@ -75,63 +74,19 @@ def root_of(path: Path) -> Path | None:
     return next((p for p in (path, *path.parents) if (p / "_toc.yml").is_file()), None)
 
 
-# --- notebook files -----------------------------------------------------------------
-
-
 def read(path: Path) -> dict[str, Any]:
     """A notebook file; UserError, one line with file and place, if it is none."""
     import nbformat
 
     try:
         notebook = nbformat.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        json.dumps(notebook, ensure_ascii=False).encode()
-        fault = _fault(notebook)
+        for error in nbformat.validator.iter_validate(notebook):
+            raise ValueError(f"{error.json_path}: {error.message}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested too deep
-        fault = str(error)
-    except TypeError:  # which nbformat meets when it words an error
-        fault = "a cell or an output whose type is no text"
-    if fault:
-        raise UserError(f"{path} is not a notebook: {line(fault)}")
+    except Exception as error:  # no JSON, no UTF-8, what nbformat fails to put in words
+        raise UserError(f"{path} is not a notebook: {shown(error)}") from None
     return notebook
-
-
-def _fault(notebook: Any) -> str | None:
-    """The first thing that is not allowed, and where; cells are counted from 1."""
-    import nbformat
-
-    match notebook:
-        case {"nbformat": 4, "nbformat_minor": 0 | 1 | 2 | 3 | 4 | 5}:
-            pass
-        case _:
-            return "it is not in notebook format 4.0 to 4.5"
-    for error in nbformat.validator.iter_validate(notebook):
-        place = list(error.absolute_path)
-        if place[:1] == ["cells"] and len(place) > 1:
-            place[:2] = [f"cell {place[1] + 1}"]
-        return f"{', '.join(map(str, place)) or 'at the top'}: {error.message}"
-    match notebook["metadata"].get("flatnb", {"records": []}):
-        case {"records": [*names], **rest} if not rest and all(
-            isinstance(name, str) for name in names
-        ):
-            return None
-    return 'metadata, flatnb: allowed is {"records": [names]}'
-
-
-def line(text: str) -> str:
-    """A text as part of a line."""
-    text = " ".join(text.split())
-    return text if len(text) <= 160 else f"{text[:159]}…"
-
-
-def write(path: Path, text: str) -> None:
-    """Write aside, then rename: a reader never meets half a file."""
-    with whole(path) as file:
-        file.write(text)
-
-
-# --- parameters ---------------------------------------------------------------------
 
 
 def parameters(path: Path) -> dict[str, Any]:
@@ -140,14 +95,11 @@ def parameters(path: Path) -> dict[str, Any]:
 
     cells = read(path)["cells"]
     tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
-    if len(tagged) != 1:
-        count = f"{len(tagged)} cells tagged `parameters`"
-        raise UserError(f"{path} has {count}; it needs exactly one")
-    source = "".join(tagged[0]["source"])
+    source = "\n".join("".join(cell["source"]) for cell in tagged)
     declared = {p.name: p for p in PythonTranslator.inspect({"source": source})}
     if "profile" not in declared:
-        missing = '`profile: str = "laptop"` is missing'
-        raise UserError(f"{path}, parameters cell: the line {missing}")
+        missing = 'no cell tagged `parameters` has the line `profile: str = "laptop"`'
+        raise UserError(f"{path}: {missing}")
     return declared
 
 
@@ -161,34 +113,22 @@ TYPES: dict[str, Any] = {"bool": _truth, "int": int, "float": float, "str": str}
 def chosen(path: Path, profile: str, given: Mapping[str, str]) -> dict[str, Any]:
     """The values to inject; UserError lists those known if `given` does not fit."""
     known = parameters(path)
-    listing = f"{path} knows"
-    for name, kind, default, text in known.values():
-        listing += f"\n  {name}: {kind} = {default}  # {text}"
+    del known["profile"]  # it names the output folder: an option of its own
     values: dict[str, Any] = {"profile": profile}
     for name, text in given.items():
-        if name == "profile":
-            raise UserError("give the profile as --profile: it names the output folder")
-        if name not in known:
-            raise UserError(f"unknown parameter {name!r}; {listing}")
         try:
             values[name] = TYPES[known[name].inferred_type_name](text)
-            text.encode()  # bytes of a command line need not be text
         except (KeyError, ValueError):
-            raise UserError(f"{name} cannot be {text!r}; {listing}") from None
+            message = f"{name}={text!r}; {path} allows:"
+            for parameter, kind, default, help_text in known.values():
+                message += f"\n  {parameter}: {kind} = {default}  # {help_text}"
+            raise UserError(message) from None
     return values
-
-
-# --- what determines a run ----------------------------------------------------------
 
 
 def digest(data: object) -> str:
     """SHA-256 of plain data."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
@@ -197,32 +137,29 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
     metadata = {k: v for k, v in notebook["metadata"].items() if k != "language_info"}
     page: list[Any] = [[c["cell_type"], c["metadata"]] for c in notebook["cells"]]
     page += ["".join(cell["source"]) for cell in notebook["cells"]]
-    declared = metadata.get("flatnb", {}).get("records")
-    try:  # a reader of one notebook may have no folder of records
-        names = records.match(declared, records.names()) if declared else []
-    except records.RecordError as error:
-        raise UserError(f"{path} declares records: {error}") from None
-    hashes = {name: sha256(records.path_of(name)) for name in names}
+    declared = {}
+    if "flatnb" in metadata:
+        try:
+            names = records.match(metadata["flatnb"]["records"], records.names())
+        except (records.RecordError, KeyError, TypeError) as error:
+            raise UserError(f"{path} declares records: {shown(error)}") from None
+        declared = {name: records.path_of(name).read_text("utf-8") for name in names}
     made_with = [provenance.code(), provenance.versions(PACKAGES), threads]
-    return digest([metadata, page, dict(values), hashes, made_with])
+    return digest([metadata, page, dict(values), declared, made_with])
 
 
-def share(jobs: int | None, profile: str) -> tuple[int, int]:
-    """(jobs, threads of each): the cores shared out, OMP_NUM_THREADS at the most.
+def share(profile: str) -> tuple[int, int]:
+    """Notebooks run at a time, and threads of each, OMP_NUM_THREADS at the most.
 
-    By default one job at the paper profile, whose GPU is not to be shared, else up to
-    four, however many notebooks there are: a run alone has the key of one among many.
+    One at the paper profile, whose GPU is not to be shared, else up to four, however
+    many notebooks there are: a run alone has the key of one among many.
     """
     cores = provenance.cores()
-    jobs = jobs or (1 if profile == "paper" else min(4, cores))
-    limit = int(os.environ.get("OMP_NUM_THREADS") or cores)
-    return jobs, min(max(1, cores // jobs), limit)
+    jobs = 1 if profile == "paper" else min(4, cores)
+    return jobs, min(cores // jobs, int(os.environ.get("OMP_NUM_THREADS") or cores))
 
 
-# --- running ------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
+@dataclass
 class Run:
     """One execution of a notebook; `error` is None if it succeeded, or was known."""
 
@@ -235,13 +172,11 @@ class Run:
     error: str | None = None
 
     def is_known(self) -> bool:
-        """Whether the output is that of this very run, unchanged."""
+        """Whether the output is that of this very run."""
         try:
-            side = json.loads(
-                self.output.with_suffix(".json").read_text(encoding="utf-8")
-            )
-            return [side["key"], side["sha256"]] == [self.key, sha256(self.output)]
-        except (ValueError, KeyError, TypeError, OSError):
+            notebook = json.loads(self.output.read_text(encoding="utf-8"))
+            return notebook["metadata"]["run"]["key"] == self.key
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
 
@@ -250,30 +185,16 @@ def run(
     *,
     profile: str = "laptop",
     given: Mapping[str, str] | None = None,
-    jobs: int | None = None,
-    out: Path | None = None,
     timeout: float | None = None,
-    force: bool = False,
 ) -> list[Run]:
-    """Execute notebooks into `out`, by default _build/notebooks/<profile> of the book.
+    """Execute notebooks into _build/notebooks/<profile> of the book, or from here.
 
-    A notebook that fails does not stop the others: `Run.error` says why.
-
-    Args:
-        given: parameters as text, parsed to the declared types.
-        jobs: notebooks run at a time.
-        timeout: seconds for one notebook; by default TIMEOUTS of the profile.
-        force: also run what is known.
-
-    Raises:
-        UserError: before anything runs, when something given does not fit.
+    `given` has parameters as text, `timeout` is in seconds per notebook. A notebook
+    that fails does not stop the others: `Run.error` says why. UserError, before
+    anything runs, if a notebook or a parameter does not fit.
     """
-    for name, value in {"--jobs": jobs, "--timeout": timeout}.items():
-        if value is not None and not value > 0:
-            raise UserError(f"{name} is {value:g}; it must be positive")
-    jobs, threads = share(jobs, profile)
-    folder = out or (root_of(Path.cwd()) or Path.cwd()) / f"_build/notebooks/{profile}"
-    folder = folder.absolute()  # kernels work elsewhere
+    jobs, threads = share(profile)
+    folder = (root_of(Path.cwd()) or Path.cwd()) / "_build" / "notebooks" / profile
     runs: dict[Path, Run] = {}
     for path in notebooks:
         values = chosen(path, profile, given or {})
@@ -281,14 +202,13 @@ def run(
         name = f"{path.stem}-{digest(values)[:8]}" if given else path.stem
         output = folder / f"{name}.ipynb"
         if output in runs and not path.samefile(runs[output].source):
-            twins = f"{runs[output].source} and {path}"
-            raise UserError(f"{twins} would both be written to {output}")
+            raise UserError(f"{output} would be of {runs[output].source} and of {path}")
         runs[output] = Run(path, output, values, threads, key(path, values, threads))
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = [run for run in runs.values() if force or not run.is_known()]
-    if known := len(runs) - len(waiting):
+    changed = [run for run in runs.values() if not run.is_known()]
+    if known := len(runs) - len(changed):
         print(f"{known} of {len(runs)} unchanged", flush=True)
-    _execute_all(waiting, jobs, timeout or TIMEOUTS[profile])
+    _execute_all(changed, jobs, timeout or TIMEOUTS[profile])
     return list(runs.values())
 
 
@@ -303,6 +223,8 @@ def _execute_all(runs: list[Run], jobs: int, timeout: float) -> None:
                 state = "failed" if run.error else "finished"
                 took = f"{run.source}, {run.seconds:.0f} s"
                 print(f"[{count}/{len(runs)}] {state} {took}\n", end="", flush=True)
+                if run.error:
+                    print(f"\n{run.error}\n", file=sys.stderr, flush=True)
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -319,11 +241,14 @@ def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
     ):
         folder = Path(name)
         # papermill formats paths like strings: these names have no braces.
-        shutil.copyfile(run.source, folder / "source.ipynb")
+        notebook = read(run.source)
+        notebook["metadata"]["run"] = {"key": run.key, "threads": run.threads}
+        (folder / "source.ipynb").write_text(json.dumps(notebook))
         (folder / "parameters.json").write_text(json.dumps(run.values))
         place = str(run.source.resolve().parent)
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(  # -P: no folder of the caller's on its path
+        with (
+            (folder / "log").open("wb") as log,
+            subprocess.Popen(  # -P: no folder of the caller's on its path
                 [sys.executable, "-Pc", PAPERMILL, place, f"{sockets}/kernel"],
                 cwd=folder,
                 env=os.environ | _environment(folder, run.threads),
@@ -331,18 +256,26 @@ def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # a terminal's Ctrl-C is for us alone
-            )
-            with process:
-                in_time = _wait(process, start + timeout, stop)
-                _kill(folder)
+            ) as process,
+        ):
+            in_time = _wait(process, start + timeout, stop)
+            _kill(folder)
         run.seconds = time.monotonic() - start
         if not in_time:
             run.error = f"killed at the limit of {timeout:g} s (--timeout)"
         elif process.returncode:
             text = (folder / "log").read_text(encoding="utf-8", errors="replace")
             run.error = "\n".join(plain(text).splitlines()[-30:])
-        if not stop.is_set():
-            _file(run, folder / "executed.ipynb")
+        if stop.is_set():
+            return run
+        executed = folder / "executed.ipynb"
+        failed = run.output.with_suffix(FAILED)
+        failed.unlink(missing_ok=True)
+        if not run.error:
+            executed.replace(run.output)
+        elif executed.exists():
+            executed.replace(failed)
+            run.error += f"\nthe executed copy is {os.path.relpath(failed)}"
     return run
 
 
@@ -378,22 +311,6 @@ def _environment(folder: Path, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(paths),
     }
-
-
-def _file(run: Run, executed: Path) -> None:
-    """Put an executed copy into the output folder, with what it is keyed by."""
-    failed = run.output.with_suffix(FAILED)
-    failed.unlink(missing_ok=True)
-    if run.error:
-        with contextlib.suppress(UserError):  # absent, or cut off by a kill
-            read(executed)
-            executed.replace(failed)
-        return
-    side = dataclasses.asdict(run) | {"sha256": sha256(executed)}
-    executed.replace(run.output)
-    write(
-        run.output.with_suffix(".json"), json.dumps(side, indent=1, default=str) + "\n"
-    )
 
 
 def plain(text: str) -> str:

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flatnb._checks import shown
 from flatnb.book.profiles import about
-from flatnb.book.run import UserError, line, plain, read, write
+from flatnb.book.run import UserError, plain
 from flatnb.results.provenance import provenance
 
-ADDRESS = r"https://github\.com/[A-Za-z0-9-]+/[A-Za-z0-9._-]+"
 # What stands before the url and before the branch, in _config.yml and in a notebook.
 PRECEDING = {
     ".yml": (r'^(  url: ")[^"]*', r"^(  branch: )\S*"),
@@ -29,50 +29,38 @@ def toc_files(root: Path) -> list[Path]:
     """The pages that _toc.yml names, relative to the book's root, in its order."""
     from sphinx_external_toc.parsing import parse_toc_yaml
 
-    pages = []
     try:
-        names = [Path(name) for name in parse_toc_yaml(root / "_toc.yml")]
+        names = list(parse_toc_yaml(root / "_toc.yml"))
     except Exception as error:  # its parser raises whatever it meets
-        reason = line(f"{type(error).__name__}: {error}")
-        raise UserError(f"{root / '_toc.yml'} names no pages: {reason}") from None
+        raise UserError(f"{root / '_toc.yml'} names no pages: {shown(error)}") from None
+    pages = []
     for name in names:
         files = [Path(f"{name}{suffix}") for suffix in ("", ".ipynb", ".md")]
         page = next((file for file in files if (root / file).is_file()), None)
         if page is None:
-            missing = line(f"{name}, and there is no {name}.ipynb or {name}.md")
-            raise UserError(f"_toc.yml names {missing}")
+            raise UserError(f"_toc.yml names {shown(name)}, and there is no such page")
         pages.append(page)
     return pages
 
 
-def settings(root: Path) -> dict[str, Any]:
-    """What _config.yml holds; UserError where its parts are no names and values."""
+def staged_settings(root: Path) -> dict[str, Any]:
+    """_config.yml to build with: nothing is executed; without an address, no links.
+
+    An empty address crashes Jupyter Book, and for a missing one it puts its own.
+    """
     import yaml
 
     path = root / "_config.yml"
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        parts = {name: dict(config.get(name) or {}) for name in ("repository", "html")}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise UserError(f"{path} holds no names and values: {line(str(e))}") from None
-    return config | parts
-
-
-def staged_settings(root: Path) -> dict[str, Any]:
-    """The settings to build with: nothing is executed; without an address, no links.
-
-    An empty address crashes Jupyter Book, and for a missing one it puts its own.
-    """
-    config = settings(root) | {"execute": {"execute_notebooks": "off"}}
-    if address(root)[0]:
-        return config
-    for name in [name for name in config["html"] if str(name).endswith("_button")]:
-        del config["html"][name]
-    return {
-        k: v for k, v in config.items() if k not in {"repository", "launch_buttons"}
-    }
+        config["execute"] = {"execute_notebooks": "off"}
+        if not config["repository"]["url"]:
+            del config["repository"], config["launch_buttons"]
+            for name in [name for name in config["html"] if name.endswith("_button")]:
+                del config["html"][name]
+    except Exception as error:  # of YAML, or parts that are missing or of another kind
+        raise UserError(f"{path} cannot be used: {shown(error)}") from None
+    return config
 
 
 def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
@@ -90,10 +78,11 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     status = folder / "book" / "status.md"
     if status.exists():
         text = status.read_text(encoding="utf-8")
-        write(status, text.replace("<!-- status -->", _status(executed)))
+        text = text.replace("<!-- status -->", _status(executed))
+        status.write_text(text, encoding="utf-8")
     shutil.copyfile(root / "_toc.yml", folder / "_toc.yml")
     config = yaml.safe_dump(staged_settings(root), allow_unicode=True)
-    write(folder / "_config.yml", config)
+    (folder / "_config.yml").write_text(config, encoding="utf-8")
     return folder
 
 
@@ -102,10 +91,11 @@ def _status(executed: Mapping[Path, Path]) -> str:
     commit = str(provenance()["commit"])[:7]
     rows = [about(commit), "", "| page | profile | threads | seconds |", "|---" * 4]
     for page, copy in executed.items():
-        side = json.loads(copy.with_suffix(".json").read_text(encoding="utf-8"))
-        values = [side["values"]["profile"], side["threads"], f"{side['seconds']:.0f}"]
+        metadata = json.loads(copy.read_text(encoding="utf-8"))["metadata"]
+        profile = metadata["papermill"]["parameters"]["profile"]
+        threads, seconds = metadata["run"]["threads"], metadata["papermill"]["duration"]
         link = f"{{doc}}`../{page.with_suffix('')}`"
-        rows.append(f"| {link} | {' | '.join(map(str, values))} |")
+        rows.append(f"| {link} | {profile} | {threads} | {seconds:.0f} |")
     return "\n".join(rows)
 
 
@@ -118,15 +108,13 @@ def build(stage: Path, pages: Path) -> bool:
     aside = stage.parent / "book"
     shutil.rmtree(aside, ignore_errors=True)
     print("building the pages …", flush=True)
-    main = "import sys; from jupyter_book.cli.main import main; sys.exit(main())"
+    main = "from jupyter_book.cli.main import main; main()"
     options = ["--path-output", str(aside), "-W", "-n", "--keep-going"]
-    command = [sys.executable, "-P", "-c", main, "build", str(stage), *options]
+    command = [sys.executable, "-Pc", main, "build", str(stage), *options]
     sphinx = subprocess.run(command, capture_output=True, text=True)
     built = aside / "_build" / "html"
     if sphinx.returncode:
-        warned = "WARNING" in sphinx.stderr
-        output = sphinx.stderr if warned else sphinx.stdout + sphinx.stderr
-        print(plain(output), file=sys.stderr)
+        print(plain(sphinx.stdout + sphinx.stderr), file=sys.stderr)
         print(f"flatnb: the book has faults; its pages: {built}", file=sys.stderr)
         return False
     shutil.rmtree(pages, ignore_errors=True)
@@ -134,38 +122,15 @@ def build(stage: Path, pages: Path) -> bool:
     return True
 
 
-# --- the repository's address -------------------------------------------------------
-
-
-def address(root: Path) -> tuple[str, str]:
-    """The repository's url, "" while there is none, and branch, from _config.yml."""
-    repository = settings(root)["repository"]
-    url, branch = repository.get("url") or "", repository.get("branch") or "main"
-    return checked(url, branch, "_config.yml, repository: ")
-
-
-def checked(url: str, branch: str, place: str = "") -> tuple[str, str]:
-    """An address on GitHub, which is what Colab opens, or "", and a branch.
-
-    Raises:
-        UserError: they are not, at the place that is said.
-    """
-    if url and not re.fullmatch(ADDRESS, str(url)):
-        form = "https://github.com/OWNER/NAME"
-        raise UserError(f"{place}{url!r} is not of the form {form}")
-    if not re.fullmatch(r"\w[\w./-]*", str(branch)):
-        raise UserError(f"{place}{branch!r} is no branch or tag")
-    return url, branch
-
-
 def with_address(root: Path, url: str, branch: str) -> dict[Path, str]:
-    """The texts of _config.yml and of all notebooks, with the repository's address."""
-    checked(url, branch)
-    notebooks = sorted((root / "notebooks").glob("*.ipynb"))
-    for path in notebooks:
-        read(path)
+    """The texts of _config.yml and all notebooks, with an address, "" for none."""
+    # Colab opens what is on GitHub.
+    address = r"(https://github\.com/[A-Za-z0-9-]+/[A-Za-z0-9._-]+)?"
+    if not (re.fullmatch(address, url) and re.fullmatch(r"\w[\w./-]*", branch)):
+        allowed = "https://github.com/OWNER/NAME, and a branch or tag"
+        raise UserError(f"url={url!r}, branch={branch!r}; allowed: {allowed}")
     texts = {}
-    for path in [root / "_config.yml", *notebooks]:
+    for path in [root / "_config.yml", *sorted((root / "notebooks").glob("*.ipynb"))]:
         text = path.read_text(encoding="utf-8")
         for pattern, value in zip(PRECEDING[path.suffix], (url, branch), strict=True):
             text, count = re.subn(pattern, rf"\g<1>{value}", text, flags=re.MULTILINE)
@@ -173,9 +138,6 @@ def with_address(root: Path, url: str, branch: str) -> dict[Path, str]:
                 raise UserError(f"{path} has {count} times {pattern}; it needs it once")
         texts[path] = text
     return texts
-
-
-# --- docstrings ---------------------------------------------------------------------
 
 
 def with_literal_formulas(docstring: str) -> str:
@@ -193,7 +155,6 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", _process, priority=400)
 
 
-def _process(
-    app: Any, kind: Any, name: Any, obj: Any, options: Any, lines: Any
-) -> None:
+def _process(*arguments: Any) -> None:
+    lines = arguments[-1]
     lines[:] = with_literal_formulas("\n".join(lines)).split("\n")

@@ -19,11 +19,9 @@ def test_settings_are_those_of_the_profile() -> None:
         assert profiles.settings(name, **three).epochs == i
 
 
-def test_settings_refuse_unknown_profiles_and_uneven_names() -> None:
+def test_settings_refuse_unknown_profiles() -> None:
     with pytest.raises(ValueError, match=r"'big'; allowed: smoke, laptop, paper"):
         profiles.settings("big", smoke={}, laptop={}, paper={})
-    with pytest.raises(ValueError, match="'paper' lack epochs"):
-        profiles.settings("smoke", smoke={"epochs": 1}, laptop={"epochs": 1}, paper={})
 
 
 def test_a_package_that_is_missing_is_false_and_has_classes_to_derive_from(
@@ -33,7 +31,6 @@ def test_a_package_that_is_missing_is_false_and_has_classes_to_derive_from(
     missing = profiles.optional("no_such_package")
     assert "pip install no_such_package" in capsys.readouterr().out
     assert not missing and issubclass(type("Trained", (missing.Module,), {}), object)
-    assert not hasattr(missing, "__path__")
 
 
 def test_the_first_line_has_device_and_versions() -> None:

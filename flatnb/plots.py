@@ -47,113 +47,88 @@ PALETTE = {
 _CYCLE = [PALETTE[c] for c in ("black", "red", "green", "blue", "pink", "gold", "sky")]
 BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
 GRAY = "#6B6B6B"  # of what is no method
-
-# The two classes of the plane: light enough to lie behind points, apart for
-# color-blind eyes.
-_CLASSES = (GOLD, BLUE)
-_CLASS_MARKERS = ("o", "^")
+# The two classes of the plane, light enough to lie behind points.
 _SURFACE = LinearSegmentedColormap.from_list(
     "classes", ["#F3DFA9", "#FFFFFF", "#B5D3EF"]
 )
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
+# Narrow figures with 11 pt text are readable on a phone's 360 pixels; on an opaque white
+# ground black text stays legible on a dark page.
+_STYLE = {
+    "savefig.facecolor": "white",
+    "savefig.bbox": "tight",
+    "figure.figsize": (5.2, 3.4),
+    "figure.dpi": 144,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "axes.titlesize": 11,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "legend.fontsize": 10,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.8,
+}
 
 
 def use_style() -> None:
     """Set matplotlib's defaults for the book; call it once, before the first figure.
-
-    Figures are narrow (5.2 in) with 11 pt text, readable on a phone's 360 pixels, and
-    keep an opaque white ground: black text stays legible on a dark page.
 
     >>> with plt.rc_context():
     ...     use_style()
     ...     plt.rcParams["figure.figsize"]
     [5.2, 3.4]
     """
-    white = {f"{part}.facecolor": "white" for part in ("figure", "axes", "savefig")}
-    sns.set_theme(
-        context="notebook",
-        style="ticks",
-        palette=_CYCLE,
-        rc={
-            **white,
-            "savefig.transparent": False,
-            "savefig.bbox": "tight",
-            "figure.figsize": (5.2, 3.4),
-            "figure.dpi": 144,
-            "figure.constrained_layout.use": True,
-            "font.size": 11,
-            "axes.labelsize": 11,
-            "axes.titlesize": 11,
-            "xtick.labelsize": 10,
-            "ytick.labelsize": 10,
-            "legend.fontsize": 10,
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.color": "#E4E4E4",
-            "grid.linewidth": 0.6,
-            "axes.axisbelow": True,
-            "lines.linewidth": 1.8,
-            "lines.markersize": 6,
-        },
-    )
+    sns.set_theme(context="notebook", style="ticks", palette=_CYCLE, rc=_STYLE)
 
 
-def look(method: object) -> Look:
-    """How a method is drawn, as `flatnb.experiments.tuning` declares it.
-
-    What counts is its class, or the first word of its label; gray if it is no method.
-
-    >>> look("SAM(rho=0.05)") == look("SAM, tuned") == look("SAM")
-    True
+def _look(method: object) -> Look:
+    """As `flatnb.experiments.tuning` declares the method, or the one with which a label
+    begins; gray and dashed if that is none.
     """
     from flatnb.experiments.tuning import LOOKS, Look
 
     label = method if isinstance(method, str) else type(method).__name__
-    word = re.match(r"\w*", label)
-    return LOOKS.get(word[0] if word else "") or Look("", (0, (2, 1)), ".")
+    return LOOKS.get(re.split(r"\W", label)[0]) or Look("", (0, (2, 1)), ".")
 
 
 def line(method: object) -> dict[str, Any]:
-    """Color and line style of a method or its label, as arguments of `Axes.plot`.
+    """Color and line style of a method, or of a label that begins with a method's name,
+    as arguments of `Axes.plot`.
 
-    >>> line("ERM")
+    >>> line("ERM, tuned")
     {'color': '#000000', 'linestyle': '-'}
     """
-    return {"color": color(method), "linestyle": look(method).dash}
+    return {"color": color(method), "linestyle": _look(method).dash}
 
 
 def color(method: object) -> str:
-    """The color of a method, or of a label that begins with a method's name.
+    """The color of a method or a label, likewise.
 
     >>> color("ERM")
     '#000000'
     """
-    return PALETTE.get(look(method).color, GRAY)
+    return PALETTE.get(_look(method).color, GRAY)
 
 
 def marker(method: object) -> str:
-    """The marker of a method, or of a label that begins with a method's name.
+    """The marker of a method or a label, likewise.
 
     >>> marker("ERM")
     'o'
     """
-    return look(method).marker
+    return _look(method).marker
 
 
 def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
-    """Draw the mean of repeated curves, and its 95 % t-interval as a band.
-
-    Args:
-        ax: where to draw.
-        x: shape (points,).
-        values: shape (n, points), one curve per repetition.
-        **style: arguments of `Axes.plot`; the band takes the line's color.
-
-    Returns:
-        The line of the mean.
+    """Draw the mean of curves (n, points), one per repetition, and its 95 % t-interval
+    as a band of the same color; returns the line of the mean.
 
     >>> mean = band(plt.figure().gca(), [0, 1], [[1.0, 2.0], [3.0, 4.0]])
     >>> mean.get_ydata().tolist()
@@ -167,44 +142,25 @@ def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
 
 
 def curves(
-    ax: Axes,
-    frame: pd.DataFrame,
-    y: str,
-    *,
-    x: str = "epoch",
-    by: str = "method",
-    **style: Any,
+    ax: Axes, frame: pd.DataFrame, y: str, *, x: str = "epoch", **style: Any
 ) -> list[Line2D]:
-    """Draw one mean curve per method, each with a band of its 95 % t-interval.
+    """Draw the column y over x, one `band` per method; returns their lines.
 
-    The rows that share a method and an x are its repetitions: seeds, or members.
-
-    Args:
-        ax: where to draw; its labels are set where they are empty.
-        frame: long table with columns x, y and `by`, such as `Run.frame()`; without the
-            column `by` it is one unnamed curve.
-        y: the column to draw.
-        x: the column to draw it over.
-        by: the column whose values name the curves in the legend.
-        **style: arguments of `Axes.plot` that override the method's own.
-
-    Returns:
-        The lines of the means, in the order in which the methods appear in the table.
+    The rows of `frame` that share a method and an x are its repetitions: seeds, or
+    members. Without a column "method" it is one unnamed curve. Axes without labels get
+    the names of the columns; `style` overrides the methods' own.
 
     Raises:
-        ValueError: a column is missing, or a curve has another number of repetitions at
-            some x (the band would change its meaning along the curve).
+        ValueError: a curve has another number of repetitions at some x, so that the
+            band would change its meaning along it.
 
     >>> frame = pd.DataFrame({"method": "SAM", "epoch": [0, 1] * 2, "loss": [3, 2] * 2})
     >>> [curve.get_label() for curve in curves(plt.figure().gca(), frame, "loss")]
     ['SAM']
     """
-    if missing := [column for column in (x, y) if column not in frame]:
-        raise ValueError(
-            f"no column {missing} in the table; it has {list(frame.columns)}"
-        )
     lines = []
-    groups = frame.groupby(by, sort=False) if by in frame else [("", frame)]
+    named = "method" in frame
+    groups = frame.groupby("method", sort=False) if named else [("", frame)]
     for label, rows in groups:
         ordered = rows.sort_values(x, kind="stable")
         points, counts = np.unique(ordered[x], return_counts=True)
@@ -214,47 +170,34 @@ def curves(
                 f"value of {x!r}: draw only the values that all repetitions have"
             )
         values = ordered[y].to_numpy(np.float64).reshape(len(points), -1).T
-        named = {"label": str(label)} if label else {}
-        lines.append(band(ax, points, values, **{**line(str(label)), **named, **style}))
+        look = {**line(label), "label": label or None}
+        lines.append(band(ax, points, values, **{**look, **style}))
     ax.set_xlabel(ax.get_xlabel() or x.replace("_", " "))
     ax.set_ylabel(ax.get_ylabel() or y.replace("_", " "))
     return lines
 
 
 def decision_boundary(
-    ax: Axes,
-    predict: Callable[[Tensor], Tensor],
-    x: Tensor,
-    y: Tensor,
-    *,
-    classes: tuple[str, str] = ("class 0", "class 1"),
+    ax: Axes, predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
 ) -> None:
-    """Draw what a two-class model says over the plane, and points with their classes.
+    """Draw what a two-class model says over the plane, and points x (n, 2) with their
+    classes y, 0 or 1.
 
     The ground shows the probability of class 1 (softmax, mean over members), the thick
     line one half, thin lines the boundaries of single members.
 
     Args:
-        ax: where to draw.
         predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2), in
             eval mode: in training, a BatchNorm would use the grid's statistics.
-        x: points to show, (n, 2).
-        y: their classes 0 or 1, (n,).
-        classes: names for the legend.
 
     Raises:
-        ValueError: the points are not (n, 2), or the logits not (..., m, 2).
+        ValueError: other logits.
 
-    >>> x = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
-    >>> ax = plt.figure().gca()
+    >>> ax, x = plt.figure().gca(), torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
     >>> decision_boundary(ax, lambda points: points, x, torch.tensor([0, 1]))
     >>> ax.get_xlabel()
     '$x_1$'
     """
-    if x.ndim != 2 or x.shape[1] != 2:
-        raise ValueError(
-            f"decision_boundary draws points of shape (n, 2), not {tuple(x.shape)}"
-        )
     low, high = x.amin(0).tolist(), x.amax(0).tolist()
     axes = [
         torch.linspace(a - 0.08 * (b - a), b + 0.08 * (b - a), 200, device=x.device)
@@ -279,42 +222,27 @@ def decision_boundary(
             ax.contour(*ground, member, levels=[0.5], **thin)
     ax.contour(*ground, mean, levels=[0.5], colors=BLACK, linewidths=2.0)
     points, labels = x.cpu(), y.cpu()
-    for label in (0, 1):
+    for label, fill, shape in ((0, GOLD, "o"), (1, BLUE, "^")):
         x1, x2 = points[labels == label].T
-        ax.scatter(
-            x1,
-            x2,
-            s=16,
-            marker=_CLASS_MARKERS[label],
-            c=_CLASSES[label],
-            edgecolors="white",
-            linewidths=0.5,
-            label=classes[label],
-            zorder=3,
-        )
+        look: dict[str, Any] = {"c": fill, "marker": shape, "edgecolors": "white"}
+        look |= {"s": 16, "linewidths": 0.5, "zorder": 3}
+        ax.scatter(x1, x2, label=f"class {label}", **look)
     ax.grid(False)
-    ax.set_xlabel("$x_1$")
-    ax.set_ylabel("$x_2$")
+    ax.set(xlabel="$x_1$", ylabel="$x_2$")
 
 
 def differences(
-    ax: Axes,
-    tests: pd.DataFrame,
-    seeds: pd.DataFrame | None = None,
-    *,
-    level: float = LEVEL,
+    ax: Axes, tests: pd.DataFrame, seeds: pd.DataFrame | None = None
 ) -> None:
     """Draw paired differences to a baseline as rows of points with error bars.
 
-    A star above a point marks a significant difference: Holm's adjusted p below the
-    level. Of one task each method is a row; of several each task is a row, with its
-    methods below one another: call `ax.legend()` for their names.
+    A star above a point marks a significant difference. Of one task each method is a
+    row; of several each task is a row, with its methods below one another: call
+    `ax.legend()` for their names.
 
     Args:
-        ax: where to draw.
         tests: of `flatnb.results.compare.paired`.
         seeds: of `flatnb.results.compare.differences`, drawn as gray points.
-        level: of the test.
 
     >>> tests = pd.DataFrame({"task": "plane", "method": ["SAM", "NSO"],
     ...                       "difference": [0.1, 0.2], "interval": [0.1, 0.1],
@@ -324,9 +252,7 @@ def differences(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['SAM', 'NSO']
     """
-    tasks, methods = (
-        list(dict.fromkeys(tests[column])) for column in ("task", "method")
-    )
+    tasks, methods = list(tests["task"].unique()), list(tests["method"].unique())
     single = len(tasks) == 1
     shifts = np.zeros(1) if single else np.linspace(-0.25, 0.25, len(methods))
     for row in tests.itertuples():
@@ -347,14 +273,9 @@ def differences(
             linestyle="",
             label=row.method if first else None,
         )
-        if row.p_holm < level:
-            ax.annotate(
-                "*",
-                (row.difference, place),
-                (0, 3),
-                textcoords="offset points",
-                ha="center",
-            )
+        if row.p_holm < LEVEL:
+            above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
+            ax.annotate("*", (row.difference, place), ha="center", **above)
     rows = methods if single else tasks
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -367,14 +288,11 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -
 
     Blue is better than the baseline, red is worse; the color is full from the 90th
     percentile of the differences' sizes on. An upward triangle marks a significantly
-    better method, a downward one a significantly worse one: Holm's adjusted p below
-    the level.
+    better method, a downward one a significantly worse one.
 
     Args:
-        ax: where to draw.
         table: of `flatnb.results.compare.paired`.
         metric: that of the table; of an accuracy more is better, of all else less.
-        level: of the test.
 
     >>> tests = pd.DataFrame({"task": ["plane"], "method": ["SAM"],
     ...                       "difference": [-0.1], "p_holm": [0.01]})
@@ -384,18 +302,17 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -
     '^'
     """
     gain = table.assign(gain=table["difference"] * sign(metric))
-    order = {key: list(dict.fromkeys(table[key])) for key in ("method", "task")}
+    methods, tasks = list(table["method"].unique()), list(table["task"].unique())
     wide = gain.pivot(index="method", columns="task", values="gain")
-    wide = wide.loc[order["method"], order["task"]]
+    wide = wide.loc[methods, tasks]
     full = float(np.nanquantile(wide.abs(), 0.9)) or 1.0
     ax.imshow(wide, cmap=_GAIN, vmin=-full, vmax=full, aspect="auto")
     for row in gain[gain["p_holm"] < level].itertuples():
-        place = order["task"].index(row.task), order["method"].index(row.method)
-        ax.plot(
-            *place, marker="^" if row.gain > 0 else "v", color="black", markersize=5
-        )
-    ax.set_xticks(range(len(order["task"])), order["task"], rotation=45, ha="right")
-    ax.set_yticks(range(len(order["method"])), order["method"])
+        place = tasks.index(row.task), methods.index(row.method)
+        triangle = "^" if row.gain > 0 else "v"
+        ax.plot(*place, marker=triangle, color="black", markersize=5)
+    ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
+    ax.set_yticks(range(len(methods)), methods)
     ax.grid(False)
 
 
@@ -404,15 +321,12 @@ def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> 
 
     A thin line per task, their mean thick with its interval over tasks. A gray ground
     covers the middle 80 % of what was chosen. Unevenly spaced values get a log axis.
+    Returns the first panel, whose vertical axis, with this label, all share.
 
     Args:
         table: of `flatnb.results.population.grid`; a method has the same settings on
             every task.
         names: the hyperparameter of each method that is to be drawn.
-        label: of the vertical axis, which all share.
-
-    Returns:
-        The first panel; what is set of its vertical axis holds for all.
 
     >>> table = pd.DataFrame({"task": "plane", "method": "SAM", "rho": [0.1, 0.2, 0.4],
     ...                       "difference": [0.0, 0.1, 0.0], "chosen": [0.0, 1.0, 0.0]})

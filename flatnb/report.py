@@ -5,6 +5,9 @@ and "inconclusive" where there are too few runs to say either. `tests` are table
 `compare.paired` or `compare.overall`; their differences are significant if Holm's
 adjusted p is below the level. `mean_interval` and `verdict` see one comparison alone:
 their 95 % intervals are not adjusted.
+
+A `spec` is the format of a number and its half-width, a sign in it the number's alone;
+`scale` multiplies both, as 100 for percent.
 """
 
 from __future__ import annotations
@@ -25,13 +28,8 @@ if TYPE_CHECKING:
 def plus_minus(
     mean: float, half: float, spec: str = ".3f", *, star: bool = False
 ) -> str:
-    """A number and the half-width of its interval, as text that no line break parts.
-
-    Args:
-        mean: the number.
-        half: the half-width.
-        spec: the format of both; a sign is the mean's alone.
-        star: whether a star follows, as of what is significant.
+    """A number and the half-width of its interval, as text that no line break parts; a
+    star after it, if wanted.
 
     >>> plus_minus(0.25, 0.125, "+.2f", star=True).split()
     ['+0.25', '±', '0.12*']
@@ -43,13 +41,8 @@ def plus_minus(
 def mean_interval(
     values: ArrayLike, spec: str = ".3f", *, scale: float = 1, star: bool = False
 ) -> str:
-    """Mean ± half-width of its 95 % interval, as text.
-
-    Args:
-        values: shape (n,), one per repetition.
-        spec: the format of both numbers.
-        scale: both are multiplied by it, as by 100 for percent.
-        star: whether an interval that excludes 0 is marked by a star.
+    """Mean ± half-width of the 95 % interval of values (n,), one per repetition; with
+    `star`, one that excludes 0 is marked.
 
     >>> mean_interval([0.01, 0.02, 0.03], ".1f", scale=100).split()
     ['2.0', '±', '2.5']
@@ -60,47 +53,25 @@ def mean_interval(
 
 
 def verdict(
-    differences: ArrayLike, words: tuple[str, str] = ("lower", "higher")
+    values: ArrayLike,
+    words: tuple[str, str] = ("lower", "higher"),
+    noun: str = "difference",
 ) -> str:
-    """What the 95 % interval of paired differences says of their mean.
+    """What the 95 % interval of values (n,), one per repetition, says of their mean: the
+    words are for one below and above zero, the noun is what the values are.
 
-    Args:
-        differences: shape (n,), one per repetition.
-        words: for a mean below and above zero.
-
-    >>> verdict([0.9, 1.0, 1.1]), verdict([-0.9, 1.0, 1.1])
-    ('significantly higher', 'no significant difference')
+    >>> verdict([0.9, 1.0, 1.1]), verdict([-0.9, 1.0, 1.1], noun="correlation")
+    ('significantly higher', 'no significant correlation')
     """
-    mean, half = interval(differences)
-    significant = None if math.isnan(half) else bool(abs(mean) > half)
-    return _in_words(significant, words[int(mean > 0)])
+    mean, half = map(float, interval(values))
+    significant = None if math.isnan(half) else abs(mean) > half
+    return _in_words(significant, words[mean > 0], noun)
 
 
-def _in_words(significant: bool | None, word: str) -> str:
+def _in_words(significant: bool | None, word: str, noun: str = "difference") -> str:
     if significant is None:
         return "inconclusive"
-    return f"significantly {word}" if significant else "no significant difference"
-
-
-def verdicts(
-    tests: pandas.DataFrame, metric: str | None = None, level: float = LEVEL
-) -> pandas.Series:
-    """The verdict of each test: "better" and "worse" if its metric is given, else
-    "higher" and "lower".
-
-    >>> tests = pandas.DataFrame({"difference": [-0.1, 0.2], "p_holm": [0.01, 0.3]})
-    >>> verdicts(tests, "test_loss").tolist()
-    ['significantly better', 'no significant difference']
-    """
-    words = ("lower", "higher")
-    if metric is not None:
-        more_is_better = compare.sign(metric) > 0
-        words = ("worse", "better") if more_is_better else ("better", "worse")
-    texts = []
-    for difference, p in zip(tests["difference"], tests["p_holm"], strict=True):
-        significant = None if math.isnan(p) else p < level
-        texts.append(_in_words(significant, words[int(difference > 0)]))
-    return pandas.Series(texts, tests.index, dtype=object)
+    return f"significantly {word}" if significant else f"no significant {noun}"
 
 
 def differences(
@@ -113,7 +84,6 @@ def differences(
     """Each test as "mean ± half-width", a star where significant.
 
     Indexed by method and task (by method, if there is no task): unstack it to a table.
-    `spec` and `scale` are those of `mean_interval`.
 
     >>> tests = pandas.DataFrame({"method": ["SAM"], "task": ["a"], "p_holm": [0.01],
     ...                           "difference": [-0.5], "interval": [0.25]})
@@ -130,17 +100,11 @@ def differences(
 
 
 def table(
-    tests: Mapping[str, pandas.DataFrame], spec: str = "+.3f", level: float = LEVEL
+    tests: Mapping[str, pandas.DataFrame], spec: str = "+.3f"
 ) -> pandas.DataFrame:
-    """Difference, Holm's p and verdict of each test, as texts.
+    """Difference, Holm's p and verdict of each metric's tests, as texts.
 
-    Args:
-        tests: for each metric its table.
-        spec: the format of difference and half-width.
-        level: of the tests.
-
-    Returns:
-        A row per test, indexed by metric, task (if there are several) and method.
+    Indexed by metric, task (if there are several) and method.
 
     >>> tests = pandas.DataFrame({"method": ["SAM"], "difference": [-0.5],
     ...                           "interval": [0.25], "p_holm": [0.01]})
@@ -149,12 +113,17 @@ def table(
     """
     parts = {}
     for metric, rows in tests.items():
-        several = "task" in rows and rows["task"].nunique() > 1
+        gains = rows["difference"] * compare.sign(metric)
+        verdicts = []
+        for gain, p in zip(gains, rows["p_holm"], strict=True):
+            significant = None if math.isnan(p) else p < LEVEL
+            verdicts.append(_in_words(significant, "better" if gain > 0 else "worse"))
         columns = {
-            "difference": differences(rows, spec, level=level).tolist(),
+            "difference": differences(rows, spec).tolist(),
             "Holm's p": [f"{p:.2g}" for p in rows["p_holm"]],
-            "verdict": verdicts(rows, metric, level).tolist(),
+            "verdict": verdicts,
         }
+        several = "task" in rows and rows["task"].nunique() > 1
         keys = ["task", "method"] if several else ["method"]
         parts[metric] = pandas.DataFrame(columns, rows.set_index(keys).index)
     return pandas.concat(parts, names=["metric"])

@@ -48,6 +48,7 @@ def test_the_verdict_of_an_interval():
         report.verdict([1.0, 1.1, 1.0], ("worse", "better")) == "significantly better"
     )
     assert report.verdict([1.0, -1.1, 1.0]) == "no significant difference"
+    assert report.verdict([1.0, -1.0], noun="trend") == "no significant trend"
     assert report.verdict([1.0]) == "inconclusive"
 
 
@@ -55,12 +56,9 @@ def test_the_verdicts_of_tests(tests):
     (table,) = tests.values()
     same, no = "no significant difference", "inconclusive"
     expected = ["significantly better", "significantly worse", same, no]
-    assert report.verdicts(table, "test_accuracy").tolist() == expected
+    assert report.table(tests)["verdict"].tolist() == expected
     worse = ["significantly worse", "significantly better", same, no]
-    assert report.verdicts(table, "test_loss").tolist() == worse
-    plain_words = ["significantly higher", "significantly lower", same, no]
-    assert report.verdicts(table).tolist() == plain_words
-    assert report.verdicts(table, level=0.015).tolist()[1] == same
+    assert report.table({"test_loss": table})["verdict"].tolist() == worse
 
 
 def test_differences_can_be_unstacked_to_a_table(tests):
@@ -69,6 +67,7 @@ def test_differences_can_be_unstacked_to_a_table(tests):
     assert wide.loc["SAM"].to_dict() == {"a": "+0.50 ± 0.25*", "b": "+0.25 ± 0.50"}
     one = table[table["task"] == "a"].drop(columns="task")
     assert plain(report.differences(one, "+.0f", scale=100)["NSO"]) == "-50 ± 25*"
+    assert plain(report.differences(one, level=0.015)["NSO"]) == "-0.500 ± 0.250"
 
 
 def test_the_table_has_a_row_for_each_test(tests):

@@ -24,7 +24,7 @@ from flatnb.curvature.ensemble import (
 )
 from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
 from flatnb.curvature.landscape import (
-    Slice,
+    barrier,
     between,
     filter_normalized,
     line,
@@ -53,6 +53,7 @@ __all__ += ["gauss_newton_trace", "spectral_density", "top_eigenvalues", "trace"
 __all__ += ["relative_flatness", "relative_flatness_by_layer"]
 __all__ += ["average_sharpness", "sam_sharpness", "worst_sharpness"]
 __all__ += ["FLATNESS", "ensemble_flatness"]
-__all__ += ["between", "filter_normalized", "line", "plane", "random_direction"]
-__all__ += ["Eigenpairs", "EnsembleFlatness", "Estimate", "Sharpness", "Slice"]
+__all__ += ["barrier", "between", "filter_normalized", "line", "plane"]
+__all__ += ["random_direction"]
+__all__ += ["Eigenpairs", "EnsembleFlatness", "Estimate", "Sharpness"]
 __all__ += ["SpectralDensity"]

@@ -5,50 +5,19 @@ normalization gives every filter of the direction (a row of a weight, all that f
 unit) the norm of the same filter of the net, d_j <- d_j |w_j| / |d_j|, and takes biases
 and normalization parameters out (Li et al. 2018). Directions are vectors of an
 `Objective`: random ones from here, or those of `top_eigenvalues(operator).vectors` with
-`operator.objective`; one of another size raises a ValueError.
+`operator.objective`. Losses are in float64.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flatnb._checks import integer
 from flatnb.curvature.objective import Batches, LossFunction, Objective
-from flatnb.curvature.result import Result
 from flatnb.curvature.vectors import gaussian
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Slice(Result):
-    """Losses on a line or a plane; `products` counts losses over all data.
-
-    Attributes:
-        distances: along each direction, (points,).
-        losses: (points,) or (points, points), in float64.
-    """
-
-    distances: Tensor
-    losses: Tensor
-
-    def summary(self) -> str:
-        shape = " x ".join(map(str, self.losses.shape))
-        low, high = float(self.losses.min()), float(self.losses.max())
-        return f"{shape} losses from {low:.4g} to {high:.4g}"
-
-    @property
-    def barrier(self) -> float:
-        """Of a line, the highest rise above the chord between its ends."""
-        if self.losses.ndim != 1:
-            raise ValueError("barrier of a plane; allowed: that of a line")
-        t = self.distances
-        share = (t - t[0]) / (t[-1] - t[0])
-        chord = (1 - share) * self.losses[0] + share * self.losses[-1]
-        return float((self.losses - chord).max())
 
 
 def random_direction(objective: Objective, *, seed: int = 0) -> Tensor:
@@ -86,15 +55,15 @@ def filter_normalized(objective: Objective, direction: Tensor) -> Tensor:
 
 def line(
     objective: Objective, direction: Tensor, distances: Tensor | Sequence[float]
-) -> Slice:
-    """L(w + t d) at the distances t.
+) -> Tensor:
+    """L(w + t d) at the distances t, (points,).
 
     >>> net, data = nn.Linear(1, 1, bias=False), [(torch.ones(1, 1), torch.ones(1, 1))]
     >>> objective = Objective(net, nn.functional.mse_loss, data)
-    >>> line(objective, torch.ones(1), [-1, 0, 1]).losses.shape
+    >>> line(objective, torch.ones(1), [-1, 0, 1]).shape
     torch.Size([3])
     """
-    return _slice(objective, [direction], distances)
+    return _losses(objective, [direction], distances)
 
 
 def plane(
@@ -102,15 +71,32 @@ def plane(
     first: Tensor,
     second: Tensor,
     distances: Tensor | Sequence[float],
-) -> Slice:
-    """L(w + a d_1 + b d_2), a and b each in `distances`.
+) -> Tensor:
+    """L(w + a d_1 + b d_2), a and b each in `distances`, (points, points).
 
     >>> net, data = nn.Linear(2, 1, bias=False), [(torch.eye(2), torch.ones(2, 1))]
     >>> objective = Objective(net, nn.functional.mse_loss, data)
-    >>> plane(objective, *torch.eye(2), [0, 1, 2]).losses.shape
+    >>> plane(objective, *torch.eye(2), [0, 1, 2]).shape
     torch.Size([3, 3])
     """
-    return _slice(objective, [first, second], distances)
+    return _losses(objective, [first, second], distances)
+
+
+def _losses(
+    objective: Objective, directions: list[Tensor], distances: Tensor | Sequence[float]
+) -> Tensor:
+    for direction in directions:
+        if direction.shape != (objective.size,):
+            raise ValueError(
+                f"direction is {tuple(direction.shape)}; allowed: a vector "
+                f"({objective.size},) in the order of the objective's names"
+            )
+    axes = [torch.as_tensor(distances, dtype=torch.float64)] * len(directions)
+    steps = torch.cartesian_prod(*axes).reshape(-1, len(axes))
+    spans = torch.stack([d.to(objective.device, objective.dtype) for d in directions])
+    center = objective.vector
+    losses = [objective.loss(center + step @ spans) for step in steps.to(spans)]
+    return torch.tensor(losses, dtype=torch.float64).reshape([len(a) for a in axes])
 
 
 def between(
@@ -119,8 +105,8 @@ def between(
     loss_fn: LossFunction,
     batches: Batches,
     points: int = 21,
-) -> Slice:
-    """L((1 - t) w_0 + t w_1), t from 0 to 1; connected minima have a `.barrier` of 0.
+) -> Tensor:
+    """L((1 - t) w_0 + t w_1), t from 0 to 1, (points,); see `barrier`.
 
     Buffers such as running statistics are interpolated too; between minima far apart
     those of a BatchNorm fit no net in the middle, which then shows as a barrier. Frozen
@@ -130,57 +116,38 @@ def between(
         ValueError: nets with different parameters or buffers; fewer than two points.
 
     >>> net, data = nn.Linear(2, 1), [(torch.eye(2), torch.ones(2, 1))]
-    >>> between(net, net, nn.functional.mse_loss, data, points=3).barrier < 1e-6
-    True
+    >>> between(net, net, nn.functional.mse_loss, data, points=3).shape
+    torch.Size([3])
     """
     integer("points", points, 2)
-    data, begin = list(batches), time.perf_counter()
+    data = list(batches)
     first, last = Objective(start, loss_fn, data), Objective(end, loss_fn, data)
     if _shapes(first) != _shapes(last):
         raise ValueError(
             "the two nets differ in parameters or buffers; allowed: the same net, with "
             "other values"
         )
-    distances, losses = torch.linspace(0, 1, points, dtype=torch.float64), []
-    for t in distances.tolist():
+    losses = []
+    for t in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
         buffers = {
             name: torch.lerp(b, last.buffers[name], t) if b.is_floating_point() else b
             for name, b in first.buffers.items()
         }
-        vector = torch.lerp(first.vector, last.vector, t)
-        losses.append(first.loss(vector, buffers))
-    return Slice(
-        distances=distances,
-        losses=torch.tensor(losses, dtype=torch.float64),
-        products=points,
-        seconds=time.perf_counter() - begin,
-    )
-
-
-def _slice(
-    objective: Objective, directions: list[Tensor], distances: Tensor | Sequence[float]
-) -> Slice:
-    for direction in directions:
-        if direction.shape != (objective.size,):
-            raise ValueError(
-                f"direction is {tuple(direction.shape)}; allowed: a vector "
-                f"({objective.size},) in the order of the objective's names"
-            )
-    begin = time.perf_counter()
-    distances = torch.as_tensor(distances, dtype=torch.float64)
-    shape = [len(distances)] * len(directions)
-    steps = torch.cartesian_prod(*[distances] * len(shape)).reshape(-1, len(shape))
-    spans = torch.stack([d.to(objective.device, objective.dtype) for d in directions])
-    center = objective.vector
-    losses = [objective.loss(center + step @ spans) for step in steps.to(spans)]
-    return Slice(
-        distances=distances,
-        losses=torch.tensor(losses, dtype=torch.float64).reshape(shape),
-        products=len(steps),
-        seconds=time.perf_counter() - begin,
-    )
+        losses.append(first.loss(torch.lerp(first.vector, last.vector, t), buffers))
+    return torch.tensor(losses, dtype=torch.float64)
 
 
 def _shapes(objective: Objective) -> dict[str, torch.Size]:
     tensors = objective.as_dict(objective.vector) | objective.buffers
     return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def barrier(losses: Tensor) -> float:
+    """The highest rise above the chord between the ends of evenly spaced losses; 0
+    between connected minima.
+
+    >>> barrier(torch.tensor([1.0, 4.0, 3.0]))
+    2.0
+    """
+    share = torch.linspace(0, 1, len(losses)).to(losses)
+    return float((losses - torch.lerp(losses[0], losses[-1], share)).max())

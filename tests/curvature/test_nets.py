@@ -278,7 +278,7 @@ def test_sharpness(seed):
 def test_slices(seed):
     case, truth, *_ = known(seed)
     w, step = truth.vector, torch.randn_like(truth.vector)
-    found = line(Objective(*arguments(case)), step, [-0.3, 0.0, 0.2]).losses
+    found = line(Objective(*arguments(case)), step, [-0.3, 0.0, 0.2])
     exact = [float(truth.loss(w + t * step).detach()) for t in (-0.3, 0.0, 0.2)]
     assert found.tolist() == pytest.approx(exact, rel=1e-10)
     start, end = frozen(seed), frozen(seed)
@@ -286,7 +286,7 @@ def test_slices(seed):
         for name, p in end.model.named_parameters():
             if p.requires_grad:
                 p.copy_(truth.state(w + step)[name])
-    way = between(start.model, end.model, case.loss, case.batches, 3).losses
+    way = between(start.model, end.model, case.loss, case.batches, 3)
     exact = [float(truth.loss(w + t * step).detach()) for t in (0.0, 0.5, 1.0)]
     assert way.tolist() == pytest.approx(exact, rel=1e-10)
 

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks import keep_memory
 from flatnb import _torchvision
 from flatnb.data import Data, Split
-from flatnb.data.augment import Compose, RandomCrop, RandomFlip
+from flatnb.data.augment import RandomCrop, RandomFlip
 
 MEAN, DEVIATION = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -119,7 +119,7 @@ def main() -> None:
         split[:2],
         tuple("0123456789"),
         args.batch,
-        Compose([RandomCrop(4), RandomFlip()]),
+        [RandomCrop(4), RandomFlip()],
     )
     some = labels[: args.fewer]
     forms: dict[str, tuple[Callable[[], Iterable], int]] = {

@@ -1,11 +1,10 @@
 """torchvision, also where its compiled operators do not match the installed torch.
 
 A torchvision wheel built for another torch (a common pairing: torch for the CPU from
-one index, torchvision for CUDA from another) fails at import, in the Python code that
-describes two of its operators: `operator torchvision::nms does not exist`. The data
-sets, transforms and models need neither. So after that failure, and only then, the two
-are declared to torch by their signatures alone, and the import is repeated. Calling
-them still fails with torchvision's own message.
+one index, torchvision for CUDA from another) fails at import, where it describes two of
+its operators: `operator torchvision::nms does not exist`. The data sets, transforms and
+models need neither. So after that failure, and only then, the two are declared to torch
+by their signatures alone, and the import is repeated.
 
 torchvision takes seconds to import: call `load` where it is needed, not at the top of
 a module.
@@ -14,33 +13,29 @@ a module.
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from types import ModuleType
 
 import torch
 
-_OPERATORS = ("torchvision::nms", "torchvision::qnms")
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_MISSING = re.compile(r"operator torchvision::\w+ does not exist")
 
 
 def load() -> ModuleType:
     """The torchvision module.
 
     Raises:
-        ImportError: torchvision is not installed.
-        RuntimeError: its import fails for another reason than missing operators.
+        ImportError, RuntimeError: it is not installed, or fails for another reason.
     """
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:
-        if not _MISSING.search(str(error)):
+        if "operator torchvision::" not in str(error):
             raise
     # The failed import left submodules, some of which would register twice.
     for name in list(sys.modules):
         if name.split(".")[0] == "torchvision":
             del sys.modules[name]
-    for operator in _OPERATORS:
+    for operator in ("torchvision::nms", "torchvision::qnms"):
         torch.library.define(operator, _SIGNATURE)
     return importlib.import_module("torchvision")

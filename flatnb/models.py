@@ -18,45 +18,26 @@ PRETRAINED = ("resnet18", "resnet34", "resnet50")
 
 
 def mlp(
-    inputs: int,
-    width: int,
-    hidden: int,
-    classes: int,
-    *,
-    batchnorm: bool = True,
-    dropout: float = 0.0,
+    inputs: int, width: int, hidden: int, classes: int, *, batchnorm: bool = True
 ) -> nn.Sequential:
-    """A perceptron: `hidden` times Linear, BatchNorm, ReLU (and dropout), then Linear.
+    """A perceptron: `hidden` times Linear, BatchNorm and ReLU, then Linear.
 
-    With BatchNorm the hidden Linear layers have no bias, which it would subtract again.
-    The flooding papers (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS 2024)
-    use width 500 and four hidden layers in the plane; they count the output layer, too.
-
-    Args:
-        inputs: entries of an example, of any shape: (n, ...) is flattened.
-        width: units of each hidden layer.
-        hidden: number of hidden layers; 0 is softmax regression.
-        classes: number of logits.
-        batchnorm: whether BatchNorm follows each hidden Linear layer.
-        dropout: probability in [0, 1) that a hidden unit is dropped; 0 adds no layer.
-
-    Raises:
-        ValueError: an argument out of range.
+    An example of any shape is flattened to its `inputs` entries. With BatchNorm the
+    hidden Linear layers have no bias, which it would subtract again. The flooding papers
+    (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS 2024) use width 500 and four
+    hidden layers in the plane; they count the output layer, too.
 
     >>> mlp(2, 5, 1, 3)(torch.zeros(10, 2)).shape
     torch.Size([10, 3])
     """
     _check_sizes(inputs=inputs, width=width, classes=classes)
     _checks.integer("hidden", hidden, 0)
-    _checks.number("dropout", dropout, "a number in [0, 1)", 0, 1, closed=True)
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(hidden):
         layers.append(nn.Linear(inputs, width, bias=not batchnorm))
         if batchnorm:
             layers.append(nn.BatchNorm1d(width))
         layers.append(nn.ReLU())
-        if dropout > 0:
-            layers.append(nn.Dropout(dropout))
         inputs = width
     return nn.Sequential(*layers, nn.Linear(inputs, classes))
 
@@ -66,10 +47,7 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
 
     Three blocks of 3 x 3 convolution, BatchNorm and ReLU, `width`, 2 `width` and 4
     `width` channels wide, the first two followed by 2 x 2 max-pooling; then the mean
-    over the image, and Linear. `channels` are those of the images.
-
-    Raises:
-        ValueError: an argument below 1.
+    over the image, and Linear.
 
     >>> small_cnn(1, 10, width=4)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
@@ -92,17 +70,10 @@ def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
 
     torchvision's blocks behind the stem that is usual for small images, one 3 x 3
     convolution of stride 1 without max-pooling. (The SoftAD paper keeps that for 224 x
-    224, which shrinks 32 x 32 fourfold.)
+    224, which shrinks 32 x 32 fourfold.) The first stage has `width` channels, each
+    further one twice as many.
 
     Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016.
-
-    Args:
-        classes: number of logits.
-        channels: of the images.
-        width: channels of the first stage; each further stage doubles it.
-
-    Raises:
-        ValueError: an argument below 1.
 
     >>> resnet18(10, width=2)(torch.zeros(2, 3, 32, 32)).shape
     torch.Size([2, 10])
@@ -122,18 +93,11 @@ def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
 def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
     """torchvision's ResNet with its ImageNet weights and a new last layer.
 
-    Three children: images resized to what the net was trained on (three channels, size
-    x size pixels, bilinear), its body, Linear. Channels are to be standardized, as
-    `flatnb.data.images` does. The weights, torchvision's IMAGENET1K_V1, are read from
-    torch's hub folder ($TORCH_HOME, else ~/.cache/torch) or downloaded to it once.
-
-    Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016.
-        Zhang, Li and Ju fine-tune "resnet34" at 224 pixels with NSO.
-
-    Args:
-        net: "resnet18", "resnet34" or "resnet50".
-        classes: number of logits.
-        size: pixels per side; the net was trained on 224.
+    `net` is "resnet18", "resnet34" or "resnet50". Three children: images resized to what
+    the net was trained on (three channels, size x size pixels, bilinear), its body,
+    Linear. Channels are to be standardized, as `flatnb.data.images` does. The weights,
+    IMAGENET1K_V1, are read from torch's hub folder ($TORCH_HOME, else ~/.cache/torch) or
+    downloaded to it once. Zhang, Li and Ju fine-tune "resnet34" at 224 pixels with NSO.
 
     Raises:
         ValueError: another net, or a number below 1.
@@ -144,18 +108,15 @@ def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
     zoo = load_torchvision().models
     body = zoo.get_model(net)
     try:
-        weights = zoo.get_model_weights(net).IMAGENET1K_V1.get_state_dict(
-            map_location="cpu", check_hash=True, weights_only=True
-        )
+        weights = zoo.get_model_weights(net).IMAGENET1K_V1
+        state = weights.get_state_dict(check_hash=True, weights_only=True)
     except Exception as error:  # no network, wrong checksum, full disk, half a file
-        reason = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"the ImageNet weights of {net} are not in {torch.hub.get_dir()}"
-            f"/checkpoints, or not whole ({reason}). Connect to the network, having "
-            "deleted what is there of them, or pretrain on other classes: "
-            "flatnb.experiments.finetune"
-        ) from None
-    body.load_state_dict(weights)
+            f"/checkpoints, or not whole ({_checks.shown(error)}); delete what is there, "
+            "connect to the network"
+        ) from error
+    body.load_state_dict(state)
     features = body.fc.in_features
     body.fc = nn.Identity()
     return nn.Sequential(_Resize(size), body, nn.Linear(features, classes))
@@ -182,12 +143,13 @@ def _resnet(
     inputs = width
     for stage, blocks in enumerate(stages):
         outputs = width * 2**stage
-        for block in range(blocks):
-            stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(make_block(inputs, outputs, stride))
-            if inputs != outputs:
+        for _ in range(blocks):
+            stride = outputs // inputs  # 2 in the first block of a further stage
+            block = make_block(inputs, outputs, stride)
+            if stride > 1:
                 shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-                layers[-1].downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+                block.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
+            layers.append(block)
             inputs = outputs
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
     # The stem draws its weights last, which recorded runs depend on.

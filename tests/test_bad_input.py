@@ -21,7 +21,7 @@ from torch import nn
 import flatnb
 from flatnb import metrics, models
 from flatnb.data import Data, Split, images, plane, sensing, stack
-from flatnb.data.augment import Compose, RandomCrop, RandomFlip
+from flatnb.data.augment import RandomCrop
 from flatnb.results import compare, form, population, records, statistics, sweep
 
 ODD: dict[str, Any] = {
@@ -169,26 +169,20 @@ CASES: dict[
         lambda: {
             "name": "digits",
             "folder": None,
-            "root": None,
             "val_fraction": 0.2,
             "n_train": 4,
-            "n_val": 4,
-            "n_test": 4,
             "label_noise": 0.0,
             "seed": 0,
             "batch_size": 64,
-            "augment": None,
+            "augment": (),
             "size": None,
         },
         {
             "folder": "None",
-            "root": "None text no_text",
-            "augment": "None class",
+            "augment": "list",
             "size": "None",
             "val_fraction": "half",
             "n_train": "None",
-            "n_val": "None",
-            "n_test": "None",
             "label_noise": "half",
             "batch_size": "huge longest",
         },
@@ -205,11 +199,11 @@ CASES: dict[
             **{p: getattr(points(), p) for p in ("train", "val", "test")},
             "classes": ("a", "b"),
             "batch_size": 2,
-            "augment": None,
+            "augment": (),
         },
         {
             "name": "text no_text nul",
-            "augment": "None class",
+            "augment": "list",
             "batch_size": "huge longest",
         },
     ),
@@ -225,21 +219,6 @@ CASES: dict[
         RandomCrop,
         lambda: {"pad": 1},
         {"pad": "huge longest"},
-    ),
-    "crop": (
-        RandomCrop(1),
-        lambda: {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator()},
-        {"generator": "None"},
-    ),
-    "flip": (
-        RandomFlip(),
-        lambda: {"x": torch.zeros(2, 3, 4, 4), "generator": torch.Generator()},
-        {"generator": "None"},
-    ),
-    "Compose": (
-        Compose,
-        lambda: {"steps": [RandomFlip()]},
-        {"steps": "list"},
     ),
     "problem": (
         sensing.problem,

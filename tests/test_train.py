@@ -29,6 +29,11 @@ def net(seed=0):
     return models.mlp(2, 8, 2, 2)
 
 
+def with_dropout() -> nn.Sequential:
+    body = models.mlp(2, 8, 2, 2)[:-1]
+    return nn.Sequential(*body, nn.Dropout(0.3), nn.Linear(8, 2))
+
+
 def sgd(model, lr=0.1):
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
@@ -49,7 +54,7 @@ def test_fit_is_the_plain_loop():
 
 def test_same_seed_same_run_and_another_seed_another():
     def history(seed):
-        model = nn.Sequential(models.mlp(2, 8, 1, 2, dropout=0.5))
+        model = nn.Sequential(with_dropout())
         torch.manual_seed(0)
         for p in model.parameters():
             nn.init.normal_(p)
@@ -335,7 +340,7 @@ def test_an_average_is_evaluated_next_to_a_training_it_does_not_change():
 
     def trained(make_average=lambda model: None):
         torch.manual_seed(0)
-        model = models.mlp(2, 8, 2, 2, dropout=0.3)
+        model = with_dropout()
         average = make_average(model)
         run = flatnb.fit(
             model, d, flatnb.ERM(), sgd(model), epochs=4, seed=1, average=average
@@ -391,7 +396,7 @@ def test_an_ensemble_is_averaged_per_member():
 
 def dropped_out(seed=0):
     torch.manual_seed(seed)
-    return models.mlp(2, 8, 2, 2, dropout=0.3)
+    return with_dropout()
 
 
 def ensemble(seed=0):
@@ -425,7 +430,7 @@ def jitter(x, generator):
 
 
 def jittered(seed=0):
-    return replace(plane(seed, batch_size=10), augment=jitter)
+    return replace(plane(seed, batch_size=10), augment=[jitter])
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,8 @@
-"""Data sets that lie on the device as whole tensors, with the loader that shuffles
-them.
+"""Data sets that lie on the device as whole tensors, with what draws their batches.
 
-`plane` makes the two-dimensional tasks, `images` reads image data sets; both return a
+`plane` makes two-dimensional tasks, `images` reads image data sets; both return a
 `Data` of three `Split`s. `stack` joins data sets for an ensemble; `flatnb.data.augment`
-has the batched augmentations, `flatnb.data.sensing` matrix sensing.
+has the augmentations, `flatnb.data.sensing` matrix sensing.
 """
 
 from flatnb.data import sensing

@@ -1,8 +1,7 @@
 """Splits, data sets and batches.
 
-A `Split` is a tensor of examples with its labels; a `Data` is three of them (training,
-validation, test) with what a training loop needs to draw batches. A batch is one
-`index_select`, augmented as a whole: no loop in Python runs over examples.
+A batch is one `index_select`, augmented as a whole: no loop in Python runs over
+examples.
 """
 
 from __future__ import annotations
@@ -32,30 +31,24 @@ class Split:
         y: class indices, int64, (n,); or (members, n).
 
     Raises:
-        TypeError: x is not a floating-point tensor, or y not an int64 tensor.
-        ValueError: no examples, or shapes or devices that do not fit together.
+        TypeError, ValueError: other types, no example, or shapes that do not fit.
     """
 
     x: Tensor
     y: Tensor
 
     def __post_init__(self) -> None:
-        x = instance("x", self.x, Tensor, "a torch.Tensor")
-        y = instance("y", self.y, Tensor, "a torch.Tensor")
-        if not x.is_floating_point():
+        x = instance("x", self.x, Tensor, "a floating-point tensor")
+        y = instance("y", self.y, Tensor, "a tensor of int64")
+        if not x.is_floating_point() or y.dtype != torch.int64:
             raise TypeError(
-                f"x.dtype={x.dtype}; allowed: floating point; use x.float()"
+                f"x.dtype={x.dtype}, y.dtype={y.dtype}; allowed: floating point, int64"
             )
-        if y.dtype != torch.int64:
-            raise TypeError(f"y.dtype={y.dtype}; allowed: torch.int64; use y.long()")
         if y.dim() not in (1, 2) or x.shape[: y.dim()] != y.shape or not y.numel():
             raise ValueError(
                 f"x.shape={tuple(x.shape)}, y.shape={tuple(y.shape)}; allowed: at least "
-                "one example, x (n, ...) with y (n,), or x (members, n, ...) with y "
-                "(members, n)"
+                "one example, (n, ...) and (n,), or (members, n, ...) and (members, n)"
             )
-        if x.device != y.device:
-            raise ValueError(f"x.device={x.device}; allowed: that of y, {y.device}")
 
     def __len__(self) -> int:
         """Number of examples, for each member."""
@@ -63,8 +56,6 @@ class Split:
 
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Split:
         """The examples of a slice, or of a list or tensor of indices or booleans."""
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index, device=self.y.device)
         if self.members is None:
             return Split(self.x[index], self.y[index])
         return Split(self.x[:, index], self.y[:, index])
@@ -75,10 +66,9 @@ class Split:
         return self.y.shape[0] if self.y.dim() == 2 else None
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split on `device`; nothing is copied if it is there already."""
+        """The same split on `device`; no tensor is copied that is there already."""
         device = place(device)
-        x, y = self.x.to(device), self.y.to(device)
-        return self if x is self.x and y is self.y else Split(x, y)
+        return Split(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True)
@@ -92,18 +82,15 @@ class Data:
 
     Attributes:
         name: as tables and records show it.
-        train: what is trained on.
-        val: what hyperparameters are chosen by.
-        test: what is reported.
+        val: what hyperparameters are chosen by; `test` is what is reported.
         classes: the names of classes 0, 1, ...
         batch_size: examples per batch, for each member.
-        augment: called as augment(x, generator) on each training batch x (n, ...), with
-            a CPU generator whatever the device of x; see `flatnb.data.augment`. None:
-            no augmentation.
+        augment: called in turn as augment(x, generator) on each training batch x
+            (n, ...), with a CPU generator; see `flatnb.data.augment`.
 
     Raises:
         TypeError, ValueError: splits that do not fit together, labels outside the
-            classes, or a batch size below 1, or above 1 for a single training example.
+            classes, or another batch size than 1 for a single training example.
     """
 
     name: str
@@ -112,33 +99,30 @@ class Data:
     test: Split
     classes: tuple[str, ...]
     batch_size: int = 128
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    augment: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = ()
 
     def __post_init__(self) -> None:
         instance("name", self.name, str, "text")
-        if not sequence("classes", self.classes, str, "names of the classes"):
-            raise ValueError(f"classes={self.classes!r}; allowed: at least one name")
-        if self.augment is not None:
-            function("augment", self.augment, "None, or a function (x, generator) -> x")
+        sequence("classes", self.classes, str, "names of the classes")
+        allowed = "a list of functions (x, generator) -> x"
+        steps = sequence("augment", self.augment, object, allowed)
+        for step in steps:
+            function("augment", step, allowed)
+        object.__setattr__(self, "augment", tuple(steps))
         for name in SPLITS:
-            instance(name, getattr(self, name), Split, "a Split")
+            split = instance(name, getattr(self, name), Split, "a Split")
+            self._check_split(name, split)
         size = integer("batch_size", self.batch_size)
         if len(self.train) == 1 and size > 1:
             raise ValueError(f"batch_size={size}; allowed for one training example: 1")
-        for name in SPLITS:
-            self._check_split(name, getattr(self, name))
 
     def _check_split(self, name: str, split: Split) -> None:
-        if split.members != self.members:
-            raise ValueError(
-                f"{name}.members={split.members}; allowed: that of train, {self.members}"
-            )
+        given, expected = split.x.shape, self.train.x.shape
         axes = split.y.dim()
-        shape, expected = split.x.shape[axes:], self.train.x.shape[axes:]
-        if shape != expected:
+        if split.members != self.members or given[axes:] != expected[axes:]:
             raise ValueError(
-                f"{name} has examples of shape {tuple(shape)}; allowed: that of train, "
-                f"{tuple(expected)}"
+                f"{name}.x.shape={tuple(given)}; allowed: that of train, "
+                f"{tuple(expected)}, but for the number of examples"
             )
         low, high = int(split.y.min()), int(split.y.max())
         if low < 0 or high >= len(self.classes):
@@ -156,33 +140,27 @@ class Data:
     def steps(self) -> int:
         """Batches per epoch."""
         full, remainder = divmod(len(self.train), self.batch_size)
-        return full + (remainder > 1 or (remainder == 1 and self.batch_size == 1))
+        return full + (remainder > 1)
 
     def to(self, device: torch.device | str) -> Data:
         """The same data on `device`."""
-        return replace(
-            self, **{name: getattr(self, name).to(device) for name in SPLITS}
-        )
+        splits: Any = {name: getattr(self, name).to(device) for name in SPLITS}
+        return replace(self, **splits)
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of (x, y), shuffled by `generator` and augmented.
 
-        The last batch may be short; a single example that is left over is not used in
-        this epoch, unless batch_size is 1, because BatchNorm cannot train on one. All
-        members see the same permutation and the same draws of the augmentation.
-
-        Args:
-            generator: on the CPU, so that an epoch is the same on every device.
+        The last batch may be short. A single example that is left over is not used in
+        this epoch, because BatchNorm cannot train on one. The generator is on the CPU,
+        so that an epoch is the same on every device. All members see the same
+        permutation and the same draws of the augmentation.
         """
         return ((x, y) for _, x, y in self.index_batches(generator))
 
     def index_batches(
         self, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """As `batches`, each with the indices of its training examples: (index, x, y).
-
-        `index` is int64, (n,), on the data's device; all members share it.
-        """
+        """As `batches`, with the indices of the examples, int64 (n,): (index, x, y)."""
         instance("generator", generator, torch.Generator, "torch.Generator()")
         x, y = self.train.x, self.train.y
         axis = y.dim() - 1
@@ -192,40 +170,38 @@ class Data:
             yield index, self._augmented(batch, generator), y.index_select(axis, index)
 
     def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        if self.augment is None:
+        if not self.augment:
             return x
-        if self.members is None:
-            return self.augment(x, generator)
         state = generator.get_state()
-        parts = []
-        for part in x:
+        augmented = []
+        for part in [x] if self.members is None else x:
             generator.set_state(state)
-            parts.append(self.augment(part, generator))
-        return torch.stack(parts)
+            for step in self.augment:
+                part = step(part, generator)
+            augmented.append(part)
+        return augmented[0] if self.members is None else torch.stack(augmented)
 
 
 def stack(parts: Sequence[Data]) -> Data:
     """Data sets of equal sizes as one with a leading member axis, for an `Ensemble`.
 
-    All members share one permutation in training, as they would if each was trained
-    alone with the same generator. Names that differ are joined by commas.
+    Names that differ are joined by commas.
 
     >>> from flatnb.data import plane, stack
     >>> stack([plane("spiral", seed=seed) for seed in range(3)]).train.x.shape
     torch.Size([3, 100, 2])
 
     Raises:
-        ValueError: nothing to stack, a part with a member axis, or parts that differ in
-            classes, batch size or augmentation.
-        RuntimeError: parts that differ in sizes.
+        ValueError, RuntimeError: no parts, one with a member axis, or parts that differ
+            in classes, batch size, augmentation or sizes.
     """
     parts = sequence("parts", parts, Data, "a list of Data")
-    if not parts:
-        raise ValueError("parts=[]; allowed: at least one Data")
-    for name in ("classes", "batch_size", "augment"):
-        values = [getattr(part, name) for part in parts]
-        if any(value != values[0] for value in values):
-            raise ValueError(f"parts have {name} {shown(values)}; allowed: equal ones")
+    shared = [(part.classes, part.batch_size, part.augment) for part in parts]
+    if not parts or any(entry != shared[0] for entry in shared):
+        raise ValueError(
+            f"parts have classes, batch size and augmentation {shown(shared)}; allowed: "
+            "at least one part, all with the same"
+        )
     splits: dict[str, Any] = {}
     for name in SPLITS:
         x = torch.stack([getattr(part, name).x for part in parts])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -36,32 +36,23 @@ class Pixels(NamedTuple):
 
 
 def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
-    """All images of a folder, from the cache if it has them, else decoded.
+    """All images of a folder, from its file in ``cache/folders`` if it has them.
 
-    What counts as an image, and as a class, is decided by torchvision's ImageFolder;
-    hidden files are skipped. Pixels are grey (one channel) if every image is, else RGB;
-    transparency is dropped, the EXIF orientation applied.
-
-    Args:
-        folder: holds ``train`` and ``test``.
-        size: crop the middle square of each image and resize it to this many pixels per
-            side (bilinear, antialiased). None: all images must have one size.
-        cache: the tensors are kept in its folder ``folders``, if that can be written.
+    What counts as an image, and as a class, is decided by torchvision's ImageFolder.
+    Pixels are grey (one channel) if every image is, else RGB; transparency is dropped,
+    the EXIF orientation applied. With `size`, the middle square of each image is resized
+    to so many pixels per side (bilinear, antialiased).
 
     Raises:
         FileNotFoundError: no ``train`` or ``test``, or a class without images.
         ValueError: fewer than two classes, other classes in test than in train, a file
-            that cannot be read, or different sizes.
+            that cannot be read, or images of different sizes without `size`.
     """
     if not (folder / "train").is_dir() or not (folder / "test").is_dir():
-        raise FileNotFoundError(
-            f"folder={folder}; allowed: a folder with train/<class>/* and "
-            "test/<class>/*; unpack an archive first"
-        )
+        allowed = "a folder with train/<class>/* and test/<class>/*"
+        raise FileNotFoundError(f"folder={folder}; allowed: {allowed}")
     kind = load_torchvision().datasets.ImageFolder
-    train, test = (
-        kind(folder / part, is_valid_file=_is_image) for part in ("train", "test")
-    )
+    train, test = kind(folder / "train"), kind(folder / "test")
     if len(train.classes) < 2 or train.classes != test.classes:
         raise ValueError(
             f"folder={folder} has classes {shown(train.classes)} in train and "
@@ -71,11 +62,14 @@ def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
     key = _key(paths, labels, size)
     place = hashlib.sha256(f"{folder.resolve()} {size}".encode()).hexdigest()[:12]
     file = cache / "folders" / f"{folder.name}-{place}.pt"
-    cached = _load(file, key)
-    if cached is not None:
-        return cached
-    x, y = _decode_all(paths, size), torch.tensor(labels)
+    # Absent, cut short, of another version, or a pickle that would run code.
+    with contextlib.suppress(Exception):
+        content = torch.load(file, weights_only=True)
+        if content["key"] == key:
+            return Pixels(*content["pixels"])
     n = len(train)
+    x = _decode_all(paths, size)
+    y = torch.tensor(labels)
     pixels = Pixels(x[:n], y[:n], x[n:], y[n:], tuple(train.classes))
     with contextlib.suppress(OSError, RuntimeError):  # torch's error of a full disk
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -84,45 +78,28 @@ def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
     return pixels
 
 
-def _is_image(path: str) -> bool:
-    suffixes = load_torchvision().datasets.folder.IMG_EXTENSIONS
-    name = Path(path).name.lower()
-    return name.endswith(suffixes) and not name.startswith(".")
-
-
 def _key(paths: Sequence[str], labels: Sequence[int], size: int | None) -> str:
     """What the cache is valid for: the images, their labels and how they are read."""
     digest = hashlib.sha256(f"decoder {_DECODER}, size {size}".encode())
     for path, label in zip(paths, labels, strict=True):
-        with _named(path):
-            stat = Path(path).stat()
+        stat = Path(path).stat()
         stamp = f"\n{path}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}"
         digest.update(stamp.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def _load(file: Path, key: str) -> Pixels | None:
-    # Absent, cut short, of another version, or a pickle that would run code.
-    with contextlib.suppress(Exception):
-        content = torch.load(file, weights_only=True)
-        if content["key"] == key:
-            return Pixels(*content["pixels"])
-    return None
 
 
 def _decode_all(paths: Sequence[str], size: int | None) -> Tensor:
     """uint8 (n, channels, height, width)."""
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
         arrays = list(pool.map(partial(_decode, size=size), paths))
-    height, width = arrays[0].shape[:2]
+    shapes = {array.shape[:2] for array in arrays}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"size=None with images of {len(shapes)} sizes; allowed: pixels per side"
+        )
     channels = max(array.shape[2] for array in arrays)
-    x = torch.empty(len(arrays), channels, height, width, dtype=torch.uint8)
+    x = torch.empty(len(arrays), channels, *shapes.pop(), dtype=torch.uint8)
     for i, array in enumerate(arrays):
-        if array.shape[:2] != (height, width):
-            raise ValueError(
-                f"size=None: {paths[0]} is {width} x {height} pixels, {paths[i]} is "
-                f"{array.shape[1]} x {array.shape[0]}; give size= to resize all"
-            )
         x[i] = torch.from_numpy(array).movedim(2, 0)
     return x
 
@@ -131,29 +108,24 @@ def _decode(path: str, size: int | None) -> np.ndarray:
     """uint8 (height, width, 1) or (height, width, 3)."""
     from PIL import Image, ImageOps
 
-    with _named(path), Image.open(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise ValueError(f"mode {image.mode}; allowed: 8 bits per channel")
-        turned: Image.Image = image
-        if image.format != "TIFF":  # Pillow turns those itself
-            with contextlib.suppress(Exception):  # broken EXIF data
-                turned = ImageOps.exif_transpose(image)
-        pixels = turned.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-        if size is not None:
-            # What is resized is the square alone, however long the image.
-            short = min(pixels.size)
-            x, y = ((side - short) / 2 for side in pixels.size)
-            box = (x, y, x + short, y + short)
-            pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        return np.array(pixels).reshape(pixels.height, pixels.width, -1)
-
-
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Any error as a ValueError with the path: each decoder fails in its own way."""
     try:
-        yield
-    except Exception as error:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode}; allowed: 8 bits per channel")
+            turned: Image.Image = image
+            if image.format != "TIFF":  # Pillow turns those itself
+                with contextlib.suppress(Exception):  # broken EXIF data
+                    turned = ImageOps.exif_transpose(image)
+            pixels = turned.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    except Exception as error:  # each decoder fails in its own way
         raise ValueError(
             f"{path} cannot be read ({error}); fix or remove it"
         ) from error
+    if size is not None:
+        # What is resized is the square alone, however long the image.
+        short = min(pixels.size)
+        left = (pixels.width - short) / 2
+        top = (pixels.height - short) / 2
+        box = (left, top, left + short, top + short)
+        pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.array(pixels).reshape(pixels.height, pixels.width, -1)

@@ -36,7 +36,7 @@ def plane(
     seed: int = 0,
     batch_size: int = 50,
 ) -> Data:
-    """A task in the plane; the defaults are those of the SoftAD paper.
+    """A task in the plane, x (n, 2); the defaults are those of the SoftAD paper.
 
     Label noise lies on **all three** splits, as in that paper: with noise p, no
     classifier is expected to be right on more than a share 1 - p of the test set. The
@@ -49,31 +49,21 @@ def plane(
     Args:
         name: "gaussian", "sinusoid" or "spiral".
         n_train: training points; half are of each class with gaussian and spiral.
-        n_val: validation points.
-        n_test: test points.
         noise: share of the labels that are flipped, in [0, 0.5), rounded down; with
             gaussian within each class.
         seed: of points and noise.
-        batch_size: of training batches.
-
-    Returns:
-        x (n, 2) float32, y (n,) int64, classes "0" and "1".
 
     Raises:
         ValueError: an unknown name, fewer than two points, or another noise.
     """
     points_of = _POINTS[choice("name", name, _POINTS)]
-    sizes = {"train": n_train, "val": n_val, "test": n_test}
-    for label, n in sizes.items():
-        integer(f"n_{label}", n, 2, 1 << 31)
-    integer("batch_size", batch_size)
-    noise = number("noise", noise, "a share in [0, 0.5)", 0, 0.5, closed=True)
+    number("noise", noise, "a share in [0, 0.5)", 0, 0.5, closed=True)
     # Two streams, so that the points are the same whatever the noise.
     streams = np.random.SeedSequence(integer("seed", seed, 0)).spawn(2)
     points, flips = (np.random.default_rng(stream) for stream in streams)
     splits: dict[str, Any] = {}
-    for label, n in sizes.items():
-        x, y = points_of(points, n)
+    for label, n in {"train": n_train, "val": n_val, "test": n_test}.items():
+        x, y = points_of(points, integer(f"n_{label}", n, 2, 1 << 31))
         groups = [np.arange(n)]
         if name == "gaussian":
             groups = [np.flatnonzero(y == k) for k in (0, 1)]

@@ -61,13 +61,12 @@ def load(task: Images, seed: int) -> Data:
             )
         folder = Path(os.environ["FLATNB_DATA"]) / task.data
     names = [] if task.augment == "none" else task.augment.split(", ")
-    steps = [AUGMENTATIONS[name] for name in names]
     data = datasets.images(
         task.data,
         folder=folder,
         seed=seed,
         batch_size=task.batch,
-        augment=augment.Compose(steps) if steps else None,
+        augment=[AUGMENTATIONS[name] for name in names],
     )
     generator = torch.Generator().manual_seed(seed)
     return replace(

@@ -77,24 +77,11 @@ def test_the_seed_moves_the_validation_part_and_not_the_test_set() -> None:
 
 
 def test_few_images_are_drawn_from_the_whole_normalised_set() -> None:
-    whole, few = (
-        data.images(seed=3),
-        data.images(seed=3, n_train=40, n_val=30, n_test=20),
-    )
-    random = generator(3)
-    train, val = (
-        torch.randperm(len(s), generator=random) for s in (whole.train, whole.val)
-    )
-    test = torch.randperm(len(whole.test), generator=generator(0))
-    for part, split, order in (
-        (few.train, whole.train, train[:40]),
-        (few.val, whole.val, val[:30]),
-        (few.test, whole.test, test[:20]),
-    ):
-        assert torch.equal(part.x, split.x[order]) and torch.equal(
-            part.y, split.y[order]
-        )
-    assert torch.equal(few.test.y, data.images(seed=4, n_test=20).test.y)
+    whole, few = data.images(seed=3), data.images(seed=3, n_train=40)
+    order = torch.randperm(len(whole.train), generator=generator(3))[:40]
+    assert torch.equal(few.train.x, whole.train.x[order])
+    assert torch.equal(few.train.y, whole.train.y[order])
+    assert torch.equal(few.val.x, whole.val.x)
 
 
 def test_label_noise_redraws_its_share_of_training_labels_over_all_classes() -> None:
@@ -112,8 +99,8 @@ def test_label_noise_redraws_its_share_of_training_labels_over_all_classes() -> 
 
 def test_options_reach_the_data() -> None:
     flip = augment.RandomFlip()
-    made = data.images("digits", val_fraction=0.5, batch_size=7, augment=flip)
-    assert (made.name, made.batch_size, made.augment) == ("digits", 7, flip)
+    made = data.images("digits", val_fraction=0.5, batch_size=7, augment=[flip])
+    assert (made.name, made.batch_size, made.augment) == ("digits", 7, (flip,))
     assert (len(made.train), len(made.val)) == (718, 719)
 
 
@@ -124,12 +111,8 @@ def test_options_reach_the_data() -> None:
         ({"val_fraction": 0.0}, r"val_fraction=0\.0"),
         ({"val_fraction": 1.0}, r"val_fraction=1\.0"),
         ({"val_fraction": float("nan")}, "val_fraction=nan"),
-        (
-            {"val_fraction": 1e-6},
-            "val_fraction=1e-06 cannot split 1437 .* number of classes",
-        ),
+        ({"val_fraction": 1e-6}, "test_size = 1 should be .* number of classes"),
         ({"n_train": 1150}, r"n_train=1150; allowed: an integer in \[1, 1150\)"),
-        ({"n_test": 0}, "n_test=0"),
         ({"label_noise": 1.0}, r"label_noise=1\.0; allowed: a share"),
         ({"seed": -1}, "seed=-1"),
         ({"seed": 1.5}, r"seed=1\.5"),
@@ -323,13 +306,8 @@ def test_a_full_disk_leaves_no_half_cache(pictures, cache: Path, monkeypatch) ->
     assert list((cache / "folders").iterdir()) == []
 
 
-def test_the_cache_lies_in_root_if_given(
-    pictures, cache: Path, tmp_path, monkeypatch
-) -> None:
+def test_the_cache_lies_with_the_user(pictures, cache: Path, tmp_path, monkeypatch):
     monkeypatch.setenv("FLATNB_DATA", str(tmp_path / "shared"))
-    read(pictures[0], root=tmp_path / "mine")
-    assert list((tmp_path / "mine" / "folders").glob("pictures-*.pt"))
-    assert not cache.exists()
     read(pictures[0])
     assert list((cache / "folders").glob("pictures-*.pt"))
     assert not (tmp_path / "shared").exists()
@@ -395,19 +373,15 @@ def test_images_of_more_than_8_bits_are_refused(pictures) -> None:
 
 def test_images_of_different_sizes_need_a_size(pictures) -> None:
     path, _ = pictures
-    odd = write(path / "test" / "ant" / "01.png", np.zeros((4, 5, 3), dtype=np.uint8))
-    first = path / "train" / "ant" / "00.png"
-    with pytest.raises(
-        ValueError, match=f"{first} is 6 x 4 pixels, {odd} is 5 x 4; give size="
-    ):
+    write(path / "test" / "ant" / "01.png", np.zeros((4, 5, 3), dtype=np.uint8))
+    with pytest.raises(ValueError, match="size=None with images of 2 sizes; allowed"):
         read(path)
     assert read(path, size=4).test.x.shape == (6, 3, 4, 4)
 
 
-def test_hidden_files_and_other_suffixes_are_passed_over(pictures, cache: Path) -> None:
+def test_other_suffixes_are_passed_over(pictures, cache: Path) -> None:
     path, _ = pictures
     (path / "train" / "ant" / "Thumbs.db").write_bytes(b"?")
-    (path / "train" / "ant" / "._00.png").write_bytes(b"?")
     assert len(folder.read_folder(path, None, cache).train_x) == 20
 
 
@@ -482,14 +456,8 @@ def test_a_set_is_downloaded_once_to_the_users_cache(
     assert capsys.readouterr().out == ""
 
 
-def test_the_folder_is_root_else_flatnb_data(
-    mnist, cache: Path, tmp_path, monkeypatch
-) -> None:
+def test_the_folder_is_flatnb_data(mnist, cache: Path, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FLATNB_DATA", str(tmp_path / "shared"))
-    data.images("MNIST", root=tmp_path / "mine")
-    assert (tmp_path / "mine" / "MNIST" / "raw").is_dir() and not (
-        tmp_path / "shared"
-    ).exists()
     data.images("MNIST")
     assert (tmp_path / "shared" / "MNIST" / "raw").is_dir() and not cache.exists()
 
@@ -536,19 +504,23 @@ def test_a_file_cut_short_in_unpacking_is_replaced(mnist: Path, cache: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to any folder")
-def test_a_read_only_root_is_an_error_that_says_so(mnist: Path, tmp_path: Path) -> None:
+def test_a_read_only_root_is_an_error_that_says_so(
+    mnist: Path, tmp_path: Path, monkeypatch
+) -> None:
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked").chmod(stat.S_IREAD | stat.S_IEXEC)
+    monkeypatch.setenv("FLATNB_DATA", str(tmp_path / "locked"))
     with pytest.raises(FileNotFoundError, match="Permission denied"):
-        data.images("MNIST", root=tmp_path / "locked")
+        data.images("MNIST")
 
 
 def test_a_root_that_is_a_file_is_an_error_that_says_so(
-    mnist: Path, tmp_path: Path
+    mnist: Path, tmp_path: Path, monkeypatch
 ) -> None:
     (tmp_path / "taken").write_text("")
+    monkeypatch.setenv("FLATNB_DATA", str(tmp_path / "taken"))
     with pytest.raises(FileNotFoundError, match="File exists"):
-        data.images("MNIST", root=tmp_path / "taken")
+        data.images("MNIST")
 
 
 def test_color_sets_are_downloaded_and_turned_channels_first(
@@ -665,11 +637,7 @@ def test_flip_is_exact_fair_and_independent() -> None:
     assert abs(int((flipped[1:] & flipped[:-1]).sum()) - n / 4) < 354
 
 
-STEPS = [
-    augment.RandomCrop(2),
-    augment.RandomFlip(),
-    augment.Compose([augment.RandomCrop(1), augment.RandomFlip()]),
-]
+STEPS = [augment.RandomCrop(2), augment.RandomFlip()]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=repr)
@@ -692,39 +660,28 @@ def test_memory_format_and_precision_change_no_draw(step) -> None:
     assert torch.equal(step(x.bfloat16(), generator()), out.bfloat16())
 
 
-def test_compose_is_one_after_the_other() -> None:
+def test_augmentations_follow_one_another() -> None:
     crop, flip = augment.RandomCrop(2), augment.RandomFlip()
-    x, g = pictures_of(30), generator(5)
-    expected = flip(crop(x, g), g)
-    assert torch.equal(augment.Compose([crop, flip])(x, generator(5)), expected)
+    split = data.Split(pictures_of(30), torch.zeros(30, dtype=torch.long))
+    made = data.Data("a", split, split, split, ("b",), 30, [crop, flip])
+    g = generator(5)
+    order = torch.randperm(30, generator=g)
+    expected = flip(crop(split.x[order], g), g)
+    assert torch.equal(next(made.batches(generator(5)))[0], expected)
 
 
 def test_augmentations_print_as_written_and_compare_by_value() -> None:
-    steps = [augment.RandomCrop(pad=4), augment.RandomFlip()]
-    made = augment.Compose(steps)
-    assert repr(made) == "Compose(steps=(RandomCrop(pad=4), RandomFlip()))"
-    assert made == augment.Compose(tuple(steps))
-    assert made != augment.Compose([augment.RandomCrop(3), augment.RandomFlip()])
-    assert len({made, augment.Compose(steps)}) == 1
+    steps = (augment.RandomCrop(pad=4), augment.RandomFlip())
+    assert repr(steps) == "(RandomCrop(pad=4), RandomFlip())"
+    assert steps == (augment.RandomCrop(4), augment.RandomFlip())
+    assert steps[0] != augment.RandomCrop(3)
 
 
-@pytest.mark.parametrize(
-    ("make", "match"),
-    [
-        (lambda: augment.RandomCrop(0), "pad=0"),
-        (
-            lambda: augment.RandomCrop(5)(pictures_of(1), generator()),
-            "pad=5; allowed for images of 6 x 5",
-        ),
-        (
-            lambda: augment.RandomFlip()(torch.zeros(3, 4, 5), generator()),
-            r"x.shape=\(3, 4, 5\)",
-        ),
-    ],
-)
-def test_augmentations_name_what_is_out_of_range(make, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        make()
+def test_augmentations_name_what_is_out_of_range() -> None:
+    with pytest.raises(ValueError, match="pad=0"):
+        augment.RandomCrop(0)
+    with pytest.raises(RuntimeError, match="Padding size should be less"):
+        augment.RandomCrop(5)(pictures_of(1), generator())
 
 
 # Hostile folders
@@ -887,7 +844,7 @@ def test_too_few_images_for_a_split_are_counted(
     if n > 1 and 2 <= kept <= 2 * n - 2:
         assert len(read(path, val_fraction=fraction).val) == kept
         return
-    with pytest.raises(ValueError, match=f"val_fraction={fraction} cannot split"):
+    with pytest.raises(ValueError, match=r"test_size|least populated class"):
         read(path, val_fraction=fraction)
 
 

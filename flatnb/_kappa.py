@@ -34,21 +34,3 @@ def kappa_of_logits(phi: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
     squares = (p @ weight.square().sum(-1, keepdim=True)).squeeze(-1)
     spread = squares - (p @ weight).square().sum(-1)
     return phi.to(weight.dtype).square().sum(-1) * spread
-
-
-def kappa_direction(root: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Z = (R a) b', for which E <Z, H Z> = kappa if a and b are independent signs.
-
-    Args:
-        root: R with R R' = W W', such as W itself, (..., d, k).
-        a: (..., k).
-        b: (..., m).
-
-    Returns:
-        (..., d, m).
-
-    >>> import torch
-    >>> kappa_direction(torch.eye(2), torch.tensor([1.0, -1.0]), torch.ones(3)).tolist()
-    [[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]
-    """
-    return (root @ a.unsqueeze(-1)) * b.unsqueeze(-2)

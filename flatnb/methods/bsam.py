@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from flatnb import _checks
-from flatnb._tensors import present
+from flatnb._tensors import l2_norm, present
 from flatnb.methods.noise import Stream, normal
 
-Closure = Callable[[], Any]
+Closure = Callable[[], Tensor]
 Grads = list[Tensor | None]
+Params = dict[Tensor, dict[str, Any]]
 
 
 class BSAM(torch.optim.Optimizer):
@@ -49,9 +50,8 @@ class BSAM(torch.optim.Optimizer):
     ...     prediction = net(torch.ones(1, 2))
 
     Args:
-        params: parameters, or groups of them.
         lr: step size > 0. The authors use 0.5 with a cosine schedule.
-        examples: N, number of training examples > 0.
+        examples: N > 0.
         rho: size of the perturbation >= 0. The authors use 0.01 to 0.05.
         betas: decay rates of m and s, each in [0, 1).
         prior_precision: delta >= 0; delta / N is the weight decay.
@@ -74,19 +74,16 @@ class BSAM(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         positive = {"lr": lr, "examples": examples, "s_init": s_init}
-        others = {"rho": rho, "prior_precision": prior_precision, "damping": damping}
+        weights = {"rho": rho, "prior_precision": prior_precision, "damping": damping}
         for name, value in positive.items():
             _checks.number(name, value, "a finite number > 0", 0.0)
-        for name, value in others.items():
+        for name, value in weights.items():
             _checks.number(name, value, "a finite number >= 0", 0.0, closed=True)
-        pair = "two numbers in [0, 1)"
-        if len(_checks.sequence("betas", betas, (int, float), pair)) != 2:
-            raise ValueError(f"betas={betas!r}; allowed: {pair}")
         for beta in betas:
-            _checks.number("betas", beta, pair, 0.0, 1.0, closed=True)
+            _checks.number("betas", beta, "two in [0, 1)", 0.0, 1.0, closed=True)
         self._stream = Stream(seed, normal)
-        self._in_sample = False
-        super().__init__(params, {**positive, **others, "betas": betas})
+        self._moved = False
+        super().__init__(params, {**positive, **weights, "betas": betas})
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -103,22 +100,16 @@ class BSAM(torch.optim.Optimizer):
                 the loss. Or a list of them, one per part of the batch (m-sharpness):
                 each has its own u; `sqrt(s) |g|`, g~ and the losses are averaged.
         """
-        self._refuse_in_sample("step")
-        closures = [closure] if callable(closure) else list(closure or ())
-        if not closures:
-            raise ValueError(
-                "step needs a closure that calls backward() and returns the loss"
-            )
-        pairs = self._pairs()
-        results = [self._gradients(pairs, part) for part in closures]
+        params = self._params()
+        closures = [closure] if callable(closure) else closure
+        results = [self._gradients(params, part) for part in closures]
         sizes = _mean([result[0] for result in results])
         grads = _mean([result[1] for result in results])
-        checks = [torch.isfinite(t).all() for t in present([*sizes, *grads])]
-        finite = bool(torch.stack([c.to(checks[0].device) for c in checks]).all())
-        for (group, p), size, grad in zip(pairs, sizes, grads, strict=True):
+        finite = bool(l2_norm(present([*sizes, *grads])).isfinite())
+        for p, size, grad in zip(params, sizes, grads, strict=True):
             p.grad = grad
             if grad is not None and finite:
-                self._update(group, p, 0.0 if size is None else size, grad)
+                self._update(p, params[p], 0.0 if size is None else size, grad)
         return torch.stack([loss for _, _, loss in results]).mean()
 
     @contextmanager
@@ -126,81 +117,73 @@ class BSAM(torch.optim.Optimizer):
         """Within this context the trainable parameters are a draw from N(w, 1 / (N s)).
 
         To predict by the average over several draws, in `model.eval()`. Afterwards the
-        parameters are w again, bit for bit. The training's own noise is not drawn from.
-
-        Args:
-            generator: of the draw, each time another; on any device.
-
-        Raises:
-            RuntimeError: within another draw; `step` there raises it too.
+        parameters are w again, bit for bit. `generator`, on any device, is drawn from,
+        not the training's own. `step` and a second draw are refused within.
         """
-        allowed = "a torch.Generator, such as torch.Generator().manual_seed(0)"
-        _checks.instance("generator", generator, torch.Generator, allowed)
-        self._refuse_in_sample("sampled")
-        pairs = self._pairs()
-        copies = [p.detach().clone() for _, p in pairs]
-        self._in_sample = True
+        params = self._params()
+        noise = []
+        for p in params:
+            u = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
+            noise.append(u.normal_(generator=generator).to(p.device))
+        with self._at(params, self._scaled(params, noise)):
+            yield
+
+    def _params(self) -> Params:
+        """Each trainable parameter, with its group's settings; its state is made."""
+        if self._moved:
+            raise RuntimeError("the parameters are a draw; leave `sampled` first")
+        groups = self.param_groups
+        params = {p: g for g in groups for p in g["params"] if p.requires_grad}
+        for p, group in params.items():
+            if not self.state[p]:
+                self.state[p]["m"] = torch.zeros_like(p)
+                self.state[p]["s"] = torch.full_like(p, group["s_init"])
+        return params
+
+    @contextmanager
+    def _at(self, params: Params, offsets: Sequence[Tensor | None]) -> Iterator[None]:
+        """Within this context the parameters are at w + offset; None is zero."""
+        copies = [p.detach().clone() for p in params]
+        self._moved = True
         try:
             with torch.no_grad():
-                for group, p in pairs:
-                    u = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
-                    u.normal_(generator=generator)
-                    self._shift(group, p, u.to(p.device))
+                for p, offset in zip(params, offsets, strict=True):
+                    if offset is not None:
+                        p.add_(offset)
+            del offsets  # no pass keeps them in memory
             # An autocast region caches low-precision weights by tensor, not by value.
             torch.clear_autocast_cache()
             yield
         finally:
-            self._in_sample = False
-            _restore(pairs, copies)
+            with torch.no_grad():
+                torch._foreach_copy_(list(params), copies)
             torch.clear_autocast_cache()
+            self._moved = False
 
-    def _pairs(self) -> list[tuple[dict[str, Any], Tensor]]:
-        """Each trainable parameter, with its group; its state is made."""
-        groups = self.param_groups
-        pairs = [(g, p) for g in groups for p in g["params"] if p.requires_grad]
-        for group, p in pairs:
-            if not self.state[p]:
-                self.state[p]["m"] = torch.zeros_like(p)
-                self.state[p]["s"] = torch.full_like(p, group["s_init"])
-        return pairs
-
-    def _shift(self, group: dict[str, Any], p: Tensor, u: Tensor) -> None:
-        """p + u / sqrt(N s), in place."""
-        p.addcdiv_(u, (group["examples"] * self.state[p]["s"]).sqrt_())
-
-    def _refuse_in_sample(self, call: str) -> None:
-        if self._in_sample:
-            raise RuntimeError(
-                f"{call}() within sampled(): the parameters are a draw, not the mean; "
-                "leave the context first"
-            )
+    def _scaled(self, params: Params, noise: list[Tensor]) -> list[Tensor]:
+        """u / sqrt(N s), in place."""
+        for p, u in zip(params, noise, strict=True):
+            u.div_((params[p]["examples"] * self.state[p]["s"]).sqrt_())
+        return noise
 
     def _gradients(
-        self, pairs: Sequence[tuple[dict[str, Any], Tensor]], closure: Closure
+        self, params: Params, closure: Closure
     ) -> tuple[Grads, Grads, Tensor]:
         """sqrt(s) |g|, g~ and the loss there; the parameters end at w."""
-        params = [p for _, p in pairs]
-        copies = [p.clone() for p in params]
-        sizes: Grads = []
-        try:
-            for (group, p), u in zip(pairs, self._stream.draw(params), strict=True):
-                self._shift(group, p, u)
+        with self._at(params, self._scaled(params, self._stream.draw(list(params)))):
             grads, _ = _evaluate(params, closure)
-            _restore(pairs, copies)
-            for (group, p), g in zip(pairs, grads, strict=True):
-                s = self.state[p]["s"]
-                sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
-                if g is not None:
-                    p.addcdiv_(g, s, value=group["rho"])
-            grads, loss = _evaluate(params, closure)
-            _restore(pairs, copies)
-        except BaseException:  # an interrupt of the line above, too
-            _restore(pairs, copies)
-            raise
-        return sizes, grads, loss
+        sizes: Grads = []
+        for p, g in zip(params, grads, strict=True):
+            s = self.state[p]["s"]
+            sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
+            if g is not None:
+                g.mul_(params[p]["rho"]).div_(s)
+        with self._at(params, grads):
+            uphill, loss = _evaluate(params, closure)
+        return sizes, uphill, loss
 
     def _update(
-        self, group: dict[str, Any], p: Tensor, size: Tensor | float, grad: Tensor
+        self, p: Tensor, group: dict[str, Any], size: Tensor | float, grad: Tensor
     ) -> None:
         m, s = self.state[p]["m"], self.state[p]["s"]
         beta1, beta2 = group["betas"]
@@ -215,37 +198,18 @@ class BSAM(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        if "noise" not in state_dict:
-            raise ValueError(
-                f"state has the entries {sorted(state_dict)}; allowed: those of a "
-                "BSAM, 'noise' among them"
-            )
         self._stream.load_state_dict(state_dict["noise"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})
 
 
-@torch.no_grad()
-def _restore(
-    pairs: Sequence[tuple[dict[str, Any], Tensor]], copies: Sequence[Tensor]
-) -> None:
-    torch._foreach_copy_([p for _, p in pairs], list(copies))
-
-
-def _evaluate(params: Sequence[Tensor], closure: Closure) -> tuple[Grads, Tensor]:
+def _evaluate(params: Params, closure: Closure) -> tuple[Grads, Tensor]:
     for p in params:
         p.grad = None
     with torch.enable_grad():
         loss = closure()
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        kind = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise TypeError(
-            f"the closure returned {kind}; it must return the loss, a scalar tensor"
-        )
     grads = [p.grad for p in params]
-    if not present(grads):
-        raise ValueError(
-            "the closure left no gradient; it must call backward() on the loss"
-        )
+    if not isinstance(loss, Tensor) or not present(grads):
+        raise ValueError("the closure must call backward() on the loss, and return it")
     return grads, loss.detach().reshape(())
 
 

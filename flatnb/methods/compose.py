@@ -11,16 +11,27 @@ from torch import Tensor, nn
 from flatnb import _checks
 from flatnb.methods.method import ERM, Hyperparameter, Method, Step, count, present
 
+_ALLOWED = "a method such as SAM(rho=0.05); an optimizer stays in the loop"
+
 
 class Composed(Method):
     """What `compose` returns: each hook is that of the part which defines it."""
 
     def __init__(self, *parts: Method) -> None:
         self.parts = parts
-        self._transform = _single("objective", "loss transforms", parts)
-        self._rule = _single("rule", "gradient rules", parts)
+        self._transform = self._single("objective", "loss transforms")
+        self._rule = self._single("rule", "gradient rules")
         self._penalties = [part for part in parts if "penalty" in part.hooks()]
         self.passes = max(part.passes for part in parts)
+
+    def _single(self, hook: str, kind: str) -> Method:
+        owners = [part for part in self.parts if hook in part.hooks()]
+        if len(owners) > 1:
+            raise ValueError(
+                f"{' and '.join(map(repr, owners))} are {kind}; allowed: one loss "
+                "transform, one gradient rule and any penalties"
+            )
+        return owners[0] if owners else ERM()
 
     def objective(self, losses: Tensor) -> Tensor:
         return self._transform.objective(losses)
@@ -53,26 +64,12 @@ class Composed(Method):
         return f"compose({', '.join(map(repr, self.parts))})"
 
 
-def _single(hook: str, kind: str, parts: tuple[Method, ...]) -> Method:
-    owners = [part for part in parts if hook in part.hooks()]
-    if len(owners) > 1:
-        raise ValueError(
-            f"{' and '.join(map(repr, owners))} are {kind}, and a step has room for "
-            "one; join one loss transform, one gradient rule and any penalties"
-        )
-    return owners[0] if owners else ERM()
-
-
 def compose(*methods: Method) -> Method:
     """Join at most one loss transform, one gradient rule, and any number of penalties.
 
     `compose(SoftAD(theta=0.1), SAM(rho=0.05))` takes SAM's gradient of SoftAD's
     objective: the ascent direction, too, is that of the transformed loss. ERM joins
-    anything and adds nothing.
-
-    Raises:
-        TypeError: an argument is not a method.
-        ValueError: none given, or two for one place.
+    anything and adds nothing. What cannot be joined raises ValueError.
 
     >>> from flatnb import SAM, SoftAD
     >>> compose(SoftAD(theta=0.1), SAM(rho=0.05)).passes
@@ -80,8 +77,7 @@ def compose(*methods: Method) -> Method:
     """
     parts: list[Method] = []
     for method in methods:
-        allowed = "methods such as SAM(rho=0.05); an optimizer stays in the loop"
-        _checks.instance("compose: method", method, Method, allowed)
+        _checks.instance("method", method, Method, _ALLOWED)
         parts += method.parts if isinstance(method, Composed) else [method]
     if not parts:
         raise ValueError("compose() needs at least one method")
@@ -99,18 +95,13 @@ class Every(Method):
     >>> from flatnb import SAM
     >>> Every(SAM(rho=0.05), k=5).passes
     1.2
-
-    Args:
-        method: a method.
-        k: from one step of it to the next >= 1.
     """
 
     method: Method
     k: Hyperparameter = Hyperparameter(count)
 
     def __post_init__(self) -> None:
-        allowed = "a method such as SAM(rho=0.05)"
-        _checks.instance("method", self.method, Method, allowed)
+        _checks.instance("method", self.method, Method, _ALLOWED)
 
     @property
     def passes(self) -> float:  # type: ignore[override]

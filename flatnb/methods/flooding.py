@@ -49,9 +49,6 @@ class IFlood(Flooding):
 
     >>> IFlood(level=1.0).objective(torch.tensor([0.5, 1.5])).item()
     1.5
-
-    Args:
-        level: flood level b >= 0, in units of the loss.
     """
 
     def objective(self, losses: Tensor) -> Tensor:
@@ -83,34 +80,22 @@ class AdaFlood(Method):
     """
 
     def __init__(self, levels: Tensor) -> None:
-        allowed = "a tensor of finite levels >= 0, (examples,) or (members, examples)"
-        self.levels = _losses("levels", levels, allowed)
-        if levels.dim() not in (1, 2) or levels.numel() == 0:
-            shape = tuple(levels.shape)
-            raise ValueError(f"levels has shape {shape}; allowed: {allowed}")
+        self.levels = _nonnegative("levels", levels)
         self._selected: Tensor | None = None
 
     def select(self, indices: Tensor) -> None:
         """Say which training examples the coming batch holds, in its order; (n,)."""
-        allowed = "a 1-D tensor of int64, one per example"
-        _checks.instance("indices", indices, Tensor, allowed)
-        if indices.dtype not in (torch.int32, torch.int64) or indices.dim() != 1:
-            raise ValueError(
-                f"indices is {indices.dtype} of shape {tuple(indices.shape)}; allowed: "
-                f"{allowed}"
-            )
         self.levels = self.levels.to(indices.device)
         self._selected = self.levels[..., indices]
 
     def objective(self, losses: Tensor) -> Tensor:
         levels = self._selected
-        if levels is None:
-            raise ValueError("AdaFlood: call select(indices) first, for each batch")
-        if levels.shape not in (losses.shape, losses.shape[-1:]):
+        if levels is None or levels.shape not in (losses.shape, losses.shape[-1:]):
+            selected = "none" if levels is None else tuple(levels.shape)
             raise ValueError(
-                f"the levels selected have shape {tuple(levels.shape)}, but the losses "
-                f"have shape {tuple(losses.shape)}; call select with the indices of "
-                "this batch's examples"
+                f"levels selected: {selected}, for losses of shape "
+                f"{tuple(losses.shape)}; call select(indices) before each backward, "
+                "with the batch's examples"
             )
         levels = levels.to(losses.device, losses.dtype)
         return ((losses - levels).abs() + levels).mean(-1)
@@ -127,19 +112,12 @@ def adaflood_levels(losses: Tensor, *, gamma: float = 0.5) -> Tensor:
     [0.38, 0.675]
 
     Args:
-        losses: (..., examples), in nats, >= 0.
-        gamma: correction in [0, 1]; the authors' default is 0.5.
-
-    Returns:
-        Levels in the shape of `losses`, computed in float64 and of their dtype.
+        losses: (..., examples), in nats, >= 0; the levels have their shape and dtype.
+        gamma: correction in (0, 1); the authors' default is 0.5.
     """
-    top = math.nextafter(1.0, 2.0)
-    _checks.number("gamma", gamma, "a number in [0, 1]", 0.0, top, closed=True)
-    losses = _losses("losses", losses, "a tensor of finite losses >= 0")
-    log_rest = math.log1p(-gamma) if gamma < 1 else -math.inf
-    log_gamma = math.log(gamma) if gamma > 0 else -math.inf
-    log_p = log_rest - losses.double()
-    sums = torch.logaddexp(log_p, torch.full_like(log_p, log_gamma))
+    _checks.number("gamma", gamma, "a number in (0, 1)", 0.0, 1.0)
+    log_p = math.log1p(-gamma) - _nonnegative("losses", losses).double()
+    sums = torch.logaddexp(log_p, torch.full_like(log_p, math.log(gamma)))
     # A level is >= 0; rounding would make the smallest ones -1e-17.
     return -sums.clamp_max(0).to(losses.dtype)
 
@@ -170,25 +148,20 @@ def held_out_losses(
     for fold in order.tensor_split(folds):
         score = train(order[~torch.isin(order, fold)])
         with torch.no_grad():
-            scored = score(fold)
-        if scored.shape[-1:] != fold.shape:
+            losses.append(score(fold).cpu())
+        shape = tuple(losses[-1].shape)
+        if shape[-1:] != fold.shape:
             raise ValueError(
-                f"the auxiliary model returned losses of shape {tuple(scored.shape)}; "
-                f"allowed: (..., {len(fold)}), one per example"
+                f"losses of shape {shape} for {len(fold)} examples; allowed: one each"
             )
-        losses.append(scored.cpu())
     return torch.cat(losses, -1)[..., order.argsort().cpu()]
 
 
-def _losses(name: str, values: Tensor, allowed: str) -> Tensor:
-    """A floating-point tensor of finite values >= 0, without its graph."""
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} is {kind}; allowed: {allowed}, of floating point")
-    bad = ~(values.isfinite() & (values >= 0))
-    if bad.any():
-        raise ValueError(
-            f"{name} has {int(bad.sum())} entries that are negative or not finite, the "
-            f"first {values[bad][0].item()!r}; allowed: {allowed}"
-        )
+def _nonnegative(name: str, values: Tensor) -> Tensor:
+    """A floating-point tensor, finite and >= 0, without its graph."""
+    allowed = "a floating-point tensor, finite and >= 0"
+    _checks.instance(name, values, Tensor, allowed)
+    fits = values.isfinite() & (values >= 0)
+    if not values.is_floating_point() or not fits.all():
+        raise ValueError(f"{name}={_checks.shown(values)}; allowed: {allowed}")
     return values.detach()

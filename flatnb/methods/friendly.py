@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatnb._nets import along_members
 from flatnb.methods.method import Gradient, Hyperparameter, Real, Step, real
-from flatnb.methods.remembered import Vector
+from flatnb.methods.remembered import Vector, overwrite
 from flatnb.methods.sam import SAM
 
 
@@ -21,20 +21,19 @@ class FriendlySAM(SAM):
         d = g - sigma m
         gradient  grad L(w + rho d / ||d||)
 
-    m stands for the gradient of all data. Two passes; sigma = 0 is SAM, and so is the
-    first step. A gradient that is not finite does not enter m, which takes the memory
-    of one more set of weights. A step is a call of `backward`. Under
-    DistributedDataParallel each process has its own g, m and d.
+    m, which takes the memory of one more set of weights, stands for the gradient of all
+    data; a gradient that is not finite does not enter it. sigma = 0 is SAM, and so is
+    the first step. A step is a call of `backward`. Under DistributedDataParallel each
+    process has its own g, m and d.
 
     Source: Li et al., "Friendly Sharpness-Aware Minimization", CVPR 2024. The authors'
-    code begins with m = g, not with 0.
+    code begins with m = g, not with 0; their script has rho = 0.2, lam = 0.95.
 
     >>> FriendlySAM(rho=0.2, lam=0.95)
     FriendlySAM(rho=0.2, lam=0.95)
 
     Args:
-        rho, perturb: as of `SAM`. The authors' script has rho = 0.2.
-        lam: decay of the moving average, in [0, 1]. Their script has 0.95.
+        lam: decay of the moving average, in [0, 1].
         sigma: share of the average that is taken out >= 0. The authors use 1.
     """
 
@@ -44,13 +43,13 @@ class FriendlySAM(SAM):
     def __post_init__(self) -> None:
         self._mean = Vector()
 
-    def rule(self, step: Step) -> None:
-        grads = step.gradient()
+    def _ascend(
+        self, step: Step, grads: Gradient, norm: Tensor | None = None
+    ) -> Tensor:
         size = step.norm(grads)
         self._take_out(step, grads, torch.isfinite(size))
-        step.ascend(grads, step.per_member("rho", self.rho), self.perturb)
-        del grads
-        step.backward(step.unless_finite(size))
+        super()._ascend(step, grads)
+        return step.unless_finite(size)
 
     def _take_out(self, step: Step, grads: Gradient, finite: Tensor) -> None:
         """Turn g into d, and m into the new m of the members whose g is finite."""
@@ -64,7 +63,7 @@ class FriendlySAM(SAM):
             # g - sigma (lam m + (1 - lam) g), where sigma is 1 without cancellation
             g.mul_(_factor(1 - sigma + sigma * lam, g))
             g.sub_(_factor(sigma * lam, m) * m)
-            m.copy_(torch.where(along_members(finite, m).bool(), mean, m))
+            overwrite(m, mean, finite)
 
 
 def _factor(value: Real, tensor: Tensor) -> Real:

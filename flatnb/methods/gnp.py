@@ -13,10 +13,9 @@ class GNP(Method):
         g1 = grad L(w),   g2 = grad L(w + r g1 / ||g1||)
         gradient  (1 - alpha) g1 + alpha g2
 
-    Two passes. alpha = 0 is plain training, alpha = 1 is SAM(rho=r); alpha > 1 is
-    allowed. Norms, BatchNorm and several processes are as in `flatnb.methods.sam`. The
-    warm-ups of the authors' follow-up are schedules: `r=Linear(0.0, 0.1, steps=n)`, and
-    `r=lambda calls: 0.1 * (calls >= n)`.
+    alpha = 0 is plain training, alpha = 1 is SAM(rho=r); alpha > 1 is allowed. All else
+    is as in `flatnb.methods.sam`. The warm-ups of the authors' follow-up are schedules:
+    `r=Linear(0.0, 0.1, steps=n)`, and `r=lambda calls: 0.1 * (calls >= n)`.
 
     Source: Zhao, Zhang and Hu, "Penalizing Gradient Norm for Efficiently Improving
     Generalization in Deep Learning", ICML 2022. The public JAX code takes
@@ -28,8 +27,6 @@ class GNP(Method):
     Args:
         r: radius >= 0, in units of the parameters. The recipes use 0.05 to 0.1.
         alpha: weight of the second gradient >= 0, no unit. The recipes use 0.8.
-        normalize: divide g1 in the first term by its norm, as the public code does.
-        perturb: which parameters are moved; see `flatnb.methods.perturb`.
     """
 
     passes = 2
@@ -44,8 +41,7 @@ class GNP(Method):
         grads = step.gradient()
         finite = step.ascend(grads, step.per_member("r", self.r), self.perturb)
         length = step.norm(grads).clamp_min(TINY) if self.normalize else 1.0
-        # Before the last pass, so that DistributedDataParallel averages both terms
-        # there.
+        # Before the last pass, in which DistributedDataParallel averages both terms.
         step.add_gradient(grads, (1 - alpha) / length)
         del grads
         step.backward(alpha * finite)

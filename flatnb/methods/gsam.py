@@ -14,8 +14,8 @@ class GSAM(SAM):
         g_across = g - (<g, g_p> / ||g_p||^2) g_p
         gradient  g_p - alpha g_across
 
-    That lowers the surrogate gap L_p - L, and leaves L_p as it is, to first order. Two
-    passes; alpha = 0 is SAM. Products are over all trainable parameters. Under
+    That lowers the surrogate gap L_p - L, and leaves L_p as it is, to first order.
+    alpha = 0 is SAM. Products are over all trainable parameters. Under
     DistributedDataParallel each process takes its own gradients apart, and the results
     are averaged, outside of DDP's communication hooks.
 
@@ -26,7 +26,6 @@ class GSAM(SAM):
     GSAM(rho=0.05, alpha=0.4)
 
     Args:
-        rho, perturb: as of `SAM`.
         alpha: weight of the part across >= 0, no unit.
     """
 
@@ -35,7 +34,7 @@ class GSAM(SAM):
     def rule(self, step: Step) -> None:
         alpha = step.per_member("alpha", self.alpha)
         grads = step.gradient()
-        finite = step.ascend(grads, step.per_member("rho", self.rho), self.perturb)
+        finite = self._ascend(step, grads)
         uphill = step.gradient()
         share = step.dot(grads, uphill) / step.dot(uphill, uphill).clamp_min(TINY**2)
         step.add_gradient(uphill, 1 + alpha * share)

@@ -7,7 +7,7 @@ import torch
 from flatnb._nets import along_members
 from flatnb.methods._step import TINY
 from flatnb.methods.method import Gradient, Hyperparameter, Step, count
-from flatnb.methods.remembered import Vector
+from flatnb.methods.remembered import Vector, overwrite
 from flatnb.methods.sam import SAM
 
 
@@ -21,10 +21,10 @@ class LookSAM(SAM):
         in between, with the last g_v:
             gradient  g + alpha (||g|| / ||g_v||) g_v
 
-    (k + 1) / k passes on average; k = 1 is SAM. Products are over all trainable
-    parameters. A g_v that is not finite is not remembered; where none has been, or it
-    is zero, the steps in between are plain. A step is a call of `backward`. g_v takes
-    the memory of one more set of weights. Several processes are as in `GSAM`.
+    (k + 1) / k passes on average; k = 1 is SAM. A step is a call of `backward`.
+    Products are over all trainable parameters. g_v takes the memory of one more set of
+    weights; one that is not finite is not remembered, and where none is, or it is zero,
+    the steps in between are plain. Several processes are as in `GSAM`.
 
     Source: Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization",
     CVPR 2022. The defaults of k and alpha are those of public re-implementations.
@@ -33,7 +33,6 @@ class LookSAM(SAM):
     1.2
 
     Args:
-        rho, perturb: as of `SAM`.
         k: number of steps from one look uphill to the next >= 1.
         alpha: weight of the reused part >= 0, no unit.
     """
@@ -57,6 +56,16 @@ class LookSAM(SAM):
             self._reuse(step, grads)
         step.average()
 
+    def _look(self, step: Step, grads: Gradient) -> None:
+        finite = self._ascend(step, grads)
+        uphill = step.gradient()
+        share = step.dot(grads, uphill) / step.dot(grads, grads).clamp_min(TINY**2)
+        sound = torch.isfinite(step.norm(uphill) + step.norm(grads))
+        for v, g, u in zip(self._turn.of(step), grads, uphill, strict=True):
+            if g is not None and u is not None:
+                overwrite(v, u - along_members(share, g) * g, sound)
+        step.add_gradient(uphill, finite)
+
     def _reuse(self, step: Step, grads: Gradient) -> None:
         turn = self._turn.of(step)
         ratio = step.norm(grads) / step.norm(turn).clamp_min(TINY)
@@ -65,14 +74,3 @@ class LookSAM(SAM):
             if g is not None:
                 g.addcmul_(v, along_members(factor, v))
         step.add_gradient(grads, 1.0)
-
-    def _look(self, step: Step, grads: Gradient) -> None:
-        finite = step.ascend(grads, step.per_member("rho", self.rho), self.perturb)
-        uphill = step.gradient()
-        share = step.dot(grads, uphill) / step.dot(grads, grads).clamp_min(TINY**2)
-        sound = torch.isfinite(step.norm(uphill) + step.norm(grads))
-        for v, g, u in zip(self._turn.of(step), grads, uphill, strict=True):
-            if g is not None and u is not None:
-                turn = u - along_members(share, g) * g
-                v.copy_(torch.where(along_members(sound, v).bool(), turn, v))
-        step.add_gradient(uphill, finite)

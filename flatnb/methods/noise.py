@@ -69,10 +69,7 @@ class Stream:
     """
 
     def __init__(self, seed: int, fill: Distribution) -> None:
-        allowed = (
-            "normal, laplace, uniform, rademacher of flatnb.methods.noise, or a "
-            "function fill(values, generator) like them"
-        )
+        allowed = "normal, laplace, … of flatnb.methods.noise, or a function like them"
         self._fill: Distribution = function("noise", fill, allowed)
         self._seed = count("seed", seed, low=0)
         self._generators: dict[tuple[int, int], torch.Generator] = {}
@@ -84,7 +81,7 @@ class Stream:
         """Noise in the shape of each parameter; `seeds` has one per member."""
         noise: list[Tensor] = [torch.empty(0)] * len(params)
         devices = list(dict.fromkeys(p.device for p in params))
-        distinct = {seed: row for row, seed in enumerate(dict.fromkeys(seeds))}
+        distinct = list(dict.fromkeys(seeds))
         for kind in dict.fromkeys((p.device, p.dtype) for p in params):
             device, dtype = kind
             places = [i for i, p in enumerate(params) if (p.device, p.dtype) == kind]
@@ -94,7 +91,7 @@ class Stream:
             for row, seed in zip(flat, distinct, strict=True):
                 self._draw(row, self._generator(devices.index(device), device, seed))
             if len(seeds) > len(distinct):
-                flat = flat[[distinct[seed] for seed in seeds]]
+                flat = flat[[distinct.index(seed) for seed in seeds]]
             for i, part in zip(places, flat.split(sizes, dim=1), strict=True):
                 noise[i] = part.view(params[i].shape)
         return noise
@@ -124,16 +121,9 @@ class Stream:
         # By the device's place among the net's, not by its name: each process of a
         # distributed training has another, and all resume from one checkpoint.
         key = (place, seed)
-        generator = self._generators.get(key)
-        if generator is None or generator.device.type != device.type:
+        if key not in self._generators:
             generator = torch.Generator(device).manual_seed(_OFFSET + self._seed + seed)
-            state = self._loaded.pop(key, None)
-            if state is not None and state.numel() != generator.get_state().numel():
-                raise ValueError(
-                    f"the saved noise generator is not of a {device.type} device; "
-                    "resume on the kind of device that it was saved on"
-                )
-            if state is not None:
-                generator.set_state(state.cpu())
+            if key in self._loaded:
+                generator.set_state(self._loaded.pop(key).cpu())
             self._generators[key] = generator
-        return generator
+        return self._generators[key]

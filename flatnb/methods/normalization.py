@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
@@ -44,28 +43,19 @@ class Elementary(TorchFunctionMode):
             return func(*args, **kwargs)  # an affine map: all derivatives are right
         with torch.no_grad():  # for the running statistics, the checks, and the dtype
             fused = func(*args, **kwargs)
-        return _composed(func, **values).to(fused.dtype)
-
-
-def _composed(
-    func: Callable,
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    normalized_shape: Sequence[int] = (),
-    **_: Any,
-) -> Tensor:
-    if func is F.layer_norm:
-        axes = list(range(-len(normalized_shape), 0))
-    else:  # channels (dimension 1) apart, for instance norm examples, too
-        spatial = list(range(2, input.dim()))
-        axes = [0, *spatial] if func is F.batch_norm else spatial
-        shape = (1, -1, *[1] * len(spatial))
-        weight = None if weight is None else weight.view(shape)
-        bias = None if bias is None else bias.view(shape)
-    x = input.to(torch.promote_types(input.dtype, torch.float32))
-    centered = x - x.mean(axes, keepdim=True)
-    y = centered * (centered.square().mean(axes, keepdim=True) + eps).rsqrt()
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
+        x = values["input"].to(torch.promote_types(fused.dtype, torch.float32))
+        if func is F.layer_norm:
+            shape = tuple(values["normalized_shape"])
+            axes = list(range(-len(shape), 0))
+        else:  # channels (dimension 1) apart, for instance norm examples, too
+            shape = (-1, *[1] * (x.dim() - 2))
+            axes = list(range(2, x.dim()))
+            axes += [0] if func is F.batch_norm else []
+        centered = x - x.mean(axes, keepdim=True)
+        variance = centered.square().mean(axes, keepdim=True)
+        y = centered * (variance + values["eps"]).rsqrt()
+        if values["weight"] is not None:
+            y = y * values["weight"].view(shape)
+        if values["bias"] is not None:
+            y = y + values["bias"].view(shape)
+        return y.to(fused.dtype)

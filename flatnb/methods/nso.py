@@ -51,23 +51,27 @@ class WeightNoise(Method):
     noise: Distribution = normal
     seed: int = 0
     perturb: Perturb | None = None
+    _sides = 1
 
     def __post_init__(self) -> None:
         self._generators = Stream(self.seed, self.noise)
 
     @property
     def passes(self) -> int:  # type: ignore[override]
-        """As many as draws."""
-        return self.k
+        """One per draw and side."""
+        return self._sides * self.k
 
     def rule(self, step: Step) -> None:
         step.forward()
         sigma = step.per_member("sigma", self.sigma)
-        for j in range(self.k):
-            noise = self._generators.draw(step.params, step.seeds)
-            step.move(noise, sigma, self.perturb)
-            del noise
-            step.backward(1 / self.k, last=j == self.k - 1)
+        for i in range(self.passes):
+            if i % self._sides == 0:
+                noise = self._generators.draw(step.params, step.seeds)
+                step.move(noise, sigma, self.perturb)
+                del noise  # no pass keeps U in memory
+            else:
+                step.mirror()
+            step.backward(1 / self.passes, last=i == self.passes - 1)
 
 
 class NSO(WeightNoise):
@@ -78,7 +82,7 @@ class NSO(WeightNoise):
 
     An unbiased gradient of E L(w + sigma U) = L + (sigma^2 / 2) Tr H + O(sigma^4): it
     penalizes the trace of the Hessian H. On a quadratic loss it is the plain gradient.
-    2k passes; the far side is found from the near one, so no pass keeps U in memory.
+    2k passes; the authors use k = 1 to 4. Arguments are those of `WeightNoise`.
 
     Source: Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima: A
     Hessian-based Regularization Approach". Their code has the second side off by
@@ -86,24 +90,6 @@ class NSO(WeightNoise):
 
     >>> NSO(sigma=0.01, k=2).passes
     4
-
-    Args:
-        sigma, noise, seed, perturb: as of `WeightNoise`.
-        k: number of directions per step >= 1. The authors use 1 to 4.
     """
 
-    @property
-    def passes(self) -> int:  # type: ignore[override]
-        """Two per direction."""
-        return 2 * self.k
-
-    def rule(self, step: Step) -> None:
-        step.forward()
-        sigma = step.per_member("sigma", self.sigma)
-        for j in range(self.k):
-            noise = self._generators.draw(step.params, step.seeds)
-            step.move(noise, sigma, self.perturb)
-            del noise
-            step.backward(0.5 / self.k, last=False)
-            step.mirror()
-            step.backward(0.5 / self.k, last=j == self.k - 1)
+    _sides = 2

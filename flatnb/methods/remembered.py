@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from flatnb._nets import along_members
 from flatnb.methods.method import Step
 
 
@@ -26,23 +25,23 @@ class Vector:
 
     def of(self, step: Step) -> list[Tensor]:
         """The tensors that belong to the step's parameters."""
-        names = step.names
-        for name, p in zip(names, step.params, strict=True):
-            tensor = self._tensors.get(name)
-            if tensor is None:
-                tensor = torch.zeros_like(p)
-            if tensor.shape != p.shape:
-                raise ValueError(
-                    f"parameter {name!r} has shape {tuple(p.shape)}, and remembered is "
-                    f"one of {tuple(tensor.shape)}; use one method per model"
-                )
-            self._tensors[name] = tensor.to(p.device, p.dtype)
-        return [self._tensors[name] for name in names]
+        tensors = []
+        for name, p in zip(step.names, step.params, strict=True):
+            if name not in self._tensors:
+                self._tensors[name] = torch.zeros_like(p)
+            self._tensors[name] = self._tensors[name].to(p.device, p.dtype)
+            tensors.append(self._tensors[name])
+        return tensors
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The tensors, by the names of the parameters."""
         return dict(self._tensors)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         self._tensors = {name: tensor.clone() for name, tensor in state.items()}
+
+
+def overwrite(tensor: Tensor, value: Tensor, finite: Tensor) -> None:
+    """Write `value` into `tensor`, for the members whose step is `finite`."""
+    tensor.copy_(torch.where(along_members(finite, tensor).bool(), value, tensor))

@@ -1,10 +1,11 @@
 """Sharpness-aware minimization and its variants: the gradient is taken uphill of w.
 
 Common to all of them: two passes on the same batch; all trainable parameters are moved
-together, unless `perturb` selects some; norms are over all perturbed parameters, in
-float64. Weight decay and momentum are the optimizer's, at w. BatchNorm uses batch
-statistics in both passes, and its running statistics see one pass at w only. Under
-DistributedDataParallel each process moves by its own gradient (m-sharpness). The
+together, unless `perturb` selects some (see `flatnb.methods.perturb`); norms are over
+all perturbed parameters, in float64; a zero gradient moves nothing. rho >= 0 is in
+units of the parameters. Weight decay and momentum are the optimizer's, at w. BatchNorm
+uses batch statistics in both passes, and its running statistics see one pass at w only.
+Under DistributedDataParallel each process moves by its own gradient (m-sharpness). The
 authors' JAX code of SAM has weight decay inside the loss, so that it also tilts the
 perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to the
 closure's losses, and set the optimizer's weight decay to 0.
@@ -33,8 +34,7 @@ class SAM(Method):
 
         eps = rho g / ||g||,  g = grad L(w)         gradient  grad L(w + eps)
 
-    Two passes; a zero gradient moves nothing. What all variants share is said at the
-    head of `flatnb.methods.sam`.
+    What all variants share is said at the head of `flatnb.methods.sam`.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
     Generalization", ICLR 2021, equations (2) and (3).
@@ -43,8 +43,8 @@ class SAM(Method):
     SAM(rho=0.1)
 
     Args:
-        rho: radius >= 0, in units of the parameters. The paper searches 0.01 to 0.5.
-        perturb: which parameters are moved, and how far; see `flatnb.methods.perturb`.
+        rho: radius. The paper searches 0.01 to 0.5.
+        perturb: which parameters are moved, and how far.
     """
 
     passes = 2
@@ -54,9 +54,15 @@ class SAM(Method):
 
     def rule(self, step: Step) -> None:
         grads = step.gradient()
-        finite = step.ascend(grads, step.per_member("rho", self.rho), self.perturb)
+        finite = self._ascend(step, grads)
         del grads  # one parameter-sized tensor fewer while the second pass runs
         step.backward(finite)
+
+    def _ascend(
+        self, step: Step, grads: Gradient, norm: Tensor | None = None
+    ) -> Tensor:
+        """Move to w + eps; return the factor of the second pass, as `Step.ascend`."""
+        return step.ascend(grads, step.per_member("rho", self.rho), self.perturb, norm)
 
 
 class ASAM(SAM):
@@ -76,10 +82,9 @@ class ASAM(SAM):
     ASAM(rho=0.5, eta=0.0)
 
     Args:
-        rho: radius >= 0, relative to the weights. The authors use 0.5 to 1 (CIFAR).
+        rho: radius, relative to the weights. The authors use 0.5 to 1 (CIFAR).
         eta: added to `|w|` >= 0, in units of the parameters: zero weights can move.
         all_tensors: apply T to every parameter, whatever its name.
-        perturb: as of `SAM`; ||T g|| is over the selected ones.
     """
 
     rho: Hyperparameter = Hyperparameter(default=0.5)
@@ -87,32 +92,22 @@ class ASAM(SAM):
     _: KW_ONLY
     all_tensors: Hyperparameter = Hyperparameter(flag, default=False)
 
-    def rule(self, step: Step) -> None:
-        grads = step.gradient()
-        scaled, sizes = self._sizes(step, grads)
-        if scaled:
-            torch._foreach_mul_(scaled, sizes)
-        norm = step.norm(grads, self.perturb)
-        if scaled:
-            torch._foreach_mul_(scaled, sizes)
-        del scaled, sizes
-        rho = step.per_member("rho", self.rho)
-        finite = step.ascend(grads, rho, self.perturb, norm)
-        del grads
-        step.backward(finite)
-
-    def _sizes(self, step: Step, grads: Gradient) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradients that are scaled, and T for each."""
-        pairs = [
-            (p.detach(), g)
-            for name, p, g in zip(step.names, step.params, grads, strict=True)
-            if g is not None and (self.all_tensors or "weight" in name)
-        ]
-        sizes = [p.abs() for p, _ in pairs]
+    def _ascend(
+        self, step: Step, grads: Gradient, norm: Tensor | None = None
+    ) -> Tensor:
         eta = step.per_member("eta", self.eta)
-        for size in sizes:
-            size.add_(along_members(eta, size) if isinstance(eta, Tensor) else eta)
-        return [g for _, g in pairs], sizes
+        sizes: list[Tensor] = []
+        scaled: list[Tensor] = []
+        for name, p, g in zip(step.names, step.params, grads, strict=True):
+            if g is not None and (self.all_tensors or "weight" in name):
+                sizes.append(p.detach().abs())
+                shift = along_members(eta, p) if isinstance(eta, Tensor) else eta
+                scaled.append(g.mul_(sizes[-1].add_(shift)))
+        norm = step.norm(grads, self.perturb)
+        for g, size in zip(scaled, sizes, strict=True):
+            g.mul_(size)
+        del sizes, scaled
+        return super()._ascend(step, grads, norm)
 
 
 class USAM(SAM):
@@ -120,23 +115,21 @@ class USAM(SAM):
 
         eps = rho g,  g = grad L(w)                 gradient  grad L(w + eps)
 
-    Source: the form of SAM that most theory studies.
+    The form of SAM that most theory studies. As much as SAM of rho_SAM = rho ||g||.
 
     >>> USAM(rho=0.01).passes
     2
 
     Args:
-        rho: step uphill >= 0, in units of parameters per gradient, a learning rate; as
-            much as SAM's rho where rho_SAM = rho ||g||.
-        perturb: as of `SAM`.
+        rho: step uphill, in units of parameters per gradient, as a learning rate.
     """
 
-    def rule(self, step: Step) -> None:
-        grads = step.gradient()
+    def _ascend(
+        self, step: Step, grads: Gradient, norm: Tensor | None = None
+    ) -> Tensor:
         norm = step.norm(grads, self.perturb)
         step.move(grads, step.per_member("rho", self.rho), self.perturb)
-        del grads
-        step.backward(step.unless_finite(norm))
+        return step.unless_finite(norm)
 
 
 class RSAM(SAM):
@@ -146,22 +139,21 @@ class RSAM(SAM):
         eps = rho g / N,  N^2 = sum over tensors t of (lam ||g_t|| + ||delta_t||)^2
         gradient  grad L(w + eps)
 
-    Two passes, neither at w: what that means, and where the noise comes from, is said
-    at the head of `flatnb.methods.nso`. sigma = 0, lam = 1 is SAM.
+    Neither pass is at w: what that means, and where the noise comes from, is said at
+    the head of `flatnb.methods.nso`. sigma = 0, lam = 1 is SAM. `perturb` also scales
+    delta; N is over what it selects.
 
-    Source: the baseline of the NSO paper's code, after Liu et al., "Random
-    Sharpness-Aware Minimization", NeurIPS 2022. That code perturbs the copy it restores
-    from, too, so that its weights drift by eps each step. Not repeated.
+    Source: the baseline of the NSO paper's code, whose defaults these are, after Liu et
+    al., "Random Sharpness-Aware Minimization", NeurIPS 2022. That code perturbs the
+    copy it restores from, too, so that its weights drift by eps each step; not here.
 
     >>> RSAM(rho=0.05, sigma=0.02)
     RSAM(rho=0.05, sigma=0.02)
 
     Args:
-        rho: radius >= 0, in units of the parameters. The defaults are that code's.
         sigma: standard deviation of the noise >= 0, in units of the parameters.
         lam: weight of the gradient's norm in N >= 0.
         seed: of the noise.
-        perturb: as of `SAM`; delta is the noise times what it returns, N over these.
     """
 
     sigma: Hyperparameter = Hyperparameter(default=0.01)
@@ -179,14 +171,11 @@ class RSAM(SAM):
         noise_norms = step.norms(noise)
         factors = torch.tensor(step.factors(self.perturb), dtype=torch.float64)
         factors = along_members(factors, noise_norms)
-        noise_norms = sigma * factors * noise_norms
         step.move(noise, sigma, self.perturb)
         del noise
         grads = step.gradient()
-        lam = step.per_member("lam", self.lam)
-        norms = lam * (step.norms(grads) * (factors > 0)) + noise_norms
-        norm = norms.square().sum(0).sqrt()
-        rho = step.per_member("rho", self.rho)
-        finite = step.ascend(grads, rho, self.perturb, norm)
+        norms = step.per_member("lam", self.lam) * (step.norms(grads) * (factors > 0))
+        norms += sigma * factors * noise_norms
+        finite = self._ascend(step, grads, norms.square().sum(0).sqrt())
         del grads
         step.backward(finite)

@@ -18,9 +18,8 @@ class SoftAD(Method):
         gradient   mean_i phi(x_i) grad l_i
         rho(x) = sqrt(x^2 + 1) - 1,   phi(x) = rho'(x) = x / sqrt(x^2 + 1)
 
-    One pass. Borderline examples (l_i near theta) count little, outliers at most 1.
-    With sigma -> 0 the weights become signs, which is IFlood. A loss that is one number
-    is one example: the batch as a whole is weighted.
+    One pass. Borderline examples (l_i near theta) count little, outliers at most 1;
+    sigma -> 0 is IFlood. A loss that is one number is one example.
 
     Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible
     alternative to flooding", NeurIPS 2024, equations (7) and (8), which have sigma = 1.

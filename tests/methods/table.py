@@ -155,7 +155,6 @@ VARIANTS: dict[str, Row] = {
     "NSO, 3": Row(lambda: NSO(0.02, 3), tensors=2, holds=()),
     "SoftAD, SAM": Row(lambda: compose(SoftAD(LEVEL), SAM(0.1))),
     "Flooding, NSO": Row(lambda: compose(Flooding(LEVEL), NSO(0.02))),
-    "FAM, any loss": Row(FAM, {"lam": 0.05, "loss": "auto"}),
     "FAM, estimate": Row(FAM, {"lam": 0.05, "layer": "head"}, holds=_ESTIMATE),
     "FAM, SAM": Row(lambda: compose(FAM(0.05), SAM(0.1)), holds=CONTRACT),
 }

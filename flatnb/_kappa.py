@@ -1,10 +1,8 @@
-"""Relative flatness kappa of a linear layer in plain tensors, for training and curvature.
+"""Relative flatness kappa of a linear layer, for training and for measuring.
 
 For the weight W (d, m) with rows w_s, and the blocks H_{s,s'} of the loss's Hessian,
 
     kappa = sum_{s,s'} <w_s, w_s'> tr H_{s,s'}      (Petzka et al. 2021, definition 3)
-
-Leading axes of all arguments, such as the members of an ensemble, are kept.
 """
 
 from torch import Tensor
@@ -15,16 +13,9 @@ def kappa_of_logits(phi: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
 
         |phi_i|^2 (sum_c p_ic |w_c|^2 - |sum_c p_ic w_c|^2),     p = softmax(logits)
 
-    The kappa of the mean loss is the mean over examples. Rounding may leave a value
-    slightly below 0.
-
-    Args:
-        phi: inputs of the layer, (..., n, m).
-        logits: its outputs, (..., n, d).
-        weight: (..., d, m), of the dtype to compute in.
-
-    Returns:
-        (..., n).
+    From inputs phi (..., n, m), logits (..., n, d) and the weight (..., d, m), in whose
+    dtype it computes, to (..., n): leading axes are those of an ensemble. The kappa of
+    the mean loss is the mean. Rounding may leave a value slightly below 0.
 
     >>> import torch
     >>> kappa_of_logits(torch.ones(1, 3), torch.zeros(1, 2), torch.eye(2, 3)).tolist()

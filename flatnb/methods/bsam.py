@@ -1,7 +1,5 @@
 """Bayesian SAM (bSAM): an optimizer that learns a Gaussian over the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +12,13 @@ from flatnb._tensors import l2_norm, present
 from flatnb.methods.noise import Stream, normal
 
 Closure = Callable[[], Tensor]
-Grads = list[Tensor | None]
 Params = dict[Tensor, dict[str, Any]]
 
 
 class BSAM(torch.optim.Optimizer):
     """bSAM: SAM with an adaptive radius from a posterior N(w, 1 / (N s)).
 
-    One step, elementwise, with N training examples and u ~ N(0, 1):
+    One step, elementwise, with u ~ N(0, 1) and N training `examples`:
 
         g  = grad L(w + u / sqrt(N s))
         g~ = grad L(w + rho g / s)
@@ -29,15 +26,17 @@ class BSAM(torch.optim.Optimizer):
         w <- w - lr m / s                           (with s from before the step)
         s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
 
-    An optimizer, no `Method`: weight decay (the prior) and momentum are part of it, and
-    it does not `compose`. It knows no net, so BatchNorm's running statistics see both
-    passes, as in the authors' code, and dropout draws new masks in each. GradScaler is
-    not supported. Under DistributedDataParallel all processes draw the same u.
+    delta is the `prior_precision`, and `s_init` the first s. An optimizer, no `Method`:
+    weight decay (the prior) and momentum are part of it, and it does not `compose`. It
+    knows no net, so BatchNorm's running statistics see both passes, as in the authors'
+    code, and dropout draws new masks in each. GradScaler is not supported. Under
+    DistributedDataParallel all processes draw the same u.
 
     Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in
     the form of the authors' code, whose settings for CIFAR-10 and ResNet-18 are the
-    defaults (8 parts of a batch of 200; the prior precision 10 printed in the paper is,
-    by its author, a misprint for 40). That code multiplies N where data is augmented.
+    defaults (the prior precision 10 printed in the paper is, by its author, a misprint
+    for 40); the learning rate follows a cosine, and rho is 0.01 to 0.05. There a batch
+    of 200 has 8 parts, each with its own u, and N is multiplied for augmented data.
 
     >>> net = torch.nn.Linear(2, 1)
     >>> optimizer = BSAM(net.parameters(), lr=0.5, examples=50_000)
@@ -48,16 +47,6 @@ class BSAM(torch.optim.Optimizer):
     >>> loss = optimizer.step(closure)
     >>> with optimizer.sampled(torch.Generator().manual_seed(0)), torch.no_grad():
     ...     prediction = net(torch.ones(1, 2))
-
-    Args:
-        lr: step size > 0. The authors use 0.5 with a cosine schedule.
-        examples: N > 0.
-        rho: size of the perturbation >= 0. The authors use 0.01 to 0.05.
-        betas: decay rates of m and s, each in [0, 1).
-        prior_precision: delta >= 0; delta / N is the weight decay.
-        damping: added to s at each step >= 0.
-        s_init: precision at the start > 0.
-        seed: of the noise u; its generator is in `state_dict`.
     """
 
     def __init__(
@@ -86,31 +75,30 @@ class BSAM(torch.optim.Optimizer):
         super().__init__(params, {**positive, **weights, "betas": betas})
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Closure | Sequence[Closure]
-    ) -> Tensor:
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
         """One step; returns the detached loss at w + rho g / s.
 
-        Gradients that were there before are dropped; g~ is in `p.grad` afterwards.
-        Where any gradient is not finite no parameter, m or s changes, and `p.grad`
-        shows it.
-
-        Args:
-            closure: computes the mean loss of the batch, calls `backward()`, returns
-                the loss. Or a list of them, one per part of the batch (m-sharpness):
-                each has its own u; `sqrt(s) |g|`, g~ and the losses are averaged.
+        `closure` computes the mean loss of the batch, calls `backward()`, and returns
+        the loss. Gradients from before are dropped; g~ is in `p.grad` afterwards. Where
+        a gradient is not finite no parameter, m or s changes, and `p.grad` shows it.
         """
         params = self._params()
-        closures = [closure] if callable(closure) else closure
-        results = [self._gradients(params, part) for part in closures]
-        sizes = _mean([result[0] for result in results])
-        grads = _mean([result[1] for result in results])
-        finite = bool(l2_norm(present([*sizes, *grads])).isfinite())
-        for p, size, grad in zip(params, sizes, grads, strict=True):
-            p.grad = grad
-            if grad is not None and finite:
-                self._update(p, params[p], 0.0 if size is None else size, grad)
-        return torch.stack([loss for _, _, loss in results]).mean()
+        with self._at(params, self._scaled(params, self._stream.draw(list(params)))):
+            grads, _ = _evaluate(params, closure)
+        sizes: list[Tensor | float] = []
+        for p, g in zip(params, grads, strict=True):
+            s = self.state[p]["s"]
+            sizes.append(0.0 if g is None else s.sqrt().mul_(g.abs()))
+            if g is not None:
+                g.mul_(params[p]["rho"]).div_(s)
+        with self._at(params, grads):
+            grads, loss = _evaluate(params, closure)
+        tensors = [t for t in (*sizes, *grads) if isinstance(t, Tensor)]
+        if l2_norm(tensors).isfinite():
+            for p, size, grad in zip(params, sizes, grads, strict=True):
+                if grad is not None:
+                    self._update(p, params[p], size, grad)
+        return loss
 
     @contextmanager
     def sampled(self, generator: torch.Generator) -> Iterator[None]:
@@ -143,20 +131,19 @@ class BSAM(torch.optim.Optimizer):
     @contextmanager
     def _at(self, params: Params, offsets: Sequence[Tensor | None]) -> Iterator[None]:
         """Within this context the parameters are at w + offset; None is zero."""
-        copies = [p.detach().clone() for p in params]
+        tensors = [p.detach() for p in params]
+        copies = [t.clone() for t in tensors]
         self._moved = True
         try:
-            with torch.no_grad():
-                for p, offset in zip(params, offsets, strict=True):
-                    if offset is not None:
-                        p.add_(offset)
+            for tensor, offset in zip(tensors, offsets, strict=True):
+                if offset is not None:
+                    tensor.add_(offset)
             del offsets  # no pass keeps them in memory
             # An autocast region caches low-precision weights by tensor, not by value.
             torch.clear_autocast_cache()
             yield
         finally:
-            with torch.no_grad():
-                torch._foreach_copy_(list(params), copies)
+            torch._foreach_copy_(tensors, copies)
             torch.clear_autocast_cache()
             self._moved = False
 
@@ -166,26 +153,11 @@ class BSAM(torch.optim.Optimizer):
             u.div_((params[p]["examples"] * self.state[p]["s"]).sqrt_())
         return noise
 
-    def _gradients(
-        self, params: Params, closure: Closure
-    ) -> tuple[Grads, Grads, Tensor]:
-        """sqrt(s) |g|, g~ and the loss there; the parameters end at w."""
-        with self._at(params, self._scaled(params, self._stream.draw(list(params)))):
-            grads, _ = _evaluate(params, closure)
-        sizes: Grads = []
-        for p, g in zip(params, grads, strict=True):
-            s = self.state[p]["s"]
-            sizes.append(None if g is None else s.sqrt().mul_(g.abs()))
-            if g is not None:
-                g.mul_(params[p]["rho"]).div_(s)
-        with self._at(params, grads):
-            uphill, loss = _evaluate(params, closure)
-        return sizes, uphill, loss
-
     def _update(
         self, p: Tensor, group: dict[str, Any], size: Tensor | float, grad: Tensor
     ) -> None:
-        m, s = self.state[p]["m"], self.state[p]["s"]
+        m = self.state[p]["m"]
+        s = self.state[p]["s"]
         beta1, beta2 = group["betas"]
         decay = group["prior_precision"] / group["examples"]
         m.mul_(beta1).add_(grad, alpha=1 - beta1).add_(p, alpha=(1 - beta1) * decay)
@@ -202,7 +174,7 @@ class BSAM(torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})
 
 
-def _evaluate(params: Params, closure: Closure) -> tuple[Grads, Tensor]:
+def _evaluate(params: Params, closure: Closure) -> tuple[list[Tensor | None], Tensor]:
     for p in params:
         p.grad = None
     with torch.enable_grad():
@@ -211,9 +183,3 @@ def _evaluate(params: Params, closure: Closure) -> tuple[Grads, Tensor]:
     if not isinstance(loss, Tensor) or not present(grads):
         raise ValueError("the closure must call backward() on the loss, and return it")
     return grads, loss.detach().reshape(())
-
-
-def _mean(parts: Sequence[Grads]) -> Grads:
-    """The mean over parts, tensor by tensor; None counts as zero."""
-    terms = [[t / len(parts) for t in present(ts)] for ts in zip(*parts, strict=True)]
-    return [sum(ts[1:], start=ts[0]) if ts else None for ts in terms]

@@ -1,7 +1,5 @@
 """Methods made of methods: `compose` joins them, `Every` takes one in some steps."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -14,39 +12,32 @@ from flatnb.methods.method import ERM, Hyperparameter, Method, Step, count, pres
 _ALLOWED = "a method such as SAM(rho=0.05); an optimizer stays in the loop"
 
 
-class Composed(Method):
-    """What `compose` returns: each hook is that of the part which defines it."""
+class Joined(Method):
+    """A method made of `parts`: each hook is that of the part which defines it."""
 
-    def __init__(self, *parts: Method) -> None:
-        self.parts = parts
-        self._transform = self._single("objective", "loss transforms")
-        self._rule = self._single("rule", "gradient rules")
-        self._penalties = [part for part in parts if "penalty" in part.hooks()]
-        self.passes = max(part.passes for part in parts)
+    parts = tuple[Method, ...]()  # not annotated: no argument of the constructor
 
-    def _single(self, hook: str, kind: str) -> Method:
-        owners = [part for part in self.parts if hook in part.hooks()]
-        if len(owners) > 1:
-            raise ValueError(
-                f"{' and '.join(map(repr, owners))} are {kind}; allowed: one loss "
-                "transform, one gradient rule and any penalties"
-            )
-        return owners[0] if owners else ERM()
+    def active(self) -> tuple[Method, ...]:
+        """The parts that this step is made of."""
+        return self.parts
+
+    def _owner(self, hook: str) -> Method:
+        return next((part for part in self.active() if hook in part.hooks()), ERM())
 
     def objective(self, losses: Tensor) -> Tensor:
-        return self._transform.objective(losses)
+        return self._owner("objective").objective(losses)
 
     def rule(self, step: Step) -> None:
-        self._rule.rule(step)
+        self._owner("rule").rule(step)
 
     def watch(self, model: nn.Module) -> AbstractContextManager[Any]:
         with ExitStack() as stack:
-            for part in self._penalties:
+            for part in self.active():
                 stack.enter_context(part.watch(model))
             return stack.pop_all()
 
     def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
-        terms = present([part.penalty(model, losses) for part in self._penalties])
+        terms = present([part.penalty(model, losses) for part in self.active()])
         return torch.stack(terms).sum(0) if terms else None
 
     def hooks(self) -> list[str]:
@@ -59,6 +50,22 @@ class Composed(Method):
 
     def memory(self) -> dict[str, Any]:
         return {str(i): part for i, part in enumerate(self.parts)}
+
+
+class Composed(Joined):
+    """What `compose` returns."""
+
+    def __init__(self, *parts: Method) -> None:
+        self.parts = parts
+        self.passes = max(part.passes for part in parts)
+        kinds = {"objective": "loss transforms", "rule": "gradient rules"}
+        for hook, kind in kinds.items():
+            owners = [repr(part) for part in parts if hook in part.hooks()]
+            if len(owners) > 1:
+                raise ValueError(
+                    f"{' and '.join(owners)} are {kind}, and a step has room for one; "
+                    "join one loss transform, one gradient rule and any penalties"
+                )
 
     def __repr__(self) -> str:
         return f"compose({', '.join(map(repr, self.parts))})"
@@ -84,7 +91,7 @@ def compose(*methods: Method) -> Method:
     return parts[0] if len(parts) == 1 else Composed(*parts)
 
 
-class Every(Method):
+class Every(Joined):
     """`method` in every k-th step, the first among them, and plain training in between.
 
     `Every(compose(SoftAD(0.1), SAM()), 5)` leaves both out in between,
@@ -101,32 +108,12 @@ class Every(Method):
     k: Hyperparameter = Hyperparameter(count)
 
     def __post_init__(self) -> None:
-        _checks.instance("method", self.method, Method, _ALLOWED)
+        self.parts = (_checks.instance("method", self.method, Method, _ALLOWED),)
 
     @property
     def passes(self) -> float:  # type: ignore[override]
         """The average over k steps."""
         return (self.method.passes + self.k - 1) / self.k
 
-    @property
-    def _current(self) -> Method:
-        return self.method if self.calls % self.k == 0 else ERM()
-
-    def objective(self, losses: Tensor) -> Tensor:
-        return self._current.objective(losses)
-
-    def rule(self, step: Step) -> None:
-        self._current.rule(step)
-
-    def watch(self, model: nn.Module) -> AbstractContextManager[Any]:
-        return self._current.watch(model)
-
-    def penalty(self, model: nn.Module, losses: Tensor) -> Tensor | None:
-        return self._current.penalty(model, losses)
-
-    def hooks(self) -> list[str]:
-        return self.method.hooks()
-
-    def advance(self) -> None:
-        super().advance()
-        self.method.advance()
+    def active(self) -> tuple[Method, ...]:
+        return self.parts if self.calls % self.k == 0 else ()

@@ -1,7 +1,5 @@
 """Flatness-aware minimization (FAM): relative flatness of a linear layer as penalty."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -32,14 +30,15 @@ class FAM(Method):
 
         kappa = mean_i ||phi_i||^2 (sum_c p_ic ||w_c||^2 - ||sum_c p_ic w_c||^2)
 
-    **Any linear layer** (layer="name"): the estimate <Z, HZ> with Z = (W a) v^T, a and
-    v of independent signs, for any loss. It is unbiased, and so is its gradient; one
-    draw has a relative standard deviation of about 1. A step costs about as much as 3
-    passes. Keep norm layers out of checkpoints then: they are taken apart, because the
-    third derivatives of PyTorch's are wrong.
+    **Any linear layer** (layer="name", an `nn.Linear`): the estimate <Z, HZ>, with
+    Z = (W a) v^T, a and v of independent signs, for any loss. It is unbiased, and so is
+    its gradient; one draw has a relative standard deviation of about 1. A step costs
+    about as much as 3 passes. Keep norm layers out of checkpoints then: they are taken
+    apart, because the third derivatives of PyTorch's are wrong.
 
-    Works on an `Ensemble`, with one kappa per member. Under DistributedDataParallel the
-    average of the processes' kappas is that of the global batch, since kappa is a mean.
+    kappa scales as the loss's curvature, a few to hundreds. An `Ensemble` has one per
+    member. Under DistributedDataParallel the average of the processes' kappas is that
+    of the global batch, since kappa is a mean.
 
     Source: Adilova et al., "FAM: Relative Flatness Aware Minimization", TAG-ML 2023;
     kappa is Definition 3 of Petzka et al., "Relative Flatness and Generalization",
@@ -48,12 +47,6 @@ class FAM(Method):
 
     >>> FAM(lam=0.1).passes, FAM(lam=0.1, layer="head").passes
     (1, 3)
-
-    Args:
-        lam: weight of the penalty >= 0. kappa scales as the loss's curvature, a few to
-            hundreds.
-        layer: None, or the name of an `nn.Linear` as in `model.named_modules()`.
-        seed: of the generator that draws a and v.
     """
 
     lam: Hyperparameter = Hyperparameter()
@@ -100,27 +93,24 @@ class FAM(Method):
         kappa = self._exact(losses) if exact else self._estimate(model, losses)
         return per_member("lam", self.lam, losses) * kappa
 
-    def _record(
-        self, layer: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> None:
+    def _record(self, layer: nn.Linear, inputs: tuple[Tensor], z: Tensor) -> None:
         if torch.is_grad_enabled():
-            self._call = layer, inputs[0], output
+            self._call = layer, inputs[0], z
 
     def _exact(self, losses: Tensor) -> Tensor:
         call, self._call = self._call, None
         if call is None:
             raise ValueError(
-                f"{self!r} saw no nn.Linear run in the closure, whose output it takes "
-                "for the logits; allowed: an nn.Linear as last layer, in no reentrant "
-                "checkpoint. For a compiled model call attach(model) on this very "
-                "method, before torch.compile(model)"
+                f"{self!r} saw no nn.Linear run in the closure; allowed: one whose "
+                "output is the logits, in no reentrant checkpoint; if compiled, after "
+                "attach(model) on this very method, before torch.compile(model)"
             )
         layer, phi, z = call
         if z.shape[:-1] != losses.shape:
             raise ValueError(
                 f"the last nn.Linear gave an output of shape {tuple(z.shape)} for "
                 f"losses of shape {tuple(losses.shape)}; allowed: logits, one row per "
-                "example (mask and flatten tokens before that layer), or name a layer"
+                "example (mask and flatten tokens before that layer), or a named layer"
             )
         _check_cross_entropy(losses, z)
         weight = layer.weight.to(torch.promote_types(layer.weight.dtype, torch.float32))
@@ -148,32 +138,27 @@ def _linear(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in modules if isinstance(m, nn.Linear)}
 
 
-def _derivative(value: Tensor, tensor: Tensor) -> Tensor:
-    """With its graph, and zero where `value` does not depend on `tensor`."""
-    (grad,) = torch.autograd.grad(
-        value, tensor, create_graph=True, materialize_grads=True
-    )
-    return grad
+def _derivative(value: Tensor, x: Tensor) -> Tensor:
+    """With its graph, and zero where `value` does not depend on `x`."""
+    return torch.autograd.grad(value, x, create_graph=True, materialize_grads=True)[0]
 
 
 def _check_cross_entropy(losses: Tensor, z: Tensor) -> None:
-    """Raise unless the losses have the Hessian in z of softmax cross-entropy.
-
-    It is compared with the formula's by one product.
-    """
+    """Raise unless the losses' Hessian in z, in one product, is the formula's."""
     u = torch.arange(z.shape[-1], device=z.device).cos().to(z.dtype)
-    slope, hu = _derivative(losses.sum(), z), torch.zeros_like(z)
+    slope = _derivative(losses.sum(), z)
+    hu = torch.zeros_like(z)
     if slope.requires_grad:
         (hu,) = torch.autograd.grad(
             (slope @ u).sum(), z, retain_graph=True, materialize_grads=True
         )
-    p, u = z.detach().float().softmax(-1), u.float()
-    expected = p * u - p * (p @ u).unsqueeze(-1)
+    p = z.detach().float().softmax(-1)
+    expected = p * u.float() - p * (p @ u.float()).unsqueeze(-1)
     error = float((hu.float() - expected).abs().nan_to_num().max())
     rounding = 4 * torch.finfo(z.dtype).eps ** 0.5 * float(expected.abs().max())
     if error > rounding + 1e-6:
         raise ValueError(
             "the losses are not softmax cross-entropy of the last nn.Linear's output "
-            f"(their Hessian differs by {error:.2g}); allowed: that loss, and the model "
-            "compiled without it, or any loss where FAM has a layer's name"
+            f"(their Hessian differs by {error:.2g}); allowed: that loss, not compiled "
+            'with the model, or FAM(lam, layer="name"), for any loss'
         )

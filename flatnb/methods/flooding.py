@@ -1,7 +1,5 @@
 """Flooding and its per-example relatives: the loss is held at a level above 0."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -17,16 +15,14 @@ class Flooding(Method):
 
         objective  |L - b| + b              gradient  sign(L - b) grad L,  sign(0) = 0
 
-    One pass. L is the mean over the batch: the method depends on the batch size.
+    One pass. L is the mean over the batch: the method depends on the batch size. b >= 0
+    is in units of the loss; papers search 0.01 to 0.5.
 
     Source: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training
     Error?", ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this.
 
     >>> Flooding(level=1.0).objective(torch.tensor([0.5, 0.0])).item()
     1.75
-
-    Args:
-        level: flood level b >= 0, in units of the loss. Papers search 0.01 to 0.5.
     """
 
     level: Hyperparameter = Hyperparameter()
@@ -62,9 +58,10 @@ class AdaFlood(Method):
         objective  mean_i (|l_i - b_i| + b_i)
         gradient   mean_i sign(l_i - b_i) grad l_i,    sign(0) = 0
 
-    One pass. With all levels equal this is IFlood. Levels come from `held_out_losses`
-    and `adaflood_levels`. Before each `backward`, `select` says which examples the
-    batch holds; in `compose`, call it on this part.
+    One pass. Equal levels are IFlood. `levels` has b_i >= 0 of the whole training set,
+    (examples,), or (members, examples) for an ensemble, from `held_out_losses` and
+    `adaflood_levels`. Before each `backward`, `select` says which examples the batch
+    holds; in `compose`, call it on this part.
 
     Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. Their code
     can also learn a scale and a shift of the auxiliary losses with the net.
@@ -73,10 +70,6 @@ class AdaFlood(Method):
     >>> method.select(torch.tensor([2, 0]))  # the batch holds examples 2 and 0
     >>> method.objective(torch.tensor([1.0, 1.0])).item()
     2.0
-
-    Args:
-        levels: b_i >= 0 of the whole training set, in units of the loss, (examples,),
-            or (members, examples) for an ensemble.
     """
 
     def __init__(self, levels: Tensor) -> None:
@@ -93,9 +86,8 @@ class AdaFlood(Method):
         if levels is None or levels.shape not in (losses.shape, losses.shape[-1:]):
             selected = "none" if levels is None else tuple(levels.shape)
             raise ValueError(
-                f"levels selected: {selected}, for losses of shape "
-                f"{tuple(losses.shape)}; call select(indices) before each backward, "
-                "with the batch's examples"
+                f"levels selected: {selected}, losses: {tuple(losses.shape)}; call "
+                "select(indices) before each backward, with the batch's examples"
             )
         levels = levels.to(losses.device, losses.dtype)
         return ((losses - levels).abs() + levels).mean(-1)
@@ -106,14 +98,11 @@ def adaflood_levels(losses: Tensor, *, gamma: float = 0.5) -> Tensor:
 
         b_i = -log((1 - gamma) exp(-l_i) + gamma)
 
-    The larger gamma, the lower the levels, which never exceed -log gamma.
+    The larger gamma in (0, 1), the lower the levels, which never exceed -log gamma; the
+    authors' default is 0.5. `losses`, (..., examples), are >= 0 and in nats.
 
     >>> [round(b, 3) for b in adaflood_levels(torch.tensor([1.0, 4.0])).tolist()]
     [0.38, 0.675]
-
-    Args:
-        losses: (..., examples), in nats, >= 0; the levels have their shape and dtype.
-        gamma: correction in (0, 1); the authors' default is 0.5.
     """
     _checks.number("gamma", gamma, "a number in (0, 1)", 0.0, 1.0)
     log_p = math.log1p(-gamma) - _nonnegative("losses", losses).double()
@@ -127,21 +116,14 @@ def held_out_losses(
 ) -> Tensor:
     """Each training example's loss under an auxiliary model trained without it.
 
-    The examples are cut into folds, contiguous in `order`; for each fold one auxiliary
-    model, or an ensemble, is trained on all the others.
+    The examples are cut into 2 to n folds, contiguous in `order`, which holds the
+    indices of all, (n,), shuffled where the examples are sorted. For each fold
+    `train(indices)` trains a fresh auxiliary model, or an ensemble, on the others, and
+    returns a function from indices to plain per-example losses, (..., indices).
+    Returned are those of all examples in their own order, (..., n), on the CPU.
 
     >>> held_out_losses(torch.arange(4), 2, lambda others: lambda fold: fold + 0.5)
     tensor([0.5000, 1.5000, 2.5000, 3.5000])
-
-    Args:
-        order: the indices of all examples, (n,): `torch.arange(n)`, or
-            `torch.randperm(n)` where the examples are sorted.
-        folds: number of folds, 2 to n.
-        train: `train(indices)` trains a fresh model on these examples, and returns a
-            function from indices to plain per-example losses, (..., indices).
-
-    Returns:
-        Losses in the examples' own order, (..., n), on the CPU: for `adaflood_levels`.
     """
     _checks.integer("folds", folds, 2, len(order) + 1)
     losses = []
@@ -149,11 +131,6 @@ def held_out_losses(
         score = train(order[~torch.isin(order, fold)])
         with torch.no_grad():
             losses.append(score(fold).cpu())
-        shape = tuple(losses[-1].shape)
-        if shape[-1:] != fold.shape:
-            raise ValueError(
-                f"losses of shape {shape} for {len(fold)} examples; allowed: one each"
-            )
     return torch.cat(losses, -1)[..., order.argsort().cpu()]
 
 

@@ -1,10 +1,7 @@
 """Friendly-SAM (F-SAM): SAM's step uphill without what all batches share."""
 
-from __future__ import annotations
-
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from flatnb._nets import along_members
@@ -21,20 +18,16 @@ class FriendlySAM(SAM):
         d = g - sigma m
         gradient  grad L(w + rho d / ||d||)
 
-    m, which takes the memory of one more set of weights, stands for the gradient of all
-    data; a gradient that is not finite does not enter it. sigma = 0 is SAM, and so is
-    the first step. A step is a call of `backward`. Under DistributedDataParallel each
+    m, as large as the weights, stands for the gradient of all data; a gradient that is
+    not finite does not enter it. lam is in [0, 1]; sigma = 0 is SAM, and so is the
+    first step. A step is a call of `backward`. Under DistributedDataParallel each
     process has its own g, m and d.
 
     Source: Li et al., "Friendly Sharpness-Aware Minimization", CVPR 2024. The authors'
-    code begins with m = g, not with 0; their script has rho = 0.2, lam = 0.95.
+    code begins with m = g, not with 0; their script has rho = 0.2 and lam = 0.95.
 
     >>> FriendlySAM(rho=0.2, lam=0.95)
     FriendlySAM(rho=0.2, lam=0.95)
-
-    Args:
-        lam: decay of the moving average, in [0, 1].
-        sigma: share of the average that is taken out >= 0. The authors use 1.
     """
 
     lam: Hyperparameter = Hyperparameter(partial(real, high=1.0), default=0.9)
@@ -43,27 +36,21 @@ class FriendlySAM(SAM):
     def __post_init__(self) -> None:
         self._mean = Vector()
 
-    def _ascend(
-        self, step: Step, grads: Gradient, norm: Tensor | None = None
-    ) -> Tensor:
-        size = step.norm(grads)
-        self._take_out(step, grads, torch.isfinite(size))
-        super()._ascend(step, grads)
-        return step.unless_finite(size)
-
-    def _take_out(self, step: Step, grads: Gradient, finite: Tensor) -> None:
-        """Turn g into d, and m into the new m of the members whose g is finite."""
+    def _ascend(self, step: Step, grads: Gradient) -> Tensor:
         lam = step.per_member("lam", self.lam)
         sigma = step.per_member("sigma", self.sigma)
+        size = step.norm(grads)
         for m, g in zip(self._mean.of(step), grads, strict=True):
             if g is None:  # a zero of the gradient
                 m.mul_(_factor(lam, m))
                 continue
             mean = _factor(lam, m) * m + _factor(1 - lam, m) * g
-            # g - sigma (lam m + (1 - lam) g), where sigma is 1 without cancellation
+            # d = g - sigma (lam m + (1 - lam) g), where sigma is 1 without cancellation
             g.mul_(_factor(1 - sigma + sigma * lam, g))
             g.sub_(_factor(sigma * lam, m) * m)
-            overwrite(m, mean, finite)
+            overwrite(m, mean, size.isfinite())
+        super()._ascend(step, grads)
+        return step.unless_finite(size)
 
 
 def _factor(value: Real, tensor: Tensor) -> Real:

@@ -1,8 +1,5 @@
 """Penalizing the gradient norm (GNP)."""
 
-from __future__ import annotations
-
-from flatnb._checks import flag
 from flatnb.methods._step import TINY
 from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, Perturb, Step
 
@@ -18,22 +15,18 @@ class GNP(Method):
     `r=Linear(0.0, 0.1, steps=n)`, and `r=lambda calls: 0.1 * (calls >= n)`.
 
     Source: Zhao, Zhang and Hu, "Penalizing Gradient Norm for Efficiently Improving
-    Generalization in Deep Learning", ICML 2022. The public JAX code takes
-    (1 - alpha) g1 / ||g1|| + alpha g2 by default, here `normalize=True`.
+    Generalization in Deep Learning", ICML 2022, with r = 0.05 to 0.1, alpha = 0.8. The
+    JAX code takes (1 - alpha) g1 / ||g1|| + alpha g2, here `normalize=True`.
 
     >>> GNP(r=0.1, alpha=0.8)
     GNP(r=0.1, alpha=0.8)
-
-    Args:
-        r: radius >= 0, in units of the parameters. The recipes use 0.05 to 0.1.
-        alpha: weight of the second gradient >= 0, no unit. The recipes use 0.8.
     """
 
     passes = 2
     r: Hyperparameter = Hyperparameter()
     alpha: Hyperparameter = Hyperparameter()
     _: KW_ONLY
-    normalize: Hyperparameter = Hyperparameter(flag, default=False)
+    normalize: bool = False
     perturb: Perturb | None = None
 
     def rule(self, step: Step) -> None:

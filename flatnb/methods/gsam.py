@@ -1,7 +1,5 @@
 """Surrogate gap minimization (GSAM): SAM that also lowers the rise of the loss."""
 
-from __future__ import annotations
-
 from flatnb.methods._step import TINY
 from flatnb.methods.method import Hyperparameter, Step
 from flatnb.methods.sam import SAM
@@ -24,9 +22,6 @@ class GSAM(SAM):
 
     >>> GSAM(rho=0.05, alpha=0.4)
     GSAM(rho=0.05, alpha=0.4)
-
-    Args:
-        alpha: weight of the part across >= 0, no unit.
     """
 
     alpha: Hyperparameter = Hyperparameter(default=0.2)

@@ -1,7 +1,5 @@
 """LookSAM: SAM in every k-th step, its turn of the gradient reused in between."""
 
-from __future__ import annotations
-
 import torch
 
 from flatnb._nets import along_members
@@ -31,10 +29,6 @@ class LookSAM(SAM):
 
     >>> LookSAM(rho=0.05, k=5).passes
     1.2
-
-    Args:
-        k: number of steps from one look uphill to the next >= 1.
-        alpha: weight of the reused part >= 0, no unit.
     """
 
     k: Hyperparameter = Hyperparameter(count, default=5)
@@ -53,10 +47,17 @@ class LookSAM(SAM):
         if self.calls % self.k == 0:
             self._look(step, grads)
         else:
-            self._reuse(step, grads)
+            turn = self._turn.of(step)
+            ratio = step.norm(grads) / step.norm(turn).clamp_min(TINY)
+            factor = step.per_member("alpha", self.alpha) * ratio
+            for g, v in zip(grads, turn, strict=True):
+                if g is not None:
+                    g.addcmul_(v, along_members(factor, v))
+            step.add_gradient(grads, 1.0)
         step.average()
 
     def _look(self, step: Step, grads: Gradient) -> None:
+        """SAM's gradient, and its turn remembered."""
         finite = self._ascend(step, grads)
         uphill = step.gradient()
         share = step.dot(grads, uphill) / step.dot(grads, grads).clamp_min(TINY**2)
@@ -65,12 +66,3 @@ class LookSAM(SAM):
             if g is not None and u is not None:
                 overwrite(v, u - along_members(share, g) * g, sound)
         step.add_gradient(uphill, finite)
-
-    def _reuse(self, step: Step, grads: Gradient) -> None:
-        turn = self._turn.of(step)
-        ratio = step.norm(grads) / step.norm(turn).clamp_min(TINY)
-        factor = step.per_member("alpha", self.alpha) * ratio
-        for g, v in zip(grads, turn, strict=True):
-            if g is not None:
-                g.addcmul_(v, along_members(factor, v))
-        step.add_gradient(grads, 1.0)

@@ -9,8 +9,6 @@ independent draws of mean 0 and variance 1: one of these, or one of your own.
 tensor([1., 1., 1., 1.])
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -59,10 +57,9 @@ def rademacher(values: Tensor, generator: torch.Generator) -> None:
 class Stream:
     """Noise for the parameters of a net, from generators of its own.
 
-    Each device that a net lies on has a generator, and in an ensemble each distinct
-    member seed, made when first drawn from and seeded by `seed` plus the member's seed
-    (0 for a plain net). So a member draws what the same net draws alone, and all
-    processes of one training draw the same.
+    There is one for each distinct member seed (0 for a plain net), on the net's device,
+    seeded by `seed` plus that seed. So a member draws what the same net draws alone,
+    and all processes of one training draw the same.
 
     >>> Stream(0, rademacher).draw([torch.zeros(2, 3)])[0].shape
     torch.Size([2, 3])
@@ -72,15 +69,14 @@ class Stream:
         allowed = "normal, laplace, … of flatnb.methods.noise, or a function like them"
         self._fill: Distribution = function("noise", fill, allowed)
         self._seed = count("seed", seed, low=0)
-        self._generators: dict[tuple[int, int], torch.Generator] = {}
-        self._loaded: dict[tuple[int, int], Tensor] = {}
+        self._generators: dict[int, torch.Generator] = {}
+        self._loaded: dict[int, Tensor] = {}
 
     def draw(
         self, params: Sequence[Tensor], seeds: Sequence[int] = (0,)
     ) -> list[Tensor]:
         """Noise in the shape of each parameter; `seeds` has one per member."""
         noise: list[Tensor] = [torch.empty(0)] * len(params)
-        devices = list(dict.fromkeys(p.device for p in params))
         distinct = list(dict.fromkeys(seeds))
         for kind in dict.fromkeys((p.device, p.dtype) for p in params):
             device, dtype = kind
@@ -89,19 +85,19 @@ class Stream:
             # One draw for all tensors: many small ones cost more.
             flat = torch.empty(len(distinct), sum(sizes), dtype=dtype, device=device)
             for row, seed in zip(flat, distinct, strict=True):
-                self._draw(row, self._generator(devices.index(device), device, seed))
+                self._draw(row, self._generator(seed, device))
             if len(seeds) > len(distinct):
                 flat = flat[[distinct.index(seed) for seed in seeds]]
             for i, part in zip(places, flat.split(sizes, dim=1), strict=True):
                 noise[i] = part.view(params[i].shape)
         return noise
 
-    def state_dict(self) -> dict[Any, Tensor]:
+    def state_dict(self) -> dict[int, Tensor]:
         """The states of all generators."""
         states = {key: g.get_state() for key, g in self._generators.items()}
         return {**self._loaded, **states}
 
-    def load_state_dict(self, state: dict[Any, Tensor]) -> None:
+    def load_state_dict(self, state: dict[int, Tensor]) -> None:
         """Take back what `state_dict` gave."""
         self._generators, self._loaded = {}, dict(state)
 
@@ -115,15 +111,10 @@ class Stream:
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             list(threads.map(self._fill, blocks, generators))
 
-    def _generator(
-        self, place: int, device: torch.device, seed: int
-    ) -> torch.Generator:
-        # By the device's place among the net's, not by its name: each process of a
-        # distributed training has another, and all resume from one checkpoint.
-        key = (place, seed)
-        if key not in self._generators:
+    def _generator(self, seed: int, device: torch.device) -> torch.Generator:
+        if seed not in self._generators:
             generator = torch.Generator(device).manual_seed(_OFFSET + self._seed + seed)
-            if key in self._loaded:
-                generator.set_state(self._loaded.pop(key).cpu())
-            self._generators[key] = generator
-        return self._generators[key]
+            if seed in self._loaded:
+                generator.set_state(self._loaded.pop(seed).cpu())
+            self._generators[seed] = generator
+        return self._generators[seed]

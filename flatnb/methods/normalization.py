@@ -7,8 +7,6 @@ PyTorch 2.15 for batch and instance norm, refused
 right.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any

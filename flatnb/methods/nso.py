@@ -9,16 +9,7 @@ generator of its own. In an ensemble the member of seed s draws as a plain net u
 `seed + s`; all processes of a distributed training draw the same.
 """
 
-from __future__ import annotations
-
-from flatnb.methods.method import (
-    KW_ONLY,
-    Hyperparameter,
-    Method,
-    Perturb,
-    Step,
-    count,
-)
+from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, Perturb, Step, count
 from flatnb.methods.noise import Distribution, Stream, normal
 
 
@@ -29,20 +20,14 @@ class WeightNoise(Method):
         U_j independent, mean 0, variance 1
 
     k passes. An unbiased gradient of E L(w + sigma U), as NSO's is, but with noise of
-    first order in sigma, sigma H U, which NSO's two sides cancel.
+    first order in sigma, sigma H U, which NSO's two sides cancel. sigma is in units of
+    the parameters; the distribution of U, `noise`, is one of `flatnb.methods.noise`.
 
-    Source: the one-sided control of the NSO paper; in its code, `use_neg` off.
+    Source: the one-sided control of the NSO paper; in its code, `use_neg` off. There
+    sigma is 0.005 to 0.05 in fine-tuning, 0.08 in matrix sensing.
 
     >>> WeightNoise(sigma=0.01, k=2).passes
     2
-
-    Args:
-        sigma: standard deviation of the noise >= 0, in units of the parameters. The
-            authors use 0.005 to 0.05 in fine-tuning, 0.08 in matrix sensing.
-        k: number of draws per step >= 1.
-        noise: distribution of U, one of `flatnb.methods.noise` or a function like them.
-        seed: of the noise.
-        perturb: which parameters are moved; see `flatnb.methods.perturb`.
     """
 
     sigma: Hyperparameter = Hyperparameter()

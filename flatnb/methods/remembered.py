@@ -1,7 +1,5 @@
 """What a method remembers of each parameter between steps."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -15,9 +13,6 @@ class Vector:
     Kept by the names of the parameters in the net, so that it survives saving, wrapping
     the net and freezing a layer for a while; on the parameter's device, in its dtype.
     Each process of a distributed training has its own.
-
-    >>> Vector().state_dict()
-    {}
     """
 
     def __init__(self) -> None:

@@ -2,30 +2,22 @@
 
 Common to all of them: two passes on the same batch; all trainable parameters are moved
 together, unless `perturb` selects some (see `flatnb.methods.perturb`); norms are over
-all perturbed parameters, in float64; a zero gradient moves nothing. rho >= 0 is in
-units of the parameters. Weight decay and momentum are the optimizer's, at w. BatchNorm
-uses batch statistics in both passes, and its running statistics see one pass at w only.
-Under DistributedDataParallel each process moves by its own gradient (m-sharpness). The
-authors' JAX code of SAM has weight decay inside the loss, so that it also tilts the
-perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to the
-closure's losses, and set the optimizer's weight decay to 0.
+all perturbed parameters, in float64; a zero gradient moves nothing. The radius rho >= 0
+is in units of the parameters. Weight decay and momentum are the optimizer's, at w.
+BatchNorm uses batch statistics in both passes, and its running statistics see one pass
+at w only. Under DistributedDataParallel each process moves by its own gradient
+(m-sharpness). The authors' JAX code of SAM has weight decay inside the loss, so that it
+also tilts the perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in
+parameters) to the closure's losses, and set the optimizer's weight decay to 0.
 """
 
-from __future__ import annotations
+from dataclasses import KW_ONLY
 
 import torch
 from torch import Tensor
 
-from flatnb._checks import flag
 from flatnb._nets import along_members
-from flatnb.methods.method import (
-    KW_ONLY,
-    Gradient,
-    Hyperparameter,
-    Method,
-    Perturb,
-    Step,
-)
+from flatnb.methods.method import Gradient, Hyperparameter, Method, Perturb, Step
 from flatnb.methods.noise import Stream, normal
 
 
@@ -37,14 +29,10 @@ class SAM(Method):
     What all variants share is said at the head of `flatnb.methods.sam`.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
-    Generalization", ICLR 2021, equations (2) and (3).
+    Generalization", ICLR 2021, equations (2) and (3). They search rho = 0.01 to 0.5.
 
     >>> SAM(rho=0.1)
     SAM(rho=0.1)
-
-    Args:
-        rho: radius. The paper searches 0.01 to 0.5.
-        perturb: which parameters are moved, and how far.
     """
 
     passes = 2
@@ -58,11 +46,9 @@ class SAM(Method):
         del grads  # one parameter-sized tensor fewer while the second pass runs
         step.backward(finite)
 
-    def _ascend(
-        self, step: Step, grads: Gradient, norm: Tensor | None = None
-    ) -> Tensor:
+    def _ascend(self, step: Step, grads: Gradient) -> Tensor:
         """Move to w + eps; return the factor of the second pass, as `Step.ascend`."""
-        return step.ascend(grads, step.per_member("rho", self.rho), self.perturb, norm)
+        return step.ascend(grads, step.per_member("rho", self.rho), self.perturb)
 
 
 class ASAM(SAM):
@@ -71,30 +57,24 @@ class ASAM(SAM):
         eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise
         gradient  grad L(w + eps)
 
-    T applies to the parameters whose name contains "weight" (so also to BatchNorm's
-    scale); for the others T = 1, as in the authors' code. Re-implementations often take
-    `T = |w|` for every tensor (`all_tensors=True, eta=0`); rho does not carry over.
+    rho is relative to the weights; eta >= 0 lets zero weights move. T applies to the
+    parameters whose name contains "weight" (so also to BatchNorm's scale); for the
+    others T = 1, as in the authors' code. Re-implementations often take `T = |w|` for
+    every tensor (`all_tensors=True, eta=0`); rho does not carry over.
 
     Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for
-    Scale-Invariant Learning of Deep Neural Networks", ICML 2021.
+    Scale-Invariant Learning of Deep Neural Networks", ICML 2021; rho = 0.5 to 1.
 
     >>> ASAM(rho=0.5, eta=0.0)
     ASAM(rho=0.5, eta=0.0)
-
-    Args:
-        rho: radius, relative to the weights. The authors use 0.5 to 1 (CIFAR).
-        eta: added to `|w|` >= 0, in units of the parameters: zero weights can move.
-        all_tensors: apply T to every parameter, whatever its name.
     """
 
     rho: Hyperparameter = Hyperparameter(default=0.5)
     eta: Hyperparameter = Hyperparameter(default=0.01)
     _: KW_ONLY
-    all_tensors: Hyperparameter = Hyperparameter(flag, default=False)
+    all_tensors: bool = False
 
-    def _ascend(
-        self, step: Step, grads: Gradient, norm: Tensor | None = None
-    ) -> Tensor:
+    def _ascend(self, step: Step, grads: Gradient) -> Tensor:
         eta = step.per_member("eta", self.eta)
         sizes: list[Tensor] = []
         scaled: list[Tensor] = []
@@ -107,7 +87,7 @@ class ASAM(SAM):
         for g, size in zip(scaled, sizes, strict=True):
             g.mul_(size)
         del sizes, scaled
-        return super()._ascend(step, grads, norm)
+        return step.ascend(grads, step.per_member("rho", self.rho), self.perturb, norm)
 
 
 class USAM(SAM):
@@ -115,18 +95,14 @@ class USAM(SAM):
 
         eps = rho g,  g = grad L(w)                 gradient  grad L(w + eps)
 
-    The form of SAM that most theory studies. As much as SAM of rho_SAM = rho ||g||.
+    The form of SAM that most theory studies. rho is in parameters per gradient, as a
+    learning rate, and does as much as SAM's where rho_SAM = rho ||g||.
 
     >>> USAM(rho=0.01).passes
     2
-
-    Args:
-        rho: step uphill, in units of parameters per gradient, as a learning rate.
     """
 
-    def _ascend(
-        self, step: Step, grads: Gradient, norm: Tensor | None = None
-    ) -> Tensor:
+    def _ascend(self, step: Step, grads: Gradient) -> Tensor:
         norm = step.norm(grads, self.perturb)
         step.move(grads, step.per_member("rho", self.rho), self.perturb)
         return step.unless_finite(norm)
@@ -140,8 +116,8 @@ class RSAM(SAM):
         gradient  grad L(w + eps)
 
     Neither pass is at w: what that means, and where the noise comes from, is said at
-    the head of `flatnb.methods.nso`. sigma = 0, lam = 1 is SAM. `perturb` also scales
-    delta; N is over what it selects.
+    the head of `flatnb.methods.nso`. sigma is in units of the parameters; sigma = 0,
+    lam = 1 is SAM. `perturb` also scales delta; N is over what it selects.
 
     Source: the baseline of the NSO paper's code, whose defaults these are, after Liu et
     al., "Random Sharpness-Aware Minimization", NeurIPS 2022. That code perturbs the
@@ -149,11 +125,6 @@ class RSAM(SAM):
 
     >>> RSAM(rho=0.05, sigma=0.02)
     RSAM(rho=0.05, sigma=0.02)
-
-    Args:
-        sigma: standard deviation of the noise >= 0, in units of the parameters.
-        lam: weight of the gradient's norm in N >= 0.
-        seed: of the noise.
     """
 
     sigma: Hyperparameter = Hyperparameter(default=0.01)
@@ -176,6 +147,8 @@ class RSAM(SAM):
         grads = step.gradient()
         norms = step.per_member("lam", self.lam) * (step.norms(grads) * (factors > 0))
         norms += sigma * factors * noise_norms
-        finite = self._ascend(step, grads, norms.square().sum(0).sqrt())
+        norm = norms.square().sum(0).sqrt()
+        rho = step.per_member("rho", self.rho)
+        finite = step.ascend(grads, rho, self.perturb, norm)
         del grads
         step.backward(finite)

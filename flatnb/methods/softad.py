@@ -1,13 +1,10 @@
 """Soft ascent-descent (SoftAD): a smooth, per-example form of Flooding."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from flatnb._checks import flag
 from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, per_member, real
 
 
@@ -19,26 +16,22 @@ class SoftAD(Method):
         rho(x) = sqrt(x^2 + 1) - 1,   phi(x) = rho'(x) = x / sqrt(x^2 + 1)
 
     One pass. Borderline examples (l_i near theta) count little, outliers at most 1;
-    sigma -> 0 is IFlood. A loss that is one number is one example.
+    sigma -> 0 is IFlood. A loss that is one number is one example. theta >= 0 and
+    sigma > 0 are in units of the loss; the paper searches theta = 0.01 to 2.
 
     Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible
     alternative to flooding", NeurIPS 2024, equations (7) and (8), which have sigma = 1.
     For other sigma the authors' loss class uses sigma^2 rho(x), whose weights vanish
-    with sigma; the form here keeps phi(x), as their figures do.
+    with sigma: here `code_form=True`. Without it phi(x) stays, as in their figures.
 
     >>> SoftAD(theta=1.0).objective(torch.tensor([1.0, 1.0])).item()
     1.0
-
-    Args:
-        theta: threshold >= 0, in units of the loss. The paper searches 0.01 to 2.
-        sigma: width of the soft switch > 0, in units of the loss.
-        code_form: use the sigma^2 scaling of the authors' loss class.
     """
 
     theta: Hyperparameter = Hyperparameter()
     sigma: Hyperparameter = Hyperparameter(partial(real, open_low=True), default=1.0)
     _: KW_ONLY
-    code_form: Hyperparameter = Hyperparameter(flag, default=False)
+    code_form: bool = False
 
     def objective(self, losses: Tensor) -> Tensor:
         theta = per_member("theta", self.theta, losses, pointwise=True)

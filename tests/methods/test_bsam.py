@@ -1,10 +1,9 @@
-"""bSAM: the update in float64 by hand, m-sharpness, state, refusals."""
+"""bSAM: the update in float64 by hand, state, draws, refusals."""
 
 from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
 
 import oracle
 import pytest
@@ -27,14 +26,14 @@ SETTINGS = {
 }
 
 
-def loss_at(w: Tensor, part: int = 0) -> Tensor:
-    scale = torch.linspace(1, 2, 6, dtype=torch.float64) + part
+def loss_at(w: Tensor) -> Tensor:
+    scale = torch.linspace(1, 2, 6, dtype=torch.float64)
     return (scale * w**2).sum() / 2 + (w**4).sum() + torch.sin(w).sum()
 
 
-def slope(w: Tensor, part: int = 0) -> Tensor:
+def slope(w: Tensor) -> Tensor:
     w = w.clone().requires_grad_()
-    return torch.autograd.grad(loss_at(w, part), w)[0]
+    return torch.autograd.grad(loss_at(w), w)[0]
 
 
 class Net(nn.Module):
@@ -42,46 +41,34 @@ class Net(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
 
-    def closure(self, part: int = 0) -> Callable[[], Tensor]:
-        def closure() -> Tensor:
-            loss = loss_at(self.weight, part)
-            loss.backward()
-            return loss
-
-        return closure
+    def closure(self) -> Tensor:
+        loss = loss_at(self.weight)
+        loss.backward()
+        return loss
 
 
-def by_hand(steps: int, parts: int) -> tuple[Tensor, Tensor]:
+def by_hand(steps: int) -> tuple[Tensor, Tensor]:
     w = torch.linspace(-1, 1, 6, dtype=torch.float64)
-    m, s = (
-        torch.zeros(6, dtype=torch.float64),
-        torch.full((6,), S0, dtype=torch.float64),
-    )
+    m = torch.zeros(6, dtype=torch.float64)
+    s = torch.full((6,), S0, dtype=torch.float64)
     stream, loss = Stream(3, normal), torch.zeros(())
     for _ in range(steps):
-        sizes, grads, values = [], [], []
-        for part in range(parts):
-            (u,) = stream.draw([w])
-            g = slope(w + (1 / (N * s)).sqrt() * u, part)
-            up = w + RHO * g / s
-            sizes.append(s.sqrt() * g.abs())
-            grads.append(slope(up, part))
-            values.append(loss_at(up, part))
-        loss = torch.stack(values).mean()
-        m = B1 * m + (1 - B1) * (torch.stack(grads).mean(0) + DELTA / N * w)
+        (u,) = stream.draw([w])
+        g = slope(w + (1 / (N * s)).sqrt() * u)
+        up = w + RHO * g / s
+        loss = loss_at(up)
+        m = B1 * m + (1 - B1) * (slope(up) + DELTA / N * w)
         w = w - LR * m / s
-        s = B2 * s + (1 - B2) * (torch.stack(sizes).mean(0) + DAMPING + DELTA / N)
+        s = B2 * s + (1 - B2) * (s.sqrt() * g.abs() + DAMPING + DELTA / N)
     return w, loss
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-def test_update_is_the_formula(parts: int) -> None:
+def test_update_is_the_formula() -> None:
     net = Net()
     optimizer = BSAM(net.parameters(), **SETTINGS)
-    closures = [net.closure(part) for part in range(parts)]
     for _ in range(4):
-        loss = optimizer.step(closures[0] if parts == 1 else closures)
-    w, expected = by_hand(4, parts)
+        loss = optimizer.step(net.closure)
+    w, expected = by_hand(4)
     torch.testing.assert_close(net.weight.detach(), w, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(loss, expected)
     assert not loss.requires_grad
@@ -94,10 +81,10 @@ def test_a_closure_may_clear_gradients() -> None:
 
         def cleared(net: Net = net, optimizer: BSAM = optimizer) -> Tensor:
             optimizer.zero_grad()
-            return net.closure()()
+            return net.closure()
 
         for _ in range(2):
-            optimizer.step(cleared if net is nets[0] else net.closure())
+            optimizer.step(cleared if net is nets[0] else net.closure)
     assert torch.equal(nets[0].weight, nets[1].weight)
 
 
@@ -105,17 +92,17 @@ def test_steps_across_a_save_equal_unbroken_ones() -> None:
     unbroken, broken = Net(), Net()
     optimizer = BSAM(unbroken.parameters(), **SETTINGS)
     for _ in range(6):
-        optimizer.step(unbroken.closure())
+        optimizer.step(unbroken.closure)
     optimizer = BSAM(broken.parameters(), **SETTINGS)
     for _ in range(3):
-        optimizer.step(broken.closure())
+        optimizer.step(broken.closure)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     optimizer = BSAM(broken.parameters(), lr=1.0, examples=1)
     optimizer.load_state_dict(torch.load(file, weights_only=True))
     for _ in range(3):
-        optimizer.step(broken.closure())
+        optimizer.step(broken.closure)
     assert torch.equal(unbroken.weight, broken.weight)
 
 
@@ -125,10 +112,10 @@ def test_follows_a_scheduler() -> None:
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda epoch: 0.0 if epoch else 1.0
     )
-    optimizer.step(net.closure())
+    optimizer.step(net.closure)
     scheduler.step()
     before = net.weight.detach().clone()
-    optimizer.step(net.closure())
+    optimizer.step(net.closure)
     assert torch.equal(net.weight, before)
 
 
@@ -154,12 +141,12 @@ def test_a_batch_that_is_not_finite_is_skipped(bad: int) -> None:
     """Weights and state stay, and training goes on; `p.grad` shows what happened."""
     net, calls = Net(), []
     optimizer = BSAM(net.parameters(), **SETTINGS)
-    optimizer.step(net.closure())
+    optimizer.step(net.closure)
     before = copy.deepcopy([net.weight, optimizer.state[net.weight]])
 
     def closure() -> Tensor:
         calls.append(1)
-        loss = net.closure()()
+        loss = net.closure()
         if len(calls) == bad:
             net.weight.grad[2] = torch.nan
         return loss
@@ -169,7 +156,7 @@ def test_a_batch_that_is_not_finite_is_skipped(bad: int) -> None:
     assert all(
         torch.equal(optimizer.state[net.weight][k], before[1][k]) for k in ("m", "s")
     )
-    optimizer.step(net.closure())
+    optimizer.step(net.closure)
     assert torch.isfinite(net.weight).all()
     assert not torch.equal(net.weight, before[0])
 
@@ -185,7 +172,7 @@ def test_parameters_are_back_after_an_error() -> None:
             calls.append(1)
             if len(calls) == fatal:
                 raise KeyError("stop")
-            return net.closure()()
+            return net.closure()
 
         with pytest.raises(KeyError):
             optimizer.step(closure)
@@ -197,21 +184,17 @@ def test_frozen_and_unused_parameters_stay() -> None:
     frozen = nn.Parameter(torch.ones(2), requires_grad=False)
     unused = nn.Parameter(torch.ones(2))
     optimizer = BSAM([net.weight, frozen, unused], **SETTINGS)
-    optimizer.step(net.closure())
+    optimizer.step(net.closure)
     assert frozen.tolist() == unused.tolist() == [1.0, 1.0]
 
 
 def test_wrong_closures_are_refused() -> None:
     net = Net()
     optimizer = BSAM(net.parameters(), **SETTINGS)
-    for nothing in (None, []):
-        with pytest.raises(ValueError, match="needs a closure that calls backward"):
-            optimizer.step(nothing)
-    with pytest.raises(TypeError, match="returned NoneType; it must return the loss"):
-        optimizer.step(lambda: None)
-    with pytest.raises(ValueError, match="left no gradient; it must call backward"):
-        optimizer.step(lambda: loss_at(net.weight))
-    with pytest.raises(ValueError, match="those of a BSAM, 'noise' among them"):
+    for wrong in (lambda: None, lambda: loss_at(net.weight)):
+        with pytest.raises(ValueError, match="must call backward"):
+            optimizer.step(wrong)
+    with pytest.raises(KeyError, match="noise"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
 
 
@@ -232,8 +215,8 @@ def test_settings_that_must_be_positive_and_betas() -> None:
             ValueError, match=f"{name}=0.0; allowed: a finite number > 0$"
         ):
             BSAM(Net().parameters(), **{**SETTINGS, name: 0.0})
-    for betas in (0.9, (0.9,), (1.0, 0.9), (0.9, -0.1), (0.9, "0.9")):
-        with pytest.raises((TypeError, ValueError), match=r"betas.*allowed"):
+    for betas in ((1.0, 0.9), (0.9, -0.1), (0.9, "0.9")):
+        with pytest.raises(ValueError, match=r"betas.*allowed"):
             BSAM(Net().parameters(), **{**SETTINGS, "betas": betas})
 
 
@@ -264,13 +247,13 @@ def test_a_sample_is_the_formula_and_the_mean_comes_back() -> None:
             torch.testing.assert_close(extra.detach(), before[1] + v / (7 * 0.2) ** 0.5)
         assert torch.equal(net.weight, before[0])
         assert torch.equal(extra, before[1])
-        optimizer.step(net.closure())
+        optimizer.step(net.closure)
 
 
 def test_draws_differ_and_repeat_with_the_generator() -> None:
     net = Net()
     optimizer = BSAM(net.parameters(), **SETTINGS)
-    optimizer.step(net.closure())
+    optimizer.step(net.closure)
 
     def draws(generator: torch.Generator) -> list[Tensor]:
         found = []
@@ -288,7 +271,7 @@ def test_the_average_of_a_linear_prediction_has_the_posterior_variance() -> None
     net = Net()
     optimizer = BSAM(net.parameters(), **SETTINGS)
     for _ in range(3):
-        optimizer.step(net.closure())
+        optimizer.step(net.closure)
     a = torch.linspace(1, 2, 6, dtype=torch.float64)
     mean, variance = (
         a @ net.weight.detach(),
@@ -315,7 +298,7 @@ def test_training_goes_on_as_if_nothing_had_been_sampled() -> None:
             for _ in range(samples):
                 with optimizer.sampled(seeded()):
                     pass
-            optimizer.step(net.closure())
+            optimizer.step(net.closure)
         assert torch.equal(torch.get_rng_state(), state)
         weights.append(net.weight.detach())
     assert torch.equal(*weights)
@@ -331,17 +314,12 @@ def test_the_mean_is_back_after_an_error_and_frozen_parameters_stay() -> None:
         raise KeyboardInterrupt
     assert torch.equal(net.weight, before)
     with optimizer.sampled(seeded()):
-        with pytest.raises(
-            RuntimeError, match=r"step\(\) within sampled.*leave the context"
-        ):
-            optimizer.step(net.closure())
-        with pytest.raises(RuntimeError, match=r"sampled\(\) within sampled\(\)"):
+        with pytest.raises(RuntimeError, match="leave `sampled` first"):
+            optimizer.step(net.closure)
+        with pytest.raises(RuntimeError, match="leave `sampled` first"):
             optimizer.sampled(seeded()).__enter__()
     assert torch.equal(net.weight, before)
-    for bad in (None, 0, torch.Generator):
-        with pytest.raises(TypeError, match=r"generator=.*allowed: a torch.Generator"):
-            optimizer.sampled(bad).__enter__()
-    optimizer.step(net.closure())
+    optimizer.step(net.closure)
 
 
 def test_is_an_optimizer_and_no_method() -> None:

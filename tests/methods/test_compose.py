@@ -124,7 +124,7 @@ def test_other_things_are_refused() -> None:
         "SAM",
         None,
     ):
-        with pytest.raises(TypeError, match="allowed: methods such as SAM"):
+        with pytest.raises(TypeError, match="allowed: a method such as SAM"):
             compose(SoftAD(0.1), thing)
     with pytest.raises(ValueError, match="at least one method"):
         compose()

@@ -77,26 +77,14 @@ def dense_kappa(p: Problem, layer: str = "head") -> Tensor:
     return torch.einsum("su,tu,sktk->", w, w, h)
 
 
-@pytest.mark.parametrize(
-    ("loss", "mode"),
-    [
-        *[
-            pytest.param(f, "cross_entropy", id=name)
-            for name, f in CROSS_ENTROPIES.items()
-        ],
-        *[
-            pytest.param(f, "auto", id=f"{n}, auto")
-            for n, f in {**CROSS_ENTROPIES, **OTHERS}.items()
-        ],
-    ],
-)
-def test_last_layer_is_the_dense_hessian(loss, mode) -> None:
+@pytest.mark.parametrize("loss", CROSS_ENTROPIES.values(), ids=CROSS_ENTROPIES)
+def test_last_layer_is_the_dense_hessian(loss) -> None:
     """Value, and gradient in every parameter: the Hessian is not held constant."""
     p = problem(loss)
     exact = dense_kappa(p)
-    assert torch.allclose(kappa(FAM(0.7, loss=mode), p), exact, rtol=1e-10, atol=1e-13)
+    assert torch.allclose(kappa(FAM(0.7), p), exact, rtol=1e-10, atol=1e-13)
     wanted = torch.autograd.grad(p().mean() + 0.7 * exact, p.params)
-    FAM(0.7, loss=mode).backward(p.model, p)
+    FAM(0.7).backward(p.model, p)
     assert_close(p.grads, wanted, 1e-10)
 
 
@@ -110,16 +98,15 @@ def test_gradient_reaches_the_layers_below() -> None:
         assert (g - e).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("mode", ["cross_entropy", "auto"])
-def test_unchanged_when_weights_grow_and_features_shrink(mode) -> None:
+def test_unchanged_when_weights_grow_and_features_shrink() -> None:
     p = problem()
     p.model.body[1] = nn.ReLU()
-    before = kappa(FAM(1.0, loss=mode), p)
+    before = kappa(FAM(1.0), p)
     with torch.no_grad():
         p.model.head.weight *= 4
         p.model.body[0].weight /= 4
         p.model.body[0].bias /= 4
-    assert torch.allclose(kappa(FAM(1.0, loss=mode), p), before, rtol=1e-12)
+    assert torch.allclose(kappa(FAM(1.0), p), before, rtol=1e-12)
 
 
 @pytest.mark.parametrize("layer", ["body.0", "head"])
@@ -243,7 +230,7 @@ def test_every_layer_runs_once() -> None:
     runs: list[nn.Module] = []
     for module in p.model.modules():
         module.register_forward_hook(lambda m, *_: runs.append(m))
-    for method in (FAM(1.0), FAM(1.0, loss="auto"), FAM(1.0, layer="body.0")):
+    for method in (FAM(1.0), FAM(1.0, layer="body.0")):
         runs.clear()
         method.backward(p.model, p)
         assert len(runs) == len(set(runs)) == 5
@@ -282,7 +269,7 @@ def test_sam_moves_along_the_penalised_gradient() -> None:
 def test_lam_zero_is_plain_training() -> None:
     p, q = problem(), problem()
     ERM().backward(q.model, q)
-    for method in (FAM(0.0), FAM(0.0, loss="auto"), FAM(0.0, layer="body.0")):
+    for method in (FAM(0.0), FAM(0.0, layer="body.0")):
         p.model.zero_grad()
         method.backward(p.model, p)
         assert identical(p.grads, q.grads)
@@ -295,7 +282,9 @@ def test_lam_zero_is_plain_training() -> None:
 @pytest.mark.parametrize("loss", OTHERS.values(), ids=OTHERS)
 def test_other_losses_are_refused_at_the_first_step(loss) -> None:
     p = problem(loss)
-    with pytest.raises(ValueError, match=r"not softmax cross-entropy.*loss='auto'"):
+    with pytest.raises(
+        ValueError, match=r"not softmax cross-entropy.*or FAM\(lam, layer="
+    ):
         FAM(1.0).backward(p.model, p)
     assert all(q.grad is None for q in p.params)
 
@@ -303,9 +292,7 @@ def test_other_losses_are_refused_at_the_first_step(loss) -> None:
 def test_logits_must_come_from_the_last_linear_layer() -> None:
     p = problem()
     side = nn.Linear(3, 3).double()
-    with pytest.raises(
-        ValueError, match="do not depend on the output of the last linear layer"
-    ):
+    with pytest.raises(ValueError, match="not softmax cross-entropy of the last"):
         FAM(1.0).backward(nn.ModuleList([p.model, side]), lambda: (p(), side(p.x))[0])
     tokens = nn.Linear(3, 3).double()
     x = torch.randn(4, 5, 3).double()
@@ -329,19 +316,19 @@ def test_hook_must_fire_at_every_call() -> None:
         method.backward(p.model, lambda: (p.x @ first.T[:3]).square().sum(-1))
     conv = nn.Conv1d(1, 1, 1)
     with pytest.raises(
-        ValueError, match=r"has no nn\.Linear.*a 1x1 convolution is an nn\.Linear"
+        ValueError, match=r"saw no nn\.Linear run.*output is the logits"
     ):
         FAM(1.0).backward(conv, lambda: conv(torch.ones(2, 1, 1)).flatten())
 
 
 def test_layer_names() -> None:
     p = problem()
-    with pytest.raises(ValueError, match=r"'body.1' is Softplus.*\['body.0', 'head'\]"):
-        FAM(1.0, layer="body.1").backward(p.model, p)
-    with pytest.raises(ValueError, match="'nowhere' is no module"):
-        FAM(1.0, layer="nowhere").backward(p.model, p)
+    for name in ("body.1", "nowhere"):
+        words = f"layer='{name}'; allowed: body.0, head"
+        with pytest.raises(ValueError, match=words):
+            FAM(1.0, layer=name).backward(p.model, p)
     p.model.head.weight.requires_grad_(False)
-    with pytest.raises(ValueError, match="'head' is frozen"):
+    with pytest.raises(RuntimeError, match="does not require grad"):
         FAM(1.0, layer="head").backward(p.model, p)
     assert FAM(1.0).backward(p.model, p) > 0  # the closed form needs no gradient there
     assert p.model.head.weight.grad is None
@@ -353,12 +340,6 @@ def test_layer_names() -> None:
         ({"lam": -1.0}, ValueError, "lam=-1.0"),
         ({"lam": float("nan")}, ValueError, "lam=nan"),
         ({"lam": "1"}, ValueError, "lam='1'"),
-        ({"lam": 1.0, "layer": 3}, TypeError, "layer=3; allowed: None"),
-        (
-            {"lam": 1.0, "loss": "mse"},
-            ValueError,
-            "loss='mse'; allowed: cross_entropy, auto",
-        ),
         ({"lam": 1.0, "layer": "head", "seed": -1}, ValueError, "seed=-1"),
     ],
 )
@@ -386,13 +367,29 @@ compiling = pytest.mark.usefixtures("compiler")
 
 
 @compiling
-def test_compiled_without_attach_is_refused() -> None:
+@pytest.mark.parametrize("part", ["model", "body"])
+def test_compiled_without_attach_is_right_where_it_runs(part) -> None:
+    """Where the graph is traced in FAM's own step, or does not hold the last layer."""
+    p, q = inputs.plain(), inputs.plain()
+    FAM(1.0).backward(q.model, q)
+    if part == "model":
+        run = Problem(torch.compile(p.model, backend="eager"), p.x, p.y)
+    else:
+        p.model.body.compile(backend="eager")
+        run = p
+    for _ in range(2):
+        p.model.zero_grad()
+        FAM(1.0).backward(run.model, run)
+        assert_close(p.grads, q.grads, 1e-6)
+
+
+@compiling
+def test_compiled_before_is_refused() -> None:
     p = inputs.plain()
-    with pytest.raises(ValueError, match=r"call\s+attach\(model\)"):
-        FAM(1.0).backward(torch.compile(p.model, backend="eager"), p)
-    p.model.body.compile(backend="eager")
-    with pytest.raises(ValueError, match=r"call\s+attach\(model\)"):
-        FAM(1.0).backward(p.model, p)
+    run = Problem(torch.compile(p.model, backend="eager"), p.x, p.y)
+    ERM().backward(run.model, run)
+    with pytest.raises(ValueError, match=r"attach\(model\)"):
+        FAM(1.0).backward(run.model, run)
 
 
 @compiling
@@ -407,10 +404,10 @@ def test_attached_too_late_is_noticed() -> None:
 
 
 @compiling
-def test_double_backward_of_a_compiled_graph_is_refused_by_name() -> None:
+def test_double_backward_of_a_compiled_graph_is_refused() -> None:
     p = inputs.plain()
     compiled = torch.compile(p.model, backend="aot_eager")
-    with pytest.raises(RuntimeError, match="compiled graph refuses"):
+    with pytest.raises(RuntimeError, match="double backward"):
         FAM(1.0, layer="head").backward(compiled, Problem(compiled, p.x, p.y))
 
 
@@ -418,7 +415,7 @@ def test_double_backward_of_a_compiled_graph_is_refused_by_name() -> None:
 def test_loss_compiled_with_the_model_is_refused() -> None:
     p, method = inputs.plain(), FAM(1.0)
     method.attach(p.model)
-    with pytest.raises(ValueError, match="compile the model alone"):
+    with pytest.raises(ValueError, match="not compiled with the model"):
         method.backward(p.model, torch.compile(p.__call__, backend="aot_eager"))
 
 

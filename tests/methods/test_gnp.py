@@ -70,8 +70,3 @@ def test_bad_hyperparameters_are_refused(
 ) -> None:
     with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
         GNP(**{"r": 0.1, "alpha": 0.5, name: value})
-
-
-def test_other_bad_settings_are_refused() -> None:
-    with pytest.raises(TypeError, match="normalize=0; allowed: True or False"):
-        GNP(0.1, 0.5, normalize=0)

@@ -198,9 +198,9 @@ def test_adaflood_and_fam_say_that_they_need_each_examples_loss() -> None:
     problem = inputs.plain()
     method = AdaFlood(torch.ones(12))
     method.select(torch.arange(12))
-    words = r"levels selected have shape \(12,\), but the losses have shape \(1,\)"
+    words = r"levels selected: \(12,\), losses: \(1,\); call select"
     refused(method, problem, lambda: problem().mean(), ValueError, words)
-    words = r"shape \(12, 3\) for losses of shape \(1,\).*do not average"
+    words = r"shape \(12, 3\) for losses of shape \(1,\).*one row per example"
     refused(FAM(0.1), problem, lambda: problem().mean(), ValueError, words)
 
 

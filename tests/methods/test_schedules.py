@@ -32,7 +32,6 @@ from flatnb.metrics import cross_entropy
 SCHEDULED = [
     pytest.param(METHODS[name].kind, METHODS[name].settings, real, id=f"{name} {real}")
     for name, real in REALS
-    if name != "FAM, any loss"
 ]
 
 

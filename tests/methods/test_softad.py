@@ -105,8 +105,6 @@ def test_bad_hyperparameters_are_refused(value: object, error: type[Exception]) 
         SoftAD(0.1, value)
 
 
-def test_zero_sigma_and_odd_code_form_are_refused() -> None:
+def test_zero_sigma_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sigma=0.*> 0"):
         SoftAD(0.1, 0.0)
-    with pytest.raises(TypeError, match="code_form=1; allowed: True or False"):
-        SoftAD(0.1, code_form=1)

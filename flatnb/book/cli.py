@@ -167,8 +167,8 @@ def records_todo(arguments: Namespace) -> int:
     recorded = set(records.names())
     missing = [e for e in _experiments().values() if e.name not in recorded]
     missing.sort(key=lambda experiment: experiment.cost.value)
-    rows = [(e.title, e.cost.gpu_minutes, e.cost.cpu_minutes, e.name) for e in missing]
-    columns = ("experiment", "GPU min", "CPU min", "flatnb records make")
+    rows = [(e.name, e.cost.gpu_minutes, e.cost.cpu_minutes) for e in missing]
+    columns = ("flatnb records make", "GPU min", "CPU min")
     _table(columns, rows, "every experiment is recorded")
     return 0
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from flatnb.experiments.runner import Curve, Value, choose, choose_largest
+from flatnb.experiments.runner import Curve, Value, choose
 from flatnb.experiments.tasks import Cost
+from flatnb.experiments.tuning import Setting
 from flatnb.results.provenance import provenance
 from flatnb.results.sweep import Job, Result
 
@@ -18,11 +19,10 @@ class Experiment:
 
     Attributes:
         name: of the record.
-        title: what it is, in a line.
         cost: of all runs.
         job: all runs; it returns a `runner.result` of tables [setting][seed].
         sample: a cheap job, which verifying the record repeats.
-        stated: what the record states: task, method, passes, settings and seeds.
+        task: what the record states of it, as of method, passes, settings and seeds.
         space: what was searched, in words.
         budget: the settings that can be chosen, the first so many.
         scope: a setting is chosen per "seed", or per "task" by the tuning seed; None:
@@ -31,11 +31,14 @@ class Experiment:
     """
 
     name: str
-    title: str
     cost: Cost
     job: Job
     sample: Job
-    stated: Mapping[str, Any]
+    task: Mapping[str, Any]
+    method: str
+    passes: float
+    settings: Sequence[Setting]
+    seeds: Sequence[int]
     space: str
     budget: int
     scope: str | None = "seed"
@@ -46,7 +49,7 @@ class Experiment:
 
     def jobs(self) -> list[Job]:
         """The jobs of a sweep."""
-        return [self.job, self.sample]
+        return [replace(self.job, cost=60 * self.cost.cpu_minutes), self.sample]
 
     def record(self, results: Sequence[Result]) -> dict[str, Any]:
         """The record of the jobs' results, in their order.
@@ -62,26 +65,26 @@ class Experiment:
             )
         runs, sample = (cast(Value, result.value) for result in results)
         metrics: dict[str, list[list[Curve]]] = runs["metrics"]
-        final: dict[str, list[Curve]] = {
-            name: [[curve[-1] for curve in row] for row in table]
-            for name, table in metrics.items()
-        }
+        final = {name: _ends(table) for name, table in metrics.items()}
         final |= runs.get("flatness", {}) | runs.get("tuning", {})
         selection = self._selection(final)
-        places = list(enumerate(selection["chosen"]))
-        curves = {n: [table[i][j] for j, i in places] for n, table in metrics.items()}
+        chosen = selection["chosen"]
+        curves = {
+            name: [table[setting][seed] for seed, setting in enumerate(chosen)]
+            for name, table in metrics.items()
+        }
         return {
             "schema": 1,
             "name": self.name,
-            **self.stated,
+            "task": self.task,
+            "method": self.method,
+            "passes": self.passes,
+            "settings": self.settings,
+            "seeds": self.seeds,
             "final": final,
-            "curves": {
-                "epochs": runs["epochs"],
-                "setting": selection["chosen"],
-                "metrics": curves,
-            },
+            "curves": {"epochs": runs["epochs"], "setting": chosen, "metrics": curves},
             "selection": selection,
-            "failures": self._failures(final, selection["chosen"]),
+            "failures": self._failures(final, chosen),
             "sample": self._sample(sample),
             "provenance": {
                 **provenance(),
@@ -91,24 +94,27 @@ class Experiment:
             },
         }
 
-    def _selection(self, final: Mapping[str, list[Curve]]) -> dict[str, Any]:
+    def _selection(self, final: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
         stated = {
             "space": self.space,
             "budget": self.budget,
             "per": self.scope or "task",
         }
-        places = range(len(self.stated["seeds"]))
         if self.scope is None:
-            unused = {"split": None, "metric": None, "ties": None}
-            return {**stated, **unused, "chosen": [0 for _ in places]}
+            unused = dict.fromkeys(("split", "metric", "ties"))
+            return {**stated, **unused, "chosen": [0] * len(self.seeds)}
 
-        def column(metric: str, place: int) -> Curve:
-            if self.scope == "task":
-                metric, place = f"tuning_{metric}", 0
-            return [row[place] for row in final[metric][: self.budget]]
+        def compared(metric: str) -> list[Curve]:
+            """For each seed, the value of each setting that can be chosen."""
+            if self.scope == "seed":
+                rows = final[metric][: self.budget]
+                return [list(column) for column in zip(*rows, strict=True)]
+            rows = final[f"tuning_{metric}"][: self.budget]
+            return [[row[0] for row in rows]] * len(self.seeds)
 
-        accuracies = [column("val_accuracy", place) for place in places]
-        losses = [column("val_loss", place) for place in places]
+        accuracies, losses = compared("val_accuracy"), compared("val_loss")
+        name = [*self.settings[0], "lr"][1]  # the first, but for the rate
+        sizes: Curve = [-setting[name] for setting in self.settings]
         return {
             **stated,
             "split": "val",
@@ -117,26 +123,24 @@ class Experiment:
             "chosen": list(map(choose, accuracies, losses)),
             "otherwise": {
                 "rule": "val accuracy, ties to the largest hyperparameter",
-                "chosen": [
-                    choose_largest(a, self.stated["settings"]) for a in accuracies
-                ],
+                "chosen": [choose(column, sizes) for column in accuracies],
             },
         }
 
     def _failures(
-        self, final: Mapping[str, list[Curve]], chosen: Sequence[int]
+        self, final: Mapping[str, Sequence[Curve]], chosen: Sequence[int]
     ) -> list[dict[str, Any]]:
         """The runs that ended without a number, of those that were made."""
         metric = self.sampled[0]
         error = "diverged" if self.scope is None else "the loss was not finite"
         failures = [
-            {"setting": i, "seed": self.stated["seeds"][j], "error": error}
+            {"setting": i, "seed": self.seeds[j], "error": error}
             for i, row in enumerate(final[metric])
             for j, end in enumerate(row)
             if end is None and (self.scope != "task" or i == chosen[j])
         ]
         return failures + [
-            {"setting": i, "seed": self.stated["seeds"][0], "error": f"tuning: {error}"}
+            {"setting": i, "seed": self.seeds[0], "error": f"tuning: {error}"}
             for i, row in enumerate(final.get(f"tuning_{metric}", ()))
             if row[0] is None
         ]
@@ -144,14 +148,22 @@ class Experiment:
     def _sample(self, sample: Value) -> dict[str, Any]:
         """Where the sample's first run ended, and how far a repetition may lie: other
         processors round otherwise, and training amplifies it."""
-        ends, tolerance = {}, {}
-        for metric in self.sampled:
-            path = f"metrics.{metric}.0.0.-1"
-            ends[path] = sample["metrics"][metric][0][0][-1]
-            tolerance[path] = 0.02 if self.scope else 0.02 * abs(ends[path] or 0.0)
+        ends = {
+            f"metrics.{metric}.0.0.-1": sample["metrics"][metric][0][0][-1]
+            for metric in self.sampled
+        }
+        tolerance = {
+            path: 0.02 if self.scope else 0.02 * abs(end or 0.0)
+            for path, end in ends.items()
+        }
         return {
             "call": self.sample.call,
             "settings": self.sample.settings,
             "metrics": ends,
             "tolerance": tolerance,
         }
+
+
+def _ends(table: Sequence[Sequence[Curve]]) -> list[Curve]:
+    """[setting][seed], of [setting][seed][epoch]: the last epoch."""
+    return [[curve[-1] for curve in row] for row in table]

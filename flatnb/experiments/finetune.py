@@ -21,42 +21,32 @@ from torch import nn
 from flatnb import models
 from flatnb.data import Data, Split
 from flatnb.experiments import images
-from flatnb.experiments.experiment import Experiment
-from flatnb.experiments.runner import Training, Value, train_net, training_file
-from flatnb.experiments.tasks import TASKS, FineTuning, Images
-from flatnb.experiments.tuning import METHODS, Setting, Tuned
-
-_PRETRAINING = {"lr": 0.1}
+from flatnb.experiments.runner import Training, Value, train_net
+from flatnb.experiments.tasks import FineTuning, Images
+from flatnb.experiments.tuning import METHODS, Setting
 
 
-def halves(data: Data, shots: int, seed: int) -> tuple[Data, Data]:
-    """The first half of the classes; and the second, numbered from 0, `with_shots`.
+def _with_classes(data: Data, first: int, last: int | None) -> Data:
+    """The classes from `first` to before `last`, numbered from 0."""
+    classes = data.classes[first:last]
 
-    Raises:
-        ValueError: fewer than two classes in a half.
-    """
-    middle = len(data.classes) // 2
-    if middle < 2:
-        raise ValueError(f"classes={data.classes}; allowed: at least 4 of them")
+    def part(split: Split) -> Split:
+        split = split[(split.y >= first) & (split.y < first + len(classes))]
+        return Split(split.x, split.y - first)
 
-    def part(keep: slice) -> Data:
-        splits: dict[str, Any] = {}
-        first = keep.start or 0
-        for name in ("train", "val", "test"):
-            split = getattr(data, name)
-            chosen = split[(split.y >= middle) == (first > 0)]
-            splits[name] = Split(chosen.x, chosen.y - first)
-        return replace(data, **splits, classes=data.classes[keep])
-
-    return part(slice(middle)), with_shots(part(slice(middle, None)), shots, seed)
+    return Data(
+        data.name,
+        part(data.train),
+        part(data.val),
+        part(data.test),
+        classes,
+        data.batch_size,
+        data.augment,
+    )
 
 
-def with_shots(data: Data, shots: int, seed: int) -> Data:
-    """The data with `shots` training images of each class, drawn under a seed.
-
-    Raises:
-        ValueError: fewer images of a class than `shots`.
-    """
+def _with_shots(data: Data, shots: int, seed: int) -> Data:
+    """The data with `shots` training images of each class, drawn under a seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.train), generator=generator)
     labels, chosen = data.train.y[order], []
@@ -70,29 +60,35 @@ def with_shots(data: Data, shots: int, seed: int) -> Data:
     return replace(data, train=data.train[torch.cat(chosen)])
 
 
-def start(
-    task: FineTuning, seed: int, checkpoint: Path | None = None
-) -> tuple[nn.Sequential, Data, float | None]:
+@lru_cache(maxsize=2)
+def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | None]:
     """What fine-tuning starts from: a net, on the CPU, and its data.
 
     Third, the first training's accuracy on test images of its half of the classes; None
     with ImageNet's weights.
 
     Raises:
-        FileNotFoundError, ValueError: of `images.load`, `models.pretrained`, `halves`.
+        ValueError: fewer images of a class than `shots`.
+        FileNotFoundError: of `models.pretrained`, `data.images`.
+
+    >>> source = replace(DIGITS, epochs=1)
+    >>> task = FineTuning(name="few", source=source, shots=3, epochs=1)
+    >>> net, data, accuracy = start(task, seed=0)
+    >>> data.classes, len(data.train)
+    (('5', '6', '7', '8', '9'), 15)
     """
     source = task.source
     data = images.load(source, seed)
     if task.weights is not None:
         net = models.pretrained(source.net, len(data.classes), size=task.size)
-        return net, with_shots(data, task.shots, seed), None
-    first, second = halves(data, task.shots, seed)
+        return net, _with_shots(data, task.shots, seed), None
+    middle = len(data.classes) // 2
+    first = _with_classes(data, 0, middle)
+    second = _with_shots(_with_classes(data, middle, None), task.shots, seed)
     torch.manual_seed(seed)
-    net = images.make_net(source, first)
-    training = Training(source.epochs, source.epochs, seed, checkpoint=checkpoint)
-    trained = train_net(
-        net, first, METHODS["ERM"], _PRETRAINING, training, source.weight_decay
-    )
+    net, decay = images.make_net(source, first), source.weight_decay
+    training = Training(source.epochs, source.epochs, seed, weight_decay=decay)
+    trained = train_net(net, first, METHODS["ERM"], {"lr": 0.1}, training)
     return net.cpu(), second, trained["metrics"]["test_accuracy"][0][0][-1]
 
 
@@ -110,9 +106,6 @@ def renewed(net: nn.Sequential, classes: int, seed: int) -> nn.Sequential:
     return net
 
 
-_started = lru_cache(maxsize=2)(start)
-
-
 def train_one(
     *,
     task: dict[str, Any],
@@ -123,38 +116,9 @@ def train_one(
 ) -> Value:
     """Fine-tune once, or go on from a checkpoint: `runner.train_net`."""
     stated = FineTuning(**{**task, "source": Images(**task["source"])})
-    net, data, _ = _started(stated, seed, training_file(resume, f"start-{seed}"))
-    return train_net(
-        renewed(net, len(data.classes), seed),
-        data,
-        METHODS[method],
-        setting,
-        Training(stated.epochs, stated.every, seed, checkpoint=resume),
-        stated.source.weight_decay,
+    net, data, _ = start(stated, seed)
+    net, decay = renewed(net, len(data.classes), seed), stated.source.weight_decay
+    training = Training(
+        stated.epochs, stated.every, seed, weight_decay=decay, checkpoint=resume
     )
-
-
-def experiment(task: FineTuning, method: Tuned) -> Experiment:
-    """The experiment of one task and method."""
-    # The rates are those of training from scratch, because few images make few steps.
-    # The search first ended at 0.1; ERM's best rate was that end, so it was widened for
-    # all methods, before any record was made.
-    pretraining = "ERM, SGD, momentum 0.9, lr 0.1, cosine"
-    if task.weights is not None:
-        pretraining = "torchvision, IMAGENET1K_V1"
-    return images.tuned(
-        __name__,
-        f"finetune/{task.name}",
-        task,
-        method,
-        budget=task.source.budget,
-        seeds=task.source.seeds,
-        title=f"{method.name} fine-tuning on {task.name}",
-        pretraining=pretraining,
-    )
-
-
-def experiments() -> list[Experiment]:
-    """All of fine-tuning."""
-    tasks = [task for task in TASKS if isinstance(task, FineTuning)]
-    return [experiment(t, m) for t in tasks for m in images.methods()]
+    return train_net(net, data, METHODS[method], setting, training)

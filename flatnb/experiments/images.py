@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatnb import data as datasets
 from flatnb import models
@@ -33,40 +34,37 @@ from flatnb.experiments.runner import (
     train_net,
     tune,
 )
-from flatnb.experiments.tasks import TASKS, Cost, FineTuning, Images
+from flatnb.experiments.tasks import FineTuning, Images
 from flatnb.experiments.tuning import METHODS, SGD, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
+AUGMENTATIONS: dict[str, Sequence[Callable[..., Tensor]]] = {
+    "none": (),
+    "crop, flip": (augment.RandomCrop(4), augment.RandomFlip()),
+}
 _TUNING_NOTE = (
     "metrics tuning_*: every setting under the tuning seed, in the first column"
 )
-AUGMENTATIONS: dict[str, Any] = {
-    "crop": augment.RandomCrop(4),
-    "flip": augment.RandomFlip(),
+_PRETRAINING = {
+    None: "ERM, SGD, momentum 0.9, lr 0.1, cosine",
+    "ImageNet": "torchvision, IMAGENET1K_V1",
 }
 
 
+@lru_cache(maxsize=2)
 def load(task: Images, seed: int) -> Data:
     """The task's images, split into training and validation under a seed.
 
-    Raises:
-        FileNotFoundError: a folder of images without $FLATNB_DATA.
+    >>> from flatnb.experiments.tasks import DIGITS
+    >>> len(load(DIGITS, seed=0).train)
+    1149
     """
     folder = None
     if task.data not in BUILT_IN:
-        if "FLATNB_DATA" not in os.environ:
-            raise FileNotFoundError(
-                f"data={task.data!r} is a folder of images; set FLATNB_DATA to the "
-                "folder that holds it"
-            )
-        folder = Path(os.environ["FLATNB_DATA"]) / task.data
-    names = [] if task.augment == "none" else task.augment.split(", ")
+        folder = os.path.expandvars(f"$FLATNB_DATA/{task.data}")
+    steps = AUGMENTATIONS[task.augment]
     data = datasets.images(
-        task.data,
-        folder=folder,
-        seed=seed,
-        batch_size=task.batch,
-        augment=[AUGMENTATIONS[name] for name in names],
+        task.data, folder=folder, seed=seed, batch_size=task.batch, augment=steps
     )
     generator = torch.Generator().manual_seed(seed)
     return replace(
@@ -85,11 +83,15 @@ def _subset(split: Split, n: int | None, generator: torch.Generator) -> Split:
 
 
 def make_net(task: Images, data: Data) -> nn.Sequential:
-    """The task's net, for its data."""
+    """The task's net, for its data.
+
+    >>> from flatnb.experiments.tasks import DIGITS
+    >>> make_net(DIGITS, load(DIGITS, seed=0))[-1]
+    Linear(in_features=64, out_features=10, bias=True)
+    """
     classes, channels = len(data.classes), data.train.x.shape[-3]
     if task.net == "mlp":
-        inputs = data.train.x[0].numel()
-        return models.mlp(inputs, task.width, task.depth, classes)
+        return models.mlp(data.train.x[0].numel(), task.width, task.depth, classes)
     make = getattr(models, task.net)
     return make(channels=channels, classes=classes, width=task.width)
 
@@ -102,10 +104,16 @@ def train_perceptrons(
     seeds: list[int],
     checkpoint: Path | None = None,
 ) -> Value:
-    """Train a task's perceptron under each setting and seed: one ensemble per seed.
+    """Train a task's perceptron under each setting and seed, one ensemble per seed:
+    `runner.train_members`.
 
-    Returns:
-        As `runner.train_members`.
+    >>> from flatnb.experiments.tasks import DIGITS
+    >>> task = DIGITS.stated() | {"epochs": 1}
+    >>> value = train_perceptrons(
+    ...     task=task, method="SAM", settings=[{"lr": 0.1, "rho": 0.1}], seeds=[0, 1]
+    ... )
+    >>> len(value["flatness"]["trace"][0])
+    2
     """
     stated = Images(**task)
 
@@ -117,20 +125,16 @@ def train_perceptrons(
             METHODS[method],
             settings,
             [seed],
-            SGD,
             Training(stated.epochs, stated.every, seed, checkpoint=checkpoint),
         )
 
-    value, *values = [train(seed) for seed in seeds]
+    value, *others = [train(seed) for seed in seeds]
     clear(checkpoint)
-    for kind, following in itertools.product(("metrics", "flatness"), values):
+    for kind, other in itertools.product(("metrics", "flatness"), others):
         for name, table in value[kind].items():
-            for row, column in zip(table, following[kind][name], strict=True):
+            for row, column in zip(table, other[kind][name], strict=True):
                 row += column
     return value
-
-
-_loaded = lru_cache(maxsize=2)(load)
 
 
 def train_one(
@@ -143,101 +147,66 @@ def train_one(
 ) -> Value:
     """Train a task's net once, or go on from a checkpoint: `runner.train_net`."""
     stated = Images(**task)
-    data = _loaded(stated, seed)
+    data = load(stated, seed)
     torch.manual_seed(seed)
-    return train_net(
-        make_net(stated, data),
-        data,
-        METHODS[method],
-        setting,
-        Training(stated.epochs, stated.every, seed, checkpoint=resume),
-        stated.weight_decay,
+    net, decay = make_net(stated, data), stated.weight_decay
+    training = Training(
+        stated.epochs, stated.every, seed, weight_decay=decay, checkpoint=resume
     )
+    return train_net(net, data, METHODS[method], setting, training)
 
 
-def experiment(task: Images, method: Tuned) -> Experiment:
-    """The experiment of one task and method."""
-    return tuned(
-        __name__,
-        f"images/{task.name}",
-        task,
-        method,
-        budget=task.budget,
-        seeds=task.seeds,
-        title=f"{method.name} on {task.name}, {task.epochs} epochs",
-        together=task.net == "mlp",
-    )
+def _together(task: Images | FineTuning) -> bool:
+    return isinstance(task, Images) and task.net == "mlp"
 
 
-def tuned(
-    module: str,
-    name: str,
-    task: Images | FineTuning,
-    method: Tuned,
-    *,
-    budget: int,
-    seeds: int,
-    title: str,
-    together: bool = False,
-    **stated: Any,
-) -> Experiment:
-    """The experiment of a method that is tuned over learning rates, too.
-
-    Args:
-        module: has `train_one`; or `train_perceptrons`, if the settings train
-            `together`.
-        stated: more that the record states of the task.
-    """
-    optimizer = method.optimizer or SGD
-    settings = method.settings(budget, optimizer.rates)
-    stated = {**task.stated(), "name": name, "optimizer": optimizer.name, **stated}
-    job: dict[str, Any] = {"task": task.stated(), "method": method.name}
-    short = {**job, "task": {**job["task"], "epochs": 1, "every": 1}}
-    if together:
-        settings.append(method.published(optimizer.rates.default))
-        runs = method.work(len(settings)) * seeds / len(settings)
-        call = sampled = f"{module}:train_perceptrons"
-        short |= {"settings": settings[:1], "seeds": [0]}
-        stated |= {"note": method.note} if method.note else {}
-    else:
-        runs = method.passes * (len(settings) + seeds)
-        call, sampled = f"{tune.__module__}:tune", f"{module}:train_one"
-        job["train"] = sampled
-        short |= {"setting": settings[0], "seed": 0}
-        stated |= {"tuning_seed": TUNING_SEED, "note": _TUNING_NOTE}
-    minutes = task.cost.cpu_minutes * runs
-    job |= {"settings": settings, "seeds": list(range(seeds))}
-    return Experiment(
-        name=f"{name}/{method.name}",
-        title=title,
-        cost=Cost(task.cost.value, task.cost.gpu_minutes * runs, minutes),
-        job=Job(call, job, 60 * minutes),
-        sample=Job(sampled, short),
-        stated={
-            "task": {**stated, "schedule": "cosine", "budget_unit": "epochs"},
-            "method": method.name,
-            "passes": method.passes,
-            "settings": settings,
-            "seeds": job["seeds"],
-        },
-        space=method.described(optimizer.rates),
-        budget=budget,
-        scope="seed" if together else "task",
-    )
-
-
-def methods(*, together: bool = False) -> list[Tuned]:
+def methods(task: Images | FineTuning) -> list[Tuned]:
     """Those tuned on images: auxiliary nets need an ensemble; SGD would be ERM."""
     return [
         method
         for method in METHODS.values()
         if method.design >= Design.TUNED
         and method.optimizer is not SGD
-        and (together or not method.auxiliary)
+        and (_together(task) or not method.auxiliary)
     ]
 
 
-def experiments() -> list[Experiment]:
-    """All of images from scratch."""
-    tasks = [task for task in TASKS if isinstance(task, Images)]
-    return [experiment(t, m) for t in tasks for m in methods(together=t.net == "mlp")]
+def experiment(task: Images | FineTuning, method: Tuned) -> Experiment:
+    """The experiment of one task and method; the learning rate is tuned, too."""
+    facts: dict[str, Any] = {"schedule": "cosine", "budget_unit": "epochs"}
+    if isinstance(task, FineTuning):
+        module, source = "finetune", task.source
+        facts["pretraining"] = _PRETRAINING[task.weights]
+    else:
+        module, source = "images", task
+    optimizer, stated = method.optimizer or SGD, task.stated()
+    settings = method.settings(source.budget, optimizer.rates)
+    seeds, name = list(range(source.seeds)), f"{module}/{task.name}"
+    runs: dict[str, Any] = {"task": stated, "method": method.name, "seeds": seeds}
+    short = {"task": {**stated, "epochs": 1, "every": 1}, "method": method.name}
+    if _together(task):
+        settings.append(method.published(optimizer.rates.default))
+        count = method.work(len(settings)) / len(settings) * len(seeds)
+        call = f"{__name__}:train_perceptrons"
+        sample = Job(call, {**short, "settings": settings[:1], "seeds": [0]})
+        facts |= {"note": method.note} if method.note else {}
+    else:
+        count = method.passes * (len(settings) + len(seeds))
+        call = f"{tune.__module__}:tune"
+        runs["train"] = f"{__package__}.{module}:train_one"
+        sample = Job(runs["train"], {**short, "setting": settings[0], "seed": 0})
+        facts |= {"tuning_seed": TUNING_SEED, "note": _TUNING_NOTE}
+    return Experiment(
+        name=f"{name}/{method.name}",
+        cost=task.cost.times(count),
+        job=Job(call, {**runs, "settings": settings}),
+        sample=sample,
+        task={**stated, "name": name, "optimizer": optimizer.name, **facts},
+        method=method.name,
+        passes=method.passes,
+        settings=settings,
+        seeds=seeds,
+        space=method.described(optimizer.rates),
+        budget=source.budget,
+        scope="seed" if _together(task) else "task",
+    )

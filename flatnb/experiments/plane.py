@@ -17,7 +17,7 @@ from flatnb import models
 from flatnb.data import Data, plane, stack
 from flatnb.experiments.experiment import Experiment
 from flatnb.experiments.runner import Training, Value, clear, train_members
-from flatnb.experiments.tasks import TASKS, Cost, Plane
+from flatnb.experiments.tasks import Plane
 from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
@@ -42,10 +42,7 @@ def train(
     seeds: list[int],
     checkpoint: Path | None = None,
 ) -> Value:
-    """Train the perceptron under each setting and seed, see `flatnb.data.plane`.
-
-    Returns:
-        As `runner.train_members`.
+    """Train the perceptron under each setting and seed: `runner.train_members`.
 
     >>> sizes = dict(noise=0.0, n_test=40, width=4, epochs=2, every=2)
     >>> settings = METHODS["SAM"].settings(3, 0.001)
@@ -66,8 +63,7 @@ def train(
         METHODS[method],
         settings,
         seeds,
-        ADAM,
-        Training(epochs, every, 0, cosine=False, checkpoint=checkpoint),
+        Training(epochs, every, 0, ADAM, cosine=False, checkpoint=checkpoint),
     )
     clear(checkpoint)
     return value
@@ -81,65 +77,51 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
     budget, default = len(settings), method.published(optimizer.rates.default)
     settings += [default] if default not in settings else []
     epochs = int(task.epochs // (method.passes if task.equal_passes else 1))
-    names = ("data", "noise", "n_test", "width")
-    sizes = {name: getattr(task, name) for name in names} | {"epochs": epochs}
+    seeds, name = SEEDS[: task.seeds], f"plane/{task.data}-{task.noise:g}"
+    sizes = {key: getattr(task, key) for key in ("data", "noise", "n_test", "width")}
+    sizes["epochs"] = epochs
     design = "tuned" if task.tuned else "grid"
-    note = "settings past the budget: the published default"
-    about = {
-        **sizes,
-        "name": f"plane/{task.data}-{task.noise:g}",
-        "scale": task.scale,
-        "design": design,
-        "budget_unit": "passes" if task.equal_passes else "epochs",
-        "hidden": 4,
-        "batch": 50,
-        "n_train": 100,
-        "n_val": 100,
-        "optimizer": optimizer.name,
-        "schedule": "constant",
-        "note": f"{note}; {method.note}" if method.note else note,
-    }
-    sizes |= {"every": task.interval, "method": method.name}
-    runs = method.work(len(settings)) / task.budget * epochs / task.epochs
-    minutes = task.cost.cpu_minutes * runs
-    call, seeds = f"{__name__}:train", SEEDS[: task.seeds]
-    whole = {**sizes, "settings": settings, "seeds": seeds}
-    short = {"epochs": 20, "every": 20, "settings": [settings[budget // 2]]}
     end = "-equal-passes" if task.equal_passes else ""
+    note = "settings past the budget: the published default"
+    call = f"{__name__}:train"
+    runs = {**sizes, "every": task.interval, "method": method.name}
+    short = {"epochs": 20, "every": 20, "settings": [settings[budget // 2]]}
+    count = method.work(len(settings)) / task.budget * epochs / task.epochs
     return Experiment(
-        name=f"{about['name']}/{method.name}/{task.scale}-{design}{end}",
-        title=f"{method.name} on {task.data} with {task.noise:.0%} flipped labels, "
-        f"{task.scale} {design}",
-        cost=Cost(task.cost.value, task.cost.gpu_minutes * runs, minutes),
-        job=Job(call, whole, 60 * minutes),
-        sample=Job(call, {**sizes, **short, "seeds": seeds[:2]}),
-        stated={
-            "task": about,
-            "method": method.name,
-            "passes": method.passes,
-            "settings": settings,
-            "seeds": seeds,
+        name=f"{name}/{method.name}/{task.scale}-{design}{end}",
+        cost=task.cost.times(count),
+        job=Job(call, {**runs, "settings": settings, "seeds": seeds}),
+        sample=Job(call, {**runs, **short, "seeds": seeds[:2]}),
+        task={
+            **sizes,
+            "name": name,
+            "scale": task.scale,
+            "design": design,
+            "budget_unit": "passes" if task.equal_passes else "epochs",
+            "hidden": 4,
+            "batch": 50,
+            "n_train": 100,
+            "n_val": 100,
+            "optimizer": optimizer.name,
+            "schedule": "constant",
+            "note": f"{note}; {method.note}" if method.note else note,
         },
+        method=method.name,
+        passes=method.passes,
+        settings=settings,
+        seeds=seeds,
         space=method.described(rates),
         budget=budget,
     )
 
 
-def takes_part(task: Plane, method: Tuned) -> bool:
-    """Whether there is an experiment of this task and method."""
+def methods(task: Plane) -> list[Tuned]:
+    """Those that take part; at equal passes, one of one pass has its record already."""
+    least = Design.TUNED if task.tuned else Design.ONE_RATE
     if task.scale == "coarse":
-        return method.design >= Design.PAPER
-    if task.equal_passes and method.passes == 1:
-        return False  # its record for equal epochs is that for equal passes
-    return method.design >= (Design.TUNED if task.tuned else Design.ONE_RATE)
-
-
-def experiments() -> list[Experiment]:
-    """All of the plane."""
-    tasks = [task for task in TASKS if isinstance(task, Plane)]
+        least = Design.PAPER
     return [
-        experiment(task, method)
-        for task in tasks
+        method
         for method in METHODS.values()
-        if takes_part(task, method)
+        if method.design >= least and not (task.equal_passes and method.passes == 1)
     ]

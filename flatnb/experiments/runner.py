@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from flatnb.curvature import FLATNESS, ensemble_flatness
 from flatnb.data import Data
 from flatnb.ensemble import Ensemble, groups
-from flatnb.experiments.tuning import SGD, Optimizer, Setting, Tuned
-from flatnb.methods import ERM, Method, held_out_losses
+from flatnb.experiments.tuning import METHODS, SGD, Optimizer, Setting, Tuned
+from flatnb.methods import held_out_losses
 from flatnb.metrics import cross_entropy
 from flatnb.results.sweep import Job
 from flatnb.train import Run, fit
@@ -35,42 +35,59 @@ Value = dict[str, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """How a net trains: arguments of `flatnb.fit`, with the learning rate annealed to 0
-    if `cosine`; an interrupted one goes on from its checkpoint."""
+    """How a task trains its nets; a method's own optimizer replaces the task's."""
 
     epochs: int
     every: int
     seed: int
-    cosine: bool = True
-    checkpoint: Path | None = None
+    optimizer: Optimizer = SGD
+    weight_decay: float = 0.0
+    cosine: bool = True  # the learning rate is annealed to 0
+    checkpoint: Path | None = None  # an interrupted training goes on from there
 
-    def fit(
+    def run(
         self,
         model: nn.Module,
         data: Data,
-        method: Method,
-        optimizer: torch.optim.Optimizer,
-        **options: Any,
-    ) -> Run:
-        """Train the model."""
-        return fit(
+        method: Tuned,
+        settings: Sequence[Setting],
+        held_out: Tensor | None = None,
+    ) -> tuple[Run, Any]:
+        """Train a net, on a GPU in bfloat16, or an `Ensemble` with a setting per member.
+
+        Returns the run, and the net that it measured: with an average of the weights,
+        that of the average.
+        """
+        # Channels-last, which GPUs want, saves a quarter of a narrow net's time on CPUs.
+        model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = method.averaged(model, settings, self.epochs * data.steps)
+        kind = method.optimizer or self.optimizer
+        optimizer = kind.build(model, settings, self.weight_decay)
+        half = device().type == "cuda" and not isinstance(model, Ensemble)
+        run = fit(
             model,
             data,
-            method,
+            method.build(settings, held_out),
             optimizer,
             epochs=self.epochs,
-            every=self.every,
             seed=self.seed,
-            checkpoint=self.checkpoint,
             scheduler=CosineAnnealingLR(optimizer, self.epochs)
             if self.cosine
             else None,
-            **options,
+            every=self.every,
+            dtype=torch.bfloat16 if half else None,
+            average=average,
+            checkpoint=self.checkpoint,
         )
+        return run, model if average is None else average.module
 
 
 def training_file(checkpoint: Path | None, name: str) -> Path | None:
-    """The checkpoint of one training, next to the file that a sweep gives the job."""
+    """The checkpoint of one training, next to the file that a sweep gives the job.
+
+    >>> training_file(Path("key.pt"), "seed-0").name
+    'key.seed-0.pt'
+    """
     if checkpoint is None:
         return None
     key = checkpoint.name.partition(".")[0]
@@ -124,7 +141,6 @@ def train_members(
     method: Tuned,
     settings: Sequence[Setting],
     seeds: Sequence[int],
-    optimizer: Optimizer,
     training: Training,
 ) -> Value:
     """Train each setting under each seed, in ensembles that fit the memory.
@@ -132,7 +148,6 @@ def train_members(
     Args:
         make_model: the plain net, made under each member's seed.
         data: called with the seeds of members; their data, stacked or shared by all.
-        optimizer: of methods that have none of their own.
 
     Returns:
         "epochs"; "metrics", {name of METRICS: [setting][seed][epoch]}; and "flatness",
@@ -144,34 +159,29 @@ def train_members(
     epochs: list[int] = []
     losses = None
     if method.auxiliary:
-        losses = _held_out(make_model, data, method, seeds, optimizer, training)
+        examples = data(seeds).to(device())
+        losses = _held_out(make_model, examples, method.auxiliary, seeds, training)
         losses = losses.repeat(len(settings), 1)
     for k, part in enumerate(_parts(make_model(), len(members))):
         tried, drawn = zip(*(members[i] for i in part), strict=True)
-        model = Ensemble(make_model, len(part), drawn).to(device())
         examples = data(drawn).to(device())
-        average = method.averaged(model, tried, training.epochs * examples.steps)
-        checkpoint = training_file(training.checkpoint, f"{training.seed}-{k}")
-        run = replace(training, checkpoint=checkpoint).fit(
-            model,
+        file = training_file(training.checkpoint, f"{training.seed}-{k}")
+        run, net = replace(training, checkpoint=file).run(
+            Ensemble(make_model, len(part), drawn),
             examples,
-            method.build(tried, None if losses is None else losses[part]),
-            (method.optimizer or optimizer).build(model, tried),
-            average=average,
+            method,
+            tried,
+            None if losses is None else losses[part],
         )
         epochs = [entry["epoch"] for entry in run.history]
         for metric in METRICS:
             rows[metric] += map(numbers, zip(*_history(run, metric), strict=True))
-        net = model if average is None else cast(Ensemble, average.module)
         for measure, values in _flatness(net, examples).items():
             rows[measure] += numbers(values.tolist())
     starts = range(0, len(members), len(seeds))
     tables = {n: [row[i : i + len(seeds)] for i in starts] for n, row in rows.items()}
-    return result(
-        epochs,
-        {name: tables[name] for name in METRICS},
-        flatness={name: tables[name] for name in FLATNESS},
-    )
+    metrics = {name: tables[name] for name in METRICS}
+    return result(epochs, metrics, flatness={name: tables[name] for name in FLATNESS})
 
 
 def _flatness(model: Ensemble, data: Data) -> dict[str, Tensor]:
@@ -202,10 +212,9 @@ def _free_bytes() -> int:
 
 def _held_out(
     make_model: Callable[[], nn.Module],
-    data: Callable[[Sequence[int]], Data],
-    method: Tuned,
+    data: Data,
+    folds: int,
     seeds: Sequence[int],
-    optimizer: Optimizer,
     training: Training,
 ) -> Tensor:
     """Losses of the training examples under auxiliary nets, (seeds, examples).
@@ -213,65 +222,40 @@ def _held_out(
     The nets train plainly at the published learning rate. The folds are drawn, one draw
     for all seeds, because examples may lie in order.
     """
-    examples = data(seeds).to(device())
     generator = torch.Generator().manual_seed(training.seed)
-    order = torch.randperm(len(examples.train), generator=generator)
-    setting = {"lr": optimizer.rates.default}
-    nets = itertools.count()
+    order = torch.randperm(len(data.train), generator=generator)
+    settings = [{"lr": training.optimizer.rates.default}] * len(seeds)
+    plain = replace(training, every=training.epochs, checkpoint=None)
 
     def train(indices: Tensor) -> Callable[[Tensor], Tensor]:
-        model = Ensemble(make_model, len(seeds), seeds).to(device())
-        name = f"{training.seed}-auxiliary-{next(nets)}"
-        checkpoint = training_file(training.checkpoint, name)
-        replace(training, every=training.epochs, checkpoint=checkpoint).fit(
-            model,
-            replace(examples, train=examples.train[indices]),
-            ERM(),
-            optimizer.build(model, [setting] * len(seeds)),
-        )
+        model = Ensemble(make_model, len(seeds), seeds)
+        part = replace(data, train=data.train[indices])
+        plain.run(model, part, METHODS["ERM"], settings)
 
         def score(fold: Tensor) -> Tensor:
-            split = examples.train[fold]
+            split = data.train[fold]
             return cross_entropy(model.eval()(split.x), split.y)
 
         return score
 
-    return held_out_losses(order, method.auxiliary, train)
+    return held_out_losses(order, folds, train)
 
 
 # --- one net after another ----------------------------------------------------------
 
 
 def train_net(
-    model: nn.Module,
-    data: Data,
-    method: Tuned,
-    setting: Setting,
-    training: Training,
-    weight_decay: float = 0.0,
+    model: nn.Module, data: Data, method: Tuned, setting: Setting, training: Training
 ) -> Value:
-    """Train a net, on a GPU in bfloat16; with an average it ends as the average.
-
-    Args:
-        weight_decay: of SGD, by which methods train without an optimizer of their own.
+    """Train a net; with an average of the weights it ends as the average.
 
     Returns:
         "epochs" and "metrics", {name of METRICS: [[[of each epoch]]]}: a table of one
         setting and seed; None for a run that stopped before its last epoch.
     """
-    # Channels-last, which GPUs want, saves a quarter of a narrow net's time on a CPU.
-    model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = method.averaged(model, [setting], training.epochs * data.steps)
-    run = training.fit(
-        model,
-        data,
-        method.build([setting]),
-        (method.optimizer or SGD).build(model, [setting], weight_decay),
-        average=average,
-        dtype=torch.bfloat16 if device().type == "cuda" else None,
-    )
-    if average is not None:
-        model.load_state_dict(average.module.state_dict())
+    run, net = training.run(model, data, method, [setting])
+    if net is not model:
+        model.load_state_dict(net.state_dict())
     last = training.epochs
     epochs = [e for e in range(last + 1) if e % training.every == 0 or e == last]
     curves = {metric: numbers(_history(run, metric)) for metric in METRICS}
@@ -302,9 +286,8 @@ def tune(
 
     def run(setting: Setting, seed: int, name: str) -> Value:
         arguments = {"task": task, "method": method, "setting": setting, "seed": seed}
-        return Job(
-            train, {**arguments, "resume": training_file(checkpoint, name)}
-        ).run()
+        resume = training_file(checkpoint, name)
+        return Job(train, {**arguments, "resume": resume}).run()
 
     tried = [run(s, TUNING_SEED, f"tuning-{i}") for i, s in enumerate(settings)]
     ends = {m: [value["metrics"][m][0][0][-1] for value in tried] for m in METRICS}
@@ -322,34 +305,19 @@ def tune(
     return result(epochs, metrics, tuning=tuning)
 
 
-def choose(accuracies: Curve, losses: Curve) -> int:
-    """The setting of best validation accuracy; ties by lower loss.
+def choose(accuracies: Curve, penalties: Curve) -> int:
+    """The setting of best validation accuracy; ties by lower penalty, the loss.
 
-    A run without a finite loss is not eligible; 0 if none is.
+    A run without a finite number is not eligible; 0 if none is.
 
     >>> choose([0.8, 0.9, 0.9, 1.0], [0.1, 0.3, 0.2, None])
     2
     """
 
     def rank(i: int) -> tuple[float, float]:
-        accuracy, loss = accuracies[i], losses[i]
-        if accuracy is None or loss is None:
+        accuracy, penalty = accuracies[i], penalties[i]
+        if accuracy is None or penalty is None:
             return -math.inf, -math.inf
-        return accuracy, -loss
-
-    return max(range(len(accuracies)), key=rank)
-
-
-def choose_largest(accuracies: Curve, settings: Sequence[Setting]) -> int:
-    """As `choose`, but ties by the largest hyperparameter, the first but the rate.
-
-    >>> choose_largest([0.9, 0.9, 0.8], [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}])
-    1
-    """
-    name = [*settings[0], "lr"][1]
-
-    def rank(i: int) -> tuple[float, float]:
-        accuracy = accuracies[i]
-        return (-math.inf if accuracy is None else accuracy), settings[i][name]
+        return accuracy, -penalty
 
     return max(range(len(accuracies)), key=rank)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
-
-from flatnb.experiments.tuning import Setting
+from typing import Any, Literal, NamedTuple
 
 
 class Cost(NamedTuple):
@@ -20,6 +18,10 @@ class Cost(NamedTuple):
     gpu_minutes: float
     cpu_minutes: float
 
+    def times(self, runs: float) -> Cost:
+        """The cost of so many runs."""
+        return Cost(self.value, self.gpu_minutes * runs, self.cpu_minutes * runs)
+
 
 _UNKNOWN = Cost(9, 0.0, 0.0)
 
@@ -32,106 +34,77 @@ class Task:
 
     def stated(self) -> dict[str, Any]:
         """All fields but the cost, as JSON has them."""
-        return {k: v for k, v in asdict(self).items() if k != "cost"}
+
+        def stated(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+            return {name: value for name, value in fields if name != "cost"}
+
+        return asdict(self, dict_factory=stated)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plane(Task):
-    """Two classes in the plane, see `flatnb.data.plane`, and a perceptron `width` wide.
-
-    Attributes:
-        scale: a name for width, epochs, budget (settings per method) and seeds.
-        interval: epochs from one evaluation to the next.
-        tuned: the learning rate is among the hyperparameters; else `plane.LR` for all.
-        equal_passes: a method of p passes per step trains for 1/p of the epochs.
-    """
+    """Two classes in the plane, see `flatnb.data.plane`, and a perceptron."""
 
     data: str = "gaussian"
     noise: float = 0.05
-    scale: str
+    scale: str  # a name for width, epochs, budget and seeds
     width: int
     epochs: int
-    interval: int = 50
+    interval: int = 50  # epochs from one evaluation to the next
     n_test: int = 2_000
-    budget: int
+    budget: int  # settings per method
     seeds: int
-    tuned: bool = False
-    equal_passes: bool = False
+    tuned: bool = False  # the learning rate, too; else `plane.LR` for all
+    equal_passes: bool = False  # p passes per step: 1/p of the epochs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Task):
-    """A data set of images, a net, and a training; `None` images: all there are.
-
-    Attributes:
-        name: of the task; where part of the images is used, it says how many.
-        data: a name of `flatnb.data.images`, or of a folder in $FLATNB_DATA.
-        net: a net of `flatnb.models`, `width` wide; "mlp" has `depth` hidden layers.
-        budget: settings per method.
-        augment: names of `images.AUGMENTATIONS`, or "none".
-        weight_decay: of SGD.
-        every: epochs from one evaluation to the next.
-    """
+    """A data set of images, a net, and a training; `None` images: all there are."""
 
     name: str
-    data: str
-    net: str
+    data: str  # a name of `flatnb.data.images`, or of a folder in $FLATNB_DATA
+    net: str  # of `flatnb.models`, `width` wide; "mlp" has `depth` hidden layers
     width: int
     epochs: int
     batch: int
-    budget: int
+    budget: int  # settings per method
     seeds: int
     depth: int = 1
     n_train: int | None = None
     n_val: int | None = None
     n_test: int | None = None
-    augment: str = "none"
-    weight_decay: float = 0.0
-    every: int = 10
+    augment: str = "none"  # or names of `images.AUGMENTATIONS`
+    weight_decay: float = 0.0  # of SGD
+    every: int = 10  # epochs from one evaluation to the next
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Task):
-    """A net trained on half of the classes, fine-tuned on few images of the other half.
+    """A net trained on half of the classes, fine-tuned on few images of the others.
 
-    Attributes:
-        source: the first training.
-        shots: images of each class that are fine-tuned on.
-        epochs: of fine-tuning; `every` so many, the net is evaluated.
-        weights: "ImageNet" for torchvision's weights instead of a first training; all
-            classes are then fine-tuned on, in images of `size` pixels.
-
-    Raises:
-        ValueError: other weights.
+    With `weights`, torchvision's are fine-tuned on all classes instead.
     """
 
     name: str
-    source: Images
-    shots: int
+    source: Images  # the first training
+    shots: int  # images of each class that are fine-tuned on
     epochs: int
     every: int = 10
-    weights: str | None = None
-    size: int = 224
-
-    def __post_init__(self) -> None:
-        if self.weights not in (None, "ImageNet"):
-            raise ValueError(f"weights={self.weights!r}; allowed: 'ImageNet' or None")
-
-    def stated(self) -> dict[str, Any]:
-        return super().stated() | {"source": self.source.stated()}
+    weights: Literal["ImageNet"] | None = None
+    size: int = 224  # pixels per side that images have for these weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sensing(Task):
-    """Matrix sensing, see `flatnb.data.sensing`; a method's published rule is first."""
+    """Matrix sensing, see `flatnb.data.sensing`, of the published size."""
 
-    d: int
-    rank: int
-    m: int
-    epochs: int
-    interval: int
-    seeds: int
-    rules: Mapping[str, list[Setting]]
+    d: int = 100
+    rank: int = 5
+    m: int = 2500
+    epochs: int = 3000
+    interval: int = 100
+    seeds: int = 5
 
 
 # --- the plane ----------------------------------------------------------------------
@@ -160,7 +133,7 @@ def _plane() -> Iterator[Plane]:
 
 # --- images, fine-tuning, matrix sensing --------------------------------------------
 
-_MLP = Images(
+DIGITS = Images(
     name="digits-mlp",
     data="digits",
     net="mlp",
@@ -185,14 +158,16 @@ _CNN = Images(
     cost=Cost(5, 2.0, 2800.0),
 )
 _PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000)
+_IMAGENET = replace(
+    _PART, name="cifar10-jpeg", net="resnet34", epochs=0, batch=32, weight_decay=1e-4
+)
 _RESNET34 = replace(_CNN, net="resnet34", cost=Cost(8, 3.5, 5800.0))
-_WIDTHS = (0.08, 0.04, 0.02, 0.01)  # of the noise: the published one, three narrower
 
 TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
     *_plane(),
-    _MLP,
+    DIGITS,
     replace(
-        _MLP,
+        DIGITS,
         name="MNIST-n5000-mlp",
         data="MNIST",
         epochs=20,
@@ -226,7 +201,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         _CNN, name="SVHN-resnet18", data="SVHN", epochs=30, cost=Cost(8, 2.0, 2400.0)
     ),
     replace(
-        _MLP,
+        DIGITS,
         name="FashionMNIST-mlp",
         data="FashionMNIST",
         width=1000,
@@ -238,7 +213,7 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
     FineTuning(
         name="digits-10-shots",
         source=replace(
-            _MLP, name="digits", net="small_cnn", width=16, epochs=20, budget=8
+            DIGITS, name="digits", net="small_cnn", width=16, epochs=20, budget=8
         ),
         shots=10,
         epochs=30,
@@ -253,35 +228,12 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
     ),
     FineTuning(
         name="cifar10-jpeg-20-shots-ImageNet",
-        source=replace(
-            _CNN,
-            name="cifar10-jpeg",
-            net="resnet34",
-            epochs=0,
-            batch=32,
-            augment="flip",
-            weight_decay=1e-4,
-            n_val=1000,
-            n_test=2000,
-        ),
+        source=_IMAGENET,
         shots=20,
         epochs=30,
         every=30,
         weights="ImageNet",
         cost=Cost(7, 0.5, 60.0),
     ),
-    Sensing(
-        d=100,
-        rank=5,
-        m=2500,
-        epochs=3000,
-        interval=100,
-        seeds=5,
-        rules={
-            "GD": [{"lr": 0.0025, "sigma": 0.0, "sides": 1}],
-            "WeightNoise": [{"lr": 0.0025, "sigma": s, "sides": 1} for s in _WIDTHS],
-            "NSO": [{"lr": 0.0025, "sigma": s, "sides": 2} for s in _WIDTHS],
-        },
-        cost=Cost(2, 0.5, 1.5),
-    ),
+    Sensing(cost=Cost(2, 0.1, 1.6)),
 )

@@ -3,13 +3,11 @@ r"""One declaration per method: what is tuned, over which range, and how it is d
 From `METHODS` follow the settings that sweeps try, what `flatnb records todo` lists,
 the passes that each method is charged, and the colors of `flatnb.plots`. The ranges
 were written before any run, and every method gets the same number of settings, learning
-rate included: a method of two hyperparameters covers each more thinly than a method of
-one. One hyperparameter is spaced evenly; d > 1 of them take the first points of
+rate included. One hyperparameter is spaced evenly; d > 1 of them take the first points
+of a sequence that fills the unit cube evenly for any number of points (M. Roberts, "The
+unreasonable effectiveness of quasirandom sequences", 2018),
 
-.. math:: x_{nj} = \left(\tfrac12 + n\, g^{-j}\right) \bmod 1, \qquad g^{d+1} = g + 1,
-
-which fill the unit cube evenly for any number of points (M. Roberts, "The unreasonable
-effectiveness of quasirandom sequences", 2018).
+.. math:: x_{nj} = \left(\tfrac12 + n\, g^{-j}\right) \bmod 1, \qquad g^{d+1} = g + 1.
 """
 
 from __future__ import annotations
@@ -94,6 +92,9 @@ class Optimizer:
         """For a net and its setting, or for an `Ensemble` with one setting per member.
 
         A setting's own weight decay replaces that of the task.
+
+        >>> SGD.build(nn.Linear(2, 2), [{"lr": 0.3}]).param_groups[0]["lr"]
+        0.3
         """
         params, rates = list(model.parameters()), [s["lr"] for s in settings]
         decays = [setting.get("weight_decay", weight_decay) for setting in settings]
@@ -126,7 +127,11 @@ def swa(steps: int, start: Tensor) -> Weight:
 
 
 def ema(steps: int, decay: Tensor) -> Weight:
-    """average <- decay * average + (1 - decay) * weights, starting from the weights."""
+    """average <- decay * average + (1 - decay) * weights, starting from the weights.
+
+    >>> ema(4, torch.tensor([0.75]))(3)
+    tensor([0.2500])
+    """
     return lambda _: 1 - decay
 
 
@@ -161,28 +166,19 @@ PAPER_GRID = even(0.01, 2.0)
 class Tuned:
     """A method as the experiments tune it.
 
-    Attributes:
-        method: called with its hyperparameters, numbers or tensors (members,); with
-            held-out losses and lists, if there are auxiliary nets. Plain training if
-            the hyperparameters are the optimizer's or the average's.
-        space: hyperparameters besides the learning rate; the first is shown on axes.
-        design: where it takes part.
-        look: how figures draw it.
-        label: its name in records, if it is not that of the class.
-        optimizer: its own, instead of the task's.
-        average: of the weights: `swa` or `ema`, called with steps and hyperparameters.
-        auxiliary: nets per seed trained before, each without a part of the examples,
-            which it then scores.
+    `method` is called with its hyperparameters, numbers or tensors (members,); with
+    held-out losses and lists, if there are auxiliary nets. It is ERM if the
+    hyperparameters are the optimizer's or the average's.
     """
 
     method: Callable[..., Method]
-    space: Mapping[str, Range]
-    design: Design
+    space: Mapping[str, Range]  # besides the learning rate; axes show the first
     look: Look
-    label: str = ""
-    optimizer: Optimizer | None = None
-    average: Callable[..., Weight] | None = None
-    auxiliary: int = 0
+    design: Design = Design.NO_RUNS
+    label: str = ""  # its name in records, if it is not that of the class
+    optimizer: Optimizer | None = None  # instead of the task's
+    average: Callable[..., Weight] | None = None  # of the weights: `swa` or `ema`
+    auxiliary: int = 0  # nets per seed, each of which scores a part of the examples
 
     @property
     def name(self) -> str:
@@ -192,12 +188,7 @@ class Tuned:
     def settings(self, budget: int, rates: Range | float) -> list[Setting]:
         """The settings tried, learning rate first.
 
-        Args:
-            budget: how many; at one rate a method without hyperparameters has one.
-            rates: the learning rates searched, or the one learning rate.
-
-        Raises:
-            ValueError: a budget below 1.
+        At one rate, a method without hyperparameters has one setting, not `budget`.
 
         >>> METHODS["SAM"].settings(2, 0.1)
         [{'lr': 0.1, 'rho': 0.01}, {'lr': 0.1, 'rho': 2.0}]
@@ -222,41 +213,38 @@ class Tuned:
     @property
     def note(self) -> str:
         """What a record states of auxiliary nets."""
-        n = self.auxiliary
-        text = (
-            f"levels: losses of {n} auxiliary nets per seed, each trained plainly "
-            f"without a part of 1/{n}, and scoring it; same net, optimizer, schedule "
-            f"and epochs, published default learning rate; passes: one, and {n - 1} "
-            "for them; one set of nets for all settings"
+        if not self.auxiliary:
+            return ""
+        return (
+            f"levels: losses of {self.auxiliary} auxiliary nets per seed, each trained "
+            "plainly without the part that it scores, at the published default learning "
+            "rate; passes: one, and theirs; one set of nets for all settings"
         )
-        return text if n else ""
 
     @property
     def passes(self) -> float:
         """Forward-backward passes per step, those of auxiliary nets included."""
-        losses = torch.zeros(1, 1) if self.auxiliary else None
-        return self.build([self.published(1.0)], losses).passes + self._auxiliary_work
+        return self.work(1)
 
     def work(self, settings: int) -> float:
-        """What so many settings cost, in trainings of one pass; auxiliary nets once."""
-        extra = self._auxiliary_work
-        return settings * (self.passes - extra) + extra
+        """What so many settings cost, in trainings of one pass.
 
-    @property
-    def _auxiliary_work(self) -> int:
-        return max(0, self.auxiliary - 1)  # n nets on a share of (n - 1) / n each
+        Auxiliary nets, n on a share of (n - 1) / n each, count once.
+
+        >>> METHODS["SAM"].work(40), METHODS["AdaFlood"].work(40)
+        (80, 44)
+        """
+        losses = torch.zeros(1, 1) if self.auxiliary else None
+        passes = self.build([self.published(1.0)], losses).passes
+        return settings * passes + max(0, self.auxiliary - 1)
 
     def build(
         self, settings: Sequence[Setting], held_out: Tensor | None = None
     ) -> Method:
         """One method with a setting per member; of a single setting, a plain one.
 
-        Args:
-            settings: one per member.
-            held_out: losses of auxiliary nets, (members, examples).
-
-        Raises:
-            ValueError: a setting of other names, or no held-out losses.
+        `held_out`, the losses of auxiliary nets, is (members, examples). A setting of
+        other names is a ValueError.
 
         >>> METHODS["SAM"].build([{"lr": 0.1, "rho": 0.05}])
         SAM(rho=0.05)
@@ -266,12 +254,10 @@ class Tuned:
             if {"lr", *setting} != set(names):
                 raise ValueError(f"{setting=}; {self.name} allows: {', '.join(names)}")
         columns = {name: [s[name] for s in settings] for name in self.space}
-        if self.auxiliary:
-            if held_out is None:
-                raise ValueError("held_out=None; allowed: losses of auxiliary nets")
-            return self.method(held_out, **columns)
         if self.method is ERM:
             return ERM()
+        if self.auxiliary:
+            return self.method(held_out, **columns)
         if len(settings) == 1:
             return self.method(**{name: float(c[0]) for name, c in columns.items()})
         return self.method(**{name: torch.tensor(c) for name, c in columns.items()})
@@ -282,10 +268,10 @@ class Tuned:
         """Its average of the weights over so many steps, for `flatnb.fit`; or None."""
         if self.average is None:
             return None
-        columns = {
+        values = {
             name: torch.tensor([s[name] for s in settings]) for name in self.space
         }
-        weight = self.average(steps, **columns)
+        weight = self.average(steps, **values)
 
         @torch.no_grad()
         def update(averages: Any, params: Any, count: int | Tensor) -> None:
@@ -313,89 +299,79 @@ def _points(dimensions: int, count: int) -> list[list[float]]:
     return [[math.fmod(0.5 + n * share, 1.0) for share in shares] for n in range(count)]
 
 
-_SHORT, _LONG, _DOTS = (0, (2, 1)), (0, (7, 2)), (0, (1, 3))
-_DASH_DASH_DOT, _DASH_DOT_DOT = (0, (4, 1, 4, 1, 1, 1)), (0, (5, 1, 1, 1, 1, 1))
-_NO_RUNS, _TUNED, _ONE_RATE, _PAPER = Design
-
 # Flooding, IFlood and SoftAD have no published default: 0.05 is the middle of Ishida et
 # al.'s grid on images, 0.1 the size of what the SoftAD paper reports as selected.
 # AdaFlood's gamma = 0 takes the held-out losses as levels; 1 is plain training.
+_LEVEL = {"level": log(0.005, 1.0, 0.05)}
+_RHO = {"rho": log(0.01, 2.0, 0.05)}
+_SIGMA = {"sigma": log(0.002, 0.2, 0.01)}
+_SHORT = (0, (2, 1))
+_LONG = (0, (7, 2))
+_DOTS = (0, (1, 3))
+_DASH_DASH_DOT = (0, (4, 1, 4, 1, 1, 1))
+_DASH_DOT_DOT = (0, (5, 1, 1, 1, 1, 1))
+_, _TUNED, _ONE_RATE, _PAPER = Design
+
 _TABLE = (
-    Tuned(ERM, {}, _PAPER, Look("black", "-", "o")),
-    Tuned(Flooding, {"level": log(0.005, 1.0, 0.05)}, _PAPER, Look("red", "--", "s")),
-    Tuned(IFlood, {"level": log(0.005, 1.0, 0.05)}, _PAPER, Look("maroon", ":", "D")),
-    Tuned(SoftAD, {"theta": log(0.005, 1.0, 0.1)}, _PAPER, Look("green", "-", "^")),
-    Tuned(SAM, {"rho": log(0.01, 2.0, 0.05)}, _PAPER, Look("blue", "-.", "P")),
-    Tuned(NSO, {"sigma": log(0.002, 0.2, 0.01)}, _ONE_RATE, Look("gold", "-", "h")),
-    Tuned(
-        WeightNoise, {"sigma": log(0.002, 0.2, 0.01)}, _ONE_RATE, Look("plum", ":", "d")
-    ),
+    Tuned(ERM, {}, Look("black", "-", "o"), _PAPER),
+    Tuned(Flooding, _LEVEL, Look("red", "--", "s"), _PAPER),
+    Tuned(IFlood, _LEVEL, Look("maroon", ":", "D"), _PAPER),
+    Tuned(SoftAD, {"theta": log(0.005, 1.0, 0.1)}, Look("green", "-", "^"), _PAPER),
+    Tuned(SAM, _RHO, Look("blue", "-.", "P"), _PAPER),
+    Tuned(NSO, _SIGMA, Look("gold", "-", "h"), _ONE_RATE),
+    Tuned(WeightNoise, _SIGMA, Look("plum", ":", "d"), _ONE_RATE),
     Tuned(
         GNP,
         {"r": log(0.01, 2.0, 0.1), "alpha": even(0.1, 1.0, 0.8)},
-        _ONE_RATE,
         Look("pink", _LONG, "*"),
+        _ONE_RATE,
     ),
-    Tuned(ASAM, {"rho": log(0.05, 10.0, 0.5)}, _ONE_RATE, Look("violet", "--", "X")),
+    Tuned(ASAM, {"rho": log(0.05, 10.0, 0.5)}, Look("violet", "--", "X"), _ONE_RATE),
     Tuned(
-        FAM, {"lam": log(1e-4, 1.0, 0.1)}, _ONE_RATE, Look("sky", _DASH_DOT_DOT, "H")
+        FAM, {"lam": log(1e-4, 1.0, 0.1)}, Look("sky", _DASH_DOT_DOT, "H"), _ONE_RATE
     ),
     Tuned(
         adaflood,
         {"gamma": even(0.05, 0.95, 0.5)},
-        _ONE_RATE,
         Look("red", "-.", "v"),
+        _ONE_RATE,
         "AdaFlood",
         auxiliary=5,
     ),
-    Tuned(USAM, {"rho": log(0.01, 2.0, 0.05)}, _TUNED, Look("blue", ":", "<")),
+    Tuned(USAM, _RHO, Look("blue", ":", "<"), _TUNED),
     Tuned(
-        RSAM,
-        {"rho": log(0.01, 2.0, 0.05), "sigma": log(0.001, 0.1, 0.01)},
-        _TUNED,
-        Look("blue", _SHORT, ">"),
+        RSAM, _RHO | {"sigma": log(0.001, 0.1, 0.01)}, Look("blue", _SHORT, ">"), _TUNED
     ),
     Tuned(
         ERM,
         {"start": even(0.3, 0.95, 0.75)},
-        _TUNED,
         Look("indigo", "-.", "P"),
+        _TUNED,
         "SWA",
         average=swa,
     ),
     Tuned(
         ERM,
         {"decay": even(0.9, 0.999, 0.999)},
-        _TUNED,
         Look("indigo", ":", "X"),
+        _TUNED,
         "EMA",
         average=ema,
     ),
     Tuned(
         ERM,
         {"weight_decay": log(1e-4, 1.0, 0.01)},
-        _TUNED,
         Look("indigo", "--", "s"),
+        _TUNED,
         "AdamW",
-        optimizer=ADAMW,
+        ADAMW,
     ),
-    Tuned(ERM, {}, _TUNED, Look("black", "--", "s"), "SGD", optimizer=SGD),
-    Tuned(
-        LookSAM,
-        {"rho": log(0.01, 2.0, 0.05), "alpha": even(0.1, 1.0, 0.7)},
-        _NO_RUNS,
-        Look("blue", _LONG, "v"),
-    ),
-    Tuned(
-        GSAM,
-        {"rho": log(0.01, 2.0, 0.05), "alpha": log(0.02, 1.0, 0.2)},
-        _NO_RUNS,
-        Look("blue", _DOTS, "D"),
-    ),
+    Tuned(ERM, {}, Look("black", "--", "s"), _TUNED, "SGD", SGD),
+    Tuned(LookSAM, _RHO | {"alpha": even(0.1, 1.0, 0.7)}, Look("blue", _LONG, "v")),
+    Tuned(GSAM, _RHO | {"alpha": log(0.02, 1.0, 0.2)}, Look("blue", _DOTS, "D")),
     Tuned(
         FriendlySAM,
-        {"rho": log(0.01, 2.0, 0.05), "lam": even(0.6, 0.95, 0.9)},
-        _NO_RUNS,
+        _RHO | {"lam": even(0.6, 0.95, 0.9)},
         Look("blue", _DASH_DASH_DOT, "s"),
     ),
 )

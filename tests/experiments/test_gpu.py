@@ -15,7 +15,7 @@ import torch
 import flatnb
 from flatnb import checkpoint, models
 from flatnb.experiments import finetune, images, plane, runner, sensing
-from flatnb.experiments.tasks import TASKS, FineTuning, Images, Sensing
+from flatnb.experiments.tasks import FineTuning, Images
 from flatnb.experiments.tuning import ADAM, METHODS, Design
 
 # Their noise is drawn on the device: another stream than a CPU's.
@@ -97,13 +97,13 @@ def test_an_ensemble_trains_as_on_a_cpu(method):
 
 def test_a_net_trains_in_bfloat16_near_what_float32_gives():
     given = dict(
-        task=replace(CNN, augment="crop").stated(),
+        task=replace(CNN, augment="crop, flip").stated(),
         method="SAM",
         setting={"lr": 0.1, "rho": 0.05},
         seed=0,
     )
     found = images.train_one(**given)
-    images._loaded.cache_clear()
+    images.load.cache_clear()
     with on_cpu():
         expected = images.train_one(**given)
     assert found["epochs"] == expected["epochs"]
@@ -120,8 +120,7 @@ def test_fine_tuning_starts_from_a_net_trained_on_the_gpu():
 
 
 def test_matrix_sensing_descends_as_on_a_cpu():
-    task = next(task for task in TASKS if isinstance(task, Sensing))
-    rules = task.rules["GD"]
+    rules = sensing.RULES["GD"]
     given = dict(rules=rules, seeds=[0], epochs=20, every=10, d=20, rank=2, m=200)
     found = sensing.train(**given)
     with on_cpu():

@@ -49,11 +49,9 @@ def test_the_net_ends_as_the_one_whose_losses_are_recorded(method, values):
     data = images.load(CNN, 0)
     net = images.make_net(CNN, data)
     setting = {"lr": 0.1, **values}
-    metrics = train_net(net, data, METHODS[method], setting, Training(2, 2, 0))[
-        "metrics"
-    ]
+    value = train_net(net, data, METHODS[method], setting, Training(2, 2, 0))
     loss = float(flatnb.metrics.evaluate(net, data.test)["loss"])
-    assert loss == pytest.approx(metrics["test_loss"][0][0][-1], rel=1e-5)
+    assert loss == pytest.approx(value["metrics"]["test_loss"][0][0][-1], rel=1e-5)
 
 
 def test_a_run_that_diverges_has_no_numbers():
@@ -73,5 +71,5 @@ def test_seeds_split_differently_and_share_the_test_images():
 
 def test_a_folder_of_images_needs_its_place(monkeypatch):
     monkeypatch.delenv("FLATNB_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match="set FLATNB_DATA"):
+    with pytest.raises(FileNotFoundError, match="folder=.FLATNB_DATA/cifar10-jpeg"):
         images.load(replace(MLP, data="cifar10-jpeg"), 0)

@@ -26,7 +26,6 @@ class Experiment:
     name: str
     value: int
     texts: tuple[str, ...] = ('{"loss": 0.5}', '{"loss": 1.5}')
-    title: str = "SAM in the plane"
 
     @property
     def cost(self) -> Cost:
@@ -159,9 +158,9 @@ def test_todo_lists_what_is_missing_most_valuable_first(
     experiments += [Experiment("c", 3), Experiment(NAME, 2), Experiment("a", 1)]
     records.save(example())
     assert out(capsys, "todo").splitlines() == [
-        "experiment GPU min CPU min flatnb records make",
-        "SAM in the plane 2.0 60.0 a",
-        "SAM in the plane 2.0 60.0 c",
+        "flatnb records make GPU min CPU min",
+        "a 2.0 60.0",
+        "c 2.0 60.0",
     ]
     del experiments[2], experiments[0]
     assert out(capsys, "todo") == "every experiment is recorded"

@@ -71,8 +71,8 @@ def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | Non
         ValueError: fewer images of a class than `shots`.
         FileNotFoundError: of `models.pretrained`, `data.images`.
 
-    >>> source = replace(DIGITS, epochs=1)
-    >>> task = FineTuning(name="few", source=source, shots=3, epochs=1)
+    >>> from flatnb.experiments.tasks import DIGITS
+    >>> task = FineTuning(name="few", source=DIGITS, shots=3, epochs=1)
     >>> net, data, accuracy = start(task, seed=0)
     >>> data.classes, len(data.train)
     (('5', '6', '7', '8', '9'), 15)
@@ -86,8 +86,8 @@ def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | Non
     first = _with_classes(data, 0, middle)
     second = _with_shots(_with_classes(data, middle, None), task.shots, seed)
     torch.manual_seed(seed)
-    net, decay = images.make_net(source, first), source.weight_decay
-    training = Training(source.epochs, source.epochs, seed, weight_decay=decay)
+    net = images.make_net(source, first)
+    training = Training(source.epochs, source.epochs, seed, source.weight_decay)
     trained = train_net(net, first, METHODS["ERM"], {"lr": 0.1}, training)
     return net.cpu(), second, trained["metrics"]["test_accuracy"][0][0][-1]
 
@@ -117,8 +117,7 @@ def train_one(
     """Fine-tune once, or go on from a checkpoint: `runner.train_net`."""
     stated = FineTuning(**{**task, "source": Images(**task["source"])})
     net, data, _ = start(stated, seed)
-    net, decay = renewed(net, len(data.classes), seed), stated.source.weight_decay
-    training = Training(
-        stated.epochs, stated.every, seed, weight_decay=decay, checkpoint=resume
-    )
+    net = renewed(net, len(data.classes), seed)
+    decay = stated.source.weight_decay
+    training = Training(stated.epochs, stated.every, seed, decay, checkpoint=resume)
     return train_net(net, data, METHODS[method], setting, training)

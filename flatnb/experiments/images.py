@@ -150,9 +150,7 @@ def train_one(
     data = load(stated, seed)
     torch.manual_seed(seed)
     net, decay = make_net(stated, data), stated.weight_decay
-    training = Training(
-        stated.epochs, stated.every, seed, weight_decay=decay, checkpoint=resume
-    )
+    training = Training(stated.epochs, stated.every, seed, decay, checkpoint=resume)
     return train_net(net, data, METHODS[method], setting, training)
 
 

@@ -63,7 +63,7 @@ def train(
         METHODS[method],
         settings,
         seeds,
-        Training(epochs, every, 0, ADAM, cosine=False, checkpoint=checkpoint),
+        Training(epochs, every, 0, optimizer=ADAM, cosine=False, checkpoint=checkpoint),
     )
     clear(checkpoint)
     return value

@@ -40,8 +40,8 @@ class Training:
     epochs: int
     every: int
     seed: int
-    optimizer: Optimizer = SGD
     weight_decay: float = 0.0
+    optimizer: Optimizer = SGD
     cosine: bool = True  # the learning rate is annealed to 0
     checkpoint: Path | None = None  # an interrupted training goes on from there
 
@@ -63,6 +63,7 @@ class Training:
         average = method.averaged(model, settings, self.epochs * data.steps)
         kind = method.optimizer or self.optimizer
         optimizer = kind.build(model, settings, self.weight_decay)
+        schedule = CosineAnnealingLR(optimizer, self.epochs) if self.cosine else None
         half = device().type == "cuda" and not isinstance(model, Ensemble)
         run = fit(
             model,
@@ -71,9 +72,7 @@ class Training:
             optimizer,
             epochs=self.epochs,
             seed=self.seed,
-            scheduler=CosineAnnealingLR(optimizer, self.epochs)
-            if self.cosine
-            else None,
+            scheduler=schedule,
             every=self.every,
             dtype=torch.bfloat16 if half else None,
             average=average,

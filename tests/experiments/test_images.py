@@ -71,5 +71,5 @@ def test_seeds_split_differently_and_share_the_test_images():
 
 def test_a_folder_of_images_needs_its_place(monkeypatch):
     monkeypatch.delenv("FLATNB_DATA", raising=False)
-    with pytest.raises(FileNotFoundError, match="folder=.FLATNB_DATA/cifar10-jpeg"):
+    with pytest.raises(FileNotFoundError, match=r"\$FLATNB_DATA/cifar10-jpeg"):
         images.load(replace(MLP, data="cifar10-jpeg"), 0)

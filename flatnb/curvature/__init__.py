@@ -17,11 +17,7 @@ not change: `relative_flatness`. Every net of an ensemble: `ensemble_flatness`.
 """
 
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
-from flatnb.curvature.ensemble import (
-    FLATNESS,
-    EnsembleFlatness,
-    ensemble_flatness,
-)
+from flatnb.curvature.ensemble import FLATNESS, EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
 from flatnb.curvature.landscape import (
     barrier,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flatnb._checks import integer, number
-from flatnb.curvature.lanczos import Lanczos, Operator, Ritz
+from flatnb.curvature.lanczos import Lanczos
+from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Result
 
 _SMALL = 10_000  # up to this size products are cheap: multiplicities are looked for
@@ -23,9 +24,9 @@ class Eigenpairs(Result):
     Attributes:
         values: (k,) in float64.
         vectors: (size, k), orthonormal columns in the operator's precision.
-        residuals: (k,) norms `|H v - theta v|`: an eigenvalue lies at least this near
-            to each value. A well separated one is much nearer, by about residual^2 / gap,
-            with gap the distance to the next (Parlett 1998, section 11.7).
+        residuals: (k,) norms `|H v - theta v|`: an eigenvalue lies at least this near,
+            and if the next is at a distance gap, about residual^2 / gap near (Parlett
+            1998, section 11.7).
         converged: whether all residuals are within the tolerance and the vectors
             orthonormal, both checked at the end by products of their own.
     """
@@ -36,9 +37,7 @@ class Eigenpairs(Result):
     converged: bool
 
     def summary(self) -> str:
-        values = ", ".join(f"{value:.6g}" for value in self.values[:6].tolist())
-        if len(self.values) > 6:
-            values += ", …"
+        values = ", ".join(f"{value:.6g}" for value in self.values.tolist())
         text = f"[{values}], largest residual {self.residuals.max():.1e}"
         if len(self.values) > 1 and len(self.vectors) > _SMALL:
             text += ", copies not looked for"
@@ -46,7 +45,7 @@ class Eigenpairs(Result):
 
 
 def top_eigenvalues(
-    operator: Operator,
+    operator: HessianOperator,
     k: int = 1,
     *,
     tol: float | None = None,
@@ -66,15 +65,14 @@ def top_eigenvalues(
     start vector, and it is up to rounding whether a second copy shows.
 
     Args:
-        operator: A `HessianOperator`, or another symmetric operator with `size`,
-            `dtype`, `device`, `products` and `rows(vectors)`; one whose `rows` returns
-            minus the products has minus the lowest eigenvalues.
+        operator: or any symmetric one with `size`, `dtype`, `device`, `products` and
+            `rows(vectors)`. Minus the products have minus the lowest eigenvalues.
         tol: largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64,
             which leaves well separated eigenvalues with errors of rounding.
         max_products: give up after this many, with a warning and `converged=False`.
 
     Raises:
-        ValueError: k, tol or max_products out of range; products that overflow.
+        ValueError: a number out of range; products that overflow.
 
     >>> from flatnb.curvature import HessianOperator
     >>> net, x = torch.nn.Linear(4, 1, bias=False), torch.tensor([4.0, 3.0, 2.0, 1.0])
@@ -102,26 +100,27 @@ def top_eigenvalues(
             lanczos.add_random(generator)
         if len(lanczos.columns) < k:
             continue
-        ritz = lanczos.ritz()
-        rounding = 50 * torch.finfo(operator.dtype).eps * ritz.values.abs().max()
-        ritz = ritz.top(k)
-        limit = (tol * ritz.values.abs()).clamp(min=rounding)
+        values, coordinates, residuals = lanczos.ritz()
+        rounding = 50 * torch.finfo(operator.dtype).eps * values.abs().max()
+        limit = (tol * values[:k].abs()).clamp(min=rounding)
         exhausted = operator.products - used >= max_products
-        if exhausted or bool((ritz.residuals <= limit).all()):
+        if exhausted or bool((residuals[:k] <= limit).all()):
             break
-    vectors = lanczos.vectors(ritz.coordinates)
-    residuals = _checked(operator, ritz, vectors, generator)
-    converged = bool((residuals <= limit).all()) and _orthonormal(vectors)
+    values, vectors = values[:k], lanczos.vectors(coordinates[:, :k])
+    residuals = _checked(operator, values, vectors, residuals[:k], generator)
+    rows = vectors.double()
+    defect = rows @ rows.mT - torch.eye(k).to(rows)
+    orthonormal = float(defect.abs().max()) <= 1e4 * torch.finfo(vectors.dtype).eps
+    converged = orthonormal and bool((residuals <= limit).all())
     products = operator.products - used
     if not converged:
         warnings.warn(
-            f"top_eigenvalues: not converged after {products} products, the largest "
-            f"residual is {float(residuals.max()):.1e}; allow more products or a larger "
-            "tol, or use float64",
+            f"top_eigenvalues: not converged after {products} products; allow more "
+            "products or a larger tol, or use float64",
             stacklevel=2,
         )
     return Eigenpairs(
-        values=ritz.values,
+        values=values,
         vectors=vectors.mT,
         residuals=residuals,
         converged=converged,
@@ -132,27 +131,25 @@ def top_eigenvalues(
 
 
 def _checked(
-    operator: Operator, ritz: Ritz, vectors: Tensor, generator: torch.Generator
+    operator: HessianOperator,
+    values: Tensor,
+    vectors: Tensor,
+    residuals: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
     """The residuals, replaced by those that products show where these are larger.
 
     A product with a sum of all vectors with random signs shows all residuals at once:
     their squares add up, on average over the signs.
     """
-    count = len(ritz.values)
     if operator.size <= _SMALL:
-        mix = torch.eye(count, dtype=torch.float64)
+        mix = torch.eye(len(values), dtype=torch.float64)
     else:
-        mix = torch.randint(0, 2, (1, count), generator=generator).double() * 2 - 1
+        signs = torch.randint(0, 2, (1, len(values)), generator=generator)
+        mix = signs.double() * 2 - 1
     products = operator.rows(mix.to(vectors) @ vectors)
-    misses = products - (mix * ritz.values).to(vectors) @ vectors
+    misses = products - (mix * values).to(vectors) @ vectors
     measured = torch.linalg.vector_norm(misses, dim=1, dtype=torch.float64).cpu()
-    expected = (mix**2 @ ritz.residuals**2).sqrt()
+    expected = (mix**2 @ residuals**2).sqrt()
     surprising = torch.where(measured > 2 * expected, measured, 0.0)
-    return torch.maximum(ritz.residuals, (mix.abs() * surprising[:, None]).amax(0))
-
-
-def _orthonormal(vectors: Tensor) -> bool:
-    rows = vectors.double()
-    defect = rows @ rows.mT - torch.eye(len(rows)).to(rows)
-    return float(defect.abs().max()) <= 1e4 * torch.finfo(vectors.dtype).eps
+    return torch.maximum(residuals, (mix.abs() * surprising[:, None]).amax(0))

@@ -7,21 +7,24 @@ sum_c lambda_ic u_ic u_ic', the mean over the examples is
 
 the gradients of single examples in one pass over the data per output c. Where the
 outputs are linear, piece by piece, in each parameter tensor, H and G have the same
-diagonal, so that this is the trace of the Hessian too: nets of ReLUs with convolutions,
-pooling, residual sums and BatchNorm in eval mode. Smooth activations, attention,
-LayerNorm, tied and recurrent weights break it.
+diagonal: nets of ReLUs with convolutions, pooling, residual sums and BatchNorm in eval
+mode. Smooth activations, attention, LayerNorm, tied and recurrent weights break it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from flatnb.curvature.objective import Chunk, Objective, is_softmax_cross_entropy
+from flatnb.curvature.objective import (
+    LossFunction,
+    is_softmax_cross_entropy,
+)
 from flatnb.curvature.operator import (
     GaussNewtonOperator,
     HessianOperator,
@@ -39,12 +42,9 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
     Costs one pass over the data per output of an example, counted as `products`, with
     the gradient of each example.
 
-    Args:
-        operator: A `HessianOperator`, whose net is tried on a few examples and refused
-            if its trace is another, or a `GaussNewtonOperator`, without such a limit.
-
     Raises:
-        ValueError: A net that is not piecewise linear; a net or a loss that couples the
+        ValueError: a net that is not piecewise linear, tried on a few examples, unless
+            the operator is a `GaussNewtonOperator`; a net or a loss that couples the
             examples of a batch.
 
     >>> from torch import nn
@@ -54,22 +54,39 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
     '8, exact'
     """
     objective, start = operator.objective, time.perf_counter()
+    params = tuple(p.detach() for p in objective.params)
+
+    def pulled(params: tuple[Tensor, ...], x: Tensor, u: Tensor) -> Tensor:
+        return (objective.outputs(x[None], params).reshape(-1) * u).sum()
+
+    def square(x: Tensor, u: Tensor) -> Tensor:
+        """|J_i' u_i|^2 of one example."""
+        gradients = grad(pulled)(params, x, u)
+        norms = [torch.linalg.vector_norm(g).double() for g in gradients]
+        return torch.stack(norms).square().sum()
+
+    width = max(1, _BYTES // (objective.size * params[0].element_size()))
+    squares = vmap(square, chunk_size=width)
     value, passes = 0.0, 0
     with torch.enable_grad(), objective.evaluating():
         if not isinstance(operator, GaussNewtonOperator):
-            x, _ = objective.sample()
             named = dict(zip(objective.names, objective.params, strict=True))
-            check_piecewise_linear(objective.outputs(x, objective.params), named)
+            few = objective.outputs(objective.sample()[0], objective.params)
+            check_piecewise_linear(few, named)
         for chunk in objective.chunks:
-            x = objective.move(chunk.x)
+            x, y = objective.move(chunk.x), objective.move(chunk.y)
             with torch.no_grad():
-                outputs = objective.outputs(x, objective.params)
-            _check_rows(objective, x, outputs)
-            weights, directions = _factors(objective, outputs, chunk)
+                outputs = objective.outputs(x, params)
+                half = objective.outputs(x[: (len(x) + 1) // 2], params)
+            _check_rows(len(x), outputs, half)
+            weights, directions = _factors(objective.loss_fn, outputs, y)
             passes = max(passes, directions.shape[2])
-            for c in range(directions.shape[2]):
-                squares = _squared_gradients(objective, x, directions[:, :, c])
-                value += chunk.weight * float((weights[:, c].double() * squares).sum())
+            for w, u in zip(weights.mT, directions.movedim(2, 0), strict=True):
+                try:
+                    each = squares(x, u)
+                except RuntimeError:  # recurrent layers, say, which vmap does not know
+                    each = torch.stack([square(*row) for row in zip(x, u, strict=True)])
+                value += chunk.weight * float((w.double() * each).sum())
     return Estimate(
         value=value,
         products=passes,
@@ -81,8 +98,8 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
 def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> None:
     """Raise unless the outputs are linear, up to kinks, in each parameter tensor.
 
-    The Hessian M of a random combination of the outputs then has a zero block M_pp for
-    each tensor p, which shows in one product with a random vector.
+    The Hessian of a random combination of the outputs then has a zero block for each
+    tensor, which shows in one product with a random vector.
     """
     check_outputs(outputs)
     generator, tensors = torch.Generator().manual_seed(0), list(params.values())
@@ -127,36 +144,12 @@ def rows_apart(slope: Tensor, leaf: Tensor, generator: torch.Generator) -> bool:
     return bool(change <= torch.finfo(leaf.dtype).eps ** 0.5 * size)
 
 
-def _squared_gradients(objective: Objective, x: Tensor, u: Tensor) -> Tensor:
-    """|J_i' u_i|^2 (n,) in float64, for u (n, K) like the rows of the outputs."""
-    params = tuple(p.detach() for p in objective.params)
-
-    def pulled(params: tuple[Tensor, ...], x: Tensor, u: Tensor) -> Tensor:
-        return (objective.outputs(x[None], params).reshape(-1) * u).sum()
-
-    gradients = grad(pulled)
-    width = max(1, _BYTES // (objective.size * params[0].element_size()))
-    total = []
-    for part, directions in zip(x.split(width), u.split(width), strict=True):
-        try:
-            grads = vmap(gradients, in_dims=(None, 0, 0))(params, part, directions)
-        except RuntimeError:  # recurrent layers, say, which vmap does not know
-            rows = zip(part, directions, strict=True)
-            each = [gradients(params, *row) for row in rows]
-            grads = [torch.stack(pieces) for pieces in zip(*each, strict=True)]
-        norms = [g.reshape(len(g), -1).norm(dim=1).double().square() for g in grads]
-        total.append(torch.stack(norms).sum(0))
-    return torch.cat(total)
-
-
-def _check_rows(objective: Objective, x: Tensor, outputs: Tensor) -> None:
+def _check_rows(rows: int, outputs: Tensor, half: Tensor) -> None:
     """Each example has outputs of its own, whatever the others in its batch."""
     check_outputs(outputs)
-    half, rows = (len(x) + 1) // 2, outputs.ndim > 0 and len(outputs) == len(x)
-    with torch.no_grad():
-        part = objective.outputs(x[:half], objective.params)
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
-    if not rows or (outputs[:half] - part).abs().max() > tolerance:
+    each = outputs.ndim > 0 and len(outputs) == rows
+    if not each or (outputs[: len(half)] - half).abs().max() > tolerance:
         raise ValueError(
             "the model couples the examples of a batch, or its outputs are not one row "
             "per example, so that the trace is not a sum over examples; use "
@@ -164,17 +157,14 @@ def _check_rows(objective: Objective, x: Tensor, outputs: Tensor) -> None:
         )
 
 
-def _factors(
-    objective: Objective, outputs: Tensor, chunk: Chunk
-) -> tuple[Tensor, Tensor]:
+def _factors(loss_fn: LossFunction, outputs: Tensor, y: Any) -> tuple[Tensor, Tensor]:
     """lambda (n, C) and u (n, K, C) of the loss of a batch with outputs (n, ...)."""
-    y = objective.move(chunk.y)
-    if is_softmax_cross_entropy(objective.loss_fn, outputs, y):
+    if is_softmax_cross_entropy(loss_fn, outputs, y):
         p = outputs.softmax(1)
         columns = [softmax_factor(p, c) for c in range(p.shape[1])]
         return torch.full_like(p, 1 / len(p)), torch.stack(columns, dim=2)
     leaf = outputs.reshape(len(outputs), -1).detach().requires_grad_()
-    loss = objective.loss_fn(leaf.reshape(outputs.shape), y)
+    loss = loss_fn(leaf.reshape(outputs.shape), y)
     (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
     if not slope.requires_grad:
         return torch.zeros_like(leaf), leaf.new_zeros(*leaf.shape, leaf.shape[1])
@@ -184,7 +174,7 @@ def _factors(
             "over them; use trace(operator), or a loss that is a mean over examples"
         )
     blocks = [
-        torch.autograd.grad(slope[:, c].sum(), leaf, retain_graph=True)[0]
-        for c in range(leaf.shape[1])
+        torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0]
+        for column in slope.mT
     ]
     return torch.linalg.eigh(torch.stack(blocks, dim=2))

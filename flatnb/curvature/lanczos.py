@@ -13,52 +13,22 @@ eigenvalue problem", section 4.5). With r start vectors this is band Lanczos (Ru
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
-
 import torch
 from torch import Tensor
 
-from flatnb.curvature.vectors import norm
+from flatnb._tensors import l2_norm
+from flatnb.curvature.operator import HessianOperator
 
 _ROWS = 32  # by which the basis grows
 _COLUMNS = 2**18  # a float32 sum over more entries than this is continued in float64
 
 
-class Operator(Protocol):
-    """What the process needs of a symmetric operator: `HessianOperator` has it."""
-
-    size: int
-    dtype: torch.dtype
-    device: torch.device
-    products: int
-
-    def rows(self, vectors: Tensor) -> Tensor:
-        """Products with the rows of (k, size), as rows."""
-
-
-class Ritz(NamedTuple):
-    """Ritz pairs in ascending order: values (p,), coordinates (p, p) in columns,
-    residuals (p,).
-    """
-
-    values: Tensor
-    coordinates: Tensor
-    residuals: Tensor
-
-    def top(self, k: int) -> Ritz:
-        """The k largest, in descending order."""
-        return Ritz(*(part.flip(-1)[..., :k] for part in self))
-
-
 class Lanczos:
-    """The basis, and the columns of T in float64, each as far as its last entry.
-
-    Attributes:
-        basis: (capacity, operator.size), of which the first `size` rows are filled.
-        size: m above; p is the number of columns.
+    """`basis` (capacity, operator.size), of which the first `size`, m above, are filled,
+    and the p `columns` of T in float64, each as far as its last entry.
     """
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: HessianOperator) -> None:
         self.operator = operator
         self.basis = torch.empty(
             0, operator.size, dtype=operator.dtype, device=operator.device
@@ -107,8 +77,10 @@ class Lanczos:
         for product in self.operator.rows(self.basis[first:last]):
             self.columns.append(self.add(product))
 
-    def ritz(self) -> Ritz:
-        """All Ritz pairs."""
+    def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ritz values (p,) in descending order, their coordinates (p, p) in columns,
+        and their residuals (p,).
+        """
         p = len(self.columns)
         transposed = torch.zeros(p, self.size, dtype=torch.float64)
         for row, column in zip(transposed, self.columns, strict=True):
@@ -116,7 +88,7 @@ class Lanczos:
         # Reads the lower triangle: of two coefficients the one that was measured later.
         values, coordinates = torch.linalg.eigh(transposed[:, :p])
         residuals = (transposed[:, p:].mT @ coordinates).norm(dim=0)
-        return Ritz(values, coordinates, residuals)
+        return values.flip(0), coordinates.flip(1), residuals.flip(0)
 
     def vectors(self, coordinates: Tensor) -> Tensor:
         """The Ritz vectors of `coordinates` (p, k), as rows (k, operator.size)."""
@@ -134,7 +106,7 @@ def _project_out(row: Tensor, basis: Tensor) -> Tensor:
 
 
 def _length(row: Tensor) -> float:
-    length = float(norm(row))
+    length = float(l2_norm([row]))
     if not length < float("inf"):
         raise ValueError(
             f"a product with the operator has the norm {length}; look for overflow in "

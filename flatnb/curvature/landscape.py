@@ -127,19 +127,19 @@ def between(
             "the two nets differ in parameters or buffers; allowed: the same net, with "
             "other values"
         )
-    losses = []
+    losses, buffers = [], first.buffers
     for t in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
-        buffers = {
+        first.buffers = {
             name: torch.lerp(b, last.buffers[name], t) if b.is_floating_point() else b
-            for name, b in first.buffers.items()
+            for name, b in buffers.items()
         }
-        losses.append(first.loss(torch.lerp(first.vector, last.vector, t), buffers))
+        losses.append(first.loss(torch.lerp(first.vector, last.vector, t)))
     return torch.tensor(losses, dtype=torch.float64)
 
 
 def _shapes(objective: Objective) -> dict[str, torch.Size]:
-    tensors = objective.as_dict(objective.vector) | objective.buffers
-    return {name: tensor.shape for name, tensor in tensors.items()}
+    params = dict(zip(objective.names, objective.params, strict=True))
+    return {name: t.shape for name, t in (params | objective.buffers).items()}
 
 
 def barrier(losses: Tensor) -> float:

@@ -2,16 +2,16 @@
 
     L(w) = sum_b (n_b / N) loss_fn(model(x_b; w), y_b),    N = sum_b n_b
 
-Everything in `flatnb.curvature` measures this function. It holds a copy of parameters
-and buffers and evaluates the model on them, so that the model is never written to and
-training it further does not change what is measured.
+Everything in `flatnb.curvature` measures this function. It evaluates the model on
+copies of its parameters and buffers, so that the model is never written to and training
+it further does not change what is measured.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatnb._checks import shown
 from flatnb._nets import in_mode, unwrap
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -43,8 +44,8 @@ class Objective:
         model: called as `model(x)`. Compiled and data-parallel wrappers are taken off.
         loss_fn: `loss_fn(outputs, targets)`, the **mean** loss of a batch, a scalar.
         batches: `(x, y)` pairs, weighted by `len(x)`; a list or a `DataLoader`.
-        params: the parameters that w consists of: their names, or a predicate on name
-            and tensor; None takes all that require a gradient. The others stay fixed.
+        params: what w consists of: names, or a predicate on name and tensor; None takes
+            all that require a gradient. The other parameters stay fixed.
 
     Raises:
         ValueError: empty data, a loss that is not a finite scalar mean, data and model
@@ -54,7 +55,7 @@ class Objective:
     Attributes:
         names, params, size: the parameters' names and copies; length of w.
         buffers: copies of the model's buffers, by name.
-        chunks, examples: the batches; N.
+        chunks: the batches.
 
     >>> x = torch.eye(2)
     >>> objective = Objective(nn.Linear(2, 1), nn.functional.mse_loss, [(x, x[:, :1])])
@@ -71,67 +72,52 @@ class Objective:
     ) -> None:
         self.model, self.loss_fn = unwrap(model), loss_fn
         named = dict(self.model.named_parameters())
-        self.names = tuple(_select(named, params))
+        self.names = _select(named, params)
+        self._fixed = {name: p.detach().clone() for name, p in named.items()}
         self.params = tuple(
-            named[name].detach().clone().requires_grad_() for name in self.names
+            self._fixed.pop(name).requires_grad_() for name in self.names
         )
-        self.dtype, self.device = self.params[0].dtype, self.params[0].device
-        _check_precision(named, self.dtype)
-        self._fixed = {
-            n: p.detach().clone() for n, p in named.items() if n not in self.names
-        }
         self.buffers = {n: b.detach().clone() for n, b in self.model.named_buffers()}
-        self._sizes = [p.numel() for p in self.params]
-        self.size = sum(self._sizes)
+        self.size = sum(p.numel() for p in self.params)
+        self.dtype, self.device = self.params[0].dtype, self.params[0].device
+        dtypes = {p.dtype for p in named.values() if p.is_floating_point()}
+        dtypes.add(self.dtype)
+        if dtypes not in ({torch.float32}, {torch.float64}):
+            raise ValueError(
+                f"the model is {', '.join(sorted(map(str, dtypes)))}; allowed: all float32 "
+                "or all float64: model.float() or model.double()"
+            )
         self.chunks = _read(batches, self.dtype)
-        self.examples = sum(len(chunk.x) for chunk in self.chunks)
         self._try_out()
 
     @property
     def vector(self) -> Tensor:
         """The parameters as one vector (size,), in the order of `names`."""
-        return torch.cat([p.detach().reshape(-1) for p in self.params])
+        return flatten(self.params)
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """(size,) -> one tensor per parameter, views."""
-        pieces = zip(vector.split(self._sizes), self.params, strict=True)
-        return tuple(v.reshape(p.shape) for v, p in pieces)
+        pieces = vector.split([p.numel() for p in self.params])
+        return tuple(v.view_as(p) for v, p in zip(pieces, self.params, strict=True))
 
-    def as_dict(self, vector: Tensor) -> dict[str, Tensor]:
-        """A vector (size,) by parameter name."""
-        return dict(zip(self.names, self.split(vector), strict=True))
-
-    def outputs(
-        self,
-        x: Tensor,
-        params: Sequence[Tensor],
-        buffers: Mapping[str, Tensor] | None = None,
-    ) -> Any:
+    def outputs(self, x: Tensor, params: Sequence[Tensor]) -> Any:
         """Model outputs at `params`; to be called inside `evaluating()`."""
-        state = dict(zip(self.names, params, strict=True))
-        buffers = self.buffers if buffers is None else buffers
+        state = self._fixed | dict(zip(self.names, params, strict=True))
         # Copies, of the data too: a model's first operation may be one in place.
-        state |= {name: value.clone() for name, value in buffers.items()}
-        return functional_call(self.model, self._fixed | state, (x.clone(),))
+        state |= {name: buffer.clone() for name, buffer in self.buffers.items()}
+        return functional_call(self.model, state, (x.clone(),))
 
-    def chunk_loss(
-        self,
-        chunk: Chunk,
-        params: Sequence[Tensor],
-        buffers: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
+    def chunk_loss(self, chunk: Chunk, params: Sequence[Tensor]) -> Tensor:
         """Mean loss of a chunk, with its graph; to be called inside `evaluating()`."""
-        outputs = self.outputs(self.move(chunk.x), params, buffers)
+        outputs = self.outputs(self.move(chunk.x), params)
         return self.loss_fn(outputs, self.move(chunk.y))
 
-    def loss(
-        self, vector: Tensor | None = None, buffers: Mapping[str, Tensor] | None = None
-    ) -> float:
-        """L(w), summed over batches in float64; None is the model's w or buffers."""
+    def loss(self, vector: Tensor | None = None) -> float:
+        """L(w), summed over batches in float64; None is the model's w."""
         params, total = self.params if vector is None else self.split(vector), 0.0
         with torch.no_grad(), self.evaluating():
             for chunk in self.chunks:
-                loss = self.chunk_loss(chunk, params, buffers)
+                loss = self.chunk_loss(chunk, params)
                 total += chunk.weight * loss.double().item()
         return total
 
@@ -144,8 +130,8 @@ class Objective:
             for chunk in self.chunks:
                 loss = chunk.weight * self.chunk_loss(chunk, params)
                 value += loss.double().item()
-                grads = torch.autograd.grad(loss, params, allow_unused=True)
-                total += flatten(grads, params)
+                grads = torch.autograd.grad(loss, params, materialize_grads=True)
+                total += flatten(grads)
         return value, total
 
     def move(self, data: Any) -> Any:
@@ -153,48 +139,40 @@ class Objective:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, exact arithmetic, and kernels that can be differentiated twice.
-
-        Attention goes through the math backend and compiled functions run eagerly,
-        because fused kernels have no double backward. All is as before afterwards.
+        """Eval mode, exact arithmetic, and no fused kernels: these have no double
+        backward. All is as before afterwards.
         """
-        # Weight and spectral norm, as hooks, leave their weight on the module.
-        computed = [
-            (vars(module), name, value)
-            for module in self.model.modules()
-            for name, value in vars(module).items()
-            if isinstance(value, Tensor)
-        ]
-        mode = in_mode(self.model, training=False)
-        try:
-            with mode, self.arithmetic(), sdpa_kernel(SDPBackend.MATH), _eager():
-                yield
-        finally:
-            for attributes, name, value in computed:
-                attributes[name] = value
+        with ExitStack() as stack:
+            for module in self.model.modules():
+                # Weight and spectral norm, as hooks, leave their weight on the module.
+                tensors = {
+                    k: v for k, v in vars(module).items() if isinstance(v, Tensor)
+                }
+                stack.callback(vars(module).update, tensors)
+            stack.enter_context(in_mode(self.model, training=False))
+            stack.enter_context(self.arithmetic())
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if "torch._dynamo" in sys.modules:  # else nothing is compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """No autocast, no TF32: all that a backward pass needs of `evaluating`."""
         cudnn, precision = torch.backends.cudnn, torch.get_float32_matmul_precision()
-        # cuDNN's recurrent layers have no double backward.
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
         exact = cudnn.flags(
-            enabled=cudnn.enabled and not recurrent,
+            enabled=cudnn.enabled and not recurrent,  # those have no double backward
             benchmark=cudnn.benchmark,
             deterministic=cudnn.deterministic,
             allow_tf32=False,
         )
-        with torch.autocast(self.device.type, enabled=False):
-            if self.device.type != "cuda":
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.autocast(self.device.type, enabled=False), exact:
                 yield
-                return
-            torch.set_float32_matmul_precision("highest")
-            try:
-                with exact:
-                    yield
-            finally:
-                torch.set_float32_matmul_precision(precision)
+        finally:
+            torch.set_float32_matmul_precision(precision)
 
     def sample(self) -> tuple[Tensor, Any]:
         """The first examples."""
@@ -214,34 +192,26 @@ class Objective:
         check_loss(loss)
         _check_mean(self.loss_fn, outputs, y)
         if not loss.requires_grad:
-            names = ", ".join(self.names[:3]) + (", …" if len(self.names) > 3 else "")
-            raise ValueError(
-                f"params={names}; allowed: parameters that the loss depends on"
-            )
+            given = shown(self.names)
+            raise ValueError(f"params={given}; allowed: what the loss depends on")
         if not torch.isclose(loss, again, rtol=1e-3, atol=1e-5):
             raise ValueError(
-                f"two losses of the same batch are {loss.item():.6g} and "
-                f"{again.item():.6g}: the model is random in eval mode; switch its "
-                "dropout or noise off"
+                f"two losses of the same batch are {loss:.6g} and {again:.6g}: the "
+                "model is random in eval mode; switch its dropout or noise off"
             )
 
 
-def flatten(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    """One vector from one tensor per parameter; None (an unused one) is zeros."""
-    pieces = [
-        torch.zeros_like(p).reshape(-1) if t is None else t.detach().reshape(-1)
-        for t, p in zip(tensors, like, strict=True)
-    ]
-    return torch.cat(pieces)
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """One vector from one tensor per parameter."""
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
 
 
 def check_loss(loss: Any) -> None:
     """Raise unless `loss` is one finite number."""
     if not isinstance(loss, Tensor) or loss.ndim != 0:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
-            f"loss_fn returned {shape}; allowed: the mean loss as a scalar tensor "
-            "(reduction='mean')"
+            f"loss_fn returned {getattr(loss, 'shape', type(loss))}; allowed: the mean "
+            "loss as a scalar tensor (reduction='mean')"
         )
     if not torch.isfinite(loss):
         raise ValueError(
@@ -269,7 +239,7 @@ def is_softmax_cross_entropy(loss_fn: LossFunction, outputs: Any, y: Any) -> boo
 
 def _select(
     named: Mapping[str, nn.Parameter], params: Selection | None
-) -> Sequence[str]:
+) -> tuple[str, ...]:
     """The names of the chosen parameters, in the model's order."""
     trained = [name for name, p in named.items() if p.requires_grad]
     if params is None:
@@ -278,50 +248,35 @@ def _select(
         wanted = {name for name, p in named.items() if params(name, p)}
     else:
         wanted = {params} if isinstance(params, str) else set(params)
-    wrong = sorted(wanted - set(trained))
-    if wrong or not wanted:
+    if not wanted or not wanted <= set(trained):
         raise ValueError(
-            f"params chooses {', '.join(wrong) or 'nothing'}; allowed: of those that "
-            f"require a gradient at least one: {', '.join(trained) or 'there is none'}"
+            f"params={', '.join(sorted(wanted)) or 'none'}; allowed: one or more that "
+            f"require a gradient: {', '.join(trained) or 'there is none'}"
         )
-    return [name for name in named if name in wanted]
+    return tuple(name for name in trained if name in wanted)
 
 
 def _read(batches: Batches, dtype: torch.dtype) -> list[Chunk]:
     pairs = list(batches)
-    if not pairs:
-        raise ValueError("batches=[]; allowed: at least one (x, y) pair")
     for index, pair in enumerate(pairs):
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise ValueError(
-                f"batches[{index}] is {type(pair).__name__}; allowed: an (x, y) pair, "
-                "for a single batch [(x, y)]"
-            )
-        x = pair[0]
+        x = pair[0] if isinstance(pair, tuple | list) and len(pair) == 2 else None
         if not isinstance(x, Tensor) or x.ndim == 0 or len(x) == 0:
             raise ValueError(
-                f"x of batches[{index}]; allowed: a tensor of at least one example"
+                f"batches[{index}]={shown(pair)}; allowed: (x, y) with a tensor x of at "
+                "least one example, for a single batch [(x, y)]"
             )
         if x.is_floating_point() and x.dtype != dtype:
             raise ValueError(f"x of batches[{index}] is {x.dtype}; allowed: {dtype}")
+    if not pairs:
+        raise ValueError("batches=[]; allowed: at least one (x, y) pair")
     total = sum(len(x) for x, _ in pairs)
     return [Chunk(x, y, len(x) / total) for x, y in pairs]
 
 
-def _check_precision(named: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    dtypes = {p.dtype for p in named.values() if p.is_floating_point()}
-    if dtypes - {dtype} or dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"the model is {', '.join(sorted(map(str, dtypes)))}; allowed: all float32 "
-            "or all float64: model.float() or model.double()"
-        )
-
-
 def _check_mean(loss_fn: LossFunction, outputs: Any, y: Any) -> None:
     """Refuse a sum: its growth doubles from 1 to 2 to 4 copies of a batch."""
-    if not (isinstance(outputs, Tensor) and isinstance(y, Tensor)):
-        return
-    if 0 in (outputs.ndim, y.ndim) or len(outputs) != len(y):
+    tensors = isinstance(outputs, Tensor) and isinstance(y, Tensor)
+    if not tensors or 0 in (outputs.ndim, y.ndim) or len(outputs) != len(y):
         return
     with torch.no_grad():
         # Off a perfect fit, whose loss of 0 would say nothing.
@@ -332,12 +287,5 @@ def _check_mean(loss_fn: LossFunction, outputs: Any, y: Any) -> None:
     first, second = losses[1] - losses[0], losses[2] - losses[1]
     if abs(first) > 1e-3 * abs(losses[0]) and abs(second / first - 2) < 1e-2:
         raise ValueError(
-            "loss_fn grows with the number of examples, as a sum; allowed: a mean "
-            "(reduction='mean')"
+            "loss_fn grows with the number of examples, as a sum; allowed: a mean"
         )
-
-
-def _eager() -> AbstractContextManager[Any]:
-    # Importing the compiler takes seconds; where nobody has, nothing is compiled.
-    compiling = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiling else nullcontext()

@@ -29,8 +29,7 @@ from flatnb.curvature.objective import (
     flatten,
 )
 
-# From one tensor per parameter to the product, likewise.
-_Linear = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
+_Product = Callable[[Tensor], Tensor]  # from v (size,)
 # Of <u, H v> - <v, H u> relative to |H v|: rounding is far below, an error far above.
 _ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
 
@@ -38,20 +37,17 @@ _ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
 class HessianOperator:
     """The Hessian (size, size) of the mean loss, in the order of `names`.
 
-    `operator @ v` takes a vector (size,), or (size, k) as k vectors.
+    `operator @ v` takes a vector (size,), or (size, k) as k vectors; `products` counts
+    the vectors so far.
 
     Args:
-        model, loss_fn, batches, params: as for `Objective`; the model is read once.
+        model, loss_fn, batches, params: as for `Objective`, which is `objective`.
         keep_graph: false, for data whose graph does not fit in memory, evaluates the
             batches again for each product, one after another: about twice the time.
 
     Raises:
-        ValueError: see `Objective`; a second derivative that is wrong, which shows in a
-            matrix that is not symmetric.
-
-    Attributes:
-        objective: the `Objective`, with the gradient and vectors by name.
-        products: products made so far, each vector counted.
+        ValueError: what `Objective` raises; a second derivative that is wrong, which
+            shows in a matrix that is not symmetric.
 
     >>> data = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))]
     >>> operator = HessianOperator(nn.Linear(3, 2), nn.functional.cross_entropy, data)
@@ -74,28 +70,18 @@ class HessianOperator:
         self.shape = (self.size, self.size)
         self.products = 0
         self._check_symmetric()
-        self._graphs: list[_Linear] = []
+        self._graphs: list[_Product] = []
         if keep_graph:
             with self._recording():
                 self._graphs = [self._linearize(c) for c in self.objective.chunks]
 
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.size} parameters, {self.objective.examples} "
-            f"examples, {self.dtype}, {self.device})"
-        )
-
     def __matmul__(self, v: Tensor) -> Tensor:
-        """The product with a vector (size,) or with the columns of (size, k)."""
-        if not isinstance(v, Tensor) or v.ndim not in (1, 2) or v.shape[0] != self.size:
-            shape = tuple(v.shape) if isinstance(v, Tensor) else type(v).__name__
+        if v.ndim not in (1, 2) or len(v) != self.size:
             raise ValueError(
-                f"v is {shape}; allowed: a tensor ({self.size},) or ({self.size}, k)"
+                f"v is {tuple(v.shape)}; allowed: ({self.size},) or ({self.size}, k)"
             )
-        if v.ndim == 1:
-            return self._product(v.to(self.device, self.dtype))
-        # On a CPU stacking columns takes a third of the time of a transposed copy.
-        return self.rows(torch.stack(v.to(self.device, self.dtype).unbind(1))).mT
+        v = v.to(self.device, self.dtype)
+        return self._product(v) if v.ndim == 1 else self.rows(v.mT.contiguous()).mT
 
     def rows(self, vectors: Tensor) -> Tensor:
         """Products with the k rows of (k, size), as rows."""
@@ -108,56 +94,51 @@ class HessianOperator:
 
     def _product(self, v: Tensor) -> Tensor:
         self.products += 1
-        parts, params = self.objective.split(v), self.objective.params
+        zero, chunks = torch.zeros_like(v), self.objective.chunks
         if self._graphs:
             with self.objective.arithmetic():
-                pieces = [flatten(graph(parts), params) for graph in self._graphs]
-            return torch.stack(pieces).sum(0) if len(pieces) > 1 else pieces[0]
-        total = torch.zeros_like(v)
+                return sum((graph(v) for graph in self._graphs), zero)
         with self._recording():
-            for chunk in self.objective.chunks:
-                total += flatten(self._linearize(chunk)(parts), params)
-        return total
+            return sum((self._linearize(chunk)(v) for chunk in chunks), zero)
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
         with torch.enable_grad(), self.objective.evaluating(), _ComposedWeightNorm():
             yield
 
-    def _linearize(self, chunk: Chunk) -> _Linear:
-        """The map v -> product over one batch, with the graph it runs through."""
-        params = self.objective.params
-        loss = chunk.weight * self.objective.chunk_loss(chunk, params)
+    def _linearize(self, chunk: Chunk) -> _Product:
+        """The product over one batch, with the graph it runs through."""
+        objective, params = self.objective, self.objective.params
+        loss = chunk.weight * objective.chunk_loss(chunk, params)
         check_loss(loss)
-        grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            loss, params, create_graph=True, materialize_grads=True
+        )
         # A gradient that does not depend on any parameter adds nothing to the Hessian.
-        live = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
+        live = [i for i, g in enumerate(grads) if g.requires_grad]
         outputs = [grads[i] for i in live]
 
-        def apply(v: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        def product(v: Tensor) -> Tensor:
             if not live:
-                return [None] * len(params)
-            vectors = [v[i] for i in live]
-            return torch.autograd.grad(
-                outputs, params, vectors, retain_graph=True, allow_unused=True
-            )
+                return torch.zeros_like(v)
+            parts = objective.split(v)
+            return _pulled(outputs, params, [parts[i] for i in live])
 
-        return apply
+        return product
 
     def _check_symmetric(self) -> None:
         """Refuse wrong second derivatives: <u, H v> = <v, H u>, on a few examples."""
-        params, split = self.objective.params, self.objective.split
-        draws = torch.randn(2, self.size, generator=torch.Generator().manual_seed(0))
-        vectors = draws.to(self.device, self.dtype)
+        objective, generator = self.objective, torch.Generator().manual_seed(0)
+        draws = torch.randn(2, self.size, generator=generator)
+        u, v = draws.to(self.device, self.dtype)
+        chunk = Chunk(*objective.sample(), 1.0)
         with self._recording():
-            chunk = Chunk(*self.objective.sample(), 1.0)
-            multiply = self._linearize(chunk)
-            loss = abs(self.objective.chunk_loss(chunk, params).item())
-            products = [flatten(multiply(split(v)), params) for v in vectors]
-        (u, v), (hu, hv) = vectors.double(), torch.stack(products).double()
+            loss = abs(objective.chunk_loss(chunk, objective.params).item())
+            product = self._linearize(chunk)
+            hu, hv = product(u).double(), product(v).double()
         # Curvature this far below the loss is rounding.
         size = max(hu.norm(), hv.norm(), loss * torch.finfo(self.dtype).eps ** 0.5)
-        if (u @ hv - v @ hu).abs() > _ASYMMETRY[self.dtype] * size:
+        if (u.double() @ hv - v.double() @ hu).abs() > _ASYMMETRY[self.dtype] * size:
             raise ValueError(
                 "the second derivative of the model is wrong, <u, H v> differs from "
                 "<v, H u>; write it with operations whose backward pass is itself "
@@ -177,7 +158,7 @@ class GaussNewtonOperator(HessianOperator):
     True
     """
 
-    def _linearize(self, chunk: Chunk) -> _Linear:
+    def _linearize(self, chunk: Chunk) -> _Product:
         objective, params = self.objective, self.objective.params
         outputs = objective.outputs(objective.move(chunk.x), params)
         check_outputs(outputs)
@@ -188,22 +169,31 @@ class GaussNewtonOperator(HessianOperator):
         # J v is the derivative of J' u in u: two backward passes make it.
         dummy = torch.zeros_like(outputs, requires_grad=True)
         pulled = torch.autograd.grad(
-            outputs, params, dummy, create_graph=True, allow_unused=True
+            outputs, params, dummy, create_graph=True, materialize_grads=True
         )
-        live = [i for i, g in enumerate(pulled) if g is not None]
+        live = [i for i, g in enumerate(pulled) if g.requires_grad]
         linear = [pulled[i] for i in live]
 
-        def apply(v: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        def product(v: Tensor) -> Tensor:
             if not live or not slope.requires_grad:
-                return [None] * len(params)
-            vectors = [v[i] for i in live]
-            (pushed,) = torch.autograd.grad(linear, dummy, vectors, retain_graph=True)
+                return torch.zeros_like(v)
+            parts = objective.split(v)
+            along = [parts[i] for i in live]
+            (pushed,) = torch.autograd.grad(linear, dummy, along, retain_graph=True)
             (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
-            return torch.autograd.grad(
-                outputs, params, curved, retain_graph=True, allow_unused=True
-            )
+            return _pulled([outputs], params, [curved])
 
-        return apply
+        return product
+
+
+def _pulled(
+    outputs: Sequence[Tensor], params: Sequence[Tensor], along: Sequence[Tensor]
+) -> Tensor:
+    """J' u (size,) for u `along` the outputs."""
+    grad = torch.autograd.grad
+    return flatten(
+        grad(outputs, params, along, retain_graph=True, materialize_grads=True)
+    )
 
 
 def check_outputs(outputs: Any) -> None:
@@ -221,9 +211,6 @@ class _ComposedWeightNorm(TorchFunctionMode):
         self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if func is torch._weight_norm:
-            return _weight_norm(*args, **kwargs or {})
+            v, g, dim = args
+            return v * (g / torch.norm_except_dim(v, 2, dim))
         return func(*args, **kwargs or {})
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))

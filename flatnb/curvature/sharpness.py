@@ -27,7 +27,7 @@ from flatnb._nets import along_members
 from flatnb._tensors import l2_norm
 from flatnb.curvature.objective import Batches, LossFunction, Objective
 from flatnb.curvature.result import Estimate, moments
-from flatnb.curvature.vectors import gaussian, norm
+from flatnb.curvature.vectors import gaussian
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -113,7 +113,7 @@ def worst_sharpness(
             slope = gaussian(len(center), torch.Generator().manual_seed(0), center)
         (move,) = sam_step([slope[None]], [scale[None]], rho * (1 - i / steps))
         step = step + move[0]
-        step = step * (rho / max(rho, float(norm(step / lengths))))
+        step = step * (rho / max(rho, float(l2_norm([step / lengths]))))
     losses.append(objective.loss(center + step))
     reached = torch.tensor(losses if steps > 1 else losses[1:], dtype=torch.float64)
     highest = float(reached.max())  # NaN if one is

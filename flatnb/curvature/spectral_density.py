@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from flatnb._checks import integer, number
-from flatnb.curvature.lanczos import Lanczos, Operator
+from flatnb.curvature.lanczos import Lanczos
+from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Result
 from flatnb.curvature.vectors import rademacher
 
@@ -31,7 +32,7 @@ class SpectralDensity(Result):
     """Quadrature nodes and weights, one row per probe.
 
     Attributes:
-        nodes: (probes, steps) in float64.
+        nodes: (probes, steps) in float64, in descending order.
         weights: (probes, steps), each row summing to 1; 0 past the end of a probe.
         size: dimension of the operator.
     """
@@ -55,28 +56,17 @@ class SpectralDensity(Result):
 
     def summary(self) -> str:
         mean, error = self.moment(1)
-        low, high = float(self.nodes.min()), float(self.nodes.max())
-        return (
-            f"nodes from {low:.4g} to {high:.4g}, mean eigenvalue {mean:.4g} ± "
-            f"{error:.1g}"
-        )
+        nodes = f"nodes from {self.nodes.min():.4g} to {self.nodes.max():.4g}"
+        return f"{nodes}, mean eigenvalue {mean:.4g} ± {error:.1g}"
 
 
 def spectral_density(
-    operator: Operator, *, steps: int = 60, probes: int = 4, seed: int = 0
+    operator: HessianOperator, *, steps: int = 60, probes: int = 4, seed: int = 0
 ) -> SpectralDensity:
     """Spectral density from `probes` Lanczos processes of `steps` products each.
 
-    Holds `steps` vectors, for full reorthogonalization; without it Lanczos repeats
-    eigenvalues.
-
-    Args:
-        operator: the matrix, as for `top_eigenvalues`.
-        steps: nodes per probe, at most the dimension.
-        probes: start vectors >= 2.
-
-    Raises:
-        ValueError: steps or probes out of range.
+    Takes an operator as `top_eigenvalues` does, and at least two probes. Holds `steps`
+    vectors, for full reorthogonalization; without it Lanczos repeats eigenvalues.
 
     >>> from flatnb.curvature import HessianOperator
     >>> net = torch.nn.Linear(4, 1, bias=False)

@@ -38,10 +38,8 @@ def trace(
     For nets of ReLUs `gauss_newton_trace` is cheaper, and exact.
 
     Args:
-        operator: A `HessianOperator` or `GaussNewtonOperator`.
         relative: standard error wanted, as a fraction of the trace.
         max_probes: give up after this many >= 30, with a warning.
-        seed: of the probes.
 
     Raises:
         ValueError: relative or max_probes out of range.
@@ -63,11 +61,16 @@ def trace(
 
     fields: dict[str, Any]
     if operator.size <= MIN_PROBES:
-        exact = float(operator.dense().diagonal().double().sum())
-        estimator, fields = "exact", {"value": exact}
+        estimator = "exact"
+        fields = {"value": float(operator.dense().diagonal().double().sum())}
     else:
         estimator, fields = "Hutchinson", estimate(draw, relative, max_probes)
-        warn_unless_met(fields, relative, "trace")
+        if not met(fields, relative):
+            warnings.warn(
+                f"trace stopped at {fields['degrees'] + 1} probes with a standard error "
+                f"of {fields['stderr']:.3g}; allow more probes or a larger error",
+                stacklevel=2,
+            )
     return Estimate(
         **fields,
         products=operator.products - used,
@@ -97,12 +100,3 @@ def estimate(
 def met(fields: dict[str, Any], relative: float) -> bool:
     """Whether the standard error is at most this fraction of the value."""
     return fields["stderr"] <= relative * abs(fields["value"])
-
-
-def warn_unless_met(fields: dict[str, Any], relative: float, name: str) -> None:
-    if not met(fields, relative):
-        warnings.warn(
-            f"{name} stopped at {fields['degrees'] + 1} probes with a standard error "
-            f"of {fields['stderr']:.3g}; allow more probes or a larger error",
-            stacklevel=3,
-        )

@@ -27,7 +27,9 @@ def objective(case: Case) -> Objective:
 
 def test_filters_have_the_norms_of_the_net(case: Case):
     space = objective(case)
-    direction = space.as_dict(random_direction(space))
+    direction = dict(
+        zip(space.names, space.split(random_direction(space)), strict=True)
+    )
     for name, p in case.model.named_parameters():
         if p.ndim < 2:
             assert not direction[name].any()

@@ -22,7 +22,7 @@ from flatnb.curvature import (
 def definition(case: Case, weight: str) -> float:
     """sum_{s,s'} <w_s, w_s'> tr H_{s,s'}."""
     op = HessianOperator(case.model, case.loss, case.batches, params=[weight])
-    w = op.objective.as_dict(op.objective.vector)[weight].flatten(1)
+    w = op.objective.params[0].detach().flatten(1)
     blocks = op.dense().reshape(*w.shape, *w.shape)
     return float(torch.einsum("st,ut,saua->", w, w, blocks))
 

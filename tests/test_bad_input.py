@@ -315,28 +315,19 @@ CASES: dict[
         lambda: {"nets": population.nets([NAME]), "measures": ["trace"]},
         {"measures": "no_text list dict bytes"},
     ),
-    "Job": (
-        sweep.Job,
-        lambda: {"call": "json:loads", "settings": {"s": "1"}, "cost": 1.0},
-        {"call": "text no_text nul", "settings": "dict", "cost": "half huge"},
-    ),
     "run": (
         sweep.run,
         lambda: {
             "jobs": [],
             "folder": "runs",
-            "executor": None,
             "workers": None,
             "retry": False,
-            "progress": False,
         },
         {
             "jobs": "list",
-            "executor": "None text no_text nul",
             "workers": "None huge longest",
             "retry": "True",
-            "progress": "True",
-            "folder": "text",
+            "folder": "text no_text",
         },
     ),
     "match": (
@@ -365,6 +356,7 @@ WORDS = {
     "targets": "metric",
     "given": "metric",
     "name": "no record",
+    "folder": "embedded null",
 }
 
 

@@ -1,7 +1,7 @@
 """The form of a record: JSON text to and from plain data, checked.
 
 records.schema.json says what each part is; `check` adds what a schema cannot say.
-Reading a text runs no code, whatever it holds.
+Reading a text runs no code, whatever it holds. This module is for `records`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,45 +22,25 @@ class RecordError(ValueError):
 
 # --- reading ------------------------------------------------------------------------
 
-# Characters that a terminal takes for commands or no file takes as text, as they stand
-# or as JSON escapes them: after an odd number of backslashes.
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
-    r"|(?<!\\)(?:\\\\)*\\(?:[bfr]|u00(?:0[0-8b-fB-F]|1|7[fF]|[89])|u[dD][89a-fA-F])"
-)
 
-
-def parse(text: str, label: str = "this") -> dict[str, Any]:
+def parse(text: str | bytes, label: str = "this") -> dict[str, Any]:
     """The record that a text holds; `label`, its file, is for the error."""
     try:
         record = json.loads(
             text,
             parse_constant=_finite,
             parse_float=_finite,
-            parse_int=_integer,
             object_pairs_hook=_object,
         )
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{label} is not JSON: {one_line(str(error))}") from None
-    if control := _CONTROL.search(text):
-        line = text.count("\n", 0, control.start()) + 1
-        raise RecordError(
-            f"{label} is not a valid record: line {line} has a character that cannot "
-            "be shown"
-        )
+        raise RecordError(f"{label} is not JSON: {_one_line(str(error))}") from None
     check(record, label)
     return record
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
-        raise ValueError(f"{one_line(text)} is no finite number; write null")
-    return number
-
-
-def _integer(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**63:
-        raise ValueError(f"{one_line(text)} is too large; an integer has 64 bits")
+        raise ValueError(f"{text} is no finite number; write null")
     return number
 
 
@@ -81,40 +60,6 @@ def schema() -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check(record: Any, label: str = "this") -> None:
-    """Check that this is a record.
-
-    Args:
-        record: anything.
-        label: what the error calls it.
-
-    Raises:
-        RecordError: naming each fault and its place.
-    """
-    try:  # the shapes can be looked at only where the form holds
-        faults = _form_faults(record) or list(_shape_faults(record))
-    except (RecursionError, ValueError) as error:  # nested deeply, integers too long
-        faults = [f"record: {error}"]
-    if faults:
-        lines = "; ".join(map(one_line, faults[:5]))
-        ending = "; and more" if len(faults) > 5 else ""
-        raise RecordError(f"{label} is not a valid record: {lines}{ending}")
-
-
-def _form_faults(record: Any) -> list[str]:
-    """What breaks the schema, the most particular first; tables of numbers aside.
-
-    Those are for `_shape_faults`: jsonschema looks at each number for itself, and would
-    take 20 s for all records.
-    """
-    if isinstance(record, dict) and isinstance(record.get("final"), dict):
-        record = {**record, "final": {name: [] for name in record["final"]}}
-    errors = sorted(
-        _validator().iter_errors(record), key=lambda error: -len(error.path)
-    )
-    return [f"record{error.json_path[1:]}: {error.message}" for error in errors]
-
-
 @functools.cache
 def _validator() -> Any:
     """Of the schema, for which 1.0 is no integer: it would be no index, either."""
@@ -125,22 +70,32 @@ def _validator() -> Any:
     return jsonschema.validators.extend(draft, type_checker=kinds)(schema())
 
 
-def one_line(text: str) -> str:
+def check(record: Any, label: str = "this") -> None:
+    """Check that this is a record; the RecordError names each fault and its place."""
+    errors = sorted(  # the most particular first
+        _validator().iter_errors(record), key=lambda error: -len(error.path)
+    )
+    faults = [f"record{error.json_path[1:]}: {error.message}" for error in errors]
+    if not faults:  # the shapes can be looked at only where the form holds
+        faults = list(_shape_faults(record))
+    if faults:
+        lines = "; ".join(map(_one_line, faults[:5]))
+        ending = "; and more" if len(faults) > 5 else ""
+        raise RecordError(f"{label} is not a valid record: {lines}{ending}")
+
+
+def _one_line(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 160 else f"{text[:80]} … {text[-77:]}"
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_table(table: Any, rows: int, columns: int) -> bool:
-    """Whether it is a list of `rows` lists of `columns` numbers or nulls."""
-    return (
-        isinstance(table, list)
-        and len(table) == rows
-        and all(isinstance(row, list) and len(row) == columns for row in table)
-        and all(set(map(type, row)) <= {int, float, type(None)} for row in table)
+def _is_table(table: list[Any], rows: int, columns: int) -> bool:
+    """Whether it is `rows` lists of `columns` numbers or nulls."""
+    return len(table) == rows and all(
+        isinstance(row, list)
+        and len(row) == columns
+        and set(map(type, row)) <= {int, float, type(None)}
+        for row in table
     )
 
 
@@ -155,15 +110,12 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         yield "record.seeds has one twice"
     for metric, table in record["final"].items():
         if not _is_table(table, settings, len(seeds)):
-            size = f"{settings} settings × {len(seeds)} seeds"
+            size = f"{settings} settings × {len(seeds)} seeds of numbers"
             yield f"record.final.{metric} is not {size}"
     for metric, table in curves["metrics"].items():
-        epochs = len(curves["epochs"])
-        if not _is_table(table, len(seeds), epochs):
-            yield (
-                f"record.curves.metrics.{metric} is not {len(seeds)} seeds × "
-                f"{epochs} epochs"
-            )
+        if not _is_table(table, len(seeds), len(curves["epochs"])):
+            size = f"{len(seeds)} seeds × {len(curves['epochs'])} epochs of numbers"
+            yield f"record.curves.metrics.{metric} is not {size}"
     choices = {
         "curves.setting": curves["setting"],
         "selection.chosen": selection["chosen"],
@@ -177,9 +129,8 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         yield "record.selection.chosen differs between seeds, but is per task"
     for failure in record["failures"]:
         if failure["setting"] >= settings or failure["seed"] not in seeds:
-            yield "record.failures names setting {setting}, seed {seed}".format(
-                **failure
-            )
+            place = f"setting {failure['setting']}, seed {failure['seed']}"
+            yield f"record.failures names {place}"
     hyperparameters = {name for setting in record["settings"] for name in setting}
     for name in sorted(hyperparameters & {"seed", *record["final"]}):
         yield f"record.settings has a hyperparameter named like the column {name}"
@@ -197,16 +148,11 @@ _RESULTS = (
 )
 
 
-def plain(value: Any, place: str) -> Any:
+def plain(value: Any, place: str = "record") -> Any:
     """A value as JSON has it; results are rounded, or None if they are not finite."""
     if hasattr(value, "tolist"):  # arrays, tensors, NumPy's numbers
         value = value.tolist()
     if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise RecordError(
-                    f"{place} has the key {shown(key)}; keys must be text"
-                )
         return {key: plain(part, f"{place}.{key}") for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [plain(part, f"{place}[{index}]") for index, part in enumerate(value)]
@@ -215,12 +161,9 @@ def plain(value: Any, place: str) -> Any:
             return float(f"{value:.6g}") if math.isfinite(value) else None
         if not math.isfinite(value):
             raise RecordError(f"{place} is {value}; only a result may lack a number")
-        return value
-    if value is None or isinstance(value, str | int):
-        return value
-    raise RecordError(
-        f"{place} is of type {type(value).__name__}, which JSON cannot represent"
-    )
+    elif not (value is None or isinstance(value, str | int)):
+        raise RecordError(f"{place} is {shown(value)}, which JSON cannot represent")
+    return value
 
 
 def dump(value: Any, depth: int = 0, listed: bool = False) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
 
@@ -21,15 +23,12 @@ PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
 def provenance() -> dict[str, Any]:
     """How and where this process computes; the caller adds `seconds`, of all runs.
 
-    Keys: command (without folders); commit, and dirty: whether the package's files
-    differ from it, both None outside its repository; code (of `code`); python;
-    packages; device; threads; cpu; platform; date (UTC); deterministic.
+    `commit` and `dirty` (whether the package's files differ from it) are None outside
+    its repository.
 
     >>> sorted(provenance()["packages"])
     ['flatnb', 'numpy', 'torch', 'torchvision']
     """
-    import torch
-
     cuda = torch.cuda.is_available()
     commit, dirty = _commit()
     packages = versions(PACKAGES)
@@ -68,7 +67,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     >>> versions(["not-a-package"])["not-a-package"]
     'absent'
     """
-    from flatnb import __version__
+    from flatnb import __version__  # of the one that runs, installed or not
 
     installed = {"python": platform.python_version()}
     for package in packages:
@@ -76,7 +75,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             installed[package] = "absent"
-    if "flatnb" in installed:  # the one that runs, installed or not
+    if "flatnb" in installed:
         installed["flatnb"] = __version__
     return installed
 
@@ -93,18 +92,15 @@ def cores() -> int:
 
 def _deterministic(cuda: bool) -> dict[str, Any]:
     """What decides whether the same run gives the same bits again."""
-    import torch
-
     algorithms = torch.are_deterministic_algorithms_enabled()
-    exact = algorithms or not cuda
+    bits = "bit for bit, with the same packages and threads on this machine"
+    rounding = "to rounding: CUDA's atomic additions and cuDNN's choices vary by run"
     return {
         "algorithms": algorithms,
         "cudnn_deterministic": torch.backends.cudnn.deterministic,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "float32_matmul": torch.get_float32_matmul_precision(),
-        "repeats": "bit for bit, with the same packages and threads on this machine"
-        if exact
-        else "to rounding: CUDA's atomic additions and cuDNN's choices vary by run",
+        "repeats": bits if algorithms or not cuda else rounding,
     }
 
 
@@ -116,23 +112,20 @@ def _command(words: Sequence[str]) -> str:
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(PACKAGE), *arguments]
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _commit() -> tuple[str | None, bool | None]:
     top = _git("rev-parse", "--show-toplevel")
+    commit = _git("rev-parse", "HEAD")
     # Installed below another project's folder, the package is not of that project.
-    if top is None or Path(top).resolve() != PACKAGE.parent:
+    if commit is None or top is None or Path(top).resolve() != PACKAGE.parent:
         return None, None
-    commit, changes = (
-        _git("rev-parse", "HEAD"),
-        _git("status", "--porcelain", "--", "."),
-    )
-    return (commit, bool(changes)) if commit else (None, None)
+    return commit, bool(_git("status", "--porcelain", "--", "."))
 
 
 def _cpu() -> str:

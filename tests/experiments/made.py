@@ -9,9 +9,7 @@ from flatnb.results import form, sweep
 
 def record_of(experiment: Experiment) -> dict[str, Any]:
     """The record, of a valid form."""
-    results = [
-        sweep.Result(job, job.run(), None, 1.0, job.key) for job in experiment.jobs()
-    ]
+    results = [sweep.Result(job, job.run(), None, 1.0) for job in experiment.jobs()]
     record = json.loads(json.dumps(experiment.record(results)))
     form.check(record)
     return record

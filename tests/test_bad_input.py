@@ -22,7 +22,7 @@ import flatnb
 from flatnb import metrics, models
 from flatnb.data import Data, Split, images, plane, sensing, stack
 from flatnb.data.augment import RandomCrop
-from flatnb.results import compare, form, population, records, statistics, sweep
+from flatnb.results import compare, population, records, statistics, sweep
 
 ODD: dict[str, Any] = {
     "None": None,
@@ -260,7 +260,6 @@ CASES: dict[
         {"patterns": "list"},
     ),
     "common": (compare.common, lambda: {"runs": runs()}, {}),
-    "same_seeds": (compare.same_seeds, lambda: {"runs": runs()}, {}),
     "paired": (
         compare.paired,
         lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
@@ -341,7 +340,6 @@ CASES: dict[
         lambda: {"record": example(), "replace": True},
         {"replace": "True"},
     ),
-    "check": (form.check, lambda: {"record": example()}, {}),
 }
 
 

@@ -38,9 +38,6 @@ def sign(metric: str) -> int:
 def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
     """The records whose names fit the patterns; not to be changed: each is read once.
 
-    Raises:
-        records.RecordError: a pattern that no record's name fits.
-
     >>> [record["method"] for record in loaded(["plane/gaussian-0/SAM/narrow-grid"])]
     ['SAM']
     """
@@ -58,7 +55,7 @@ def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame
     """A row for each record and seed, at the setting chosen for the seed.
 
     Args:
-        patterns: of record names, such as `plane/*/narrow-grid`.
+        patterns: of record names, such as `plane/*/narrow-grid`; each must fit some.
         setting: "chosen"; or "default", the published one (past the budget, or the only
             one); or "otherwise", what the record's other rule would have chosen. A
             record without such a setting is left out.
@@ -66,9 +63,6 @@ def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame
     Returns:
         Columns record, task, method, passes, seed, setting (its index), and the final
         metrics, with `loss_gap` = test_loss - train_loss.
-
-    Raises:
-        ValueError: another setting, or (a RecordError) a pattern that no name fits.
 
     >>> runs = select(["plane/gaussian-0/*/narrow-grid"])
     >>> {"ERM", "SAM"} <= set(runs["method"])
@@ -78,9 +72,14 @@ def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame
     rows = []
     for record in loaded(patterns):
         for place, index in enumerate(_settings(record, setting)):
-            row = {key: record[key] for key in ("method", "passes")}
-            row = {"record": record["name"], "task": task_of(record), **row}
-            row |= {"seed": record["seeds"][place], "setting": index}
+            row = {
+                "record": record["name"],
+                "task": task_of(record),
+                "method": record["method"],
+                "passes": record["passes"],
+                "seed": record["seeds"][place],
+                "setting": index,
+            }
             final = {m: table[index][place] for m, table in record["final"].items()}
             rows.append(row | final)
     return with_gap(pandas.DataFrame(rows))
@@ -115,7 +114,7 @@ def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
     """In each group the run with the highest validation accuracy, ties by its loss.
 
     Args:
-        runs: a row for each run tried, with columns val_accuracy and val_loss.
+        runs: with columns val_accuracy and val_loss.
         by: the columns whose values make the groups, such as ["method", "seed"].
 
     Returns:
@@ -127,47 +126,29 @@ def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
     >>> best(runs, by=["seed"])["rho"].tolist()
     [0.2, 0.1]
     """
-    allowed = "names of columns, such as ['method', 'seed']"
-    columns = sequence("by", by, str, allowed)
+    columns = sequence("by", by, str, "names of columns")
     if not columns:
-        raise ValueError(f"by=[]; allowed: {allowed}")
+        raise ValueError("by=[]; allowed: at least one column, such as 'seed'")
     check_columns(runs, [*columns, "val_accuracy", "val_loss"])
     order = runs.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
     return order.drop_duplicates(columns).sort_values(columns).reset_index(drop=True)
 
 
-def common(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs on those tasks that have all methods of the task with the most methods.
+def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
+    """The runs on those tasks that have the most methods, all the same ones.
 
-    Of tasks with equally many methods the first decides.
+    With "seed" as the column, the same seeds, which `overall` needs. Of sets of equally
+    many the first decides.
 
     >>> runs = pandas.DataFrame({"task": list("abb"), "method": ["SAM", "SAM", "GNP"]})
     >>> common(runs)["task"].unique().tolist()
     ['b']
     """
-    check_columns(runs, [])
+    instance("runs", runs, pandas.DataFrame, "a table of `select`")
     if runs.empty:
         return runs
-    present = runs.groupby("task", sort=False)["method"].agg(set)
-    wanted = max(present, key=len)
-    tasks = [task for task, methods in present.items() if methods >= wanted]
-    return runs[runs["task"].isin(tasks) & runs["method"].isin(wanted)]
-
-
-def same_seeds(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs on the tasks that have the same seeds, and the most: `overall` needs it.
-
-    Of sets of equally many seeds the first decides.
-
-    >>> runs = pandas.DataFrame({"task": ["a", "b", "b"], "seed": [0, 0, 1]})
-    >>> same_seeds(runs)["task"].unique().tolist()
-    ['b']
-    """
-    check_columns(runs, [])
-    if runs.empty:
-        return runs
-    seeds = runs.groupby("task", sort=False)["seed"].agg(frozenset)
-    return runs[runs["task"].map(seeds) == max(seeds, key=len)]
+    sets = runs.groupby("task", sort=False)[column].agg(frozenset)
+    return runs[runs["task"].map(sets) == max(sets, key=len)]
 
 
 # --- differences --------------------------------------------------------------------
@@ -181,8 +162,7 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
         order of the runs. NaN where a run of the pair is missing.
 
     Raises:
-        ValueError: no such metric, a task and method twice, or a task without the
-            baseline.
+        ValueError: no such metric, a run twice, or a task without the baseline.
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "ERM", "SAM", "SAM"],
     ...                          "seed": [0, 1, 0, 1], "test_loss": [3, 4, 2.5, 3]})
@@ -210,9 +190,6 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
         both have), p (two-sided paired t-test; NaN below LEAST_SEEDS seeds), p_holm (p
         adjusted by `holm` over all tests of this table).
 
-    Raises:
-        ValueError: as `differences`.
-
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"] * 5,
     ...                          "seed": [0, 0, 1, 1, 2, 2, 3, 3, 4, 4],
     ...                          "test_loss": [1.0, 0.9, 1.0, 0.8] * 2 + [1.0, 0.9]})
@@ -226,7 +203,7 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
         for method in methods
         if method != baseline
     ]
-    return _with_holm(rows, ["task", "method", "difference", "interval", "n", "p"])
+    return _with_holm(rows, ["task", "method"])
 
 
 def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
@@ -235,14 +212,10 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
     Within a seed the differences are averaged over the tasks, and the means of the
     seeds are tested as in `paired`. A gain that is small on every task can be
     significant here; it is a gain of the mean over these tasks, and may be absent, or a
-    loss, on some.
+    loss, on some. A seed that some task lacks is left out.
 
     Returns:
-        Columns as of `paired`, but tasks (how many) in place of task; n counts the
-        seeds that the method and the baseline have on all tasks.
-
-    Raises:
-        ValueError: as `differences`, or no seed that all tasks have.
+        Columns as of `paired`, but tasks (how many) in place of task.
 
     >>> runs = pandas.DataFrame({"task": list("aabb"), "method": ["ERM", "SAM"] * 2,
     ...                          "seed": 0, "test_loss": [2.0, 1.0, 1.0, 0.5]})
@@ -260,23 +233,23 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
                 f"{', '.join(table)}; take tasks of the same seeds"
             )
         test = _test(complete.mean(axis=1))
-        rows.append({"method": method, **test, "tasks": table.shape[1]})
-    return _with_holm(rows, ["method", "difference", "interval", "n", "tasks", "p"])
+        rows.append({"tasks": table.shape[1], "method": method, **test})
+    return _with_holm(rows, ["tasks", "method"])
 
 
 def _test(gaps: pandas.Series) -> dict[str, float]:
     mean, half, n = summary(gaps)
     gaps = gaps.dropna()
     p = math.nan
-    if n >= LEAST_SEEDS:
-        if gaps.nunique() == 1:  # no spread, of which t is not defined
-            p = float(gaps.iloc[0] == 0)
-        else:
-            p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    if n >= LEAST_SEEDS and gaps.nunique() > 1:
+        p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
+    elif n >= LEAST_SEEDS:  # no spread, of which t is not defined
+        p = float(gaps.iloc[0] == 0)
     return {"difference": mean, "interval": half, "n": n, "p": p}
 
 
-def _with_holm(rows: list[dict[str, Any]], columns: list[str]) -> pandas.DataFrame:
+def _with_holm(rows: list[dict[str, Any]], keys: list[str]) -> pandas.DataFrame:
+    columns = [*keys, "difference", "interval", "n", "p"]
     table = pandas.DataFrame(rows, columns=columns)
     return table.assign(p_holm=holm(table["p"].tolist()))
 
@@ -291,7 +264,7 @@ def tally(
         level: a difference is significant if Holm's adjusted p is below it.
 
     Returns:
-        Columns, for each metric, (metric, "better"), (metric, "worse") and (metric,
+        For each metric, columns (metric, "better"), (metric, "worse") and (metric,
         "tasks"); indexed by method, in the order of the tests.
 
     >>> tests = pandas.DataFrame({"method": ["SAM", "SAM"], "task": ["a", "b"],
@@ -329,15 +302,12 @@ def recommend(
     - "avoid": worse on some task, never better;
     - "no evidence": no significant difference.
 
-    Args:
-        tests: the metric's table of `paired`.
-        metric: of an accuracy more is better, of all else less.
-        level: a difference is significant if Holm's adjusted p is below it.
+    `tests` is the metric's table of `paired`.
 
     Returns:
-        Columns better, worse, tasks (counts of tasks), rank (mean over tasks, 1 the
-        best of the methods), advice; indexed by method, "use" first, then "try", the
-        most often better first.
+        Columns better, worse, tasks (as of `tally`), rank (mean over tasks, 1 the best
+        of the methods), advice; indexed by method, "use" first, then "try", the most
+        often better first.
 
     >>> tests = pandas.DataFrame({"method": ["SAM", "NSO"] * 2, "task": list("aabb"),
     ...                           "difference": [-0.1, 0.1] * 2, "p_holm": [0.01] * 4})
@@ -374,8 +344,8 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
         on each task.
 
     Raises:
-        ValueError: no such metric, a task and method twice, or a method without a
-            number on some task: ranks over different tasks do not compare.
+        ValueError: as of `differences`, or a method without a number on some task:
+            ranks over different tasks do not compare.
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"], "seed": 0,
     ...                          "test_loss": [3.0, 2.0]})
@@ -385,11 +355,11 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     _check(runs, metric)
     means = runs.groupby(["task", "method"], sort=False)[metric].mean()
     means = means.unstack("method")
-    for method in means:
-        for task in means.index[means[method].isna()]:
-            raise ValueError(
-                f"{method} has no {metric} on {task}; rank only what ran on all tasks"
-            )
+    lacking = means.isna().stack()
+    for task, method in lacking.index[lacking]:
+        raise ValueError(
+            f"{method} has no {metric} on {task}; rank only what ran on all tasks"
+        )
     by_task = means.rank(axis=1, ascending=sign(metric) < 0).T
     mean, half = interval(by_task.T)
     summary = {"rank": mean, "interval": half, "tasks": len(means)}
@@ -402,9 +372,8 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
 
 def _check(runs: pandas.DataFrame, metric: str) -> None:
     """Whether there is one run per task, method and seed, with the metric."""
-    check_columns(
-        runs, ["task", "method", "seed", instance("metric", metric, str, "text")]
-    )
+    instance("metric", metric, str, "text")
+    check_columns(runs, ["task", "method", "seed", metric])
     twice = runs.duplicated(["task", "method", "seed"])
     if twice.any():
         run = runs[twice].iloc[0]

@@ -26,9 +26,6 @@ def nets(patterns: Iterable[str]) -> pandas.DataFrame:
         Columns task, method, seed, the hyperparameters, and the final metrics, with
         `loss_gap` and `test_error` = 1 - test_accuracy.
 
-    Raises:
-        ValueError: no pattern, or (a RecordError) one that no record's name fits.
-
     >>> nets(["plane/gaussian-0/SAM/narrow-grid"])["method"].unique().tolist()
     ['SAM']
     """
@@ -51,16 +48,13 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
         Columns task, method, setting (index), its hyperparameters, difference (mean),
         interval, n (seeds that both have), chosen (the share of seeds that chose it).
 
-    Raises:
-        ValueError: no such metric, or a task without the baseline.
-
     >>> names = ["plane/gaussian-0/ERM/narrow-grid", "plane/gaussian-0/SAM/narrow-grid"]
     >>> grid(names, "ERM", "test_loss")["method"].unique().tolist()
     ['SAM']
     """
     instance("metric", metric, str, "text")
     instance("baseline", baseline, str, "the name of a method")
-    bases, rows = {}, []
+    bases, others = {}, []
     for record in loaded(patterns):
         if metric not in record["final"]:
             raise ValueError(
@@ -70,24 +64,29 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
         if record["method"] == baseline:
             values = records.selected(record)[metric]
             bases[task_of(record)] = pandas.Series(values, record["seeds"], dtype=float)
-    for record in loaded(patterns):
+        else:
+            others.append(record)
+    rows = []
+    for record in others:
         task, chosen = task_of(record), record["selection"]["chosen"]
-        if record["method"] == baseline:
-            continue
         if task not in bases:
             raise ValueError(f"{task} has no run of the baseline {baseline!r}")
         values = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
         gaps = values.astype(float) - bases[task].reindex(record["seeds"])
         for index, setting in enumerate(record["settings"]):
-            row = {
-                "task": task,
-                "method": record["method"],
-                "setting": index,
-                **setting,
-            }
             mean, half, n = summary(gaps.loc[index])
-            row |= {"difference": mean, "interval": half, "n": n}
-            rows.append(row | {"chosen": chosen.count(index) / len(chosen)})
+            rows.append(
+                {
+                    "task": task,
+                    "method": record["method"],
+                    "setting": index,
+                    **setting,
+                    "difference": mean,
+                    "interval": half,
+                    "n": n,
+                    "chosen": chosen.count(index) / len(chosen),
+                }
+            )
     return pandas.DataFrame(rows)
 
 
@@ -131,17 +130,13 @@ def flatness(
 
     Args:
         nets: of `nets`, or some of its rows.
-        measures: columns.
-        targets: columns.
+        measures, targets: columns.
         within: columns; only nets that agree in them, and in the seed, are ordered.
         given: a column that is held constant, by partial rank correlation.
 
     Returns:
         Columns `within`, measure, target, correlation (mean over seeds), interval (its
         half-width), n (seeds), nets (per seed, on average).
-
-    Raises:
-        ValueError: no such column, or one to be both ordered by and held constant.
 
     >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
     ...                          "trace": range(24), "test_loss": range(24)})

@@ -24,14 +24,9 @@ LEVEL = 0.05  # of a test: p, adjusted by `holm`, below it is significant
 def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and half-width of its 95 % t-interval over the first axis.
 
-        mean ± t(0.975, n - 1) · s / √n
-
-    Args:
-        values: shape (n, …): n independent repetitions (seeds, members).
-
-    Returns:
-        Mean and half-width, of shape (…). The half-width of n < 2 and the mean of
-        nothing are NaN; so is what has a NaN: no diverged run is left out in silence.
+    Values of shape (n, …), n independent repetitions, give two of shape (…). The
+    half-width of n < 2 and the mean of nothing are NaN; so is what has a NaN: no
+    diverged run is left out in silence.
 
     >>> mean, half = interval([1.0, 2.0, 3.0])
     >>> f"{mean:.1f} ± {half:.2f}"
@@ -58,7 +53,12 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 
 def summary(values: pandas.Series) -> tuple[float, float, int]:
-    """`interval` of the values that are not missing, and their number."""
+    """`interval` of the values that are not missing, and their number.
+
+    >>> import pandas
+    >>> summary(pandas.Series([1.0, 1.0, None]))
+    (1.0, 0.0, 2)
+    """
     present = values.dropna()
     mean, half = interval(present)
     return float(mean), float(half), len(present)
@@ -106,13 +106,8 @@ def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Corr
     the pairs for independent. Source: E. C. Fieller, H. O. Hartley and E. S. Pearson,
     "Tests for rank correlation coefficients", Biometrika 44 (1957).
 
-    Args:
-        x: shape (n,), as the others.
-        y: what may go with it.
-        given: what is held constant.
-
-    Returns:
-        The correlation; NaN if fewer than 3 pairs, or a constant column, define none.
+    All have shape (n,). The correlation is NaN if fewer than 3 pairs, or a constant
+    column, define none.
 
     >>> spearman([1, 2, 3, 4], [1, 4, 9, 16]).value
     1.0
@@ -151,9 +146,8 @@ def _fisher(r: float, n: int) -> tuple[float, float]:
 def correlations(
     table: pandas.DataFrame, x: str, y: str, *, by: str, given: str | None = None
 ) -> pandas.Series:
-    """Spearman's correlation of two columns within each group, as `spearman` has it.
+    """`spearman` of two columns within each group of `by`, which index the result.
 
-    The others are columns of the table; `by` makes the groups, which index the result.
     With seeds as groups, its `interval` says how sure the correlation is.
 
     >>> import pandas

@@ -233,9 +233,9 @@ def test_tasks_of_the_same_seeds_are_those_with_the_most():
     few = runs({("few", "ERM"): [1, 2], ("few", "SAM"): [1, 2]})
     two = runs({(task, "ERM"): [1, 2, 3] for task in ("t", "u")})
     other = two[two["task"] == "t"].assign(task="v", seed=lambda t: t["seed"] + 1)
-    found = compare.same_seeds(pandas.concat([few, two, other]))
+    found = compare.common(pandas.concat([few, two, other]), "seed")
     assert found["task"].unique().tolist() == ["t", "u"] and len(found) == 6
-    assert compare.same_seeds(few[:0]).empty
+    assert compare.common(few[:0], "seed").empty
 
 
 def test_over_all_tasks_methods_and_seeds_must_be_shared():

@@ -115,7 +115,7 @@ def test_names_are_paths_and_temporary_files_have_none(folder: Path) -> None:
     "name", ["../a", "/a", "a/../b", "a//b", "", "a/", "a b", ".a", "a\n"]
 )
 def test_a_name_cannot_leave_the_folder(name: str) -> None:
-    with pytest.raises(RecordError, match="name=.*allowed: words of A-Z"):
+    with pytest.raises(RecordError, match=r"name=.*allowed: words of A-Z"):
         records.load(name)
     with pytest.raises(RecordError):
         records.save(example(name))

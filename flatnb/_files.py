@@ -13,17 +13,12 @@ from typing import IO, Any
 def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write to, which becomes `path` once it is on the disk.
 
-    It is written under a random hidden name in the same folder, so it follows no link
-    and meets no other writer; then it is synced and renamed. No reader and no crash
-    sees half a file; an error leaves `path` as it was. What a killed writer leaves is
-    removed by `sweep_up`.
+    No reader and no crash sees half a file, and an error leaves `path` as it was. It is
+    written under a random hidden name in the same folder, so it follows no link and
+    meets no other writer. What a killed writer leaves is removed by `sweep_up`.
 
     Args:
-        path: the file to create or to replace.
         mode: "w", UTF-8 text, or "wb".
-
-    Raises:
-        OSError: the folder is missing or cannot be written, the disk is full.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     encoding = None if "b" in mode else "utf-8"

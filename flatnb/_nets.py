@@ -65,12 +65,6 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def along_members(factor: Tensor, target: Tensor) -> Tensor:
-    """`factor`, () or (members,), in the dtype and shape to multiply `target`, whose
-    leading axis is that of the members.
-
-    >>> import torch
-    >>> along_members(torch.tensor([1.0, 2.0]), torch.ones(2, 3, 4)).shape
-    torch.Size([2, 1, 1])
-    """
+    """`factor`, () or (members,), ready to multiply `target`, (members, ...)."""
     shape = (-1, *[1] * (target.dim() - 1)) if factor.dim() else ()
     return factor.to(target.device, target.dtype).view(shape)

@@ -7,12 +7,10 @@ refuses the file of another run.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
 import os
 import re
-import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatnb._checks import instance
+from flatnb._checks import instance, shown
 from flatnb._files import sweep_up, whole
 
-_FORMAT = b"flatnb training checkpoint 3\n"
+_FORMAT = b"flatnb training checkpoint 4\n"
 _SECONDS = 60.0  # at least so long between two writes
 _DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -38,10 +36,6 @@ class Checkpoint:
         identity: what determines the run, compared as text; tensors by a digest.
         parts: what has a `state_dict` and a `load_state_dict`.
         order: the generator of the batches.
-        device: of the model; its random stream is kept too.
-
-    Raises:
-        TypeError, ValueError: a path where no file can be.
     """
 
     def __init__(
@@ -52,31 +46,47 @@ class Checkpoint:
         order: torch.Generator,
         device: torch.device,
     ) -> None:
-        self._path = None if path is None else _file_path(path)
+        allowed = "None, or the path of a file in a folder that exists"
+        path = instance("checkpoint", path, (str, os.PathLike, type(None)), allowed)
+        self._path = None if path is None else Path(path)
+        if self._path and (self._path.is_dir() or not self._path.parent.is_dir()):
+            raise ValueError(f"checkpoint={shown(str(path))}; allowed: {allowed}")
         self._identity = {name: _text(value) for name, value in identity.items()}
         self._written = time.monotonic()
         self._parts, self._order, self._device = parts, order, device
 
     def load(self) -> dict[str, Any] | None:
-        """Restore all parts and random streams; None if there is no file.
-
-        Returns:
-            What was given to `save`.
+        """Restore all parts and random streams; what `save` got, None without a file.
 
         Raises:
-            ValueError: a damaged file, no checkpoint, or one of another run. Nothing
-                was changed.
+            ValueError: a damaged file, no checkpoint, or one of another run.
         """
         if self._path is None or not self._path.exists():
             return None
-        state = _read(self._path)
-        self._check_run(state["run"])
-        current = copy.deepcopy(self._state({}))
+        header, _, content = self._path.read_bytes().partition(_FORMAT)
+        digest, content = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
         try:
-            self._restore(state)
-        except Exception as error:  # whatever the parts happen to raise
-            self._restore(current)
-            raise _damaged(self._path, error) from error
+            if header or hashlib.sha256(content).digest() != digest:
+                raise ValueError("its digest is not that of its content")
+            state = torch.load(
+                io.BytesIO(content), map_location="cpu", weights_only=True
+            )
+            others = [
+                k for k, text in self._identity.items() if state["run"][k] != text
+            ]
+            if not others:
+                self._restore(state)
+        except Exception as error:  # whatever pickle and the parts happen to raise
+            raise ValueError(
+                f"{self._path} is damaged, or no checkpoint of this training "
+                f"({shown(error)}). Delete it to start again, or give another path"
+            ) from error
+        if others:
+            raise ValueError(
+                f"{self._path} is of another run, with another {', '.join(others)}. "
+                "Resume with the same arguments, give another path, or delete the file "
+                "to start again"
+            )
         return state["progress"]
 
     def due(self) -> bool:
@@ -87,15 +97,6 @@ class Checkpoint:
         """Replace the file. After a failure (a full disk) it is as it was before."""
         if self._path is None:
             return
-        content = io.BytesIO()
-        torch.save(self._state(progress), content)
-        sweep_up(self._path)  # what a killed run left
-        with whole(self._path, "wb") as file:
-            file.write(_FORMAT + hashlib.sha256(content.getbuffer()).digest())
-            file.write(content.getbuffer())
-        self._written = time.monotonic()
-
-    def _state(self, progress: Mapping[str, Any]) -> dict[str, Any]:
         state = {
             "run": self._identity,
             "progress": dict(progress),
@@ -105,7 +106,13 @@ class Checkpoint:
         }
         if self._device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self._device)
-        return state
+        content = io.BytesIO()
+        torch.save(state, content)
+        sweep_up(self._path)  # what a killed run left
+        with whole(self._path, "wb") as file:
+            file.write(_FORMAT + hashlib.sha256(content.getbuffer()).digest())
+            file.write(content.getbuffer())
+        self._written = time.monotonic()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         for name, part in self._parts.items():
@@ -115,54 +122,12 @@ class Checkpoint:
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self._device)
 
-    def _check_run(self, saved: Mapping[str, str]) -> None:
-        for name, text in self._identity.items():
-            if saved.get(name) != text:
-                previous = textwrap.shorten(str(saved.get(name)), 80)
-                raise ValueError(
-                    f"the checkpoint {self._path} is of another run: {name} is {previous} "
-                    f"there and {textwrap.shorten(text, 80)} here. Resume with the same "
-                    "arguments, give another path, or delete the file to start again"
-                )
-
-
-def _file_path(path: str | os.PathLike[str]) -> Path:
-    allowed = "None, or the path of a file in a folder that exists"
-    instance("checkpoint", path, (str, os.PathLike), allowed)
-    place = Path(path)
-    if "\0" in str(place) or place.is_dir() or not place.parent.is_dir():
-        raise ValueError(f"checkpoint={str(path)!r}; allowed: {allowed}")
-    return place
-
-
-def _read(path: Path) -> dict[str, Any]:
-    header, _, content = path.read_bytes().partition(_FORMAT)
-    digest, content = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
-    try:
-        if header or hashlib.sha256(content).digest() != digest:
-            raise ValueError("its digest is not that of its content")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        if not isinstance(state["run"], dict):
-            raise TypeError("it names no run")
-    except Exception as error:  # whatever the parsers of zip and pickle happen to raise
-        raise _damaged(path, error) from error
-    return state
-
-
-def _damaged(path: Path, error: Exception) -> ValueError:
-    reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    return ValueError(
-        f"{path} is damaged, or no checkpoint of this training ({reason}). Delete it "
-        "to start again, or give another path"
-    )
-
 
 def _text(value: Any) -> str:
-    """A value as text that is the same in every process; a large tensor by samples."""
+    """A value as text that is the same in every process; a tensor by a digest."""
     if isinstance(value, Tensor):
-        flat = value.detach().flatten()
-        sample = flat[:: max(1, len(flat) >> 20)].double().cpu().numpy()
-        digest = hashlib.sha256(sample.tobytes()).hexdigest()[:16]
+        entries = value.detach().cpu().flatten().view(torch.uint8).numpy()
+        digest = hashlib.sha256(entries.data).hexdigest()
         return f"{tuple(value.shape)} {value.dtype} {digest}"
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_text, value))})"

@@ -1,8 +1,8 @@
 r"""Many small nets trained as one.
 
-An `Ensemble` of M members holds every parameter once, with a leading member axis, and
-computes all members in batched operations: a grid of settings times all seeds is one
-training. With per-example losses :math:`\ell_{mi}`, the gradient of
+An `Ensemble` holds every parameter once, with a leading member axis, and computes all
+members in batched operations: a grid of settings times all seeds is one training. With
+per-example losses :math:`\ell_{mi}`, the gradient of
 
 .. math:: \sum_{m=1}^{M} \frac1n \sum_{i=1}^{n} \ell_{mi}(w_m)
 
@@ -29,9 +29,6 @@ from flatnb._nets import along_members
 # and wants few groups.
 _EVALUATED_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 
-# Parameters of an ensemble on a CPU, see `groups`.
-_TRAINED_AT_ONCE = 1 << 24
-
 
 class Ensemble(nn.Module):
     r"""Members of one architecture, trained side by side as one module.
@@ -42,11 +39,8 @@ class Ensemble(nn.Module):
     **Input** is (n, ...), shared by all members, or (members, n, ...), an example being
     what has as many entries as the first layer has inputs; where both readings fit, as
     for (members, 1, 28, 28), it is (features,) or (channels, height, width). **Output**
-    is (members, n, classes).
-
-    **Evaluation** in eval mode and without gradients takes the examples in groups, so
-    memory is bounded, and merges each BatchNorm into the Linear before it; not if there
-    are forward hooks, which see one group at a time.
+    is (members, n, classes). In eval mode and without gradients, examples are taken in
+    groups of bounded memory, and forward hooks see one group at a time.
 
     Args:
         make_model: makes the plain net on the CPU: an `nn.Sequential`, possibly nested,
@@ -58,14 +52,8 @@ class Ensemble(nn.Module):
     Attributes:
         net: the batched layers, under the names they have in the plain net.
 
-    Raises:
-        TypeError: a layer that is not supported.
-        ValueError: members < 1, a wrong number of seeds, nets that differ, tied
-            parameters, or a net without Linear.
-
     >>> make_model = lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
-    >>> nets = Ensemble(make_model, members=5)
-    >>> nets(torch.zeros(10, 2)).shape
+    >>> Ensemble(make_model, members=5)(torch.zeros(10, 2)).shape
     torch.Size([5, 10, 3])
     """
 
@@ -80,9 +68,7 @@ class Ensemble(nn.Module):
         self.members = integer("members", members)
         self.seeds = list(range(members)) if seeds is None else [int(s) for s in seeds]
         if len(self.seeds) != members:
-            raise ValueError(
-                f"{len(self.seeds)} seeds for {members} members; give one per member"
-            )
+            raise ValueError(f"{len(self.seeds)} seeds for {members} members")
         # A grid of settings repeats its seeds: each is initialized once.
         plain = {seed: _make(make_model, seed) for seed in dict.fromkeys(self.seeds)}
         nets = [plain[seed] for seed in self.seeds]
@@ -92,8 +78,8 @@ class Ensemble(nn.Module):
         self._features = _features(self.net)
         if len(list(self.net.parameters())) != len(list(nets[0].parameters())):
             raise ValueError(
-                "make_model ties parameters of different layers, which Ensemble stacks "
-                "separately. Use the layer itself twice, or train without Ensemble"
+                "make_model ties parameters of different layers; allowed: to use a layer "
+                "twice"
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,8 +104,7 @@ class Ensemble(nn.Module):
         """A plain copy of member i: its parameters, buffers, modes, `requires_grad`."""
         if not -self.members <= i < self.members:
             raise IndexError(f"member {i} of an ensemble of {self.members}")
-        net = copy.deepcopy(self._plain[0])
-        net = net.to(next(self.net.parameters()))  # device and dtype
+        net = copy.deepcopy(self._plain[0]).to(next(self.parameters()))
         net.load_state_dict({k: v[i] for k, v in self.net.state_dict().items()})
         for p, q in zip(net.parameters(), self.net.parameters(), strict=True):
             p.requires_grad_(q.requires_grad)
@@ -145,20 +130,13 @@ class Ensemble(nn.Module):
         )
 
 
-def groups(
-    model: nn.Module, members: int, at_once: int = _TRAINED_AT_ONCE
-) -> list[range]:
+def groups(model: nn.Module, members: int, at_once: int = 1 << 24) -> list[range]:
     """Cut 0, ..., members - 1 into the ensembles to train one after another.
 
     As few groups as keep each at `at_once` parameters, of sizes that differ by at most
-    one. The default, 2**24 (64 MB in float32), is for a CPU: beyond that, wide nets are
-    slower than one after another, because every step streams the gradients through main
-    memory. On a GPU memory is the limit.
-
-    Args:
-        model: the plain net of one member.
-        members: how many in all.
-        at_once: parameters of an ensemble, at most; a net with more is a group alone.
+    one; a net with more is a group alone. The default, 2**24 (64 MB in float32), is for
+    a CPU: beyond that, wide nets are slower than one after another, because every step
+    streams the gradients through main memory. On a GPU memory is the limit.
 
     >>> groups(nn.Linear(10, 9), members=5, at_once=200)
     [range(0, 1), range(1, 3), range(3, 5)]
@@ -178,15 +156,10 @@ def member_learning_rates(
 
         w <- w_old + rate_m / lr * (w_new - w_old) - rate_m decay_m w_old
 
-    after each step, w_new being the optimizer's. This is exactly training with rate_m
-    if the optimizer's update is proportional to its learning rate and it remembers no
+    after each step, w_new being the optimizer's, whose rate lr is the largest of
+    `rates`; a scheduler scales those of all. This is exactly training with rate_m if
+    the optimizer's update is proportional to its learning rate and it remembers no
     weights: SGD with momentum, Adam (with decays, AdamW).
-
-    Args:
-        optimizer: on the parameters of an `Ensemble`, with one learning rate: the
-            largest of `rates`. A scheduler that changes it scales those of all members.
-        rates: one per member, > 0.
-        decays: one per member.
 
     Raises:
         ValueError: rates that are not positive, or another rate of the optimizer.
@@ -233,12 +206,12 @@ def _make(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         net = instance("make_model()", make_model(), nn.Module, "a torch.nn.Module")
-    devices = {tensor.device.type for tensor in (*net.parameters(), *net.buffers())}
-    if devices - {"cpu"}:
-        raise ValueError(
-            f"make_model made its net on {', '.join(sorted(devices))}; make it on the "
-            "CPU, whose random stream the seed sets, and move the ensemble"
-        )
+    for tensor in (*net.parameters(), *net.buffers()):
+        if not tensor.is_cpu:  # the seed sets the CPU's random stream only
+            raise ValueError(
+                f"make_model made its net on {tensor.device}; allowed: on the CPU, and "
+                "the ensemble is moved"
+            )
     return net
 
 

@@ -54,17 +54,12 @@ def fit_grid(
         seeds: of data and initial weights.
         epochs, seed, callbacks: see `fit`.
         every: evaluate after every so many epochs; at the end only if not given.
-        lr: learning rate where the grid has none.
         optimizer: called as optimizer(parameters, lr=...); for several learning rates
             one that `member_learning_rates` allows.
-        device: to train on.
 
     Returns:
         `Run.frame` with a column for each name in the grid, "seed" and "member"; and
         the trained ensemble.
-
-    Raises:
-        TypeError, ValueError: an argument of another kind or range.
 
     >>> import flatnb
     >>> from flatnb import data, models

@@ -32,12 +32,7 @@ _GRADIENT_EXAMPLES = 2048
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Softmax cross-entropy per example, in nats, as a method's closure returns it.
 
-    Args:
-        logits: (..., n, classes).
-        y: class indices, (n,) or (..., n).
-
-    Returns:
-        (..., n).
+    Logits are (..., n, classes), class indices y (n,) or (..., n), losses (..., n).
 
     >>> cross_entropy(torch.zeros(5, 8, 2), torch.zeros(8, dtype=torch.long)).shape
     torch.Size([5, 8])
@@ -58,7 +53,8 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
     r"""The metrics of a net on a split, in one pass of bounded memory.
 
-    The calibration error of the most probable class is
+    "loss" is the mean cross-entropy in nats, "accuracy" the fraction classified
+    correctly, and "ece" the calibration error of the most probable class,
 
     .. math:: \sum_b \frac{|I_b|}{n} |\mathrm{acc}(I_b) - \mathrm{conf}(I_b)|
 
@@ -68,10 +64,6 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
         equation (3).
-
-    Returns:
-        "loss": the mean cross-entropy in nats; "accuracy": the fraction classified
-        correctly; "ece": the calibration error.
 
     >>> from flatnb.data import plane
     >>> sorted(evaluate(nn.Linear(2, 2), plane("spiral", n_test=100).test))

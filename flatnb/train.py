@@ -8,6 +8,7 @@ checkpoint.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from flatnb._checks import function, instance, integer, sequence, shown
+from flatnb._checks import instance, integer, sequence, shown
 from flatnb._nets import distributed, unwrap
 from flatnb._nets import members as members_of
 from flatnb._tensors import l2_norm, present
@@ -36,12 +37,6 @@ if TYPE_CHECKING:
     from flatnb.data import Data
 
 Callback = Callable[["Run", nn.Module], None]
-_KINDS: dict[str, tuple[Any, str]] = {
-    "method": (Method, "a method, such as flatnb.SAM(0.05)"),
-    "optimizer": (Optimizer, "an optimizer of torch.optim"),
-    "scheduler": (LRScheduler | None, "None, or a scheduler of torch.optim"),
-    "average": (AveragedModel | None, "None, or an AveragedModel of torch.optim"),
-}
 
 
 @dataclass
@@ -49,17 +44,14 @@ class Run:
     """What `fit` returns: who trained, and the metrics of each evaluated epoch.
 
     Attributes:
-        method: the method as it is written, e.g. "SAM(rho=0.05)".
-        seed: the seed of batch order, augmentation and dropout.
         history: one dict per evaluated epoch, epoch 0 (before training) included:
-            epoch, seconds (of training so far), passes (forward-backward, so far),
+            epoch, seconds (of training, so far), passes (forward-backward, so far),
             {train, val, test}_{loss, accuracy, ece} (of `evaluate`), norm (l2, all
             parameters), grad_norm (of `gradient_norm`); with an average its metrics
             too, as average_train_loss and so on. For an ensemble each metric is a list
             with one entry per member.
         stopped: why training ended early (a gradient that is not finite), or None.
-        epoch: the last one trained.
-        seconds: of training, evaluation not included.
+        epoch, seconds: of training so far.
     """
 
     method: str
@@ -100,20 +92,13 @@ def fit(
     average: AveragedModel | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """Train `model` on `data.train` where its parameters are; evaluate it on all splits.
+    """Train a classifier, or an `Ensemble` of them, on `data.train`; evaluate it.
 
-    Seeds the global random stream. Same seed, machine and thread count: same run, bit
-    for bit on a CPU. A model stops before the first step whose gradient is not finite
-    (on a GPU it returns to the start of that epoch); a member of an ensemble is lost by
-    itself. For several processes, clipping or
-    float16 write the loop. The library's page says more: "How fit behaves".
+    Seeds the global random stream: same seed, machine and thread count, same run. A
+    model stops before the first step whose gradient is not finite; a member of an
+    ensemble is lost by itself. The library's page says more: "How fit behaves".
 
     Args:
-        model: a classifier, or an `Ensemble` of them.
-        data: what to train and to evaluate on.
-        method: how losses become a gradient.
-        optimizer: of the model's parameters.
-        epochs: passes over the training set.
         seed: of batch order, augmentation and dropout; not of the initial weights.
         scheduler: of the learning rate, stepped once per epoch.
         callbacks: each called as callback(run, model) after each evaluation.
@@ -123,11 +108,6 @@ def fit(
             after its BatchNorm statistics are recomputed on the training data.
         checkpoint: a file to resume from if it exists, and to write, once per minute
             and at the end. A resumed run equals the unbroken one, on a CPU bit for bit.
-
-    Raises:
-        TypeError, ValueError: an argument of another kind or range, an ensemble of
-            another size than its data, or a checkpoint that is damaged or of another
-            run.
 
     >>> import flatnb
     >>> from flatnb import data, models
@@ -167,7 +147,10 @@ def fit(
         run.epoch += 1
         start = time.perf_counter()
         batches = data.index_batches(order)
-        before = _copies([net, average], device)
+        before = []
+        if _is_asynchronous(device):  # gradients are checked after the epoch
+            modules = [net] if average is None else [net, average]
+            before = [(m, copy.deepcopy(m.state_dict())) for m in modules]
         try:
             train_epoch(model, batches, method, optimizer, dtype=dtype, average=average)
         except FloatingPointError as error:
@@ -196,8 +179,6 @@ def train_epoch(
 ) -> Tensor:
     """One pass over `batches`, which are (indices of the examples, x, y) each.
 
-    Arguments as in `fit`; `average` is updated after each step.
-
     Returns:
         The mean training loss of each step, (steps,) or (steps, members).
 
@@ -205,7 +186,6 @@ def train_epoch(
         FloatingPointError: a gradient that is not finite, on a CPU before its step is
             taken, on a GPU, which would have to wait, after the last one; for an
             ensemble only if, at the end, no member had a finite loss.
-        ValueError: no batch.
 
     >>> from flatnb import ERM, data, models
     >>> net, plane = models.mlp(2, 4, 1, 2), data.plane("gaussian", n_test=100)
@@ -228,15 +208,19 @@ def train_epoch(
         if loss.dim() == 0:
             grads = present([p.grad for p in net.parameters()])
             norms.append(nn.utils.get_total_norm(grads))
-            if not _is_asynchronous(loss.device):
-                _check_norms(norms[-1:], losses)
+            if not (_is_asynchronous(loss.device) or norms[-1].isfinite()):
+                break
         optimizer.step()
         if average is not None:
             average.update_parameters(net)
     if not losses:
         raise ValueError("batches gave none; allowed: at least one batch")
-    if norms:
-        _check_norms(norms, losses)
+    for step, norm in enumerate(torch.stack(norms).tolist() if norms else []):
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"the gradient's norm was {norm:g} in step {step + 1}, where the "
+                f"training loss was {losses[step]:g}"
+            )
     if losses[0].dim() == 1 and not torch.stack(losses).isfinite().any():
         raise FloatingPointError("no member had a finite loss")
     return torch.stack(losses)
@@ -252,28 +236,6 @@ def _losses(
 def _is_asynchronous(device: torch.device) -> bool:
     """Whether looking at a value makes the host wait for the device."""
     return device.type != "cpu"
-
-
-def _copies(
-    modules: Sequence[nn.Module | None], device: torch.device
-) -> list[tuple[nn.Module, dict[str, Any]]]:
-    """Modules and their states, to return to where gradients are checked afterwards."""
-    if not _is_asynchronous(device):
-        return []
-    return [(m, copy.deepcopy(m.state_dict())) for m in modules if m is not None]
-
-
-def _check_norms(norms: Sequence[Tensor], losses: Sequence[Tensor]) -> None:
-    """FloatingPointError if a norm is not finite; norms are of the last steps."""
-    finite = torch.stack(list(norms)).isfinite()
-    if finite.all():
-        return
-    step = len(losses) - len(norms) + int(finite.logical_not().int().argmax())
-    norm = norms[step - len(losses)]
-    raise FloatingPointError(
-        f"the gradient's norm was {norm:g} in step {step + 1}, where the training loss "
-        f"was {losses[step]:g}"
-    )
 
 
 def _joined(method: Method) -> Sequence[Any]:
@@ -324,7 +286,7 @@ def _identity(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:
     ]
     return {
         "method": (repr(parts["method"]), *hyperparameters),
-        "model": {k: tuple(v.shape) for k, v in parts["model"].state_dict().items()},
+        "model": str(parts["model"]),
         "optimizer": parts["optimizer"].state_dict()["param_groups"],
         "parts": {name: type(part).__name__ for name, part in parts.items()},
         "data": (data.name, data.batch_size, data.augment, data.train.x, data.train.y),
@@ -338,13 +300,14 @@ def _check(model: Any, data: Any, callbacks: Any, parts: Mapping[str, Any]) -> N
     if distributed(model) is not None:
         raise ValueError(
             "model is DistributedDataParallel; allowed: a net in one process. For "
-            "several, write the loop: method.backward supports them"
+            "several, write the loop, with method.backward"
         )
     instance("data", data, Data, "a flatnb.data.Data")
-    for name, part in parts.items():
-        instance(name, part, *_KINDS[name])
-    for callback in sequence("callbacks", callbacks, object, "functions (run, model)"):
-        function("callbacks", callback, "functions (run, model)")
+    instance("method", parts["method"], Method, "a method, such as flatnb.SAM(0.05)")
+    instance("optimizer", parts["optimizer"], Optimizer, "an optimizer of torch.optim")
+    for name, kind in (("scheduler", LRScheduler), ("average", AveragedModel)):
+        instance(name, parts[name], (kind, type(None)), "None, or one of torch.optim")
+    sequence("callbacks", callbacks, Callable, "functions (run, model)")
     members = members_of(model)
     if data.members not in (None, members):
         raise ValueError(

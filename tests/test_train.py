@@ -529,20 +529,18 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     flatnb.fit(**start(make_model=ensemble), checkpoint=path)
     others = {
-        "seed is 3 there and 4 here": dict(seed=4),
-        "epochs is 6 there and 7 here": dict(epochs=7),
-        r"method is \(SAM\(rho=0.05\)\) there and \(SAM\(rho=0.1\)\)": dict(
-            method=flatnb.SAM(0.1)
-        ),
-        "dtype is None there": dict(dtype=torch.bfloat16),
-        "data is": dict(data=jittered(1)),
-        "model is": (
+        "seed": dict(seed=4),
+        "epochs": dict(epochs=7),
+        "method": dict(method=flatnb.SAM(0.1)),
+        "dtype": dict(dtype=torch.bfloat16),
+        "data": dict(data=jittered(1)),
+        "model": (
             lambda m: dict(model=m, optimizer=torch.optim.Adam(m.parameters(), lr=0.01))
         )(flatnb.Ensemble(lambda: models.mlp(2, 9, 2, 2), 3)),
-        "optimizer is": (lambda m: dict(model=m, optimizer=sgd(m)))(ensemble()),
+        "optimizer": (lambda m: dict(model=m, optimizer=sgd(m)))(ensemble()),
     }
-    for message, change in others.items():
-        with pytest.raises(ValueError, match=f"of another run: .*{message}"):
+    for name, change in others.items():
+        with pytest.raises(ValueError, match=f"of another run, with another {name}"):
             flatnb.fit(**{**start(make_model=ensemble), **change}, checkpoint=path)
 
 
@@ -554,7 +552,7 @@ def test_tensor_hyperparameters_are_compared_by_value(tmp_path):
         return flatnb.fit(**arguments, checkpoint=path)
 
     assert fit(0.1, 0.2, 0.3).history == fit(0.1, 0.2, 0.3).history
-    with pytest.raises(ValueError, match="method is"):
+    with pytest.raises(ValueError, match="another method"):
         fit(0.1, 0.2, 0.4)
 
 

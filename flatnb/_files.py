@@ -15,10 +15,8 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
     No reader and no crash sees half a file, and an error leaves `path` as it was. It is
     written under a random hidden name in the same folder, so it follows no link and
-    meets no other writer. What a killed writer leaves is removed by `sweep_up`.
-
-    Args:
-        mode: "w", UTF-8 text, or "wb".
+    meets no other writer. What a killed writer leaves is removed by `sweep_up`. The
+    mode is "w", UTF-8 text, or "wb".
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     encoding = None if "b" in mode else "utf-8"

@@ -28,14 +28,10 @@ _DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class Checkpoint:
-    """The file from which a training resumes.
+    """The file from which a training resumes. Without a path, nothing is kept.
 
-    Args:
-        path: the file, present or not, in a folder that exists. None: nothing is
-            loaded or saved.
-        identity: what determines the run, compared as text; tensors by a digest.
-        parts: what has a `state_dict` and a `load_state_dict`.
-        order: the generator of the batches.
+    `identity` is what determines the run, compared as text, tensors by a digest;
+    `parts` are what has a `state_dict`; `order` is the generator of the batches.
     """
 
     def __init__(
@@ -47,10 +43,12 @@ class Checkpoint:
         device: torch.device,
     ) -> None:
         allowed = "None, or the path of a file in a folder that exists"
-        path = instance("checkpoint", path, (str, os.PathLike, type(None)), allowed)
+        instance("checkpoint", path, (str, os.PathLike, type(None)), allowed)
         self._path = None if path is None else Path(path)
-        if self._path and (self._path.is_dir() or not self._path.parent.is_dir()):
-            raise ValueError(f"checkpoint={shown(str(path))}; allowed: {allowed}")
+        if self._path is not None:
+            place = self._path.parent.is_dir() and not self._path.is_dir()
+            if "\0" in str(path) or not place:
+                raise ValueError(f"checkpoint={shown(str(path))}; allowed: {allowed}")
         self._identity = {name: _text(value) for name, value in identity.items()}
         self._written = time.monotonic()
         self._parts, self._order, self._device = parts, order, device

@@ -58,8 +58,7 @@ def fit_grid(
             one that `member_learning_rates` allows.
 
     Returns:
-        `Run.frame` with a column for each name in the grid, "seed" and "member"; and
-        the trained ensemble.
+        `Run.frame` with the grid's columns, "seed" and "member"; the trained ensemble.
 
     >>> import flatnb
     >>> from flatnb import data, models

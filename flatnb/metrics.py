@@ -62,8 +62,7 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
     ((b-1)/15, b/15], conf is the mean of that probability, and acc the fraction of them
     classified correctly. It is biased upwards where bins hold few examples.
 
-    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
-        equation (3).
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, (3).
 
     >>> from flatnb.data import plane
     >>> sorted(evaluate(nn.Linear(2, 2), plane("spiral", n_test=100).test))
@@ -88,9 +87,9 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
 
 
 def gradient_norm(model: nn.Module, split: Split) -> Tensor:
-    """The l2 norm of the mean cross-entropy's gradient, over the trainable parameters.
+    """The l2 norm of the gradient of the first 2,048 examples' mean cross-entropy.
 
-    Of the first min(n, 2048) examples. `p.grad` is left as it is.
+    Over the trainable parameters, whose `p.grad` is left as it is.
 
     >>> from flatnb.data import plane
     >>> bool(gradient_norm(nn.Linear(2, 2), plane("spiral", n_test=100).test) > 0)

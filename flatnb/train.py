@@ -1,8 +1,7 @@
 """The training loop: `fit` a model to data by a method.
 
 `train_epoch` is the loop of any PyTorch program, with `method.backward(...)` where
-`loss.backward()` stood. Around it, `fit` evaluates, averages weights, and writes a
-checkpoint.
+`loss.backward()` stood.
 """
 
 from __future__ import annotations
@@ -255,7 +254,10 @@ def _record(
     entry: dict[str, Any] = dict(epoch=run.epoch, seconds=run.seconds, passes=passes)
     nets = {"": model}
     if average is not None and average.n_averaged > 0:
-        _renew_statistics(average, data, run.seed)
+        device = data.train.x.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            order = torch.Generator().manual_seed(run.seed)
+            update_bn(data.batches(order), average.module)
         nets["average_"] = average.module
     for prefix, net in nets.items():
         for name in ("train", "val", "test"):
@@ -267,13 +269,6 @@ def _record(
     run.history.append(entry)
     for callback in callbacks:
         callback(run, model)
-
-
-def _renew_statistics(average: AveragedModel, data: Data, seed: int) -> None:
-    """BatchNorm statistics of the averaged weights, over one epoch; streams stay."""
-    device = data.train.x.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        update_bn(data.batches(torch.Generator().manual_seed(seed)), average.module)
 
 
 def _identity(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:

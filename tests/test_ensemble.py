@@ -283,7 +283,7 @@ def test_member_is_a_plain_copy_with_modes_and_flags():
     with torch.no_grad():
         net[2].weight.zero_()
     assert ensemble.net[2].weight[2].abs().sum() > 0
-    with pytest.raises(IndexError, match=r"member 3 of an ensemble of 3"):
+    with pytest.raises(IndexError, match=r"index 3 is out of bounds"):
         ensemble.member(3)
 
 

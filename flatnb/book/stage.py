@@ -123,8 +123,7 @@ def build(stage: Path, pages: Path) -> bool:
 
 
 def with_address(root: Path, url: str, branch: str) -> dict[Path, str]:
-    """The texts of _config.yml and all notebooks, with an address, "" for none."""
-    # Colab opens what is on GitHub.
+    """The texts of _config.yml and all notebooks, with an address on GitHub, or none."""
     address = r"(https://github\.com/[A-Za-z0-9-]+/[A-Za-z0-9._-]+)?"
     if not (re.fullmatch(address, url) and re.fullmatch(r"\w[\w./-]*", branch)):
         allowed = "https://github.com/OWNER/NAME, and a branch or tag"

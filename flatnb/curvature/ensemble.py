@@ -25,14 +25,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from flatnb._checks import integer, number
-from flatnb._ensemble_layers import EnsembleBatchNorm, EnsembleLinear
 from flatnb._kappa import kappa_of_logits
 from flatnb._nets import along_members
 from flatnb._tensors import l2_norm
 from flatnb.curvature.gauss_newton_trace import check_piecewise_linear, softmax_factor
 from flatnb.curvature.result import Result
 from flatnb.curvature.sharpness import sam_step
-from flatnb.ensemble import Ensemble
+from flatnb.ensemble import Ensemble, EnsembleBatchNorm, EnsembleLinear
 
 _PERIOD = 4  # products between two looks at the Ritz values
 _TRIED = 32  # examples on which the net is tried for being piecewise linear

@@ -12,40 +12,30 @@ from flatnb.experiments.tuning import Setting
 from flatnb.results.provenance import provenance
 from flatnb.results.sweep import Job, Result
 
+_SAMPLED = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One task and one method.
+    """One task and one method, from `task` to `budget` as the record states them.
 
-    Attributes:
-        name: of the record.
-        cost: of all runs.
-        job: all runs; it returns a `runner.result` of tables [setting][seed].
-        sample: a cheap job, which verifying the record repeats.
-        task: what the record states of it, as of method, passes, settings and seeds.
-        space: what was searched, in words.
-        budget: the settings that can be chosen, the first so many.
-        scope: a setting is chosen per "seed", or per "task" by the tuning seed; None:
-            nothing is tuned, the first is taken.
-        sampled: the metrics of the sample that the record keeps.
+    A setting is chosen per "seed", or per "task" by the tuning seed (`scope`); None:
+    nothing is tuned, the first is taken.
     """
 
-    name: str
-    cost: Cost
-    job: Job
-    sample: Job
+    name: str  # of the record
+    cost: Cost  # of all runs
+    job: Job  # all runs; it returns a `runner.result` of tables [setting][seed]
+    sample: Job  # a cheap one, which verifying the record repeats
     task: Mapping[str, Any]
     method: str
     passes: float
     settings: Sequence[Setting]
     seeds: Sequence[int]
-    space: str
-    budget: int
+    space: str  # what was searched, in words
+    budget: int  # the settings that can be chosen, the first so many
     scope: str | None = "seed"
-    sampled: Sequence[str] = (
-        *("train_loss", "train_accuracy"),
-        *("test_loss", "test_accuracy"),
-    )
+    sampled: Sequence[str] = _SAMPLED  # metrics of the sample that the record keeps
 
     def jobs(self) -> list[Job]:
         """The jobs of a sweep."""
@@ -68,11 +58,8 @@ class Experiment:
         final = {name: _ends(table) for name, table in metrics.items()}
         final |= runs.get("flatness", {}) | runs.get("tuning", {})
         selection = self._selection(final)
-        chosen = selection["chosen"]
-        curves = {
-            name: [table[setting][seed] for seed, setting in enumerate(chosen)]
-            for name, table in metrics.items()
-        }
+        chosen = list(enumerate(selection["chosen"]))
+        curves = {n: [table[i][j] for j, i in chosen] for n, table in metrics.items()}
         return {
             "schema": 1,
             "name": self.name,
@@ -82,9 +69,13 @@ class Experiment:
             "settings": self.settings,
             "seeds": self.seeds,
             "final": final,
-            "curves": {"epochs": runs["epochs"], "setting": chosen, "metrics": curves},
+            "curves": {
+                "epochs": runs["epochs"],
+                "setting": selection["chosen"],
+                "metrics": curves,
+            },
             "selection": selection,
-            "failures": self._failures(final, chosen),
+            "failures": self._failures(final, selection["chosen"]),
             "sample": self._sample(sample),
             "provenance": {
                 **provenance(),
@@ -95,24 +86,20 @@ class Experiment:
         }
 
     def _selection(self, final: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
-        stated = {
-            "space": self.space,
-            "budget": self.budget,
-            "per": self.scope or "task",
-        }
+        scope = self.scope or "task"
+        stated = {"space": self.space, "budget": self.budget, "per": scope}
         if self.scope is None:
             unused = dict.fromkeys(("split", "metric", "ties"))
             return {**stated, **unused, "chosen": [0] * len(self.seeds)}
 
-        def compared(metric: str) -> list[Curve]:
-            """For each seed, the value of each setting that can be chosen."""
-            if self.scope == "seed":
-                rows = final[metric][: self.budget]
-                return [list(column) for column in zip(*rows, strict=True)]
-            rows = final[f"tuning_{metric}"][: self.budget]
-            return [[row[0] for row in rows]] * len(self.seeds)
+        def column(metric: str, seed: int) -> Curve:
+            if self.scope == "task":
+                metric, seed = f"tuning_{metric}", 0
+            return [row[seed] for row in final[metric][: self.budget]]
 
-        accuracies, losses = compared("val_accuracy"), compared("val_loss")
+        seeds = range(len(self.seeds))
+        accuracies = [column("val_accuracy", seed) for seed in seeds]
+        losses = [column("val_loss", seed) for seed in seeds]
         name = [*self.settings[0], "lr"][1]  # the first, but for the rate
         sizes: Curve = [-setting[name] for setting in self.settings]
         return {
@@ -123,7 +110,7 @@ class Experiment:
             "chosen": list(map(choose, accuracies, losses)),
             "otherwise": {
                 "rule": "val accuracy, ties to the largest hyperparameter",
-                "chosen": [choose(column, sizes) for column in accuracies],
+                "chosen": [choose(values, sizes) for values in accuracies],
             },
         }
 
@@ -148,22 +135,15 @@ class Experiment:
     def _sample(self, sample: Value) -> dict[str, Any]:
         """Where the sample's first run ended, and how far a repetition may lie: other
         processors round otherwise, and training amplifies it."""
-        ends = {
-            f"metrics.{metric}.0.0.-1": sample["metrics"][metric][0][0][-1]
-            for metric in self.sampled
-        }
-        tolerance = {
-            path: 0.02 if self.scope else 0.02 * abs(end or 0.0)
-            for path, end in ends.items()
-        }
-        return {
-            "call": self.sample.call,
-            "settings": self.sample.settings,
-            "metrics": ends,
-            "tolerance": tolerance,
-        }
+        ends, tolerance = {}, {}
+        for metric in self.sampled:
+            path = f"metrics.{metric}.0.0.-1"
+            ends[path] = sample["metrics"][metric][0][0][-1]
+            tolerance[path] = 0.02 if self.scope else 0.02 * abs(ends[path] or 0.0)
+        job = {"call": self.sample.call, "settings": self.sample.settings}
+        return {**job, "metrics": ends, "tolerance": tolerance}
 
 
 def _ends(table: Sequence[Sequence[Curve]]) -> list[Curve]:
-    """[setting][seed], of [setting][seed][epoch]: the last epoch."""
+    """The last epoch, [setting][seed], of [setting][seed][epoch]."""
     return [[curve[-1] for curve in row] for row in table]

@@ -62,14 +62,10 @@ def _with_shots(data: Data, shots: int, seed: int) -> Data:
 
 @lru_cache(maxsize=2)
 def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | None]:
-    """What fine-tuning starts from: a net, on the CPU, and its data.
+    """What fine-tuning starts from: a net, on the CPU; its data; and the first
+    training's accuracy on test images of its classes, None with ImageNet's weights.
 
-    Third, the first training's accuracy on test images of its half of the classes; None
-    with ImageNet's weights.
-
-    Raises:
-        ValueError: fewer images of a class than `shots`.
-        FileNotFoundError: of `models.pretrained`, `data.images`.
+    ValueError: a class has fewer images than `shots`.
 
     >>> from flatnb.experiments.tasks import DIGITS
     >>> task = FineTuning(name="few", source=DIGITS, shots=3, epochs=1)

@@ -24,16 +24,9 @@ from flatnb import data as datasets
 from flatnb import models
 from flatnb.data import Data, Split, augment
 from flatnb.data.images import BUILT_IN
+from flatnb.experiments import runner
 from flatnb.experiments.experiment import Experiment
-from flatnb.experiments.runner import (
-    TUNING_SEED,
-    Training,
-    Value,
-    clear,
-    train_members,
-    train_net,
-    tune,
-)
+from flatnb.experiments.runner import Training, Value
 from flatnb.experiments.tasks import FineTuning, Images
 from flatnb.experiments.tuning import METHODS, SGD, Design, Setting, Tuned
 from flatnb.results.sweep import Job
@@ -42,9 +35,7 @@ AUGMENTATIONS: dict[str, Sequence[Callable[..., Tensor]]] = {
     "none": (),
     "crop, flip": (augment.RandomCrop(4), augment.RandomFlip()),
 }
-_TUNING_NOTE = (
-    "metrics tuning_*: every setting under the tuning seed, in the first column"
-)
+_TUNING_NOTE = "tuning_*: every setting under the tuning seed, in the first column"
 _PRETRAINING = {
     None: "ERM, SGD, momentum 0.9, lr 0.1, cosine",
     "ImageNet": "torchvision, IMAGENET1K_V1",
@@ -104,14 +95,12 @@ def train_perceptrons(
     seeds: list[int],
     checkpoint: Path | None = None,
 ) -> Value:
-    """Train a task's perceptron under each setting and seed, one ensemble per seed:
+    """Train a task's perceptron under each setting, one ensemble per seed:
     `runner.train_members`.
 
     >>> from flatnb.experiments.tasks import DIGITS
-    >>> task = DIGITS.stated() | {"epochs": 1}
-    >>> value = train_perceptrons(
-    ...     task=task, method="SAM", settings=[{"lr": 0.1, "rho": 0.1}], seeds=[0, 1]
-    ... )
+    >>> job = dict(task=DIGITS.stated() | {"epochs": 1}, method="ERM", seeds=[0, 1])
+    >>> value = train_perceptrons(settings=[{"lr": 0.1}], **job)
     >>> len(value["flatness"]["trace"][0])
     2
     """
@@ -119,7 +108,7 @@ def train_perceptrons(
 
     def train(seed: int) -> Value:
         data = load(stated, seed)
-        return train_members(
+        return runner.train_members(
             lambda: make_net(stated, data),
             lambda seeds: data,
             METHODS[method],
@@ -129,7 +118,7 @@ def train_perceptrons(
         )
 
     value, *others = [train(seed) for seed in seeds]
-    clear(checkpoint)
+    runner.clear(checkpoint)
     for kind, other in itertools.product(("metrics", "flatness"), others):
         for name, table in value[kind].items():
             for row, column in zip(table, other[kind][name], strict=True):
@@ -151,7 +140,7 @@ def train_one(
     torch.manual_seed(seed)
     net, decay = make_net(stated, data), stated.weight_decay
     training = Training(stated.epochs, stated.every, seed, decay, checkpoint=resume)
-    return train_net(net, data, METHODS[method], setting, training)
+    return runner.train_net(net, data, METHODS[method], setting, training)
 
 
 def _together(task: Images | FineTuning) -> bool:
@@ -190,10 +179,10 @@ def experiment(task: Images | FineTuning, method: Tuned) -> Experiment:
         facts |= {"note": method.note} if method.note else {}
     else:
         count = method.passes * (len(settings) + len(seeds))
-        call = f"{tune.__module__}:tune"
+        call = f"{runner.__name__}:tune"
         runs["train"] = f"{__package__}.{module}:train_one"
         sample = Job(runs["train"], {**short, "setting": settings[0], "seed": 0})
-        facts |= {"tuning_seed": TUNING_SEED, "note": _TUNING_NOTE}
+        facts |= {"tuning_seed": runner.TUNING_SEED, "note": _TUNING_NOTE}
     return Experiment(
         name=f"{name}/{method.name}",
         cost=task.cost.times(count),

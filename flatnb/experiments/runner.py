@@ -28,8 +28,11 @@ METRICS = (
 )
 TUNING_SEED = 1000  # used for nothing but the choice of a setting
 _FLATNESS_EXAMPLES = 2048  # as many as the gradient's norm is taken of
+# Parameters of an ensemble on a GPU: 5 GB, 20 numbers each, because a member takes 14
+# times its parameters, and its activations, while its flatness is measured.
+_ON_GPU = 1 << 26
 
-Curve = list[float | None]
+Curve = list[float | None]  # a number per epoch
 Value = dict[str, Any]
 
 
@@ -144,9 +147,8 @@ def train_members(
 ) -> Value:
     """Train each setting under each seed, in ensembles that fit the memory.
 
-    Args:
-        make_model: the plain net, made under each member's seed.
-        data: called with the seeds of members; their data, stacked or shared by all.
+    `make_model` makes the plain net, under each member's seed; `data`, called with the
+    seeds of members, is theirs, stacked or shared by all.
 
     Returns:
         "epochs"; "metrics", {name of METRICS: [setting][seed][epoch]}; and "flatness",
@@ -161,7 +163,8 @@ def train_members(
         examples = data(seeds).to(device())
         losses = _held_out(make_model, examples, method.auxiliary, seeds, training)
         losses = losses.repeat(len(settings), 1)
-    for k, part in enumerate(_parts(make_model(), len(members))):
+    limit = {"at_once": _ON_GPU} if device().type == "cuda" else {}
+    for k, part in enumerate(groups(make_model(), len(members), **limit)):
         tried, drawn = zip(*(members[i] for i in part), strict=True)
         examples = data(drawn).to(device())
         file = training_file(training.checkpoint, f"{training.seed}-{k}")
@@ -191,22 +194,6 @@ def _flatness(model: Ensemble, data: Data) -> dict[str, Tensor]:
     top = values["top_eigenvalue"]
     converged = measured.residual <= measured.settings["tol"] * top.abs()
     return values | {"top_eigenvalue": top.where(converged, torch.nan)}
-
-
-def _parts(net: nn.Module, members: int) -> list[range]:
-    """Places of each ensemble's members; on a GPU as few as its free memory allows."""
-    if device().type == "cpu":
-        return groups(net, members)
-    # A member takes most while its flatness is measured: 14 times its parameters,
-    # gradients and Adam's averages among them, and its activations.
-    size = max(p.element_size() for p in net.parameters())
-    return groups(net, members, _free_bytes() // (20 * size))
-
-
-def _free_bytes() -> int:
-    """Free memory of the GPU, with what PyTorch holds of tensors that are freed."""
-    free, _ = torch.cuda.mem_get_info()
-    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def _held_out(
@@ -274,8 +261,7 @@ def tune(
 ) -> Value:
     """Train every setting under TUNING_SEED, then the best of them under each seed.
 
-    Args:
-        train: a job's call, such as "flatnb.experiments.images:train_one".
+    Each is a call of `train`, such as "flatnb.experiments.images:train_one".
 
     Returns:
         "epochs"; "metrics", {name: [setting][seed][epoch]}, None where nothing was run;
@@ -295,10 +281,9 @@ def tune(
     clear(checkpoint)
     epochs = runs[0]["epochs"]
     unused: list[Curve] = [[None] * len(epochs)] * len(seeds)
-    metrics: dict[str, list[list[Curve]]] = {}
-    for metric in METRICS:
-        metrics[metric] = [unused] * len(settings)
-        metrics[metric][chosen] = [value["metrics"][metric][0][0] for value in runs]
+    metrics = {metric: [unused] * len(settings) for metric in METRICS}
+    for metric, table in metrics.items():
+        table[chosen] = [value["metrics"][metric][0][0] for value in runs]
     empty = [None] * (len(seeds) - 1)
     tuning = {f"tuning_{m}": [[end, *empty] for end in ends[m]] for m in METRICS}
     return result(epochs, metrics, tuning=tuning)

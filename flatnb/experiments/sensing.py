@@ -34,9 +34,7 @@ def train(
     rank: int,
     m: int,
 ) -> Value:
-    """Run each rule on each seed's problem, from that seed's start, all rules at once.
-
-    Returns "epochs" and "metrics", {name: [rule][seed][epoch]}.
+    """Run all rules on each seed's problem: {"metrics": {name: [rule][seed][epoch]}}.
 
     >>> sizes = dict(d=6, rank=1, m=40)
     >>> train(rules=RULES["GD"], seeds=[0], epochs=4, every=2, **sizes)["epochs"]
@@ -55,7 +53,7 @@ def train(
     return result(run.epochs.tolist(), metrics)
 
 
-def methods(task: Sensing) -> list[str]:
+def methods(_: Sensing) -> list[str]:
     """The algorithms that are compared."""
     return list(RULES)
 

@@ -23,29 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from flatnb import methods
 from flatnb._checks import integer
 from flatnb._nets import along_members
 from flatnb.ensemble import Ensemble, member_learning_rates
-from flatnb.methods import (
-    ASAM,
-    ERM,
-    FAM,
-    GNP,
-    GSAM,
-    NSO,
-    RSAM,
-    SAM,
-    USAM,
-    AdaFlood,
-    Flooding,
-    FriendlySAM,
-    IFlood,
-    LookSAM,
-    Method,
-    SoftAD,
-    WeightNoise,
-    adaflood_levels,
-)
+from flatnb.methods import ERM, Method
 
 Setting = dict[str, float]
 
@@ -90,7 +72,6 @@ class Optimizer:
         self, model: nn.Module, settings: Sequence[Setting], weight_decay: float = 0.0
     ) -> torch.optim.Optimizer:
         """For a net and its setting, or for an `Ensemble` with one setting per member.
-
         A setting's own weight decay replaces that of the task.
 
         >>> SGD.build(nn.Linear(2, 2), [{"lr": 0.3}]).param_groups[0]["lr"]
@@ -138,8 +119,8 @@ def ema(steps: int, decay: Tensor) -> Weight:
 def adaflood(held_out: Tensor, gamma: Sequence[float]) -> Method:
     """AdaFlood with the levels that each member's gamma gives its held-out losses."""
     rows = zip(held_out, gamma, strict=True)
-    levels = [adaflood_levels(losses, gamma=value) for losses, value in rows]
-    return AdaFlood(torch.stack(levels))
+    levels = [methods.adaflood_levels(losses, gamma=value) for losses, value in rows]
+    return methods.AdaFlood(torch.stack(levels))
 
 
 class Look(NamedTuple):
@@ -166,9 +147,9 @@ PAPER_GRID = even(0.01, 2.0)
 class Tuned:
     """A method as the experiments tune it.
 
-    `method` is called with its hyperparameters, numbers or tensors (members,); with
-    held-out losses and lists, if there are auxiliary nets. It is ERM if the
-    hyperparameters are the optimizer's or the average's.
+    `method` takes its hyperparameters, numbers or tensors (members,); with auxiliary
+    nets, held-out losses and lists. It is ERM where the optimizer or the average has
+    the hyperparameters.
     """
 
     method: Callable[..., Method]
@@ -213,13 +194,11 @@ class Tuned:
     @property
     def note(self) -> str:
         """What a record states of auxiliary nets."""
-        if not self.auxiliary:
-            return ""
-        return (
+        nets = (
             f"levels: losses of {self.auxiliary} auxiliary nets per seed, each trained "
-            "plainly without the part that it scores, at the published default learning "
-            "rate; passes: one, and theirs; one set of nets for all settings"
         )
+        rest = "once, plainly, at the default rate, without the part that it scores"
+        return nets + rest if self.auxiliary else ""
 
     @property
     def passes(self) -> float:
@@ -299,12 +278,24 @@ def _points(dimensions: int, count: int) -> list[list[float]]:
     return [[math.fmod(0.5 + n * share, 1.0) for share in shares] for n in range(count)]
 
 
-# Flooding, IFlood and SoftAD have no published default: 0.05 is the middle of Ishida et
-# al.'s grid on images, 0.1 the size of what the SoftAD paper reports as selected.
-# AdaFlood's gamma = 0 takes the held-out losses as levels; 1 is plain training.
+# Hyperparameters besides the learning rate: where each is searched, and its default.
+# Flooding, IFlood and SoftAD have none published: 0.05 is the middle of Ishida et al.'s
+# grid on images, 0.1 the size of what the SoftAD paper reports as selected.
 _LEVEL = {"level": log(0.005, 1.0, 0.05)}
+_THETA = {"theta": log(0.005, 1.0, 0.1)}
+_GAMMA = {"gamma": even(0.05, 0.95, 0.5)}  # 0: held-out losses as levels; 1: ERM
 _RHO = {"rho": log(0.01, 2.0, 0.05)}
+_ASAM = {"rho": log(0.05, 10.0, 0.5)}
+_RSAM = _RHO | {"sigma": log(0.001, 0.1, 0.01)}
+_LOOKSAM = _RHO | {"alpha": even(0.1, 1.0, 0.7)}
+_GSAM = _RHO | {"alpha": log(0.02, 1.0, 0.2)}
+_FRIENDLY = _RHO | {"lam": even(0.6, 0.95, 0.9)}
+_GNP = {"r": log(0.01, 2.0, 0.1), "alpha": even(0.1, 1.0, 0.8)}
 _SIGMA = {"sigma": log(0.002, 0.2, 0.01)}
+_LAM = {"lam": log(1e-4, 1.0, 0.1)}
+_START = {"start": even(0.3, 0.95, 0.75)}
+_DECAY = {"decay": even(0.9, 0.999, 0.999)}
+_WEIGHT_DECAY = {"weight_decay": log(1e-4, 1.0, 0.01)}
 _SHORT = (0, (2, 1))
 _LONG = (0, (7, 2))
 _DOTS = (0, (1, 3))
@@ -314,72 +305,30 @@ _, _TUNED, _ONE_RATE, _PAPER = Design
 
 _TABLE = (
     Tuned(ERM, {}, Look("black", "-", "o"), _PAPER),
-    Tuned(Flooding, _LEVEL, Look("red", "--", "s"), _PAPER),
-    Tuned(IFlood, _LEVEL, Look("maroon", ":", "D"), _PAPER),
-    Tuned(SoftAD, {"theta": log(0.005, 1.0, 0.1)}, Look("green", "-", "^"), _PAPER),
-    Tuned(SAM, _RHO, Look("blue", "-.", "P"), _PAPER),
-    Tuned(NSO, _SIGMA, Look("gold", "-", "h"), _ONE_RATE),
-    Tuned(WeightNoise, _SIGMA, Look("plum", ":", "d"), _ONE_RATE),
-    Tuned(
-        GNP,
-        {"r": log(0.01, 2.0, 0.1), "alpha": even(0.1, 1.0, 0.8)},
-        Look("pink", _LONG, "*"),
-        _ONE_RATE,
-    ),
-    Tuned(ASAM, {"rho": log(0.05, 10.0, 0.5)}, Look("violet", "--", "X"), _ONE_RATE),
-    Tuned(
-        FAM, {"lam": log(1e-4, 1.0, 0.1)}, Look("sky", _DASH_DOT_DOT, "H"), _ONE_RATE
-    ),
-    Tuned(
-        adaflood,
-        {"gamma": even(0.05, 0.95, 0.5)},
-        Look("red", "-.", "v"),
-        _ONE_RATE,
-        "AdaFlood",
-        auxiliary=5,
-    ),
-    Tuned(USAM, _RHO, Look("blue", ":", "<"), _TUNED),
-    Tuned(
-        RSAM, _RHO | {"sigma": log(0.001, 0.1, 0.01)}, Look("blue", _SHORT, ">"), _TUNED
-    ),
-    Tuned(
-        ERM,
-        {"start": even(0.3, 0.95, 0.75)},
-        Look("indigo", "-.", "P"),
-        _TUNED,
-        "SWA",
-        average=swa,
-    ),
-    Tuned(
-        ERM,
-        {"decay": even(0.9, 0.999, 0.999)},
-        Look("indigo", ":", "X"),
-        _TUNED,
-        "EMA",
-        average=ema,
-    ),
-    Tuned(
-        ERM,
-        {"weight_decay": log(1e-4, 1.0, 0.01)},
-        Look("indigo", "--", "s"),
-        _TUNED,
-        "AdamW",
-        ADAMW,
-    ),
+    Tuned(methods.Flooding, _LEVEL, Look("red", "--", "s"), _PAPER),
+    Tuned(methods.IFlood, _LEVEL, Look("maroon", ":", "D"), _PAPER),
+    Tuned(methods.SoftAD, _THETA, Look("green", "-", "^"), _PAPER),
+    Tuned(methods.SAM, _RHO, Look("blue", "-.", "P"), _PAPER),
+    Tuned(methods.NSO, _SIGMA, Look("gold", "-", "h"), _ONE_RATE),
+    Tuned(methods.WeightNoise, _SIGMA, Look("plum", ":", "d"), _ONE_RATE),
+    Tuned(methods.GNP, _GNP, Look("pink", _LONG, "*"), _ONE_RATE),
+    Tuned(methods.ASAM, _ASAM, Look("violet", "--", "X"), _ONE_RATE),
+    Tuned(methods.FAM, _LAM, Look("sky", _DASH_DOT_DOT, "H"), _ONE_RATE),
+    Tuned(adaflood, _GAMMA, Look("red", "-.", "v"), _ONE_RATE, "AdaFlood", auxiliary=5),
+    Tuned(methods.USAM, _RHO, Look("blue", ":", "<"), _TUNED),
+    Tuned(methods.RSAM, _RSAM, Look("blue", _SHORT, ">"), _TUNED),
+    Tuned(ERM, _START, Look("indigo", "-.", "P"), _TUNED, "SWA", average=swa),
+    Tuned(ERM, _DECAY, Look("indigo", ":", "X"), _TUNED, "EMA", average=ema),
+    Tuned(ERM, _WEIGHT_DECAY, Look("indigo", "--", "s"), _TUNED, "AdamW", ADAMW),
     Tuned(ERM, {}, Look("black", "--", "s"), _TUNED, "SGD", SGD),
-    Tuned(LookSAM, _RHO | {"alpha": even(0.1, 1.0, 0.7)}, Look("blue", _LONG, "v")),
-    Tuned(GSAM, _RHO | {"alpha": log(0.02, 1.0, 0.2)}, Look("blue", _DOTS, "D")),
-    Tuned(
-        FriendlySAM,
-        _RHO | {"lam": even(0.6, 0.95, 0.9)},
-        Look("blue", _DASH_DASH_DOT, "s"),
-    ),
+    Tuned(methods.LookSAM, _LOOKSAM, Look("blue", _LONG, "v")),
+    Tuned(methods.GSAM, _GSAM, Look("blue", _DOTS, "D")),
+    Tuned(methods.FriendlySAM, _FRIENDLY, Look("blue", _DASH_DASH_DOT, "s")),
 )
 METHODS: Mapping[str, Tuned] = {tuned.name: tuned for tuned in _TABLE}
 
-# Exported and not tuned here. bSAM is an optimizer: its step takes both gradients and
-# moves the weights, with one radius per group of parameters, so `fit` cannot look at
-# the gradient before the step, nor an ensemble give each member a radius. `Every` is
-# tuned and drawn under the name of the method that it holds.
+# Exported and not tuned here. bSAM is an optimizer: `fit` cannot look at its gradient
+# before the step, nor an ensemble give each member a radius. `Every` is tuned and drawn
+# under the name of the method that it holds.
 UNDECLARED = {"BSAM": Look("blue", _DASH_DOT_DOT, "p"), "Every": None}
 LOOKS = {name: tuned.look for name, tuned in METHODS.items()} | UNDECLARED

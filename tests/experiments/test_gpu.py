@@ -14,7 +14,7 @@ import torch
 
 import flatnb
 from flatnb import checkpoint, models
-from flatnb.experiments import finetune, images, plane, runner, sensing
+from flatnb.experiments import finetune, images, plane, sensing
 from flatnb.experiments.tasks import FineTuning, Images
 from flatnb.experiments.tuning import ADAM, METHODS, Design
 
@@ -153,12 +153,3 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     for name in ("train_loss", "test_loss", "norm"):
         found, expected = ([e[name] for e in run.history] for run in (resumed, whole))
         assert_near(found, expected, name, 1e-5)
-
-
-def test_the_memory_of_freed_tensors_is_available():
-    device, size = torch.device("cuda"), 1 << 28
-    before = runner._free_bytes()
-    held = torch.empty(size, dtype=torch.uint8, device=device)
-    assert runner._free_bytes() <= before - size
-    del held
-    assert runner._free_bytes() > before - size // 8

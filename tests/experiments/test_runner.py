@@ -52,20 +52,6 @@ def test_a_label_does_not_train_the_nets_that_score_it():
     torch.testing.assert_close(before[1], after[1])
 
 
-def test_on_a_gpu_there_are_as_many_ensembles_as_its_free_memory_asks_for(monkeypatch):
-    net = models.mlp(2, 8, 1, 2)
-    one = 20 * sum(4 * p.numel() for p in net.parameters())
-    monkeypatch.setattr(runner, "device", lambda: torch.device("cuda"))
-    for free, sizes in (
-        (6 * one, [6]),
-        (6 * one - 1, [3, 3]),
-        (2 * one, [2, 2, 2]),
-        (0, [1] * 6),
-    ):
-        monkeypatch.setattr(runner, "_free_bytes", lambda free=free: free)
-        assert [len(part) for part in runner._parts(net, 6)] == sizes
-
-
 class Interrupted(Exception):
     pass
 

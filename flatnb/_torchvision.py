@@ -22,11 +22,7 @@ _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def load() -> ModuleType:
-    """The torchvision module.
-
-    Raises:
-        ImportError, RuntimeError: it is not installed, or fails for another reason.
-    """
+    """The torchvision module, or ImportError or RuntimeError where it does not load."""
     try:
         return importlib.import_module("torchvision")
     except RuntimeError as error:

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from flatnb import _checks
 from flatnb._torchvision import load as load_torchvision
 
-PRETRAINED = ("resnet18", "resnet34", "resnet50")
-
 
 def mlp(
     inputs: int, width: int, hidden: int, classes: int, *, batchnorm: bool = True
@@ -104,7 +102,7 @@ def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
         FileNotFoundError: weights that are neither there nor can be downloaded.
     """
     _check_sizes(classes=classes, size=size)
-    _checks.choice("net", net, PRETRAINED)
+    _checks.choice("net", net, ("resnet18", "resnet34", "resnet50"))
     zoo = load_torchvision().models
     body = zoo.get_model(net)
     try:
@@ -125,13 +123,11 @@ def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
 class _Resize(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.size = (size, size)
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(-1, 3, -1, -1)
-        return F.interpolate(
-            x, self.size, mode="bilinear", align_corners=False, antialias=True
-        )
+        return F.interpolate(x, self.size, mode="bilinear", antialias=True)
 
 
 def _resnet(

@@ -1,8 +1,4 @@
-"""Splits, data sets and batches.
-
-A batch is one `index_select`, augmented as a whole: no loop in Python runs over
-examples.
-"""
+"""Splits, data sets, and batches: each one `index_select`, augmented as a whole."""
 
 from __future__ import annotations
 
@@ -126,10 +122,8 @@ class Data:
             )
         low, high = int(split.y.min()), int(split.y.max())
         if low < 0 or high >= len(self.classes):
-            raise ValueError(
-                f"{name}.y ranges from {low} to {high}; allowed: 0 to "
-                f"{len(self.classes) - 1}, for {len(self.classes)} classes"
-            )
+            allowed = f"in [0, {len(self.classes)}), the number of classes"
+            raise ValueError(f"{name}.y is in [{low}, {high}]; allowed: {allowed}")
 
     @property
     def members(self) -> int | None:

@@ -94,9 +94,7 @@ def _decode_all(paths: Sequence[str], size: int | None) -> Tensor:
         arrays = list(pool.map(partial(_decode, size=size), paths))
     shapes = {array.shape[:2] for array in arrays}
     if len(shapes) > 1:
-        raise ValueError(
-            f"size=None with images of {len(shapes)} sizes; allowed: pixels per side"
-        )
+        raise ValueError("size=None; allowed where images differ: pixels per side")
     channels = max(array.shape[2] for array in arrays)
     x = torch.empty(len(arrays), channels, *shapes.pop(), dtype=torch.uint8)
     for i, array in enumerate(arrays):

@@ -3,15 +3,12 @@
 Pixels are normalized per channel, :math:`(p - m_c) / s_c`, with mean and standard
 deviation over the training part (validation images are not part of it). Images are
 float32 (n, channels, height, width).
-
-To add a data set, add a row to `BUILT_IN`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from flatnb._checks import choice, integer, number, shown
@@ -61,12 +59,11 @@ def images(
         label_noise: probability, in [0, 1), that the label of a training image is
             redrawn, uniformly over all classes.
         seed: of the validation split, the images drawn, and the label noise.
-        augment: see `flatnb.data.Data`.
         size: for folders: pixels per side, to which the middle square is resized.
 
     Raises:
-        ValueError: an unknown name, a folder under a built-in name, an option out of
-            range, too few images of a class, or images that cannot be used.
+        ValueError: an unknown name, a built-in one with a folder, an option out of range,
+            too few images of a class, or images that cannot be used.
         FileNotFoundError: no such folder, or a set that cannot be downloaded.
     """
     number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
@@ -105,8 +102,7 @@ def _pixels(name: str, folder: str | Path | None, size: int | None) -> Pixels:
     # Results on other files must not be mixed with those of a built-in set.
     if name in BUILT_IN:
         raise ValueError(
-            f"name={name!r} with folder={shown(folder)}; allowed: any but "
-            f"{', '.join(BUILT_IN)}"
+            f"name={name!r} with a folder; allowed: any but {', '.join(BUILT_IN)}"
         )
     if size is not None:
         integer("size", size, 1, 1 << 14)
@@ -125,8 +121,7 @@ def _digits(root: Path) -> Pixels:
 
 @dataclass(frozen=True)
 class Torchvision:
-    """The class `name` of ``torchvision.datasets``, read from a root folder or
-    downloaded to it.
+    """The class `name` of ``torchvision.datasets``, read from a folder or downloaded.
 
     `classes` are by default those that it names, `parts` its arguments for the training
     and for the test part.
@@ -139,38 +134,24 @@ class Torchvision:
     def __call__(self, root: Path) -> Pixels:
         load_torchvision()  # its own errors are no sign of missing files
         with contextlib.suppress(Exception):  # absent, or broken in any way
-            return self._read(root)
+            return self._read(root, download=False)
         try:
-            return self._download(root)
+            root.mkdir(parents=True, exist_ok=True)
+            print(f"downloading {self.name} to {root}")
+            with FileLock(root / f".{self.name}.lock"):  # one process downloads
+                return self._read(root, download=True)
         except Exception as error:  # no network, checksum, full disk, read-only folder
             raise FileNotFoundError(
-                f"{self.name} is not in {root}, or not whole, and could not be "
-                f"downloaded ({shown(error)}). Connect to the network, set FLATNB_DATA "
-                "to a folder that has it, or use 'digits'"
+                f"{self.name} is not whole in {root}, and could not be downloaded "
+                f"({shown(error)}). Delete what is there of it and connect to the "
+                "network, set FLATNB_DATA to a folder that has it, or use 'digits'"
             ) from None
 
-    def _read(self, root: Path, download: bool = False) -> Pixels:
+    def _read(self, root: Path, download: bool) -> Pixels:
         kind = getattr(load_torchvision().datasets, self.name)
         train, test = (kind(root, **part, download=download) for part in self.parts)
         classes = self.classes or tuple(train.classes)
         return Pixels(*_tensors(train), *_tensors(test), classes)
-
-    def _download(self, root: Path) -> Pixels:
-        """Download aside, then move in whole files.
-
-        torchvision takes any unpacked file for a whole one, so it must not unpack where
-        an interruption, or a second process, could leave or meet half a file.
-        """
-        root.mkdir(parents=True, exist_ok=True)
-        print(f"downloading {self.name} to {root}")
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as aside:
-            pixels = self._read(Path(aside), download=True)
-            for file in Path(aside).rglob("*"):
-                if file.is_file() and file.suffix != ".gz":  # archives are not needed
-                    place = root / file.relative_to(aside)
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(file, place)
-        return pixels
 
 
 def _tensors(part: Any) -> tuple[Tensor, Tensor]:
@@ -184,7 +165,7 @@ def _tensors(part: Any) -> tuple[Tensor, Tensor]:
     return x, torch.as_tensor(y).long()
 
 
-# How each set's images are read from a root folder.
+# How each set's images are read from a root folder: a row per data set.
 BUILT_IN: dict[str, Callable[[Path], Pixels]] = {
     "digits": _digits,
     "MNIST": Torchvision("MNIST", _DIGITS),

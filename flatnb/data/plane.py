@@ -51,7 +51,6 @@ def plane(
         n_train: training points; half are of each class with gaussian and spiral.
         noise: share of the labels that are flipped, in [0, 0.5), rounded down; with
             gaussian within each class.
-        seed: of points and noise.
 
     Raises:
         ValueError: an unknown name, fewer than two points, or another noise.
@@ -76,7 +75,7 @@ def plane(
 
 
 def _gaussian(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    y = _halves(n)
+    y = (np.arange(n) >= n // 2).astype(np.int64)
     return y[:, None] + rng.standard_normal((n, 2)) / math.sqrt(10), y
 
 
@@ -86,16 +85,12 @@ def _sinusoid(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _spiral(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    y = _halves(n)
+    y = (np.arange(n) >= n // 2).astype(np.int64)
     grids = [np.linspace(0, 4 * math.pi, int((y == k).sum())) for k in (0, 1)]
     angle = np.concatenate(grids)
     radius = angle + math.pi * (1 - y)
     x = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return x + rng.standard_normal((n, 2)), y
-
-
-def _halves(n: int) -> np.ndarray:
-    return (np.arange(n) >= n // 2).astype(np.int64)
 
 
 _POINTS = {"gaussian": _gaussian, "sinusoid": _sinusoid, "spiral": _spiral}

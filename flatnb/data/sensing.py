@@ -79,22 +79,19 @@ class Problem:
             total.baddbmm_(residuals, a)
         return unpack(total.sum(0).div_(len(self.train)).view(x.shape)) @ u
 
-    def metrics(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Training error, validation error, distance of each u (..., d, width).
+    def metrics(self, u: Tensor) -> Tensor:
+        """Training error, validation error, distance of u (..., d, width), (3, ...).
 
         The errors are mean_i (<A_i, U U^T> - y_i)^2 / mean_i y_i^2; the distance is
         ||U U^T - X*||_F^2 / ||X*||_F^2, *squared*, as in the published figures. All
         three are 1 at U = 0.
         """
         x, target = pack(u @ u.mT), pack(self.target)
-        train = (x @ self.train.T - self.train_y).square().mean(-1)
-        val = (x @ self.val.T - self.val_y).square().mean(-1)
-        distance = (x - target).square().sum(-1) / target.square().sum()
-        return (
-            train / self.train_y.square().mean(),
-            val / self.val_y.square().mean(),
-            distance,
-        )
+        metrics = []
+        for a, y in ((self.train, self.train_y), (self.val, self.val_y)):
+            metrics.append((x @ a.T - y).square().mean(-1) / y.square().mean())
+        metrics.append((x - target).square().sum(-1) / target.square().sum())
+        return torch.stack(metrics)
 
 
 @dataclass(frozen=True)
@@ -129,9 +126,16 @@ class Rule:
         integer("sides", self.sides, 1, 3)
 
     @property
+    def offsets(self) -> list[tuple[int, float]]:
+        """For each gradient of a step the draw of the noise and its factor."""
+        signs = (1, -1)[: self.sides]
+        noisy = [(j, sign * self.sigma) for j in range(self.k) for sign in signs]
+        return noisy if self.sigma else [(0, 0.0)]
+
+    @property
     def passes(self) -> int:
         """Gradients per step."""
-        return self.k * self.sides if self.sigma else 1
+        return len(self.offsets)
 
 
 @dataclass(frozen=True)
@@ -221,36 +225,25 @@ def descend(
     start = _normal(_generator(seed, _START), d, width)
     u = torch.stack([rule.init_scale * start for rule in rules]).to(problem.target)
     step = u.new_tensor([rule.lr / rule.passes for rule in rules])[:, None, None]
-    rows = [(i, *offset) for i, rule in enumerate(rules) for offset in _offsets(rule)]
+    rows = [(i, *offset) for i, rule in enumerate(rules) for offset in rule.offsets]
     owners, draws, factors = zip(*rows, strict=True)
     owner = torch.tensor(owners, device=u.device)
     draw = torch.tensor(draws, device=u.device)
     factor = u.new_tensor(factors)[:, None, None]
     # A stream per draw: what one rule sees does not depend on the k of the others.
-    count = max((rule.k for rule in rules if rule.sigma), default=0)
-    streams = [_generator(seed, _NOISE + j) for j in range(count)]
+    streams = [_generator(seed, _NOISE + j) for j in range(max(draws) + 1)]
 
     recorded = sorted({*range(0, epochs, every), epochs})
-    history = [torch.stack(problem.metrics(u))]
+    history = [problem.metrics(u)]
     for epoch in range(1, epochs + 1):
-        points = u[owner]
-        if streams:
-            noise = torch.stack([_normal(stream, d, width) for stream in streams])
-            points += factor * noise.to(u)[draw]
+        noise = torch.stack([_normal(stream, d, width) for stream in streams])
+        points = u[owner] + factor * noise.to(u)[draw]
         total = torch.zeros_like(u).index_add_(0, owner, problem.gradient(points))
         u = u - step * total
         if epoch % every == 0 or epoch == epochs:
-            history.append(torch.stack(problem.metrics(u)))
+            history.append(problem.metrics(u))
     train, val, distance = torch.stack(history, dim=-1).double().cpu()
     return Descent(torch.tensor(recorded), train, val, distance, u)
-
-
-def _offsets(rule: Rule) -> list[tuple[int, float]]:
-    """Where a step takes its gradients: for each the draw of the noise and its factor."""
-    if not rule.sigma:
-        return [(0, 0.0)]
-    signs = (1, -1)[: rule.sides]
-    return [(j, sign * rule.sigma) for j in range(rule.k) for sign in signs]
 
 
 def pack(x: Tensor) -> Tensor:

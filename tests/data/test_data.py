@@ -85,8 +85,8 @@ def test_data_refuses_what_does_not_fit() -> None:
     negative = Split(torch.zeros(1, 1), torch.tensor([-1]))
     wide = Split(torch.zeros(1, 2), torch.tensor([0]))
     for change, match in [
-        ({"classes": ("only",)}, "train.y ranges from 0 to 1; allowed: 0 to 0"),
-        ({"val": negative}, "val.y ranges from -1"),
+        ({"classes": ("only",)}, r"train.y is in \[0, 1\]; allowed: in \[0, 1\)"),
+        ({"val": negative}, r"val.y is in \[-1, -1\]"),
         ({"test": wide}, r"test.x.shape=\(1, 2\); allowed: that of train, \(10, 1\)"),
         ({"val": numbered(3, members=2)}, r"val.x.shape=\(2, 3, 1\); allowed"),
         ({"batch_size": 0}, "batch_size=0"),

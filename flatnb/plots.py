@@ -24,7 +24,6 @@ from flatnb.results.statistics import LEVEL, interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike
     from torch import Tensor
 
@@ -89,9 +88,7 @@ def use_style() -> None:
 
 
 def _look(method: object) -> Look:
-    """As `flatnb.experiments.tuning` declares the method, or the one with which a label
-    begins; gray and dashed if that is none.
-    """
+    """As `flatnb.experiments.tuning` declares it; gray and dashed if it is no method."""
     from flatnb.experiments.tuning import LOOKS, Look
 
     label = method if isinstance(method, str) else type(method).__name__
@@ -126,25 +123,25 @@ def marker(method: object) -> str:
     return _look(method).marker
 
 
-def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> Line2D:
+def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> None:
     """Draw the mean of curves (n, points), one per repetition, and its 95 % t-interval
-    as a band of the same color; returns the line of the mean.
+    as a band of the same color.
 
-    >>> mean = band(plt.figure().gca(), [0, 1], [[1.0, 2.0], [3.0, 4.0]])
-    >>> mean.get_ydata().tolist()
+    >>> ax = plt.figure().gca()
+    >>> band(ax, [0, 1], [[1.0, 2.0], [3.0, 4.0]])
+    >>> ax.lines[0].get_ydata().tolist()
     [2.0, 3.0]
     """
     mean, half = interval(values)
     (drawn,) = ax.plot(x, mean, **style)
     area: dict[str, Any] = {"color": drawn.get_color(), "alpha": 0.18, "linewidth": 0}
     ax.fill_between(np.asarray(x), mean - half, mean + half, **area)
-    return drawn
 
 
 def curves(
     ax: Axes, frame: pd.DataFrame, y: str, *, x: str = "epoch", **style: Any
-) -> list[Line2D]:
-    """Draw the column y over x, one `band` per method; returns their lines.
+) -> None:
+    """Draw the column y over x, one `band` per method.
 
     The rows of `frame` that share a method and an x are its repetitions: seeds, or
     members. Without a column "method" it is one unnamed curve. Axes without labels get
@@ -155,12 +152,12 @@ def curves(
             band would change its meaning along it.
 
     >>> frame = pd.DataFrame({"method": "SAM", "epoch": [0, 1] * 2, "loss": [3, 2] * 2})
-    >>> [curve.get_label() for curve in curves(plt.figure().gca(), frame, "loss")]
-    ['SAM']
+    >>> ax = plt.figure().gca()
+    >>> curves(ax, frame, "loss")
+    >>> ax.lines[0].get_label()
+    'SAM'
     """
-    lines = []
-    named = "method" in frame
-    groups = frame.groupby("method", sort=False) if named else [("", frame)]
+    groups = frame.groupby("method", sort=False) if "method" in frame else [("", frame)]
     for label, rows in groups:
         ordered = rows.sort_values(x, kind="stable")
         points, counts = np.unique(ordered[x], return_counts=True)
@@ -171,10 +168,9 @@ def curves(
             )
         values = ordered[y].to_numpy(np.float64).reshape(len(points), -1).T
         look = {**line(label), "label": label or None}
-        lines.append(band(ax, points, values, **{**look, **style}))
+        band(ax, points, values, **{**look, **style})
     ax.set_xlabel(ax.get_xlabel() or x.replace("_", " "))
     ax.set_ylabel(ax.get_ylabel() or y.replace("_", " "))
-    return lines
 
 
 def decision_boundary(

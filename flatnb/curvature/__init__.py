@@ -20,8 +20,6 @@ from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
 from flatnb.curvature.ensemble import FLATNESS, EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
 from flatnb.curvature.landscape import (
-    barrier,
-    between,
     filter_normalized,
     line,
     plane,
@@ -49,7 +47,6 @@ __all__ += ["gauss_newton_trace", "spectral_density", "top_eigenvalues", "trace"
 __all__ += ["relative_flatness", "relative_flatness_by_layer"]
 __all__ += ["average_sharpness", "sam_sharpness", "worst_sharpness"]
 __all__ += ["FLATNESS", "ensemble_flatness"]
-__all__ += ["barrier", "between", "filter_normalized", "line", "plane"]
-__all__ += ["random_direction"]
+__all__ += ["filter_normalized", "line", "plane", "random_direction"]
 __all__ += ["Eigenpairs", "EnsembleFlatness", "Estimate", "Sharpness"]
 __all__ += ["SpectralDensity"]

@@ -23,16 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
+from torch.linalg import vector_norm
 
 from flatnb._checks import integer, number
 from flatnb._kappa import kappa_of_logits
 from flatnb._nets import along_members
-from flatnb._tensors import l2_norm
 from flatnb.curvature.gauss_newton_trace import check_piecewise_linear, softmax_factor
 from flatnb.curvature.result import Result
 from flatnb.curvature.sharpness import sam_step
 from flatnb.ensemble import Ensemble, EnsembleBatchNorm, EnsembleLinear
 
+RHO, ADAPTIVE_RHO = 0.05, 0.5  # radii of the sharpness and the adaptive one
 _PERIOD = 4  # products between two looks at the Ritz values
 _TRIED = 32  # examples on which the net is tried for being piecewise linear
 _Layer = EnsembleLinear | EnsembleBatchNorm
@@ -44,7 +45,6 @@ class EnsembleFlatness(Result):
     """Flatness of each member under the mean softmax cross-entropy L.
 
     All (members,), in float64, on the CPU; NaN for a member whose loss is not finite.
-    `products` counts those with the Hessian.
 
     Attributes:
         loss: L(w).
@@ -52,8 +52,8 @@ class EnsembleFlatness(Result):
             an eigenvalue lies this near, up to the rounding of a product.
         trace: tr H, exact.
         top_eigenvalue: the largest eigenvalue of H.
-        sharpness: `L(w + rho g / |g|) - L(w)`, see `sam_sharpness`.
-        adaptive_sharpness: the same with `rho w^2 g / ||w| g|`.
+        sharpness: `L(w + rho g / |g|) - L(w)`, rho = 0.05, see `sam_sharpness`.
+        adaptive_sharpness: the same with `rho w^2 g / ||w| g|`, rho = 0.5.
         relative_flatness: kappa of the last layer, see `relative_flatness`.
     """
 
@@ -74,22 +74,11 @@ class EnsembleFlatness(Result):
 
 
 # The measures of flatness above: experiments record them, notebook 13 compares them.
-FLATNESS = tuple(
-    name
-    for name in EnsembleFlatness.__annotations__
-    if name not in ("loss", "residual")
-)
+FLATNESS = tuple(EnsembleFlatness.__annotations__)[2:]
 
 
 def ensemble_flatness(
-    model: Ensemble,
-    x: Tensor,
-    y: Tensor,
-    *,
-    rho: float = 0.05,
-    adaptive_rho: float = 0.5,
-    tol: float = 1e-3,
-    max_products: int = 100,
+    model: Ensemble, x: Tensor, y: Tensor, *, tol: float = 1e-3, max_products: int = 100
 ) -> EnsembleFlatness:
     """Five measures of flatness of each member, in eval mode, over all that is trained.
 
@@ -113,8 +102,7 @@ def ensemble_flatness(
     >>> ensemble_flatness(model, torch.eye(2), torch.tensor([0, 1])).trace.shape
     torch.Size([4])
     """
-    for name, value in (("rho", rho), ("adaptive_rho", adaptive_rho), ("tol", tol)):
-        number(name, value, "a number > 0", 0)
+    number("tol", tol, "a number > 0", 0)
     integer("max_products", max_products)
     start, model = time.perf_counter(), copy.deepcopy(model).eval()
     for module in model.modules():
@@ -130,7 +118,7 @@ def ensemble_flatness(
         check_piecewise_linear(few, named)
         losses = _loss(logits, y)
         grads = torch.autograd.grad(losses.sum(), params, create_graph=True)
-        trace = _trace(uses, logits, params)
+        trace = _trace(uses, logits)
         finite = losses.detach().isfinite() & trace.isfinite()
 
         def multiply(vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -148,8 +136,8 @@ def ensemble_flatness(
 
     with torch.no_grad():  # where BatchNorm is merged: both losses round alike
         loss = _loss(model(x), y)
-        sharpness = rise([torch.ones_like(p) for p in params], rho)
-        adaptive = rise([p.abs() for p in params], adaptive_rho)
+        sharpness = rise([torch.ones_like(p) for p in params], RHO)
+        adaptive = rise([p.abs() for p in params], ADAPTIVE_RHO)
     return EnsembleFlatness(
         loss=_masked(loss, finite),
         residual=residual,
@@ -160,7 +148,7 @@ def ensemble_flatness(
         adaptive_sharpness=_masked(adaptive, finite),
         products=products,
         seconds=time.perf_counter() - start,
-        settings={"rho": rho, "adaptive_rho": adaptive_rho, "tol": tol},
+        settings={"tol": tol},
     )
 
 
@@ -197,9 +185,9 @@ def _forward(model: Ensemble, x: Tensor) -> tuple[list[_Use], Tensor]:
     return uses, logits
 
 
-def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Tensor:
+def _trace(uses: Sequence[_Use], logits: Tensor) -> Tensor:
     """tr G = (1/n) sum_i sum_c |J_i' s_ic|^2, s_ic = sqrt(p_ic) (e_c - p_i)."""
-    p, trained = logits.detach().softmax(-1), {id(q) for q in params}
+    p = logits.detach().softmax(-1)
     uses = [use for use in uses if use[2].requires_grad]  # all before these is frozen
     outputs = [output for _, _, output in uses]
     total = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
@@ -207,9 +195,9 @@ def _trace(uses: Sequence[_Use], logits: Tensor, params: Sequence[Tensor]) -> Te
         u = softmax_factor(p, c)
         deltas = torch.autograd.grad(logits, outputs, u, retain_graph=True)
         for (layer, a, _), delta in zip(uses, deltas, strict=True):
-            if layer.bias is not None and id(layer.bias) in trained:
+            if layer.bias is not None and layer.bias.requires_grad:
                 total += _squares(delta).sum(-1)
-            if layer.weight is None or id(layer.weight) not in trained:
+            if layer.weight is None or not layer.weight.requires_grad:
                 continue
             if isinstance(layer, EnsembleLinear):
                 total += (_squares(a) * _squares(delta)).sum(-1)
@@ -248,15 +236,17 @@ def _largest(
         product = multiply(current)
         alpha = _dot(current, product)
         if alphas:
-            # Past its whole Krylov space a member's vectors are zero: keep its matrix
-            # in range.
+            # Past its Krylov space a member's vectors are zero: keep its matrix in range.
             alpha = torch.where(betas[-1] > 0, alpha, alphas[0])
         alphas.append(alpha)
         remainder = [
             w - along_members(alpha, v) * v - along_members(betas[-1], v) * u
             for w, v, u in zip(product, current, previous, strict=True)
         ]
-        length = l2_norm(remainder, members).cpu()
+        norms = [
+            vector_norm(w.flatten(1), dim=1, dtype=torch.float64) for w in remainder
+        ]
+        length = torch.stack(norms).norm(dim=0).cpu()
         scale = torch.stack([a.abs() for a in alphas]).amax(0)
         length = torch.where(length > rounding * scale, length, 0.0)
         betas.append(length)
@@ -278,10 +268,9 @@ def _ritz(
 ) -> tuple[Tensor, Tensor]:
     """The largest Ritz values (members,), and their residuals."""
     beta = torch.stack(betas, 1)
-    matrix = torch.diag_embed(torch.stack(alphas, 1))
-    if len(alphas) > 1:
-        matrix = matrix + torch.diag_embed(beta[:, :-1], 1)
-        matrix = matrix + torch.diag_embed(beta[:, :-1], -1)
+    # The lower triangle, which is all that eigh reads.
+    matrix = torch.diag_embed(beta[:, :-1], -1)
+    matrix += torch.diag_embed(torch.stack(alphas, 1))
     finite = finite & matrix.isfinite().all(-1).all(-1)
     matrix[~finite] = 0  # eigh refuses what is not finite
     values, vectors = torch.linalg.eigh(matrix)
@@ -305,7 +294,7 @@ def _loss(logits: Tensor, y: Tensor) -> Tensor:
 
 def _squares(t: Tensor) -> Tensor:
     """Squared norms over the last axis, in float64."""
-    return torch.linalg.vector_norm(t, dim=-1, dtype=torch.float64) ** 2
+    return vector_norm(t, dim=-1, dtype=torch.float64) ** 2
 
 
 def _masked(values: Tensor, finite: Tensor) -> Tensor:

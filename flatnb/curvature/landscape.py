@@ -1,4 +1,4 @@
-"""Slices through the loss surface: along one direction, over a plane, between two nets.
+"""Slices through the loss surface: along one direction, or over a plane.
 
 A random direction says nothing across nets whose weights differ in scale. Filter
 normalization gives every filter of the direction (a row of a weight, all that feeds one
@@ -13,18 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flatnb._checks import integer
-from flatnb.curvature.objective import Batches, LossFunction, Objective
+from flatnb.curvature.objective import Objective
 from flatnb.curvature.vectors import gaussian
 
 
 def random_direction(objective: Objective, *, seed: int = 0) -> Tensor:
     """A Gaussian direction (size,), filter-normalized.
 
-    >>> net, data = nn.Linear(3, 2), [(torch.ones(1, 3), torch.zeros(1, 2))]
-    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    >>> net, data = torch.nn.Linear(3, 2), [(torch.ones(1, 3), torch.zeros(1, 2))]
+    >>> objective = Objective(net, torch.nn.functional.mse_loss, data)
     >>> torch.allclose(random_direction(objective)[:6].norm(), net.weight.norm())
     True
     """
@@ -36,8 +35,8 @@ def random_direction(objective: Objective, *, seed: int = 0) -> Tensor:
 def filter_normalized(objective: Objective, direction: Tensor) -> Tensor:
     """`d_j |w_j| / |d_j|` for each filter j; 0 for parameters of one dimension.
 
-    >>> net, data = nn.Linear(2, 1), [(torch.ones(1, 2), torch.zeros(1, 1))]
-    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    >>> net, data = torch.nn.Linear(2, 1), [(torch.ones(1, 2), torch.zeros(1, 1))]
+    >>> objective = Objective(net, torch.nn.functional.mse_loss, data)
     >>> direction = filter_normalized(objective, torch.ones(3))
     >>> torch.allclose(direction.norm(), net.weight.norm())
     True
@@ -58,8 +57,11 @@ def line(
 ) -> Tensor:
     """L(w + t d) at the distances t, (points,).
 
-    >>> net, data = nn.Linear(1, 1, bias=False), [(torch.ones(1, 1), torch.ones(1, 1))]
-    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    From a net to another: `line(start, end.vector - start.vector, distances)` with the
+    `Objective` of each. Running statistics of BatchNorm stay those of `start`.
+
+    >>> net, data = torch.nn.Linear(1, 1, bias=False), [(torch.ones(1, 1), torch.ones(1, 1))]
+    >>> objective = Objective(net, torch.nn.functional.mse_loss, data)
     >>> line(objective, torch.ones(1), [-1, 0, 1]).shape
     torch.Size([3])
     """
@@ -74,8 +76,8 @@ def plane(
 ) -> Tensor:
     """L(w + a d_1 + b d_2), a and b each in `distances`, (points, points).
 
-    >>> net, data = nn.Linear(2, 1, bias=False), [(torch.eye(2), torch.ones(2, 1))]
-    >>> objective = Objective(net, nn.functional.mse_loss, data)
+    >>> net, data = torch.nn.Linear(2, 1, bias=False), [(torch.eye(2), torch.ones(2, 1))]
+    >>> objective = Objective(net, torch.nn.functional.mse_loss, data)
     >>> plane(objective, *torch.eye(2), [0, 1, 2]).shape
     torch.Size([3, 3])
     """
@@ -97,57 +99,3 @@ def _losses(
     center = objective.vector
     losses = [objective.loss(center + step @ spans) for step in steps.to(spans)]
     return torch.tensor(losses, dtype=torch.float64).reshape([len(a) for a in axes])
-
-
-def between(
-    start: nn.Module,
-    end: nn.Module,
-    loss_fn: LossFunction,
-    batches: Batches,
-    points: int = 21,
-) -> Tensor:
-    """L((1 - t) w_0 + t w_1), t from 0 to 1, (points,); see `barrier`.
-
-    Buffers such as running statistics are interpolated too; between minima far apart
-    those of a BatchNorm fit no net in the middle, which then shows as a barrier. Frozen
-    parameters are those of `start`.
-
-    Raises:
-        ValueError: nets with different parameters or buffers; fewer than two points.
-
-    >>> net, data = nn.Linear(2, 1), [(torch.eye(2), torch.ones(2, 1))]
-    >>> between(net, net, nn.functional.mse_loss, data, points=3).shape
-    torch.Size([3])
-    """
-    integer("points", points, 2)
-    data = list(batches)
-    first, last = Objective(start, loss_fn, data), Objective(end, loss_fn, data)
-    if _shapes(first) != _shapes(last):
-        raise ValueError(
-            "the two nets differ in parameters or buffers; allowed: the same net, with "
-            "other values"
-        )
-    losses, buffers = [], first.buffers
-    for t in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
-        first.buffers = {
-            name: torch.lerp(b, last.buffers[name], t) if b.is_floating_point() else b
-            for name, b in buffers.items()
-        }
-        losses.append(first.loss(torch.lerp(first.vector, last.vector, t)))
-    return torch.tensor(losses, dtype=torch.float64)
-
-
-def _shapes(objective: Objective) -> dict[str, torch.Size]:
-    params = dict(zip(objective.names, objective.params, strict=True))
-    return {name: t.shape for name, t in (params | objective.buffers).items()}
-
-
-def barrier(losses: Tensor) -> float:
-    """The highest rise above the chord between the ends of evenly spaced losses; 0
-    between connected minima.
-
-    >>> barrier(torch.tensor([1.0, 4.0, 3.0]))
-    2.0
-    """
-    share = torch.linspace(0, 1, len(losses)).to(losses)
-    return float((losses - torch.lerp(losses[0], losses[-1], share)).max())

@@ -86,8 +86,11 @@ def relative_flatness(
     with torch.enable_grad(), objective.evaluating():
         cuts = [_cut(objective, module, c, generator) for c in objective.chunks]
     weight = objective.params[0].detach()
+    fields: dict[str, Any]
     if all(cut.logits for cut in cuts):
-        form, fields = "closed form", _closed_form(cuts, weight)
+        form, weight = "closed form", weight.double()
+        each = [kappa_of_logits(c.inputs, c.output.detach(), weight) for c in cuts]
+        fields = {"value": float(torch.cat(each).mean()), "products": 0}
     else:
         form = "Hessian in the output"
         fields = _in_output_space(cuts, weight, generator, relative)
@@ -127,25 +130,13 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
 
 class _Cut(NamedTuple):
     """A layer over one batch: inputs (rows, m), output, and the loss's gradient there;
-    whether the output is that of a softmax cross-entropy; a row's share of the mean.
+    whether the output is that of a softmax cross-entropy.
     """
 
     inputs: Tensor
     output: Tensor
     slope: Tensor
     logits: bool
-    share: float
-
-    def quadratic(self, rows: Tensor) -> float:
-        """sum_i |phi_i|^2 row_i' A_i row_i, for rows (rows, d)."""
-        if not self.slope.requires_grad:  # of a loss linear in the output
-            return 0.0
-        direction = rows * self.inputs.norm(dim=1, keepdim=True)
-        direction = direction.reshape(self.output.shape)
-        (product,) = torch.autograd.grad(
-            self.slope, self.output, direction, retain_graph=True
-        )
-        return float((direction.double() * product.double()).sum())
 
 
 def _cut(
@@ -182,8 +173,7 @@ def _cut(
     curved = slope.requires_grad and not logits
     if curved and not rows_apart(slope, leaf, generator):
         _refuse(name, "the rows of its layer's output meet further on")
-    inputs = inputs.reshape(-1, inputs.shape[-1])
-    return _Cut(inputs, leaf, slope, logits, chunk.weight / len(inputs))
+    return _Cut(inputs.reshape(-1, inputs.shape[-1]), leaf, slope, logits)
 
 
 def _refuse(weight: str, reason: str) -> NoReturn:
@@ -191,14 +181,6 @@ def _refuse(weight: str, reason: str) -> NoReturn:
         f"no relative flatness of {weight}: {reason}; allowed: the weight of a layer "
         "used once whose rows do not meet before the loss"
     )
-
-
-def _closed_form(cuts: list[_Cut], weight: Tensor) -> dict[str, Any]:
-    value = 0.0
-    for cut in cuts:
-        kappa = kappa_of_logits(cut.inputs, cut.output.detach(), weight.double())
-        value += cut.share * float(kappa.sum())
-    return {"value": value, "products": 0}
 
 
 def _in_output_space(
@@ -213,8 +195,16 @@ def _in_output_space(
     rows = sum(lengths)
 
     def product(directions: Tensor) -> float:
-        pairs = zip(cuts, directions.split(lengths), strict=True)
-        return sum(cut.quadratic(part) for cut, part in pairs)
+        """sum_i |phi_i|^2 v_i' A_i v_i, for directions v (rows, d)."""
+        total = 0.0
+        for cut, part in zip(cuts, directions.split(lengths), strict=True):
+            if not cut.slope.requires_grad:  # of a loss linear in the output
+                continue
+            v = part * cut.inputs.norm(dim=1, keepdim=True)
+            v = v.reshape(cut.output.shape)
+            (bent,) = torch.autograd.grad(cut.slope, cut.output, v, retain_graph=True)
+            total += float((v.double() * bent.double()).sum())
+        return total
 
     def draw(count: int) -> Tensor:
         signs = (rademacher((rows, rank), generator, root) for _ in range(count))

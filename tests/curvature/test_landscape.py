@@ -7,13 +7,10 @@ import copy
 import pytest
 import torch
 from cases import CASES, Case
-from torch import nn
 
 from flatnb.curvature import (
     HessianOperator,
     Objective,
-    barrier,
-    between,
     line,
     plane,
     random_direction,
@@ -75,31 +72,15 @@ def test_curvature_of_a_slice_along_an_eigenvector_is_the_eigenvalue():
     )
 
 
-def test_between_two_nets():
-    case = CASES["convolution and BatchNorm"]
-    torch.manual_seed(3)
-    other = case.make().double()
-    path = between(case.model, other, case.loss, case.batches, 5)
-    assert float(path[0]) == pytest.approx(objective(case).loss())
-    end = Objective(other, case.loss, case.batches).loss()
-    assert float(path[-1]) == pytest.approx(end)
-    heights = path - torch.linspace(float(path[0]), float(path[-1]), 5)
-    assert barrier(path) == pytest.approx(float(heights.max()))
-    middle = copy.deepcopy(case.model)
-    mixed = {
-        key: torch.lerp(value, other.state_dict()[key], 0.5)
-        for key, value in case.model.state_dict().items()
-        if value.is_floating_point()
-    }
-    middle.load_state_dict(mixed, strict=False)
-    exact = Objective(middle, case.loss, case.batches).loss()
-    assert float(path[2]) == pytest.approx(exact, rel=1e-12)
-
-
-def test_a_net_and_itself_have_no_barrier():
+def test_from_one_net_to_another():
     case = CASES["perceptron"]
-    path = between(case.model, case.model, case.loss, case.batches, 3)
-    assert barrier(path) < 1e-12
+    torch.manual_seed(3)
+    start, end = (
+        objective(case),
+        Objective(case.make().double(), case.loss, case.batches),
+    )
+    path = line(start, end.vector - start.vector, [0.0, 1.0])
+    assert path.tolist() == pytest.approx([start.loss(), end.loss()])
 
 
 def test_bad_input():
@@ -107,7 +88,3 @@ def test_bad_input():
     space = objective(case)
     with pytest.raises(ValueError, match="allowed: a vector"):
         line(space, torch.zeros(3), [0.0])
-    with pytest.raises(ValueError, match="differ in parameters or buffers"):
-        between(case.model, nn.Linear(5, 3).double(), case.loss, case.batches)
-    with pytest.raises(ValueError, match="points=1"):
-        between(case.model, case.model, case.loss, case.batches, 1)

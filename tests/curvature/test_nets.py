@@ -22,7 +22,6 @@ from flatnb.curvature import (
     HessianOperator,
     Objective,
     average_sharpness,
-    between,
     gauss_newton_trace,
     line,
     relative_flatness,
@@ -281,14 +280,6 @@ def test_slices(seed):
     found = line(Objective(*arguments(case)), step, [-0.3, 0.0, 0.2])
     exact = [float(truth.loss(w + t * step).detach()) for t in (-0.3, 0.0, 0.2)]
     assert found.tolist() == pytest.approx(exact, rel=1e-10)
-    start, end = frozen(seed), frozen(seed)
-    with torch.no_grad():
-        for name, p in end.model.named_parameters():
-            if p.requires_grad:
-                p.copy_(truth.state(w + step)[name])
-    way = between(start.model, end.model, case.loss, case.batches, 3)
-    exact = [float(truth.loss(w + t * step).detach()) for t in (0.0, 0.5, 1.0)]
-    assert way.tolist() == pytest.approx(exact, rel=1e-10)
 
 
 @over_nets

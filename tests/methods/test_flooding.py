@@ -77,15 +77,6 @@ def test_returns_the_plain_loss(cls: type) -> None:
 
 
 @pytest.mark.parametrize("cls", [Flooding, IFlood])
-@pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_levels_are_refused(
-    cls: type, value: object, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=r"level.*allowed: a finite number >= 0"):
-        cls(value)
-
-
-@pytest.mark.parametrize("cls", [Flooding, IFlood])
 def test_levels_of_another_ensemble_are_refused(cls: type) -> None:
     method = cls(torch.tensor([0.1, 0.2]))
     plain = inputs.plain()

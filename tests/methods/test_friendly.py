@@ -146,15 +146,6 @@ def test_joins_a_loss_transform() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["rho", "lam", "sigma"])
-@pytest.mark.parametrize(("value", "error"), [*oracle.BAD_REALS])
-def test_bad_hyperparameters_are_refused(
-    name: str, value: object, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
-        FriendlySAM(**{name: value})
-
-
 def test_a_decay_above_one_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"lam=1.1; allowed: a finite number >= 0 and <= 1"

@@ -90,12 +90,3 @@ def test_joins_a_loss_transform() -> None:
     across = oracle.add(g, uphill, -inner(g, uphill) / inner(uphill, uphill))
     made = oracle.made_by(compose(SoftAD(theta), GSAM(0.4, 0.3)))
     oracle.assert_equal(made, oracle.add(uphill, across, -0.3))
-
-
-@pytest.mark.parametrize("name", ["rho", "alpha"])
-@pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_hyperparameters_are_refused(
-    name: str, value: object, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
-        GSAM(**{name: value})

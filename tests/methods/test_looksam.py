@@ -211,18 +211,3 @@ def test_joins_a_loss_transform() -> None:
     joined = compose(SoftAD(0.9), LookSAM(0.0, 2))
     for _ in range(2):
         oracle.assert_equal(oracle.made_by(joined), oracle.made_by(SoftAD(0.9)))
-
-
-@pytest.mark.parametrize("name", ["rho", "alpha"])
-@pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_hyperparameters_are_refused(
-    name: str, value: object, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
-        LookSAM(**{name: value})
-
-
-@pytest.mark.parametrize(("value", "error"), oracle.BAD_COUNTS)
-def test_bad_periods_are_refused(value: object, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"k=.*allowed: an integer >= 1"):
-        LookSAM(k=value)

@@ -279,19 +279,7 @@ def test_state_of_another_device_is_refused() -> None:
 
 
 @pytest.mark.parametrize("cls", [NSO, WeightNoise])
-@pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_sigmas_are_refused(
-    cls: type, value: object, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=r"sigma.*allowed: a finite number >= 0"):
-        cls(value)
-
-
-@pytest.mark.parametrize("cls", [NSO, WeightNoise])
 def test_other_bad_settings_are_refused(cls: type) -> None:
-    for k, error in oracle.BAD_COUNTS:
-        with pytest.raises(error, match=r"k=.*allowed: an integer >= 1"):
-            cls(0.1, k)
     for noise in ("normal", None, 1.0):
         with pytest.raises(TypeError, match=r"noise=.*allowed: normal, laplace"):
             cls(0.1, noise=noise)

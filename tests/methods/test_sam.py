@@ -161,15 +161,6 @@ MAKERS: dict[str, tuple[str, Callable[[object], Method]]] = {
 
 
 @pytest.mark.parametrize(("name", "make"), MAKERS.values(), ids=MAKERS)
-@pytest.mark.parametrize(("value", "error"), oracle.BAD_REALS)
-def test_bad_hyperparameters_are_refused(
-    name: str, make: Callable, value: object, error: type[Exception]
-) -> None:
-    with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
-        make(value)
-
-
-@pytest.mark.parametrize(("name", "make"), MAKERS.values(), ids=MAKERS)
 def test_values_of_another_ensemble_are_refused(name: str, make: Callable) -> None:
     method = make(torch.tensor([0.1, 0.2]))
     plain = inputs.plain()

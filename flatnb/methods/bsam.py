@@ -83,7 +83,7 @@ class BSAM(torch.optim.Optimizer):
         a gradient is not finite no parameter, m or s changes, and `p.grad` shows it.
         """
         params = self._params()
-        with self._at(params, self._scaled(params, self._stream.draw(list(params)))):
+        with self._shift(params, self._scale(params, self._stream.draw(list(params)))):
             grads, _ = _evaluate(params, closure)
         sizes: list[Tensor | float] = []
         for p, g in zip(params, grads, strict=True):
@@ -91,7 +91,7 @@ class BSAM(torch.optim.Optimizer):
             sizes.append(0.0 if g is None else s.sqrt().mul_(g.abs()))
             if g is not None:
                 g.mul_(params[p]["rho"]).div_(s)
-        with self._at(params, grads):
+        with self._shift(params, grads):
             grads, loss = _evaluate(params, closure)
         tensors = [t for t in (*sizes, *grads) if isinstance(t, Tensor)]
         if l2_norm(tensors).isfinite():
@@ -113,7 +113,7 @@ class BSAM(torch.optim.Optimizer):
         for p in params:
             u = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
             noise.append(u.normal_(generator=generator).to(p.device))
-        with self._at(params, self._scaled(params, noise)):
+        with self._shift(params, self._scale(params, noise)):
             yield
 
     def _params(self) -> Params:
@@ -129,16 +129,16 @@ class BSAM(torch.optim.Optimizer):
         return params
 
     @contextmanager
-    def _at(self, params: Params, offsets: Sequence[Tensor | None]) -> Iterator[None]:
-        """Within this context the parameters are at w + offset; None is zero."""
+    def _shift(self, params: Params, shifts: Sequence[Tensor | None]) -> Iterator[None]:
+        """Within this context the parameters are at w + shift; None is zero."""
         tensors = [p.detach() for p in params]
         copies = [t.clone() for t in tensors]
         self._moved = True
         try:
-            for tensor, offset in zip(tensors, offsets, strict=True):
-                if offset is not None:
-                    tensor.add_(offset)
-            del offsets  # no pass keeps them in memory
+            for tensor, shift in zip(tensors, shifts, strict=True):
+                if shift is not None:
+                    tensor.add_(shift)
+            del shifts  # no pass keeps them in memory
             # An autocast region caches low-precision weights by tensor, not by value.
             torch.clear_autocast_cache()
             yield
@@ -147,7 +147,7 @@ class BSAM(torch.optim.Optimizer):
             torch.clear_autocast_cache()
             self._moved = False
 
-    def _scaled(self, params: Params, noise: list[Tensor]) -> list[Tensor]:
+    def _scale(self, params: Params, noise: list[Tensor]) -> list[Tensor]:
         """u / sqrt(N s), in place."""
         for p, u in zip(params, noise, strict=True):
             u.div_((params[p]["examples"] * self.state[p]["s"]).sqrt_())

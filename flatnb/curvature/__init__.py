@@ -1,13 +1,7 @@
 """How flat is this minimum? Curvature of the loss surface, with error and cost.
 
-A measure takes the net, the loss and the batches, or an operator made of them:
-
->>> import torch
->>> from torch import nn
->>> net, x, y = nn.Linear(2, 3), torch.eye(2), torch.tensor([0, 1])
->>> hessian = HessianOperator(net, nn.functional.cross_entropy, [(x, y)])
->>> trace(hessian).value > 0
-True
+A measure takes the net, the loss and the batches, or an operator made of them, such as
+`HessianOperator`.
 
 The largest eigenvalues: `top_eigenvalues`; all of them, roughly: `spectral_density`.
 Their sum: `trace`, or `gauss_newton_trace`, which is exact and cheaper for nets of

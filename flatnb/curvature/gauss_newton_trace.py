@@ -1,10 +1,8 @@
 """Trace of the Gauss-Newton matrix, exact, and with it of many Hessians.
 
-With the Hessian of the loss in the outputs of example i factored as
-sum_c lambda_ic u_ic u_ic', the mean over the examples is
+    tr G = (1/N) sum_i sum_c lambda_ic |J_i' u_ic|^2
 
-    tr G = (1/N) sum_i sum_c lambda_ic |J_i' u_ic|^2,
-
+where sum_c lambda_ic u_ic u_ic' is the Hessian of the loss in the outputs of example i:
 the gradients of single examples in one pass over the data per output c. Where the
 outputs are linear, piece by piece, in each parameter tensor, H and G have the same
 diagonal: nets of ReLUs with convolutions, pooling, residual sums and BatchNorm in eval
@@ -15,23 +13,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from flatnb.curvature.objective import (
-    LossFunction,
-    is_softmax_cross_entropy,
-)
+from flatnb.curvature.objective import LossFunction, gaussian, is_softmax_cross_entropy
 from flatnb.curvature.operator import (
     GaussNewtonOperator,
     HessianOperator,
     check_outputs,
 )
 from flatnb.curvature.result import Estimate
-from flatnb.curvature.vectors import gaussian
 
 _BYTES = 2**28  # gradients of single examples that are held at once
 
@@ -39,8 +33,7 @@ _BYTES = 2**28  # gradients of single examples that are held at once
 def gauss_newton_trace(operator: HessianOperator) -> Estimate:
     """tr G, exact, which for nets piecewise linear in each parameter tensor is tr H.
 
-    Costs one pass over the data per output of an example, counted as `products`, with
-    the gradient of each example.
+    `products` counts passes over the data, with the gradient of each example.
 
     Raises:
         ValueError: a net that is not piecewise linear, tried on a few examples, unless
@@ -78,7 +71,12 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
             with torch.no_grad():
                 outputs = objective.outputs(x, params)
                 half = objective.outputs(x[: (len(x) + 1) // 2], params)
-            _check_rows(len(x), outputs, half)
+            check_outputs(outputs)
+            tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * outputs.abs().max()
+            if outputs.ndim == 0 or len(outputs) != len(x):
+                _refuse("has not one row of outputs per example")
+            if (outputs[: len(half)] - half).abs().max() > tolerance:
+                _refuse("couples the examples of a batch")
             weights, directions = _factors(objective.loss_fn, outputs, y)
             passes = max(passes, directions.shape[2])
             for w, u in zip(weights.mT, directions.movedim(2, 0), strict=True):
@@ -103,19 +101,20 @@ def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> Non
     """
     check_outputs(outputs)
     generator, tensors = torch.Generator().manual_seed(0), list(params.values())
-    mix = gaussian(outputs.numel(), generator, outputs).reshape(outputs.shape)
+    mixed = (outputs * gaussian(outputs.shape, generator, outputs)).sum()
     grads = torch.autograd.grad(
-        (outputs * mix).sum(), tensors, create_graph=True, allow_unused=True
+        mixed, tensors, create_graph=True, materialize_grads=True
     )
     tolerance = torch.finfo(outputs.dtype).eps ** 0.5
     for name, p, slope in zip(params, tensors, grads, strict=True):
-        if slope is None or not slope.requires_grad:
+        if not slope.requires_grad:
             continue
         size = p.detach().square().mean().sqrt()
-        v = gaussian(p.numel(), generator, p).reshape(p.shape)
-        v = v * torch.where(size > 0, size, 1.0)
-        (bent,) = torch.autograd.grad(slope, p, v, retain_graph=True, allow_unused=True)
-        if bent is not None and bent.norm() > tolerance * slope.norm():
+        v = gaussian(p.shape, generator, p) * torch.where(size > 0, size, 1.0)
+        (bent,) = torch.autograd.grad(
+            slope, p, v, retain_graph=True, materialize_grads=True
+        )
+        if bent.norm() > tolerance * slope.norm():
             raise ValueError(
                 f"the outputs are not piecewise linear in {name}, so that the trace of "
                 "the Hessian is not that of the Gauss-Newton matrix; use trace, or "
@@ -135,26 +134,18 @@ def rows_apart(slope: Tensor, leaf: Tensor, generator: torch.Generator) -> bool:
 
     The product of A with a random v is then scaled row by row as v is.
     """
-    v = torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype).to(leaf.device)
-    scales = torch.randn(leaf.shape[:-1], generator=generator, dtype=leaf.dtype)
-    scales = scales.to(leaf.device)[..., None]
+    v = gaussian(leaf.shape, generator, leaf)
+    scales = gaussian(leaf.shape[:-1], generator, leaf)[..., None]
     (product,) = torch.autograd.grad(slope, leaf, v, retain_graph=True)
     (scaled,) = torch.autograd.grad(slope, leaf, scales * v, retain_graph=True)
     change, size = (scaled - scales * product).norm(), (scales * product).norm()
     return bool(change <= torch.finfo(leaf.dtype).eps ** 0.5 * size)
 
 
-def _check_rows(rows: int, outputs: Tensor, half: Tensor) -> None:
-    """Each example has outputs of its own, whatever the others in its batch."""
-    check_outputs(outputs)
-    tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * float(outputs.abs().max())
-    each = outputs.ndim > 0 and len(outputs) == rows
-    if not each or (outputs[: len(half)] - half).abs().max() > tolerance:
-        raise ValueError(
-            "the model couples the examples of a batch, or its outputs are not one row "
-            "per example, so that the trace is not a sum over examples; use "
-            "trace(operator)"
-        )
+def _refuse(reason: str) -> NoReturn:
+    raise ValueError(
+        f"the model {reason}, so that the trace is not a sum over them; use trace"
+    )
 
 
 def _factors(loss_fn: LossFunction, outputs: Tensor, y: Any) -> tuple[Tensor, Tensor]:
@@ -169,10 +160,7 @@ def _factors(loss_fn: LossFunction, outputs: Tensor, y: Any) -> tuple[Tensor, Te
     if not slope.requires_grad:
         return torch.zeros_like(leaf), leaf.new_zeros(*leaf.shape, leaf.shape[1])
     if not rows_apart(slope, leaf, torch.Generator().manual_seed(0)):
-        raise ValueError(
-            "the loss couples the examples of a batch, so that the trace is not a sum "
-            "over them; use trace(operator), or a loss that is a mean over examples"
-        )
+        _refuse("has a loss that couples the examples of a batch")
     blocks = [
         torch.autograd.grad(column.sum(), leaf, retain_graph=True)[0]
         for column in slope.mT

@@ -7,8 +7,8 @@ Of m orthonormal rows Q, the first p have been multiplied. To rounding,
 so that an eigenpair (theta, s) of the first p rows of T gives the Ritz pair theta,
 v = Q_p' s. Its residual |H v - theta v| = |(the last m - p rows of T) s| takes no
 product, and an eigenvalue of H lies within it of theta (Parlett 1998, "The symmetric
-eigenvalue problem", section 4.5). With r start vectors this is band Lanczos (Ruhe
-1979), which sees r copies of a multiple eigenvalue.
+eigenvalue problem", section 4.5). r start vectors (band Lanczos, Ruhe 1979) see r
+copies of a multiple eigenvalue.
 """
 
 from __future__ import annotations
@@ -72,15 +72,12 @@ class Lanczos:
 
     def expand(self, count: int = 1) -> None:
         """Multiply the next vectors, `count` at most."""
-        first = len(self.columns)
-        last = min(first + count, self.size)
-        for product in self.operator.rows(self.basis[first:last]):
+        waiting = self.basis[len(self.columns) : self.size]
+        for product in self.operator.rows(waiting[:count]):
             self.columns.append(self.add(product))
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ritz values (p,) in descending order, their coordinates (p, p) in columns,
-        and their residuals (p,).
-        """
+        """Ritz values (p,), descending, their coordinates (p, p) in columns, residuals."""
         p = len(self.columns)
         transposed = torch.zeros(p, self.size, dtype=torch.float64)
         for row, column in zip(transposed, self.columns, strict=True):
@@ -89,10 +86,6 @@ class Lanczos:
         values, coordinates = torch.linalg.eigh(transposed[:, :p])
         residuals = (transposed[:, p:].mT @ coordinates).norm(dim=0)
         return values.flip(0), coordinates.flip(1), residuals.flip(0)
-
-    def vectors(self, coordinates: Tensor) -> Tensor:
-        """The Ritz vectors of `coordinates` (p, k), as rows (k, operator.size)."""
-        return coordinates.mT.to(self.basis) @ self.basis[: len(coordinates)]
 
 
 def _project_out(row: Tensor, basis: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flatnb.curvature.objective import Objective
-from flatnb.curvature.vectors import gaussian
+from flatnb.curvature.objective import Objective, gaussian
 
 
 def random_direction(objective: Objective, *, seed: int = 0) -> Tensor:
@@ -28,7 +27,7 @@ def random_direction(objective: Objective, *, seed: int = 0) -> Tensor:
     True
     """
     generator = torch.Generator().manual_seed(seed)
-    draw = gaussian(objective.size, generator, objective.params[0])
+    draw = gaussian([objective.size], generator, objective.params[0])
     return filter_normalized(objective, draw)
 
 

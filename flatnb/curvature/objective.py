@@ -2,9 +2,8 @@
 
     L(w) = sum_b (n_b / N) loss_fn(model(x_b; w), y_b),    N = sum_b n_b
 
-Everything in `flatnb.curvature` measures this function. It evaluates the model on
-copies of its parameters and buffers, so that the model is never written to and training
-it further does not change what is measured.
+Everything in `flatnb.curvature` measures this function: of copies of parameters and
+buffers, so that the model is never written to, and may be trained further.
 """
 
 from __future__ import annotations
@@ -48,14 +47,12 @@ class Objective:
             all that require a gradient. The other parameters stay fixed.
 
     Raises:
-        ValueError: empty data, a loss that is not a finite scalar mean, data and model
-            of different precision, names that are unknown or not trained, a model whose
-            outputs are random in eval mode.
+        ValueError: empty data; a loss that is not a finite scalar mean, or is random in
+            eval mode; a half precision; names that are unknown or not trained.
 
     Attributes:
         names, params, size: the parameters' names and copies; length of w.
         buffers: copies of the model's buffers, by name.
-        chunks: the batches.
 
     >>> x = torch.eye(2)
     >>> objective = Objective(nn.Linear(2, 1), nn.functional.mse_loss, [(x, x[:, :1])])
@@ -80,14 +77,9 @@ class Objective:
         self.buffers = {n: b.detach().clone() for n, b in self.model.named_buffers()}
         self.size = sum(p.numel() for p in self.params)
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
-        dtypes = {p.dtype for p in named.values() if p.is_floating_point()}
-        dtypes.add(self.dtype)
-        if dtypes not in ({torch.float32}, {torch.float64}):
-            raise ValueError(
-                f"the model is {', '.join(sorted(map(str, dtypes)))}; allowed: all float32 "
-                "or all float64: model.float() or model.double()"
-            )
-        self.chunks = _read(batches, self.dtype)
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"the model is {self.dtype}; allowed: float32, float64")
+        self.chunks = _read(batches)
         self._try_out()
 
     @property
@@ -145,10 +137,9 @@ class Objective:
         with ExitStack() as stack:
             for module in self.model.modules():
                 # Weight and spectral norm, as hooks, leave their weight on the module.
-                tensors = {
-                    k: v for k, v in vars(module).items() if isinstance(v, Tensor)
-                }
-                stack.callback(vars(module).update, tensors)
+                attributes = vars(module)
+                kept = {k: v for k, v in attributes.items() if isinstance(v, Tensor)}
+                stack.callback(attributes.update, kept)
             stack.enter_context(in_mode(self.model, training=False))
             stack.enter_context(self.arithmetic())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -163,7 +154,6 @@ class Objective:
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
         exact = cudnn.flags(
             enabled=cudnn.enabled and not recurrent,  # those have no double backward
-            benchmark=cudnn.benchmark,
             deterministic=cudnn.deterministic,
             allow_tf32=False,
         )
@@ -204,6 +194,11 @@ class Objective:
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
     """One vector from one tensor per parameter."""
     return torch.cat([t.detach().reshape(-1) for t in tensors])
+
+
+def gaussian(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Normal entries as `like`, drawn on the CPU: the same for every device."""
+    return torch.randn(shape, generator=generator, dtype=like.dtype).to(like.device)
 
 
 def check_loss(loss: Any) -> None:
@@ -256,7 +251,7 @@ def _select(
     return tuple(name for name in trained if name in wanted)
 
 
-def _read(batches: Batches, dtype: torch.dtype) -> list[Chunk]:
+def _read(batches: Batches) -> list[Chunk]:
     pairs = list(batches)
     for index, pair in enumerate(pairs):
         x = pair[0] if isinstance(pair, tuple | list) and len(pair) == 2 else None
@@ -265,8 +260,6 @@ def _read(batches: Batches, dtype: torch.dtype) -> list[Chunk]:
                 f"batches[{index}]={shown(pair)}; allowed: (x, y) with a tensor x of at "
                 "least one example, for a single batch [(x, y)]"
             )
-        if x.is_floating_point() and x.dtype != dtype:
-            raise ValueError(f"x of batches[{index}] is {x.dtype}; allowed: {dtype}")
     if not pairs:
         raise ValueError("batches=[]; allowed: at least one (x, y) pair")
     total = sum(len(x) for x, _ in pairs)

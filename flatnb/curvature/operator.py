@@ -3,10 +3,9 @@
     H v = d/dw (grad L(w) . v)                HessianOperator        (Pearlmutter 1994)
     G v = sum_b (n_b/N) J_b' (H_l (J_b v))    GaussNewtonOperator    (Schraudolph 2002)
 
-where L is the mean loss over the data (see `objective.py`), J the Jacobian of the
-outputs and H_l the Hessian of the loss in them. Both are exact. The graph of the
-gradient is built once and kept; a product is one more backward pass through it and
-costs 1 to 2 gradients.
+where J is the Jacobian of the outputs and H_l the Hessian of the loss in them. The
+graph of the gradient is built once and kept; a product is one more backward pass through
+it and costs 1 to 2 gradients.
 """
 
 from __future__ import annotations
@@ -41,13 +40,12 @@ class HessianOperator:
     the vectors so far.
 
     Args:
-        model, loss_fn, batches, params: as for `Objective`, which is `objective`.
+        model, loss_fn, batches, params: as for `Objective`, which raises ValueErrors.
         keep_graph: false, for data whose graph does not fit in memory, evaluates the
             batches again for each product, one after another: about twice the time.
 
     Raises:
-        ValueError: what `Objective` raises; a second derivative that is wrong, which
-            shows in a matrix that is not symmetric.
+        ValueError: a matrix that is not symmetric: a second derivative is wrong.
 
     >>> data = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))]
     >>> operator = HessianOperator(nn.Linear(3, 2), nn.functional.cross_entropy, data)
@@ -122,7 +120,11 @@ class HessianOperator:
             if not live:
                 return torch.zeros_like(v)
             parts = objective.split(v)
-            return _pulled(outputs, params, [parts[i] for i in live])
+            along = [parts[i] for i in live]
+            grads = torch.autograd.grad(
+                outputs, params, along, retain_graph=True, materialize_grads=True
+            )
+            return flatten(grads)
 
         return product
 
@@ -149,8 +151,8 @@ class HessianOperator:
 class GaussNewtonOperator(HessianOperator):
     """The generalized Gauss-Newton matrix G = mean J' H_l J, as `HessianOperator`.
 
-    For a loss convex in the outputs it is positive semidefinite, and for softmax
-    cross-entropy it is the Fisher matrix. `loss_fn` takes a single tensor of outputs.
+    Positive semidefinite for a loss convex in the outputs, a single tensor; the Fisher
+    matrix for softmax cross-entropy.
 
     >>> net, data = nn.Linear(3, 2), [(torch.eye(3), torch.tensor([0, 1, 1]))]
     >>> operator = GaussNewtonOperator(net, nn.functional.cross_entropy, data)
@@ -181,19 +183,12 @@ class GaussNewtonOperator(HessianOperator):
             along = [parts[i] for i in live]
             (pushed,) = torch.autograd.grad(linear, dummy, along, retain_graph=True)
             (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
-            return _pulled([outputs], params, [curved])
+            grads = torch.autograd.grad(
+                outputs, params, curved, retain_graph=True, materialize_grads=True
+            )
+            return flatten(grads)
 
         return product
-
-
-def _pulled(
-    outputs: Sequence[Tensor], params: Sequence[Tensor], along: Sequence[Tensor]
-) -> Tensor:
-    """J' u (size,) for u `along` the outputs."""
-    grad = torch.autograd.grad
-    return flatten(
-        grad(outputs, params, along, retain_graph=True, materialize_grads=True)
-    )
 
 
 def check_outputs(outputs: Any) -> None:

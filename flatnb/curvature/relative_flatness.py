@@ -39,8 +39,7 @@ from flatnb.curvature.objective import (
     is_softmax_cross_entropy,
 )
 from flatnb.curvature.result import Estimate
-from flatnb.curvature.trace import MIN_PROBES, estimate, met
-from flatnb.curvature.vectors import rademacher
+from flatnb.curvature.trace import MIN_PROBES, estimate, met, rademacher
 
 
 def relative_flatness(

@@ -45,9 +45,8 @@ class Estimate(Result):
         degrees: degrees of freedom of `stderr`, sample size minus one; 0 if exact.
         skewness: third standardized moment of the sample.
         interval: 95 % interval by Student's t, corrected for skewness (Hall 1992, "On
-            the removal of skewness by transformation"). It covers in 92 to 95 % of
-            cases for squares of normal variables, the most skewed sample that a trace
-            gives, and in 94 to 96 % for others.
+            the removal of skewness by transformation"); of squares of normal variables,
+            the most skewed sample that a trace gives, it covers 92 to 95 %.
 
     >>> Estimate(value=2.0, stderr=0.1, degrees=29, products=30, seconds=0.5)
     Estimate(2 ± 0.1, 95 %: 1.79548 to 2.20452 | 30 products, 0.5 s)

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from flatnb._checks import integer, number
 from flatnb._nets import along_members
 from flatnb._tensors import l2_norm
-from flatnb.curvature.objective import Batches, LossFunction, Objective
+from flatnb.curvature.objective import Batches, LossFunction, Objective, gaussian
 from flatnb.curvature.result import Estimate, moments
-from flatnb.curvature.vectors import gaussian
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -110,7 +109,7 @@ def worst_sharpness(
         loss, slope = objective.gradient(center + step)
         losses.append(loss)
         if i == 0 < steps - 1 and not (scale * slope).any():
-            slope = gaussian(len(center), torch.Generator().manual_seed(0), center)
+            slope = gaussian(center.shape, torch.Generator().manual_seed(0), center)
         (move,) = sam_step([slope[None]], [scale[None]], rho * (1 - i / steps))
         step = step + move[0]
         step = step * (rho / max(rho, float(l2_norm([step / lengths]))))
@@ -157,7 +156,7 @@ def average_sharpness(
     generator = torch.Generator().manual_seed(seed)
     start, rises = objective.loss(), []
     for _ in range(pairs):
-        step = scale * gaussian(objective.size, generator, center)
+        step = scale * gaussian(center.shape, generator, center)
         risen = objective.loss(center + step) + objective.loss(center - step)
         rises.append(risen / 2 - start)
     sample = torch.tensor(rises, dtype=torch.float64)

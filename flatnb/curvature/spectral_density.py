@@ -7,8 +7,7 @@ entry of the j-th eigenvector of T)^2 with
     q' p(H) q = sum_j w_j p(theta_j)    for each polynomial p of degree <= 2 m - 1.
 
 With q of random signs its mean is (1/size) tr p(H): all moments up to 2 m - 1 are
-unbiased (Lin, Saad and Yang 2016; Ghorbani, Krishnan and Xiao 2019). A curve puts a
-Gaussian of width sigma on every node and shows nothing narrower.
+unbiased (Lin, Saad and Yang 2016; Ghorbani, Krishnan and Xiao 2019).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from flatnb._checks import integer, number
 from flatnb.curvature.lanczos import Lanczos
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Result
-from flatnb.curvature.vectors import rademacher
+from flatnb.curvature.trace import rademacher
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -47,7 +46,7 @@ class SpectralDensity(Result):
         return float(sample.mean()), float(sample.std() / math.sqrt(len(sample)))
 
     def curve(self, grid: Tensor, sigma: float) -> Tensor:
-        """Density at the points of `grid`, smoothed by a Gaussian of width sigma."""
+        """Density at the points of `grid`, with a Gaussian of width sigma per node."""
         number("sigma", sigma, "a number > 0", 0)
         nodes, weights = self.nodes.reshape(-1, 1), self.weights.reshape(-1, 1)
         bells = torch.exp(-0.5 * ((grid.double() - nodes) / sigma) ** 2)
@@ -68,7 +67,6 @@ def spectral_density(
     Takes an operator as `top_eigenvalues` does, and at least two probes. Holds `steps`
     vectors, for full reorthogonalization; without it Lanczos repeats eigenvalues.
 
-    >>> from flatnb.curvature import HessianOperator
     >>> net = torch.nn.Linear(4, 1, bias=False)
     >>> data = [(torch.eye(4), torch.ones(4, 1))]
     >>> hessian = HessianOperator(net, torch.nn.functional.mse_loss, data)
@@ -78,13 +76,12 @@ def spectral_density(
     start, used = time.perf_counter(), operator.products
     steps = min(integer("steps", steps), operator.size)
     integer("probes", probes, 2)
-    like = torch.empty(0, dtype=operator.dtype, device=operator.device)
     generator = torch.Generator().manual_seed(seed)
     nodes = torch.zeros(probes, steps, dtype=torch.float64)
     weights = torch.zeros_like(nodes)
     for row in range(probes):
         lanczos = Lanczos(operator)
-        lanczos.add(rademacher((operator.size,), generator, like))
+        lanczos.add(rademacher((operator.size,), generator, operator))
         while len(lanczos.columns) < min(steps, lanczos.size):  # fewer: the space ends
             lanczos.expand()
         values, coordinates, _ = lanczos.ritz()

@@ -19,7 +19,6 @@ from torch import Tensor
 from flatnb._checks import integer, number
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Estimate, moments
-from flatnb.curvature.vectors import rademacher
 
 _ROUND = 8  # probes held in memory at once
 MIN_PROBES = 30  # before their spread is believed
@@ -41,9 +40,6 @@ def trace(
         relative: standard error wanted, as a fraction of the trace.
         max_probes: give up after this many >= 30, with a warning.
 
-    Raises:
-        ValueError: relative or max_probes out of range.
-
     >>> net = torch.nn.Linear(4, 1, bias=False)
     >>> data = [(torch.eye(4), torch.ones(4, 1))]
     >>> trace(HessianOperator(net, torch.nn.functional.mse_loss, data)).summary()
@@ -53,10 +49,9 @@ def trace(
     integer("max_probes", max_probes, MIN_PROBES)
     start, used = time.perf_counter(), operator.products
     generator = torch.Generator().manual_seed(seed)
-    like = torch.empty(0, dtype=operator.dtype, device=operator.device)
 
     def draw(count: int) -> Tensor:
-        probes = rademacher((count, operator.size), generator, like)
+        probes = rademacher((count, operator.size), generator, operator)
         return (probes.double() * operator.rows(probes).double()).sum(1).cpu()
 
     fields: dict[str, Any]
@@ -77,6 +72,14 @@ def trace(
         seconds=time.perf_counter() - start,
         settings={"estimator": estimator, "seed": seed},
     )
+
+
+def rademacher(
+    shape: tuple[int, ...], generator: torch.Generator, like: Tensor | HessianOperator
+) -> Tensor:
+    """Independent signs as `like`, drawn on the CPU: the same for every device."""
+    signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
+    return signs.to(like.device, like.dtype).mul_(2).sub_(1)
 
 
 def estimate(

@@ -8,7 +8,7 @@ from cases import CASES, Case
 from matrices import Dense, Drawn
 
 from flatnb.curvature import HessianOperator, spectral_density
-from flatnb.curvature.vectors import rademacher
+from flatnb.curvature.trace import rademacher
 
 
 def operator(case: Case) -> HessianOperator:

@@ -31,7 +31,7 @@ from flatnb.curvature import (
     trace,
     worst_sharpness,
 )
-from flatnb.curvature.vectors import rademacher
+from flatnb.curvature.trace import rademacher
 
 # Every kind of layer, loss and batch is in two of these, see the last test.
 FEW = (

@@ -54,15 +54,10 @@ def _read(name: str, path: Path, changed: int) -> dict[str, Any]:
 def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame:
     """A row for each record and seed, at the setting chosen for the seed.
 
-    Args:
-        patterns: of record names, such as `plane/*/narrow-grid`; each must fit some.
-        setting: "chosen"; or "default", the published one (past the budget, or the only
-            one); or "otherwise", what the record's other rule would have chosen. A
-            record without such a setting is left out.
-
-    Returns:
-        Columns record, task, method, passes, seed, setting (its index), and the final
-        metrics, with `loss_gap` = test_loss - train_loss.
+    Or at the setting "default", the published one (past the budget, or the only one),
+    or "otherwise", what the record's other rule would have chosen; a record without
+    such a setting is left out. Columns record, task, method, passes, seed, setting (its
+    index), and the final metrics, with `loss_gap` = test_loss - train_loss.
 
     >>> runs = select(["plane/gaussian-0/*/narrow-grid"])
     >>> {"ERM", "SAM"} <= set(runs["method"])
@@ -111,14 +106,10 @@ def with_gap(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
-    """In each group the run with the highest validation accuracy, ties by its loss.
+    """In each group the run with the highest val_accuracy, ties by the lowest val_loss.
 
-    Args:
-        runs: with columns val_accuracy and val_loss.
-        by: the columns whose values make the groups, such as ["method", "seed"].
-
-    Returns:
-        One row per group, sorted by `by`. Of equals it is the first.
+    The columns `by`, such as ["method", "seed"], make the groups and sort the result.
+    Of equals it is the first.
 
     >>> runs = pandas.DataFrame({"seed": [0, 0, 1], "rho": [0.1, 0.2, 0.1],
     ...                          "val_accuracy": [0.5, 0.5, 0.7],
@@ -157,12 +148,8 @@ def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
 def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
     """Each method minus the baseline, seed by seed.
 
-    Returns:
-        A row for each task and seed (its index), a column for each other method in the
-        order of the runs. NaN where a run of the pair is missing.
-
-    Raises:
-        ValueError: no such metric, a run twice, or a task without the baseline.
+    A row for each task and seed, a column for each other method in the order of the
+    runs, NaN where a run of the pair is missing.
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "ERM", "SAM", "SAM"],
     ...                          "seed": [0, 1, 0, 1], "test_loss": [3, 4, 2.5, 3]})
@@ -185,10 +172,9 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
 def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
     """Each method minus the baseline, seed by seed, for each task.
 
-    Returns:
-        Columns task, method, difference (mean), interval (half-width), n (seeds that
-        both have), p (two-sided paired t-test; NaN below LEAST_SEEDS seeds), p_holm (p
-        adjusted by `holm` over all tests of this table).
+    Columns task, method, difference (mean), interval (half-width), n (seeds that both
+    have), p (two-sided paired t-test; NaN below LEAST_SEEDS seeds), p_holm (p adjusted
+    by `holm` over all tests of this table).
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"] * 5,
     ...                          "seed": [0, 0, 1, 1, 2, 2, 3, 3, 4, 4],
@@ -197,13 +183,14 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
     [True]
     """
     wide = differences(runs, baseline, metric)
-    rows = [
-        {"task": task, "method": method, **_test(wide.loc[task, method])}
-        for task, methods in runs.groupby("task", sort=False)["method"].unique().items()
+    present = runs.groupby("task", sort=False)["method"].unique()
+    gaps = {
+        (task, method): wide.loc[task, method]
+        for task, methods in present.items()
         for method in methods
         if method != baseline
-    ]
-    return _with_holm(rows, ["task", "method"])
+    }
+    return _tests(gaps, "task")
 
 
 def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
@@ -212,10 +199,8 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
     Within a seed the differences are averaged over the tasks, and the means of the
     seeds are tested as in `paired`. A gain that is small on every task can be
     significant here; it is a gain of the mean over these tasks, and may be absent, or a
-    loss, on some. A seed that some task lacks is left out.
-
-    Returns:
-        Columns as of `paired`, but tasks (how many) in place of task.
+    loss, on some. A seed that some task lacks is left out. Columns as of `paired`, but
+    tasks (how many) in place of task.
 
     >>> runs = pandas.DataFrame({"task": list("aabb"), "method": ["ERM", "SAM"] * 2,
     ...                          "seed": 0, "test_loss": [2.0, 1.0, 1.0, 0.5]})
@@ -223,7 +208,7 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
     [-0.75]
     """
     wide = differences(runs, baseline, metric)
-    rows = []
+    gaps = {}
     for method in wide:
         table = wide[method].unstack("task")
         complete = table.dropna()
@@ -232,26 +217,24 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
                 f"{method} and {baseline} share no seed that has {metric} on all of "
                 f"{', '.join(table)}; take tasks of the same seeds"
             )
-        test = _test(complete.mean(axis=1))
-        rows.append({"tasks": table.shape[1], "method": method, **test})
-    return _with_holm(rows, ["tasks", "method"])
+        gaps[table.shape[1], method] = complete.mean(axis=1)
+    return _tests(gaps, "tasks")
 
 
-def _test(gaps: pandas.Series) -> dict[str, float]:
-    mean, half, n = summary(gaps)
-    gaps = gaps.dropna()
-    p = math.nan
-    if n >= LEAST_SEEDS and gaps.nunique() > 1:
-        p = float(stats.ttest_1samp(gaps, 0.0).pvalue)
-    elif n >= LEAST_SEEDS:  # no spread, of which t is not defined
-        p = float(gaps.iloc[0] == 0)
-    return {"difference": mean, "interval": half, "n": n, "p": p}
-
-
-def _with_holm(rows: list[dict[str, Any]], keys: list[str]) -> pandas.DataFrame:
-    columns = [*keys, "difference", "interval", "n", "p"]
+def _tests(gaps: Mapping[tuple[Any, str], pandas.Series], key: str) -> pandas.DataFrame:
+    rows = [(*names, *summary(values), _p(values)) for names, values in gaps.items()]
+    columns = [key, "method", "difference", "interval", "n", "p"]
     table = pandas.DataFrame(rows, columns=columns)
     return table.assign(p_holm=holm(table["p"].tolist()))
+
+
+def _p(gaps: pandas.Series) -> float:
+    gaps = gaps.dropna()
+    if len(gaps) < LEAST_SEEDS:
+        return math.nan
+    if gaps.nunique() == 1:  # no spread, of which t is not defined
+        return float(gaps.iloc[0] == 0)
+    return float(stats.ttest_1samp(gaps, 0.0).pvalue)
 
 
 def tally(
@@ -259,13 +242,9 @@ def tally(
 ) -> pandas.DataFrame:
     """On how many tasks each method is significantly better or worse than the baseline.
 
-    Args:
-        tests: for each metric its table of `paired`.
-        level: a difference is significant if Holm's adjusted p is below it.
-
-    Returns:
-        For each metric, columns (metric, "better"), (metric, "worse") and (metric,
-        "tasks"); indexed by method, in the order of the tests.
+    `tests` has for each metric its table of `paired`; a difference is significant if
+    Holm's adjusted p is below the level. For each metric there are columns (metric,
+    "better"), (metric, "worse") and (metric, "tasks"), for each method a row.
 
     >>> tests = pandas.DataFrame({"method": ["SAM", "SAM"], "task": ["a", "b"],
     ...                           "difference": [-0.1, -0.2], "p_holm": [0.01, 0.3]})
@@ -302,12 +281,9 @@ def recommend(
     - "avoid": worse on some task, never better;
     - "no evidence": no significant difference.
 
-    `tests` is the metric's table of `paired`.
-
-    Returns:
-        Columns better, worse, tasks (as of `tally`), rank (mean over tasks, 1 the best
-        of the methods), advice; indexed by method, "use" first, then "try", the most
-        often better first.
+    `tests` is the metric's table of `paired`. Columns better, worse, tasks (as of
+    `tally`), rank (mean over tasks, 1 the best of the methods), advice; indexed by
+    method, "use" first, then "try", the most often better first.
 
     >>> tests = pandas.DataFrame({"method": ["SAM", "NSO"] * 2, "task": list("aabb"),
     ...                           "difference": [-0.1, 0.1] * 2, "p_holm": [0.01] * 4})
@@ -337,15 +313,8 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     """Mean rank of each method over tasks, 1 the best; indexed by method, best first.
 
     On each task the methods are ranked by their mean over seeds, ties sharing the mean
-    of their ranks.
-
-    Returns:
-        Columns rank, interval (half-width over tasks), tasks (how many), and the rank
-        on each task.
-
-    Raises:
-        ValueError: as of `differences`, or a method without a number on some task:
-            ranks over different tasks do not compare.
+    of their ranks. Columns rank, interval (half-width over tasks), tasks (how many),
+    and the rank on each task. Every method must have a number on every task.
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"], "seed": 0,
     ...                          "test_loss": [3.0, 2.0]})
@@ -357,17 +326,13 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     means = means.unstack("method")
     lacking = means.isna().stack()
     for task, method in lacking.index[lacking]:
-        raise ValueError(
-            f"{method} has no {metric} on {task}; rank only what ran on all tasks"
-        )
-    by_task = means.rank(axis=1, ascending=sign(metric) < 0).T
-    mean, half = interval(by_task.T)
-    summary = {"rank": mean, "interval": half, "tasks": len(means)}
-    table = pandas.DataFrame(summary, by_task.index).join(by_task)
+        reason = "rank only what ran on all tasks"
+        raise ValueError(f"{method} has no {metric} on {task}; {reason}")
+    by_task = means.rank(axis=1, ascending=sign(metric) < 0)
+    mean, half = interval(by_task)
+    columns = {"rank": mean, "interval": half, "tasks": len(means)}
+    table = pandas.DataFrame(columns, by_task.columns).join(by_task.T)
     return table.sort_values("rank")
-
-
-# --- checks -------------------------------------------------------------------------
 
 
 def _check(runs: pandas.DataFrame, metric: str) -> None:
@@ -377,10 +342,8 @@ def _check(runs: pandas.DataFrame, metric: str) -> None:
     twice = runs.duplicated(["task", "method", "seed"])
     if twice.any():
         run = runs[twice].iloc[0]
-        raise ValueError(
-            f"{run['method']} on {run['task']} is there twice with seed {run['seed']}, "
-            "as from two scales; select the records of one"
-        )
+        place = f"{run['method']} on {run['task']} with seed {run['seed']}"
+        raise ValueError(f"{place} is there twice; select the records of one scale")
 
 
 def check_columns(

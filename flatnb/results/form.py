@@ -20,9 +20,6 @@ class RecordError(ValueError):
     """A record, its name or a path into it that does not hold; it says what to do."""
 
 
-# --- reading ------------------------------------------------------------------------
-
-
 def parse(text: str | bytes, label: str = "this") -> dict[str, Any]:
     """The record that a text holds; `label`, its file, is for the error."""
     try:
@@ -47,9 +44,7 @@ def _finite(text: str) -> float:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+        raise ValueError(f"a key stands twice in {shown([key for key, _ in pairs])}")
     return unique
 
 
@@ -119,9 +114,8 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     choices = {
         "curves.setting": curves["setting"],
         "selection.chosen": selection["chosen"],
+        "selection.otherwise.chosen": selection.get("otherwise", selection)["chosen"],
     }
-    if "otherwise" in selection:
-        choices["selection.otherwise.chosen"] = selection["otherwise"]["chosen"]
     for place, indices in choices.items():
         if len(indices) != len(seeds) or max(indices, default=0) >= settings:
             yield f"record.{place} is not one index into settings for each seed"
@@ -129,16 +123,13 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         yield "record.selection.chosen differs between seeds, but is per task"
     for failure in record["failures"]:
         if failure["setting"] >= settings or failure["seed"] not in seeds:
-            place = f"setting {failure['setting']}, seed {failure['seed']}"
-            yield f"record.failures names {place}"
+            yield f"record.failures has {failure}, of no setting or seed"
     hyperparameters = {name for setting in record["settings"] for name in setting}
     for name in sorted(hyperparameters & {"seed", *record["final"]}):
         yield f"record.settings has a hyperparameter named like the column {name}"
     if set(record["sample"]["metrics"]) != set(record["sample"]["tolerance"]):
         yield "record.sample does not have one tolerance for each metric"
 
-
-# --- writing ------------------------------------------------------------------------
 
 _RESULTS = (
     "record.final",

@@ -4,6 +4,7 @@ choosing on the test set would add, and whether flatness orders the nets.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas
 from flatnb._checks import instance, sequence
 from flatnb.results import records
 from flatnb.results.compare import check_columns, loaded, task_of, with_gap
-from flatnb.results.statistics import spearman, summary
+from flatnb.results.statistics import correlations, summary
 
 LEAST_NETS = 10  # of a seed, for a rank correlation
 TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
@@ -22,9 +23,8 @@ TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
 def nets(patterns: Iterable[str]) -> pandas.DataFrame:
     """A row for each net of the records: all settings under all seeds.
 
-    Returns:
-        Columns task, method, seed, the hyperparameters, and the final metrics, with
-        `loss_gap` and `test_error` = 1 - test_accuracy.
+    Columns task, method, seed, the hyperparameters, and the final metrics, with
+    `loss_gap` and `test_error` = 1 - test_accuracy.
 
     >>> nets(["plane/gaussian-0/SAM/narrow-grid"])["method"].unique().tolist()
     ['SAM']
@@ -44,9 +44,8 @@ def nets(patterns: Iterable[str]) -> pandas.DataFrame:
 def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
     """Each setting of each other method minus the baseline as chosen, seed by seed.
 
-    Returns:
-        Columns task, method, setting (index), its hyperparameters, difference (mean),
-        interval, n (seeds that both have), chosen (the share of seeds that chose it).
+    Columns task, method, setting (index), its hyperparameters, difference (mean),
+    interval, n (seeds that both have), chosen (the share of seeds that chose it).
 
     >>> names = ["plane/gaussian-0/ERM/narrow-grid", "plane/gaussian-0/SAM/narrow-grid"]
     >>> grid(names, "ERM", "test_loss")["method"].unique().tolist()
@@ -93,10 +92,9 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
 def optimism(record: Mapping[str, Any]) -> pandas.DataFrame:
     """What choosing on the test set would add to the accuracy of a record, per seed.
 
-    Returns:
-        A row per seed: setting, the test accuracy gained if the test set chose the
-        setting; epoch, the gain if it chose among the recorded epochs; tied, the share
-        of settings that tie for the highest validation accuracy.
+    A row per seed: setting, the test accuracy gained if the test set chose the setting;
+    epoch, the gain if it chose among the recorded epochs; tied, the share of settings
+    that tie for the highest validation accuracy.
 
     >>> gains = optimism(records.load("plane/gaussian-0/SAM/narrow-grid"))
     >>> bool((gains["setting"] >= 0).all())
@@ -128,15 +126,10 @@ def flatness(
     Nets that lack a number are left out, so that every measure orders the same nets; so
     are seeds of fewer than LEAST_NETS nets.
 
-    Args:
-        nets: of `nets`, or some of its rows.
-        measures, targets: columns.
-        within: columns; only nets that agree in them, and in the seed, are ordered.
-        given: a column that is held constant, by partial rank correlation.
-
-    Returns:
-        Columns `within`, measure, target, correlation (mean over seeds), interval (its
-        half-width), n (seeds), nets (per seed, on average).
+    Only nets that agree in the columns `within`, and in the seed, are ordered; the
+    column `given` is held constant, by partial rank correlation. Columns `within`,
+    measure, target, correlation (mean over seeds), interval (its half-width), n
+    (seeds), nets (per seed, on average).
 
     >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
     ...                          "trace": range(24), "test_loss": range(24)})
@@ -151,21 +144,13 @@ def flatness(
     columns = [*measures, *targets, *([] if given is None else [given])]
     check_columns(nets, [*within, "seed", *columns], "nets")
     rows = []
-    groups = nets.dropna(subset=columns).groupby([*within, "seed"], sort=False)
-    for key, group in groups:
-        if len(group) < LEAST_NETS:
-            continue
-        values = {name: group[name].to_numpy() for name in columns}
-        held = None if given is None else values[given]
-        for measure in measures:
-            for target in targets:
-                rank = spearman(values[measure], values[target], held)
-                rows.append((*key[:-1], measure, target, rank.value, rank.n))
-    names = [*within, "measure", "target"]
-    seeds = pandas.DataFrame(rows, columns=[*names, "value", "nets"])
-    each = [
-        (*key, *summary(group["value"]), group["nets"].mean())
-        for key, group in seeds.groupby(names, sort=False)
-    ]
-    columns = [*names, "correlation", "interval", "n", "nets"]
-    return pandas.DataFrame(each, columns=columns)
+    for key, group in nets.dropna(subset=columns).groupby([*within], sort=False):
+        sizes = group.groupby("seed").size()
+        sizes = sizes[sizes >= LEAST_NETS]
+        group = group[group["seed"].isin(sizes.index)]
+        for measure, target in itertools.product(measures, targets):
+            if len(sizes):
+                seeds = correlations(group, measure, target, by="seed", given=given)
+                rows.append((*key, measure, target, *summary(seeds), sizes.mean()))
+    names = [*within, "measure", "target", "correlation", "interval", "n", "nets"]
+    return pandas.DataFrame(rows, columns=names)

@@ -75,8 +75,8 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             installed[package] = "absent"
-    if "flatnb" in installed:
-        installed["flatnb"] = __version__
+        if package == "flatnb":
+            installed[package] = __version__
     return installed
 
 
@@ -112,11 +112,10 @@ def _command(words: Sequence[str]) -> str:
 def _git(*arguments: str) -> str | None:
     command = ["git", "-C", str(PACKAGE), *arguments]
     try:
-        return subprocess.check_output(
-            command, stderr=subprocess.DEVNULL, text=True
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # there is no git
         return None
+    return None if done.returncode else done.stdout.strip()
 
 
 def _commit() -> tuple[str | None, bool | None]:
@@ -129,9 +128,7 @@ def _commit() -> tuple[str | None, bool | None]:
 
 
 def _cpu() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
+    info = Path("/proc/cpuinfo")  # of Linux
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
     model = re.search(r"^model name\s*:\s*(.+?)\s*$", text, re.M)
     return model[1] if model else platform.processor() or platform.machine()

@@ -40,8 +40,8 @@ def root() -> Path:
         return Path(folder)
     if not (PACKAGE.parent / "_toc.yml").is_file():
         raise RecordError(
-            "flatnb is installed without its repository, which holds the records: set "
-            "FLATNB_RECORDS to a folder, or install a clone with `pip install -e .`"
+            "flatnb is installed without its records: set FLATNB_RECORDS to a folder, "
+            "or install a clone with `pip install -e .`"
         )
     return PACKAGE.parent / "book" / "records"
 
@@ -52,10 +52,9 @@ def names() -> list[str]:
     >>> "plane/gaussian-0/SAM/narrow-grid" in names()
     True
     """
-    folder = root()
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*.json"))
-    visible = [path for path in paths if "/." not in f"/{path}"]
-    return sorted(path.removesuffix(".json") for path in visible)
+    paths = [path.relative_to(root()) for path in root().rglob("*.json")]
+    names = [path.with_suffix("").as_posix() for path in paths]
+    return sorted(name for name in names if "/." not in f"/{name}")
 
 
 def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -85,31 +84,20 @@ def path_of(name: str) -> Path:
     pattern = form.schema()["properties"]["name"]["pattern"]
     # fullmatch: unlike JSON's, Python's $ also holds before a line's end.
     if not re.fullmatch(pattern, instance("name", name, str, "text")):
-        raise RecordError(
-            f"name={shown(name)}; allowed: words of A-Z a-z 0-9 . _ + -, with / "
-            "between them"
-        )
+        allowed = "words of A-Z a-z 0-9 . _ + -, with / between them"
+        raise RecordError(f"name={shown(name)}; allowed: {allowed}")
     return root() / f"{name}.json"
 
 
-# --- reading ------------------------------------------------------------------------
-
-
 def load(name: str) -> dict[str, Any]:
-    """The record of that name, checked.
-
-    Raises:
-        RecordError: there is none, or the file is not of the form.
+    """The record of that name; RecordError if there is none of the form.
 
     >>> load("plane/gaussian-0/SAM/narrow-grid")["method"]
     'SAM'
     """
     path = path_of(name)
     if not path.exists():
-        raise RecordError(
-            f"no record {name} in {root()}: `flatnb records list` shows all, `flatnb "
-            "records todo` what makes the others"
-        )
+        raise RecordError(f"no record {name} in {root()}: see `flatnb records list`")
     record = form.parse(path.read_bytes(), str(path))
     if record["name"] != name:
         raise RecordError(f"{path} holds the record {record['name']}: rename one")
@@ -169,24 +157,14 @@ def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
     return pandas.DataFrame(rows).astype(dict.fromkeys(record["final"], float))
 
 
-# --- writing ------------------------------------------------------------------------
-
-
 def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
     """Write a record to its file, whole or not at all; returns the file.
 
     Results (final, curves, the sample's metrics, provenance) are kept to 6 significant
     digits, NaN and infinity as null; what was put in (task, settings, the sample's
     settings) exactly. Arrays and tensors become lists. The same result with another
-    provenance leaves the file as it is.
-
-    Args:
-        record: of the form of records.schema.json.
-        replace: whether another result of that name is replaced.
-
-    Raises:
-        RecordError: the record is not of the form, or another result of that name
-            exists and `replace` is not set.
+    provenance leaves the file as it is; another result of that name is a RecordError
+    unless `replace` is set.
 
     >>> save(load("plane/gaussian-0/SAM/narrow-grid")).name  # it is there already
     'narrow-grid.json'
@@ -198,23 +176,14 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
     text = form.dump({key: content[key] for key in form.schema()["properties"]})
     path = path_of(content["name"])
     if path.exists() and not replace:
-        if _result(load(content["name"])) == _result(form.parse(text)):
+        before = {**load(content["name"]), "provenance": content["provenance"]}
+        if before == content:
             return path
-        raise RecordError(
-            f"{path} holds another result: keep it, or replace it (replace=True, or "
-            "--replace on the command line)"
-        )
+        raise RecordError(f"{path} holds another result: replace=True replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
         file.write(text)
     return path
-
-
-def _result(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: part for key, part in record.items() if key != "provenance"}
-
-
-# --- repeating a sample -------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -241,9 +210,7 @@ def check_sample(record: Mapping[str, Any], sample: Job) -> None:
     What the record does not name may have been added since, with a default.
 
     >>> from flatnb.experiments import EXPERIMENTS
-    >>> record = load("plane/gaussian-0/SAM/narrow-grid")
-    >>> samples = {experiment.name: experiment.sample for experiment in EXPERIMENTS}
-    >>> check_sample(record, samples[record["name"]])
+    >>> check_sample(load(EXPERIMENTS[0].name), EXPERIMENTS[0].sample)
     """
     stated = {"call": record["sample"]["call"], **record["sample"]["settings"]}
     expected = {"call": sample.call, **form.plain(sample.settings)}
@@ -273,13 +240,8 @@ def _agrees(stated: Any, expected: Any) -> bool:
 def verify(record: Mapping[str, Any], sample: Job) -> list[Check]:
     """Repeat a record's sample, and hold each of its metrics against the record.
 
-    Args:
-        record: from anywhere; nothing that it names is called.
-        sample: what runs: `Experiment.sample` of the record's name.
-
-    Raises:
-        RecordError: the record states another sample, or a metric that the sample does
-            not return.
+    What runs is `sample`, `Experiment.sample` of the record's name; if the record
+    states another, or a metric that it does not return, it is a RecordError.
     """
     check_sample(record, sample)
     result = form.plain(sample.run(), "record.sample.metrics")

@@ -38,17 +38,13 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
         array = np.asarray(values, dtype=np.float64)
         n = len(array)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"values={shown(values)}; allowed: numbers of shape (n, ...), one entry "
-            "per repetition"
-        ) from None
-    if n == 0:
-        nothing = np.full(array.shape[1:], np.nan)[()]
-        return nothing, nothing
+        allowed = "numbers of shape (n, ...), one entry per repetition"
+        raise ValueError(f"values={shown(values)}; allowed: {allowed}") from None
+    nothing = np.full(array.shape[1:], np.nan)[()]
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = array.mean(0)
-        if n == 1:
-            return mean, np.full_like(mean, np.nan)[()]
+        mean = array.mean(0) if n else nothing
+        if n < 2:
+            return mean, nothing
         return mean, stats.t.ppf(0.975, n - 1) * array.std(0, ddof=1) / math.sqrt(n)
 
 
@@ -101,13 +97,11 @@ def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Corr
 
         partial = (r_xy - r_xz r_yz) / √((1 - r_xz²)(1 - r_yz²)),   z = given
 
-    Entries where a number is missing are left out. The interval is Fisher's,
-    tanh(atanh r ± 1.96 √(1.06 / (n - 3))), n - 4 for a partial correlation; it takes
-    the pairs for independent. Source: E. C. Fieller, H. O. Hartley and E. S. Pearson,
-    "Tests for rank correlation coefficients", Biometrika 44 (1957).
-
-    All have shape (n,). The correlation is NaN if fewer than 3 pairs, or a constant
-    column, define none.
+    All have shape (n,); entries where a number is missing are left out. Fewer than 3
+    pairs, or a constant column, give NaN. The interval is Fisher's, for independent
+    pairs: tanh(atanh r ± 1.96 √(1.06 / (n - 3))), n - 4 for a partial correlation.
+    Source: E. C. Fieller, H. O. Hartley and E. S. Pearson, "Tests for rank correlation
+    coefficients", Biometrika 44 (1957).
 
     >>> spearman([1, 2, 3, 4], [1, 4, 9, 16]).value
     1.0
@@ -130,17 +124,14 @@ def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Corr
         if remainder < 1e-12:
             return Correlation(math.nan, math.nan, math.nan, n)
         value = float((value - r[0, 2] * r[1, 2]) / math.sqrt(remainder))
-    return Correlation(value, *_fisher(value, n - (given is not None)), n)
-
-
-def _fisher(r: float, n: int) -> tuple[float, float]:
-    if n < 4:
-        return math.nan, math.nan
-    if abs(r) >= 1:
-        return r, r
-    half = 1.959963984540054 * math.sqrt(1.06 / (n - 3))
-    center = math.atanh(r)
-    return math.tanh(center - half), math.tanh(center + half)
+    pairs = n - (given is not None)
+    if pairs < 4:
+        return Correlation(value, math.nan, math.nan, n)
+    if abs(value) >= 1:
+        return Correlation(value, value, value, n)
+    half = 1.959963984540054 * math.sqrt(1.06 / (pairs - 3))
+    center = math.atanh(value)
+    return Correlation(value, math.tanh(center - half), math.tanh(center + half), n)
 
 
 def correlations(

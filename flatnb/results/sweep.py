@@ -61,18 +61,16 @@ def run(
         executor: by default a process per job, on this machine. Or any
             `concurrent.futures.Executor`, which is left open; or "dask://host:port", a
             running scheduler; or "submitit://partition?timeout_min=60&cpus_per_task=4",
-            Slurm with submitit's parameters (without Slurm, processes on this machine).
+            Slurm with submitit's parameters.
         workers: jobs at a time: by default one for each GPU, without GPUs one for each
             OMP_NUM_THREADS cores (1 if unset). Each computes with cores // workers
             threads, OMP_NUM_THREADS at the most, and sees one GPU. With an executor,
             jobs in its queue at a time (64).
         retry: also run jobs that are kept with an error.
 
-    Raises:
-        ValueError, TypeError: before anything runs: settings that JSON does not have,
-            a file that is no result of its job.
-        OSError: the folder cannot be written, the disk is full. As after Ctrl-C, the
-            running jobs end, and what is finished is kept.
+    Settings that JSON does not have, and a file that is no result of its job, are
+    errors before anything runs. After Ctrl-C, or when the folder cannot be written, the
+    running jobs end, and what is finished is kept.
 
     >>> import tempfile
     >>> job = Job("flatnb.results.provenance:versions", {"packages": ["torch"]})
@@ -141,9 +139,6 @@ def _computed(
             threads.shutdown(wait=False, cancel_futures=True)
             place.kill()
             raise
-
-
-# --- where jobs run -----------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -390,7 +390,7 @@ def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
 
 def test_two_scales_of_one_task_do_not_mix():
     own = runs({("t", "SAM"): [0.9, 0.8]})
-    with pytest.raises(ValueError, match="SAM on t is there twice with seed 0"):
+    with pytest.raises(ValueError, match="SAM on t with seed 0 is there twice"):
         compare.ranks(pandas.concat([own, own]), "test_loss")
 
 

@@ -221,7 +221,7 @@ def test_a_full_disk_loses_nothing(folder: Path, full_disk: Callable[[], None]) 
         ("[" * 100_000, "is not JSON"),
         (b"\xff", "is not JSON"),
         ("[]", r"a.json is not a valid record: record: \[\] is not of type 'object'"),
-        ('{"a": 1, "a": 2}', "the key 'a' stands twice in one object"),
+        ('{"a": 1, "a": 2}', r"a key stands twice in \['a', 'a'\]"),
         ('{"schema": 2}', r"record\.schema: 2 is not one of"),
     ],
 )
@@ -289,7 +289,7 @@ def test_reading_and_saving_need_no_package_of_the_book() -> None:
         (
             "failures",
             [{"setting": 0, "seed": 1, "error": ""}],
-            "names setting 0, seed 1",
+            "failures has .*, of no setting or seed",
         ),
         ("sample.tolerance", {"norm": 0}, "one tolerance for each metric"),
         ("sample.call", "os:system", "record.sample.call: 'os:system' does not match"),

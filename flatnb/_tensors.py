@@ -39,18 +39,18 @@ def l2_norm(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:
     >>> l2_norm([torch.tensor([3.0]), torch.tensor([4.0])]).item()
     5.0
     """
-    return squared_norms(tensors, members).sum(0).sqrt()
+    return norms(tensors, members).square().sum(0).sqrt()
 
 
-def squared_norms(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:
-    """The squared l2 norm of each tensor, (tensors,) or (tensors, members)."""
-    norms = [
+def norms(tensors: Sequence[Tensor], members: int | None = None) -> Tensor:
+    """The l2 norm of each tensor, (tensors,) or (tensors, members)."""
+    each = [
         torch.linalg.vector_norm(t, dtype=wide(t))
         if members is None
         else torch.linalg.vector_norm(t.reshape(members, -1), dim=1, dtype=wide(t))
         for t in tensors
     ]
-    return torch.stack([n.to(tensors[0].device) for n in norms]).square()
+    return torch.stack([n.to(tensors[0].device) for n in each])
 
 
 def dot(
@@ -65,6 +65,19 @@ def dot(
             product = (s.to(wide(s)) * t.to(wide(t))).reshape(*shape, -1)
             total += product.sum(-1).to(total.device)
     return total
+
+
+def add_(totals: list[Tensor | None], terms: Sequence[Tensor | None]) -> None:
+    """Add to each total, in place; where it is None the term takes its place."""
+    pairs = [
+        (total, term)
+        for total, term in zip(totals, terms, strict=True)
+        if total is not None and term is not None
+    ]
+    if pairs:
+        torch._foreach_add_([total for total, _ in pairs], [term for _, term in pairs])
+    for i, term in enumerate(terms):
+        totals[i] = term if totals[i] is None else totals[i]
 
 
 def scale_(tensors: Sequence[Tensor | None], factor: Tensor) -> None:
@@ -94,14 +107,8 @@ def per_member(
 ) -> Real:
     """A hyperparameter on the device of `losses`, to meet their means over examples.
 
-    Args:
-        name: of the hyperparameter, for the error.
-        value: a number, or a tensor with one entry per member.
-        losses: (n,), or (members, n) of an ensemble.
-        pointwise: whether it is to meet the losses themselves.
-
-    Raises:
-        ValueError: one value per member was given, but not for so many members.
+    `losses` are (n,), or (members, n) of an ensemble; `pointwise` if it is to meet the
+    losses themselves. ValueError where it has one value per member, but not so many.
 
     >>> losses = torch.zeros(3, 8)
     >>> per_member("rho", torch.ones(3), losses, pointwise=True).shape

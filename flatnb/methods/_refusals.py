@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,158 +12,120 @@ from torch import Tensor, nn
 from flatnb import _checks
 from flatnb._nets import distributed
 from flatnb._tensors import scalar
-from flatnb.methods._model import sharded
 
-NO_GRADIENT = (
-    "no trainable parameter of the model got a gradient: the losses that the closure "
-    "returned do not depend on this model"
-)
+NO_GRADIENT = "no parameter got a gradient: the losses do not depend on this model"
 OLD_GRAPH = (
-    "a part of the losses' graph is older than this pass: the closure called "
-    "backward() itself, or it uses something that was computed before it, with "
-    "gradients (a target, a penalty). Compute that inside the closure, or detach() it"
+    "the closure called backward() itself, or it uses something that was computed "
+    "before it, with gradients. Compute that inside the closure, or detach() it"
 )
 CALLED_BACKWARD = (
     "the closure left a gradient in p.grad: it called backward(). It must only return "
-    "the losses; this method calls backward() itself"
+    "the losses"
 )
-_SPREAD = (
-    "its numbers are spread over processes, and a step's moves and norms need them "
-    "whole. Use DistributedDataParallel, or a method of one plain pass, such as ERM"
+SPARSE = (
+    "a sparse gradient, as of nn.Embedding(sparse=True); allowed for this method: "
+    "dense ones, sparse=False"
 )
 
 
 def check_arguments(model: Any, closure: Any, weight: Any, scaler: Any) -> None:
     """Raise where an argument of `Method.backward` is not what is allowed."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model is {type(model).__name__}; allowed: an nn.Module, for several nets "
-            "nn.ModuleList(nets); an optimizer stays in the loop"
-        )
-    if not callable(closure):
-        raise TypeError(
-            f"closure is {type(closure).__name__}; allowed: a function without "
-            "arguments that computes the losses, as method.backward(model, lambda: "
-            'F.cross_entropy(model(x), y, reduction="none"))'
-        )
-    if weight != 1:
-        _checks.number("weight", scalar(weight), "a finite number", -math.inf)
+    allowed = "an nn.Module, for several nets nn.ModuleList(nets)"
+    _checks.instance("model", model, nn.Module, allowed)
+    allowed = (
+        "a function that computes the losses, "
+        'lambda: F.cross_entropy(model(x), y, reduction="none")'
+    )
+    _checks.function("closure", closure, allowed)
+    _checks.number("weight", scalar(weight), "a finite number", -math.inf)
     if scaler is not None and not callable(getattr(scaler, "scale", None)):
         raise TypeError(f"scaler={scaler!r}; allowed: None or a torch.amp.GradScaler")
 
 
 def check_model(
-    model: nn.Module,
-    params: Sequence[Tensor],
-    modules: Sequence[nn.Module],
-    plain: bool,
+    model: nn.Module, modules: Sequence[nn.Module], params: Sequence[Tensor]
 ) -> None:
-    """Raise where a step on this model would be wrong.
-
-    `plain`: the method is one backward pass. It moves no parameters, takes no norms of
-    them, and does not look into the net.
-    """
+    """Raise where some method's step would be wrong; `params` are those that train."""
     if not params:
+        raise ValueError("the model has no parameter with requires_grad=True")
+    wrapper = distributed(model)
+    if wrapper is not None and wrapper.static_graph:
+        raise ValueError("static_graph=True; allowed: False, as a step may be 2 passes")
+    kinds = (
+        _loaded("torch.distributed.fsdp", "FullyShardedDataParallel"),
+        _loaded("torch.distributed.tensor", "DTensor"),
+    )
+    if any(isinstance(part, kinds) for part in (*modules, *params)):
         raise ValueError(
-            "the model has no parameter with requires_grad=True; nothing to train"
+            "the model is spread over processes (FSDP, fully_shard, tensor parallel), "
+            "and a step needs its parameters whole; allowed: DistributedDataParallel"
         )
     for p in params:
         if p.is_meta:
-            raise ValueError(
-                f"{_named(model, p)} is on the meta device and holds no numbers; call "
-                "model.to_empty(device=...) and load its weights"
+            reason = "is on the meta device; call model.to_empty(device=...) first"
+        elif p.is_complex():
+            reason = f"is {p.dtype}; allowed: a real one, and torch.view_as_complex"
+        elif p._post_accumulate_grad_hooks:
+            reason = (
+                "has a post-accumulate-grad hook, as of an optimizer that steps in the "
+                "backward; call optimizer.step() after method.backward"
             )
-    if plain:
-        return
-    wrapper = distributed(model)
-    if wrapper is not None and wrapper.static_graph:
-        raise ValueError(
-            "DistributedDataParallel(static_graph=True) counts on one backward per "
-            "iteration; this method takes several. Use static_graph=False, with "
-            "find_unused_parameters=True if some take no part"
-        )
-    for name, module in model.named_modules() if any(map(sharded, modules)) else ():
-        if sharded(module):
-            new = isinstance(module, sys.modules["torch.distributed.fsdp"].FSDPModule)
-            raise ValueError(
-                f"{f'submodule {name!r}' if name else 'the model'} is sharded by "
-                f"{'fully_shard' if new else type(module).__name__}: {_SPREAD}"
-            )
-    for p in params:
-        _check_parameter(model, p)
+        else:
+            continue
+        name = next(name for name, q in model.named_parameters() if q is p)
+        raise ValueError(f"parameter {name!r} {reason}")
 
 
-def _check_parameter(model: nn.Module, p: Tensor) -> None:
-    if p._post_accumulate_grad_hooks:
-        raise ValueError(
-            f"{_named(model, p)} has a post-accumulate-grad hook, as an optimizer that "
-            "steps during the backward has; it would run in each pass, at moved "
-            "parameters. Remove it, and call optimizer.step() after method.backward"
-        )
-    if p.is_complex():
-        raise ValueError(
-            f"{_named(model, p)} is {p.dtype}; norms and moves are defined for real "
-            "numbers. Hold it as a real parameter of shape (..., 2), and use "
-            "torch.view_as_complex in the forward"
-        )
-    tensor_parallel = sys.modules.get("torch.distributed.tensor")
-    if tensor_parallel is not None and isinstance(p, tensor_parallel.DTensor):
-        raise ValueError(f"{_named(model, p)} is a DTensor: {_SPREAD}")
+def _loaded(module: str, name: str) -> Any:
+    """A class for isinstance; if its module was never loaded, nothing is one."""
+    return getattr(sys.modules.get(module), name, ())
 
 
-def _named(model: nn.Module, parameter: Tensor) -> str:
-    name = next(name for name, p in model.named_parameters() if p is parameter)
-    return f"parameter {name!r}"
+def check_inside(loss: Tensor, params: Sequence[Tensor]) -> None:
+    """Raise if `loss` would be differentiated to tensors other than `params`."""
+    inside = {id(p) for p in params}
+    visited, waiting = {loss.grad_fn}, [loss.grad_fn]
+    while waiting:
+        for node, _ in waiting.pop().next_functions:  # type: ignore[union-attr]
+            if node is None or node in visited:
+                continue
+            visited.add(node)
+            waiting.append(node)
+            leaf: Any = node if type(node).__name__ == "AccumulateGrad" else None
+            if leaf is not None and id(leaf.variable) not in inside:
+                raise ValueError(
+                    f"the losses depend on a trainable tensor of shape "
+                    f"{tuple(leaf.variable.shape)} that is not in this model, and "
+                    "would get the sum over this method's passes; put them into one "
+                    "nn.ModuleList with the net, or detach() it"
+                )
 
 
 def check_losses(
     returned: Any, members: int | None, needs_graph: bool = True
 ) -> Tensor:
     """What the closure returned, as losses (n,) or (members, n), with a graph."""
-    shapes = "(n,), one loss per example, or ()"
-    shapes = shapes if members is None else f"({members}, n), or ({members},)"
-    expected = f"expected {shapes}, a loss that is one number{_hint(returned)}"
+    shapes = "(n,) or ()" if members is None else f"({members}, n) or ({members},)"
     if not isinstance(returned, Tensor):
         raise TypeError(
-            f"the closure returned {type(returned).__name__}; it must return a tensor: "
-            f"{expected}"
+            f"the closure returned {type(returned).__name__}; allowed: a tensor of "
+            f'losses {shapes}, as from cross_entropy(..., reduction="none")'
         )
     shape = tuple(returned.shape)
     lead = () if members is None else (members,)
     losses = returned.unsqueeze(-1) if shape == lead else returned
-    if losses.numel() == 0:
-        raise ValueError(
-            f"the closure returned losses of shape {shape}: the batch is empty, or all "
-            "of it was masked; skip it"
-        )
     if losses.dim() != len(lead) + 1 or losses.shape[:-1] != lead:
-        raise ValueError(f"the closure returned losses of shape {shape}; {expected}")
-    if losses.is_complex():
         raise ValueError(
-            f"the losses are {losses.dtype}; allowed: real numbers, as from .abs()"
+            f"the closure returned losses of shape {shape}; allowed: {shapes}, one per "
+            "example, or one number. Of (n, 1) return losses.squeeze(1); average "
+            "tokens or pixels, losses.flatten(1).mean(1), or count each as an example, "
+            "losses.flatten()"
         )
+    if losses.numel() == 0:
+        raise ValueError(f"losses of shape {shape}: the batch is empty; skip it")
     if needs_graph and not losses.requires_grad:
         raise ValueError(
-            "the closure returned losses without a graph; compute them from the "
-            "model's output outside torch.no_grad(), without detach()"
+            "the closure returned losses without a graph; compute them outside "
+            "torch.no_grad(), without detach()"
         )
     return losses
-
-
-def _hint(returned: Any) -> str:
-    """How to make losses of what the closure returned instead."""
-    if isinstance(returned, Mapping):
-        return (
-            ". Of a dict return sum(losses.values()); of a model's output, output.loss"
-        )
-    if isinstance(returned, float | int):
-        return ". Return the tensor itself, without .item() or float()"
-    if isinstance(returned, Tensor) and returned.dim() == 2 and returned.shape[1] == 1:
-        return ". Return losses.squeeze(1)"
-    if isinstance(returned, Tensor) and returned.dim() > 1:
-        return (
-            ". Count every token or pixel as an example, losses.flatten() or "
-            "losses[mask], or average tokens to one loss per example, "
-            "losses.flatten(1).mean(1)"
-        )
-    return '. Return the losses unreduced, as from cross_entropy(..., reduction="none")'

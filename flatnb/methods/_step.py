@@ -2,67 +2,38 @@
 
 Parameters are moved from copies and put back bit for bit; every pass starts from the
 same buffers and random streams, which end as after the first one (`_state.py`);
-gradients that were there before stay, whatever the closure does to `p.grad`; weights
-and a GradScaler apply where they should; and all passes but the last stay out of
-DistributedDataParallel's synchronization.
+gradients that were there before stay, whatever the closure does to `p.grad`; and all
+passes but the last stay out of DistributedDataParallel's synchronization.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from flatnb import _tensors
 from flatnb._nets import distributed, ensemble, unwrap
 from flatnb._tensors import Real, no_autocast, per_member, present, wide
-from flatnb.methods._model import (
-    average_gradients,
-    contents,
-    leaves,
-    sharded,
-)
-from flatnb.methods._refusals import (
-    CALLED_BACKWARD,
-    NO_GRADIENT,
-    check_arguments,
-    check_losses,
-    check_model,
-)
-from flatnb.methods._state import Buffers, Streams
+from flatnb.methods import _refusals
+from flatnb.methods._state import Replay
 from flatnb.methods.perturb import Perturb, factors
 
 if TYPE_CHECKING:
     from flatnb.methods.method import Method
 
 Closure = Callable[[], Tensor]
+Gradient = list[Tensor | None]  # one tensor per parameter, None where it took no part
 TINY = 1e-12  # the least norm to divide by: a zero gradient moves nothing
-
-
-class Gradient(list[Tensor | None]):
-    """A gradient, one tensor per parameter.
-
-    Attributes:
-        outside: the same pass's gradient in what the losses reach outside the model.
-        sparse: the places of those that were sparse tensors.
-    """
-
-    def __init__(self, grads: Sequence[Tensor | None], params: int) -> None:
-        everything = [
-            g.to_dense() if g is not None and g.is_sparse else g for g in grads
-        ]
-        super().__init__(everything[:params])
-        self.outside = everything[params:]
-        self.sparse = {i for i, g in enumerate(grads) if g is not None and g.is_sparse}
 
 
 class Step:
     """One step of a method on one batch, which a `Method.rule` works with.
 
-    A gradient is a list with one tensor per parameter, None where it took no part.
     Norms and inner products, in float64, are () or (members,), as are factors.
 
     >>> from flatnb.methods.method import Method
@@ -88,33 +59,28 @@ class Step:
         weight: float,
         scaler: Any,
     ) -> None:
-        check_arguments(model, closure, weight, scaler)
+        _refusals.check_arguments(model, closure, weight, scaler)
         self._method, self._model, self._closure = method, model, closure
         self._weight, self._scaler = weight, scaler
         net = ensemble(model)
         self.members: int | None = None if net is None else net.members
         self.seeds: list[int] = [0] if net is None else list(net.seeds)
-        self.params: list[Tensor]
-        self.params, modules = contents(model)
-        hooks = method.hooks()
-        plain = "rule" not in hooks and "penalty" not in hooks
-        check_model(model, self.params, modules, plain)
-        self._sharded = any(map(sharded, modules))
+        modules = list(model.modules())
+        tensors = [p for module in modules for p in module._parameters.values()]
+        # By id, because a tensor's own hash is a slow call.
+        params = list({id(p): p for p in present(tensors)}.values())
+        self.params: list[Tensor] = [p for p in params if p.requires_grad]
+        _refusals.check_model(model, modules, self.params)
         self._wrapper = distributed(model)
-        # The parameters, and what the first graph is seen to reach outside the model.
-        self._leaves = list(self.params)
-        self._searched = False
-        # p.grad: when the step began, while a pass runs, and copies in case of failure.
-        self._initial = [p.grad for p in self.params]
+        self._replay = Replay(modules, params, several="rule" in method.hooks())
+        self._initial = [p.grad for p in self.params]  # when the step began
         self._versions = [0 if g is None else g._version for g in self._initial]
-        self._aside: list[Tensor | None] = []
-        self._backup: list[Tensor | None] | None = None
+        self._sums: Gradient = [None] * len(self.params)  # of passes before the last
+        self._searched = False
         self._copies: list[Tensor] | None = None  # w, once the parameters have moved
         self._means: list[Tensor] = []
         self._at_w = False
         self._factors: tuple[Perturb, list[float]] | None = None
-        self._streams = Streams(self.params)
-        self._buffers = Buffers(unwrap(model), modules, single="rule" not in hooks)
 
     # -- passes
 
@@ -125,48 +91,38 @@ class Step:
         """
         factor = coefficient * self._weight
         if not last:
-            self._accumulate(self._pass(factor))
+            _tensors.add_(self._sums, self._pass(factor))
             return
-        self._put_aside()
-        loss = self._loss(factor)
-        self._put_back()
+        with self._without_gradients():
+            loss = self._loss(factor)
+        self._write()
         self._differentiate(loss)
-        # A hook may have stepped, and cleared the gradient.
-        if not (
-            self._written() or any(p._post_accumulate_grad_hooks for p in self.params)
-        ):
-            raise ValueError(NO_GRADIENT)
+        before = zip(self.params, self._initial, self._versions, strict=True)
+        if all(p.grad is g and (g is None or g._version == v) for p, g, v in before):
+            raise ValueError(_refusals.NO_GRADIENT)
 
     def gradient(self) -> Gradient:
         """The gradient at the current parameters, unweighted, unscaled; `p.grad` stays.
 
         Never synchronized between processes.
         """
-        grads = Gradient(self._pass(1.0), len(self.params))
+        grads = self._pass(1.0)
         if self._wrapper is not None and self._wrapper.find_unused_parameters:
             # DistributedDataParallel remembers who took part in an unsynchronized pass,
             # and fails where such a parameter has no gradient to reduce in the end.
-            for p, g in zip(self.params, grads, strict=True):
-                if p.grad is None and g is not None:
-                    p.grad = torch.zeros_like(p)
+            zeros = [None if g is None else torch.zeros_like(g) for g in grads]
+            _tensors.add_(self._sums, zeros)
         if self._scaler is not None:
-            _tensors.scale_(
-                [*grads, *grads.outside], 1.0 / self._scale(present(grads)[0])
-            )
+            _tensors.scale_(grads, 1.0 / self._scale(present(grads)[0]))
         return grads
 
     def forward(self) -> None:
-        """One pass without gradient at w, if a forward writes buffers (BatchNorm's)."""
-        if self._buffers.may_change:
-            with torch.no_grad(), self._no_sync():
-                self._put_aside()
+        """One pass without gradient at w, if a forward may write buffers."""
+        if self._replay.may_write:
+            with torch.no_grad(), self._no_sync(), self._without_gradients():
                 self._call(needs_graph=False)
-                self._put_back()
-            # This first pass with the model may have shown that it writes none.
-            if not self._buffers.may_change:
-                self._means, self._at_w = [], False
 
-    def add_gradient(self, grads: Sequence[Tensor | None], coefficient: Real) -> None:
+    def add_gradient(self, grads: Gradient, coefficient: Real) -> None:
         """Add coefficient * `grads`, from `gradient`, to p.grad; they are used up."""
         first = present(grads)[0]
         factor = torch.as_tensor(
@@ -174,19 +130,8 @@ class Step:
         )
         if self._scaler is not None:
             factor = factor * self._scale(factor)
-        if not isinstance(grads, Gradient):
-            grads = Gradient(grads, len(self.params))
-        if factor.dim() and present(grads.outside):
-            raise ValueError(
-                "the losses depend on trainable tensors outside the ensemble, which "
-                "belong to no member, and a hyperparameter has one value per member; "
-                "give one for all members"
-            )
-        everything = [*grads, *grads.outside]
-        _tensors.scale_(everything, factor)
-        for i in grads.sparse:
-            everything[i] = cast(Tensor, everything[i]).to_sparse(1)
-        self._accumulate(everything)
+        _tensors.scale_(grads, factor)
+        _tensors.add_(self._sums, grads)
 
     def average(self) -> None:
         """Average p.grad over the processes of DistributedDataParallel.
@@ -194,20 +139,35 @@ class Step:
         For a rule that ends with `add_gradient`, not with a last pass. Nothing is sent
         within an outer `no_sync()`.
         """
-        if self._wrapper is not None and self._wrapper.require_backward_grad_sync:
-            average_gradients(self._wrapper, self.params)
+        wrapper = self._wrapper
+        if wrapper is None or not wrapper.require_backward_grad_sync:
+            return
+        self._write()
+        group, device = wrapper.process_group, self.params[0].device
+        used = torch.tensor([float(p.grad is not None) for p in self.params]).to(device)
+        dist.all_reduce(used, group=group)
+        for p, processes in zip(self.params, used.tolist(), strict=True):
+            if processes:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                dist.all_reduce(p.grad, group=group)
+                p.grad /= dist.get_world_size(group)
+        wrapper.require_forward_param_sync = (
+            True  # the next pass takes rank 0's buffers
+        )
 
-    def _pass(self, factor: Real) -> list[Tensor | None]:
-        """factor * gradient for all leaves, never synchronized; `p.grad` stays."""
-        with self._no_sync():
-            self._put_aside()
+    def _pass(self, factor: Real) -> Gradient:
+        """factor * gradient, never synchronized; `p.grad` stays."""
+        with self._no_sync(), self._without_gradients():
             loss = self._loss(factor)
-            self._find_outside(loss)
+            if not self._searched:
+                _refusals.check_inside(loss, self.params)
+                self._searched = True
             self._differentiate(loss)
-        grads = [p.grad for p in self._leaves]
-        self._put_back()
-        if not present(grads[: len(self.params)]):
-            raise ValueError(NO_GRADIENT)
+            grads = [p.grad for p in self.params]
+        if not present(grads):
+            raise ValueError(_refusals.NO_GRADIENT)
+        if any(g.is_sparse for g in present(grads)):
+            raise ValueError(_refusals.SPARSE)
         return grads
 
     def _loss(self, factor: Real) -> Tensor:
@@ -227,21 +187,25 @@ class Step:
             return loss if self._scaler is None else self._scaler.scale(loss)
 
     def _differentiate(self, loss: Tensor) -> None:
-        # Autocast would lower the precision of products that the forward took in full.
-        with no_autocast(loss):
-            loss.backward()
+        try:
+            with no_autocast(loss):  # it would round products that were taken in full
+                loss.backward()
+        except RuntimeError as error:
+            moved = self._copies is not None and "inplace operation" in str(error)
+            if moved or "second time" in str(error):
+                raise RuntimeError(_refusals.OLD_GRAPH) from error
+            raise
 
     def _call(self, needs_graph: bool = True) -> Tensor:
-        self._streams.rewind()
-        self._buffers.rewind()
+        self._replay.rewind()
         # An autocast region caches low-precision weights by tensor, not by value.
         torch.clear_autocast_cache()
         with self._method.watch(self._model):
             returned = self._closure()
-        self._buffers.mark()
-        if not self._sharded and any(p.grad is not None for p in self.params):
-            raise ValueError(CALLED_BACKWARD)
-        losses = check_losses(returned, self.members, needs_graph)
+        self._replay.mark()
+        if any(p.grad is not None for p in self.params):
+            raise ValueError(_refusals.CALLED_BACKWARD)
+        losses = _refusals.check_losses(returned, self.members, needs_graph)
         mean = losses.detach().mean(-1)
         if self._copies is None and not self._at_w:
             self._means, self._at_w = [mean], True
@@ -249,72 +213,30 @@ class Step:
             self._means.append(mean)
         return losses
 
-    def _find_outside(self, loss: Tensor) -> None:
-        """Add to the leaves what the first graph reaches outside the model."""
-        if self._searched:
-            return
-        self._searched = True
-        params = {id(p) for p in self.params}
-        for leaf in leaves(loss):
-            if id(leaf) not in params:
-                self._leaves.append(leaf)
-                self._initial.append(leaf.grad)
-                self._aside.append(leaf.grad)
-                leaf.grad = None
-
     # -- p.grad
 
-    def _put_aside(self) -> None:
-        """Leave no gradient in `p.grad`, whatever happens to it next."""
-        # A sharded gradient has the shape of a shard, which p may not have now.
-        if self._sharded:
-            return
-        self._aside = [p.grad for p in self._leaves]
-        for p, g in zip(self._leaves, self._aside, strict=True):
-            if g is not None:
-                p.grad = None
+    @contextmanager
+    def _without_gradients(self) -> Iterator[None]:
+        """Within, `p.grad` is None at first; afterwards it is what it was."""
+        grads = [p.grad for p in self.params]
+        try:
+            for p, g in zip(self.params, grads, strict=True):
+                if g is not None:
+                    p.grad = None
+            yield
+        finally:
+            for p, g in zip(self.params, grads, strict=True):
+                if p.grad is not g:
+                    p.grad = g
 
-    def _put_back(self) -> None:
-        for p, g in zip(self._leaves, self._aside, strict=False):
-            p.grad = g
-        self._aside = []
-
-    def _accumulate(self, grads: Sequence[Tensor | None]) -> None:
-        """Add to `p.grad` of all leaves, in place where there is a gradient."""
-        if self._backup is None:
-            self._backup = [None if g is None else g.clone() for g in self._initial]
-        sums, terms = [], []
-        for p, g in zip(self._leaves, grads, strict=False):
-            if p.grad is None:
+    def _write(self) -> None:
+        """Add the sums of the passes so far to `p.grad`, in place where there is one."""
+        sums, self._sums = self._sums, [None] * len(self.params)
+        if present(sums):
+            grads = [p.grad for p in self.params]
+            _tensors.add_(grads, sums)
+            for p, g in zip(self.params, grads, strict=True):
                 p.grad = g
-            elif g is not None and (g.is_sparse or p.grad.is_sparse):
-                p.grad = g + p.grad if p.grad.is_sparse else p.grad + g
-            elif g is not None:
-                sums.append(p.grad)
-                terms.append(g)
-        if sums:
-            torch._foreach_add_(sums, terms)
-
-    def _written(self) -> bool:
-        """Whether any `p.grad` is another one, or changed, since the start."""
-        # A tensor that is spread over processes keeps its version when it is written.
-        return any(
-            p.grad is not g
-            or (g is not None and (type(g) is not Tensor or g._version != version))
-            for p, g, version in zip(
-                self.params, self._initial, self._versions, strict=False
-            )
-        )
-
-    def undo(self) -> None:
-        """Put `p.grad` back to the start, unless the last pass has completed it."""
-        if self._backup is None and not self._aside and self._written():
-            return
-        copies = self._initial if self._backup is None else self._backup
-        for p, g, copy in zip(self._leaves, self._initial, copies, strict=True):
-            p.grad = copy if g is None or g.is_sparse else g
-            if g is not copy and g is not None and not g.is_sparse:
-                g.copy_(cast(Tensor, copy))
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._wrapper is None else self._wrapper.no_sync()
@@ -329,8 +251,8 @@ class Step:
     def names(self) -> list[str]:
         """The names of `params` in the net, without those of wrappers."""
         named = unwrap(self._model).named_parameters()
-        names: dict[Tensor, str] = {p: name for name, p in named}
-        return [names[p] for p in self.params]
+        names = {id(p): name for name, p in named}
+        return [names[id(p)] for p in self.params]
 
     def factors(self, perturb: Perturb | None) -> list[float]:
         """What `perturb` returns for each parameter; 1 for all if it is None."""
@@ -387,15 +309,9 @@ class Step:
 
     def mirror(self) -> None:
         """Set the parameters, now at w + u, to w - u; nobody has to remember u."""
-        if self._copies is None:
-            raise RuntimeError("the parameters have not been moved; call move first")
+        assert self._copies is not None, "call move first"
         with torch.no_grad():  # p + 2 (w - p) = w - (p - w)
             torch._foreach_lerp_(self.params, self._copies, 2.0)
-
-    @property
-    def moved(self) -> bool:
-        """Whether the parameters are, or may be, elsewhere than at w."""
-        return self._copies is not None
 
     def close(self) -> None:
         """Leave parameters, buffers and streams as after one plain forward pass."""
@@ -403,9 +319,16 @@ class Step:
             with torch.no_grad():
                 torch._foreach_copy_(self.params, self._copies)
             self._copies = None
-        self._buffers.finish()
+        self._replay.finish()
         torch.clear_autocast_cache()
-        self._streams.finish()
+        self._write()
+
+    def undo(self) -> None:
+        """Close, with the tensors in `p.grad` that were there before."""
+        self._sums = [None] * len(self.params)
+        for p, g in zip(self.params, self._initial, strict=True):
+            p.grad = g
+        self.close()
 
     def value(self) -> Tensor:
         """The mean loss at w if it was evaluated, else the average over the passes."""
@@ -436,10 +359,11 @@ class Step:
 
     def norms(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """The l2 norm of each tensor, 0 for None: (tensors,) or (tensors, members)."""
-        squares = _tensors.squared_norms(present(tensors), self.members)
-        norms = squares.new_zeros(len(tensors), *squares.shape[1:])
-        norms[[i for i, t in enumerate(tensors) if t is not None]] = squares.sqrt()
-        return norms
+        filled = [
+            torch.zeros_like(p) if t is None else t
+            for p, t in zip(self.params, tensors, strict=True)
+        ]
+        return _tensors.norms(filled, self.members)
 
     def dot(self, a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
         """The inner product over all tensors together."""

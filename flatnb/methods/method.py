@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from flatnb import _checks
 from flatnb._tensors import Real, per_member, present, scalar
-from flatnb.methods._refusals import OLD_GRAPH
 from flatnb.methods._step import Closure, Gradient, Step
 from flatnb.methods.perturb import Perturb
 
@@ -39,8 +38,6 @@ class Method:
     >>> net = nn.Linear(2, 1)
     >>> x = torch.ones(4, 2)
     >>> loss = Tilted(t=2.0).backward(net, lambda: net(x).square().squeeze(1))
-    >>> net.weight.grad.shape
-    torch.Size([1, 2])
 
     Attributes:
         passes: forward-backward passes one step costs, for compute-fair comparisons;
@@ -99,29 +96,16 @@ class Method:
             where the method evaluates there, else the average over its passes.
 
         Raises:
-            TypeError, ValueError: an argument, a parameter, or what the closure returns
+            TypeError, ValueError: an argument, the model, or what the closure returns
                 is not what is allowed; the closure calls `backward()`.
             RuntimeError: a part of the losses' graph is older than the closure's call.
-
-        >>> import torch, flatnb
-        >>> net = torch.nn.Linear(2, 1)
-        >>> x = torch.ones(4, 2)
-        >>> loss = flatnb.SAM(0.05).backward(net, lambda: net(x).square().squeeze(1))
-        >>> net.weight.grad.shape
-        torch.Size([1, 2])
         """
         step = Step(self, model, closure, weight, scaler)
         try:
             self.rule(step)
             step.close()
-        except BaseException as error:
-            # An interrupt inside `close` lands here, too, and it runs once more.
-            moved = step.moved
+        except BaseException:  # an interrupt inside `close`, too
             step.undo()
-            step.close()
-            old = moved and "inplace operation" in str(error)
-            if old or "second time" in str(error):
-                raise RuntimeError(OLD_GRAPH) from error
             raise
         self.advance()
         return step.value()
@@ -146,11 +130,7 @@ class Method:
         return {"calls": self.calls, **parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave.
-
-        Raises:
-            ValueError: the state is that of another kind of method.
-        """
+        """Take back what `state_dict` gave; ValueError if it is another method's."""
         parts = self.memory()
         if set(state) != {"calls", *parts}:
             raise ValueError(
@@ -199,10 +179,8 @@ def real(
     >>> real("rho", 1)
     1.0
     """
-    sign, upper = (
-        ">" if open_low else ">=",
-        f" and <= {high:g}" if high < math.inf else "",
-    )
+    sign = ">" if open_low else ">="
+    upper = f" and <= {high:g}" if high < math.inf else ""
     allowed = f"a finite number {sign} {low:g}{upper}, or a 1-D tensor, one per member"
     members = isinstance(value, Tensor) and value.dim() == 1 and value.numel() > 0
     top = math.nextafter(high, math.inf)
@@ -221,28 +199,25 @@ def count(name: str, value: Any, *, low: int = 1) -> int:
     return _checks.integer(name, scalar(value), low)
 
 
+_REQUIRED = inspect.Parameter.empty
+
+
 class Hyperparameter:
     """An attribute of a method that is checked whenever it is set.
 
     Set to a function, it is a schedule: read, it is what the function returns for the
-    number of earlier calls of the method, checked.
+    number of earlier calls of the method, checked. `check(name, value)` returns the
+    value to keep, or raises; without `default` the constructor's argument is required.
 
     >>> class Ball(Method):
     ...     rho: Hyperparameter = Hyperparameter()  # real: finite and >= 0
     ...     k: Hyperparameter = Hyperparameter(count, default=1)  # an integer >= 1
     >>> Ball(rho=lambda calls: 0.1 * calls).rho
     0.0
-
-    Args:
-        check: `check(name, value)` returns the value to keep, or raises.
-        default: of the constructor's argument; required unless given.
     """
 
     def __init__(
-        self,
-        check: Callable[[str, Any], Any] = real,
-        *,
-        default: Any = inspect.Parameter.empty,
+        self, check: Callable[[str, Any], Any] = real, *, default: Any = _REQUIRED
     ) -> None:
         self._check, self._default = check, default
 
@@ -253,7 +228,7 @@ class Hyperparameter:
         if method is not None:
             value = vars(method)[self._name]
             return self._checked(value, method) if callable(value) else value
-        if self._default is inspect.Parameter.empty:
+        if self._default is _REQUIRED:  # as dataclasses expect
             raise AttributeError(f"{self._name} has no default")
         return self._default
 

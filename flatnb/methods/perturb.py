@@ -11,12 +11,9 @@ moves tensor t by
 
     eps_t = f_t rho g_t / ||g||_P,      ||g||_P^2 = sum of ||g_t||^2 over f_t > 0
 
-so that False leaves a tensor in place, True moves it in full, and another number gives
-it a radius of its own. The gradient is still that of all parameters.
+The gradient is still that of all parameters.
 
 >>> from flatnb import SAM
->>> SAM(rho=0.5, perturb=only_norms)
-SAM(rho=0.5, perturb=only_norms)
 >>> def tenth_in_the_head(name, parameter, module):
 ...     return 0.1 if name.startswith("head") else 1.0
 >>> method = SAM(rho=0.05, perturb=tenth_in_the_head)
@@ -45,7 +42,7 @@ def only_norms(name: str, parameter: Tensor, module: nn.Module) -> bool:
 
     Source: Mueller, Vlaar, Rolnick and Hein, "Normalization Layers Are All That
     Sharpness-Aware Minimization Needs", NeurIPS 2023. The authors' code goes by the
-    parameter's name, and takes ||g|| over the selected ones, as here.
+    parameter's name.
 
     >>> norm = nn.BatchNorm1d(3)
     >>> only_norms("body.1.weight", norm.weight, norm)
@@ -68,39 +65,26 @@ def all_but_norms_and_biases(name: str, parameter: Tensor, module: nn.Module) ->
 def factors(perturb: Perturb, net: nn.Module, params: Sequence[Tensor]) -> list[float]:
     """What `perturb` answers for each of `params`; a tied one is asked about once.
 
-    Raises:
-        TypeError: `perturb` is no function.
-        ValueError: an answer is not True, False or a finite number >= 0; all are 0.
-
     >>> net = nn.Linear(3, 2)
     >>> factors(all_but_norms_and_biases, net, list(net.parameters()))
     [1.0, 0.0]
     """
-    allowed = (
-        "None for all parameters, only_norms or all_but_norms_and_biases of "
-        "flatnb.methods.perturb, or a function (name, parameter, module) -> bool or "
-        "number >= 0"
-    )
+    allowed = "None for all parameters, or a function (name, parameter, module)"
     _checks.function("perturb", perturb, allowed)
-    answers: dict[int, float] = {}
-    trainable = {id(p) for p in params}
-    for path, module in net.named_modules():
-        for key, p in module._parameters.items():
-            if p is not None and id(p) in trainable and id(p) not in answers:
-                name = f"{path}.{key}" if path else key
-                answers[id(p)] = _factor(name, perturb(name, p, module))
+    answers: dict[Tensor, float] = {}
+    for name, p in net.named_parameters():
+        if p.requires_grad:
+            module = net.get_submodule(name.rpartition(".")[0])
+            answer = scalar(perturb(name, p, module))
+            if not isinstance(answer, bool):
+                allowed = "True, False or a finite number >= 0"
+                place = f"perturb({name!r}, …)"
+                _checks.number(place, answer, allowed, 0.0, closed=True)
+            answers[p] = float(answer)
     if not any(answers.values()):
         raise ValueError(
             f"perturb={getattr(perturb, '__name__', perturb)} selects none of the "
             f"{len(params)} trainable parameters; allowed: a function that selects at "
             "least one. ERM() moves none"
         )
-    return [answers[id(p)] for p in params]
-
-
-def _factor(name: str, answer: float) -> float:
-    if isinstance(answer, bool):
-        return float(answer)
-    allowed = "True, False or a finite number >= 0"
-    answer = scalar(answer)
-    return _checks.number(f"perturb({name!r}, …)", answer, allowed, 0.0, closed=True)
+    return [answers[p] for p in params]

@@ -10,19 +10,16 @@ SAM(rho=Linear(start=0.0, end=0.05, steps=1000))
 >>> method.rho  # that of the next call
 0.0
 
-The value is checked at each call as a number is when it is set, and may be a tensor
-with one entry per member of an ensemble. The method's `state_dict` has the count. A
-call that raises is not counted; one whose gradient is not finite is. With accumulation
-every micro-batch is a call: for n steps of the optimizer, each of k micro-batches, give
-`steps=n * k`.
+The value is checked at each call, and may be a tensor with one entry per member of an
+ensemble. A call that raises is not counted; one whose gradient is not finite is. With
+accumulation every micro-batch is a call: for n steps of k of them, give `steps=n * k`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-import torch
+from torch.optim import Optimizer
 
 from flatnb import _checks
 from flatnb.methods.method import Real, count, real
@@ -34,11 +31,6 @@ class Linear:
 
     >>> [Linear(0.0, 1.0, steps=4)(calls) for calls in (0, 1, 4, 9)]
     [0.0, 0.25, 1.0, 1.0]
-
-    Args:
-        start: value at the first call; a number, or a tensor with one entry per member.
-        end: value from call `steps` on.
-        steps: number of calls of `backward` in between >= 1.
     """
 
     start: Real
@@ -50,26 +42,9 @@ class Linear:
         real("end", self.end)
         count("steps", self.steps)
 
-    def share(self, calls: int) -> float:
-        """How far the value is from `start` to `end`, 0 to 1."""
-        return min(1.0, calls / self.steps)
-
     def __call__(self, calls: int) -> Real:
-        s = self.share(calls)
+        s = min(1.0, calls / self.steps)
         return (1 - s) * self.start + s * self.end
-
-
-@dataclass(frozen=True)
-class Cosine(Linear):
-    """Half a cosine, then constant: `Linear` with (1 - cos(pi s)) / 2 for s.
-
-    >>> [round(Cosine(0.0, 1.0, steps=2)(calls), 6) for calls in range(3)]
-    [0.0, 0.5, 1.0]
-    """
-
-    def share(self, calls: int) -> float:
-        """How far the value is from `start` to `end`, 0 to 1."""
-        return (1 - math.cos(math.pi * super().share(calls))) / 2
 
 
 @dataclass(frozen=True)
@@ -78,23 +53,18 @@ class FollowLR:
 
         low + (high - low) (eta - lr_low) / (lr_high - lr_low)
 
+    `lr_high` and `lr_low` are usually the extremes of the training's learning rate.
+
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
     Training", ICLR 2022, for GSAM's rho.
 
-    >>> from flatnb import GSAM
+    >>> import torch, flatnb
     >>> sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    >>> GSAM(rho=FollowLR(sgd, high=0.5, lr_high=0.2)).rho
+    >>> flatnb.GSAM(rho=FollowLR(sgd, high=0.5, lr_high=0.2)).rho
     0.25
-
-    Args:
-        optimizer: whose learning rate is followed.
-        high: value at the learning rate `lr_high`.
-        lr_high: usually the largest learning rate of the training.
-        low: value at the learning rate `lr_low`.
-        lr_low: usually the smallest learning rate of the training.
     """
 
-    optimizer: torch.optim.Optimizer = field(repr=False)
+    optimizer: Optimizer = field(repr=False)
     high: Real
     lr_high: float
     low: Real = 0.0
@@ -103,8 +73,7 @@ class FollowLR:
     def __post_init__(self) -> None:
         real("high", self.high)
         real("low", self.low)
-        kind = torch.optim.Optimizer
-        _checks.instance("optimizer", self.optimizer, kind, "a torch.optim.Optimizer")
+        _checks.instance("optimizer", self.optimizer, Optimizer, "a torch optimizer")
         low = _checks.number("lr_low", self.lr_low, "a number >= 0", 0.0, closed=True)
         _checks.number("lr_high", self.lr_high, f"a number > lr_low, {low:g}", low)
 

@@ -58,8 +58,6 @@ COMBINED: dict[str, Callable[[], Method]] = {
     "LookSAM": lambda: LookSAM(0.1, 2),
 }
 METHODS = {**MEANS, **OWN, **COMBINED}
-# Of one plain pass: these run with parameters that are spread over the processes.
-SPREAD = ("ERM", "IFlood", "SoftAD")
 
 
 def batchnorm() -> Problem:

@@ -123,45 +123,6 @@ def refused() -> dict[str, str]:
     return said
 
 
-def spread(method: Method, kind: str) -> Tensor | None:
-    """The weights after some steps, with parameters that are spread over the processes.
-
-    None where this PyTorch cannot do that on a CPU.
-    """
-    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-
-    problem = inputs.exact()
-    names = [name for name, _ in problem.model.named_parameters()]
-    if kind == "fully_shard":
-        model = problem.model
-        for part in (model.body, model):
-            fully_shard(part, mesh=dist.init_device_mesh("cpu", (cases.RANKS,)))
-    else:
-        cpu = torch.device("cpu")
-        model = FullyShardedDataParallel(
-            problem.model, device_id=cpu, use_orig_params=True
-        )
-    try:
-        model(problem.x).sum().backward()
-    except (RuntimeError, AttributeError):
-        return None
-    optimizer = cases.optimizer(model)
-    for batch in problem.batches(cases.STEPS):
-        optimizer.zero_grad()
-        for part in range(2):
-            mine = cases.share(batch, dist.get_rank() * 2 + part, cases.RANKS * 2)
-            mine.model = model
-            method.backward(model, mine, weight=0.5)
-        optimizer.step()
-    if kind == "fully_shard":
-        whole = [p.full_tensor() for p in model.parameters()]
-    else:
-        with FullyShardedDataParallel.summon_full_params(model):
-            params = dict(problem.model.named_parameters())
-            whole = [params[name].clone() for name in names]
-    return torch.cat([p.detach().flatten() for p in whole])
-
-
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -182,9 +143,6 @@ def main(folder: str) -> None:
                 True,
                 gradient_as_bucket_view=view,
             )
-    for name in cases.SPREAD:
-        for kind in ("fully_shard", "FSDP"):
-            found[f"{name}, {kind}"] = spread(cases.METHODS[name](), kind)
     found["ensemble"] = train(SAM(torch.tensor([0.0, 0.1, 0.2])), cases.ensemble())
     for make in (ERM, SAM, GSAM):
         found[f"depth, {make.__name__}"] = train(

@@ -267,9 +267,7 @@ def tied(two_layers: bool) -> Problem:
 
 
 def checkpointed(use_reentrant: bool | None) -> Problem:
-    problem = classification(lambda: Checkpointed(use_reentrant), (4,))()
-    problem.x.requires_grad_()  # the reentrant kind needs it
-    return problem
+    return classification(lambda: Checkpointed(use_reentrant), (4,))()
 
 
 recurrent = {

@@ -100,15 +100,6 @@ def test_zero_grad_in_the_closure_changes_nothing(found, name, view) -> None:
         assert torch.equal(plain["weights"], cleared["weights"])
 
 
-@pytest.mark.parametrize("kind", ["fully_shard", "FSDP"])
-@pytest.mark.parametrize("name", cases.SPREAD)
-def test_methods_of_one_pass_run_with_sharded_parameters(found, name, kind) -> None:
-    if found[0][f"{name}, {kind}"] is None:
-        pytest.skip("this PyTorch shards no parameters on a CPU")
-    weights = replicas(cases.METHODS[name], inputs.exact, accumulate=2)[0]
-    assert_close([f[f"{name}, {kind}"] for f in found], [weights] * cases.RANKS, 1e-9)
-
-
 @pytest.mark.parametrize("name", cases.MEANS)
 def test_means_are_one_process_with_the_whole_batch(found, name) -> None:
     problem, method = inputs.exact(), cases.MEANS[name]()
@@ -192,7 +183,6 @@ def test_overflow_in_one_process_is_seen_by_all(found) -> None:
 
 def test_unsupported_models_are_refused_by_name(found) -> None:
     for f in found:
-        assert "static_graph=True" in f["refused"]["static_graph"]
-        assert "sharded by fully_shard" in f["refused"]["fully_shard"]
-        assert "sharded by FullyShardedDataParallel" in f["refused"]["FSDP"]
-        assert "'body.0.weight' is a DTensor" in f["refused"]["tensor parallel"]
+        assert "static_graph=True" in f["refused"].pop("static_graph")
+        assert len(f["refused"]) == 3
+        assert all("spread over processes" in m for m in f["refused"].values())

@@ -156,9 +156,7 @@ def test_tokens_are_averaged_by_sequence(method) -> None:
 def test_losses_for_each_token_are_refused_with_advice() -> None:
     model = Tagger()
     tokens, labels = torch.randint(0, 11, (6, 9)), torch.randint(0, 5, (6, 9))
-    with pytest.raises(
-        ValueError, match=r"shape \(6, 9\).*average tokens to one loss per example"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(6, 9\).*average tokens or pixels"):
         ERM().backward(
             model,
             lambda: F.cross_entropy(

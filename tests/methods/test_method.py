@@ -51,29 +51,21 @@ METHODS = [ERM(), SAM(0.1), NSO(0.1)]
         (
             lambda p: p().expand(2, 3, 12),
             ValueError,
-            r"losses\.flatten\(\).*flatten\(1\)\.mean",
+            r"flatten\(1\)\.mean.*losses\.flatten\(\)",
         ),
         (
             lambda p: {"a": p().mean()},
             TypeError,
-            r"returned dict.*sum\(losses\.values\(\)\)",
+            r"returned dict; allowed: a tensor of losses \(n,\) or \(\)",
         ),
         (
             lambda p: [p()],
             TypeError,
             r'returned list.*cross_entropy\(\.\.\., reduction="none"\)',
         ),
-        (
-            lambda p: p() * 1j,
-            ValueError,
-            "the losses are torch.complex64; allowed: real numbers",
-        ),
-        (
-            lambda p: p().expand(5, 12),
-            ValueError,
-            "average tokens to one loss per example",
-        ),
-        (lambda p: p().mean().item(), TypeError, r"returned float; .*\.item\(\)"),
+        (lambda p: p() * 1j, RuntimeError, "only for real scalar outputs"),
+        (lambda p: p().expand(5, 12), ValueError, "average tokens or pixels"),
+        (lambda p: p().mean().item(), TypeError, "returned float"),
         (lambda p: None, TypeError, "returned NoneType"),
         (lambda p: (p(), p.y), TypeError, "returned tuple"),
         (lambda p: p().detach(), ValueError, "without a graph"),
@@ -81,7 +73,7 @@ METHODS = [ERM(), SAM(0.1), NSO(0.1)]
         (
             lambda p: torch.ones(12, requires_grad=True) * 1,
             ValueError,
-            "do not depend on this",
+            "do not depend on this model|a trainable tensor .* not in this model",
         ),
     ],
 )
@@ -101,11 +93,9 @@ def test_closure_errors_of_an_ensemble() -> None:
     def losses() -> torch.Tensor:
         return F.cross_entropy(model(x).flatten(0, 1), y.repeat(2), reduction="none")
 
-    with pytest.raises(
-        ValueError, match=r"shape \(12,\); expected \(2, n\), or \(2,\)"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(12,\); allowed: \(2, n\) or \(2,\)"):
         ERM().backward(model, losses)
-    with pytest.raises(ValueError, match=r"shape \(6, 2\); expected \(2, n\)"):
+    with pytest.raises(ValueError, match=r"shape \(6, 2\); allowed: \(2, n\)"):
         ERM().backward(model, lambda: losses().view(2, 6).T)
     assert ERM().backward(model, lambda: losses().view(2, 6)).shape == (2,)
 
@@ -113,7 +103,8 @@ def test_closure_errors_of_an_ensemble() -> None:
 def test_another_model_than_the_closures_is_noticed() -> None:
     problem, other = inputs.plain(), inputs.plain()
     for method in METHODS:
-        with pytest.raises(ValueError, match="do not depend on this model"):
+        words = "do not depend on this model|a trainable tensor .* not in this model"
+        with pytest.raises(ValueError, match=words):
             method.backward(other.model, problem)
 
 
@@ -185,29 +176,23 @@ def test_passes_follow_the_number_of_draws() -> None:
 # ----------------------------------------------------------------------
 
 
-def test_sharded_models_are_refused_by_name() -> None:
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+def test_sharded_models_are_refused() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
 
-    # Their constructors need a process group; what is asked is the class.
+    # Its constructor needs a process group; what is asked is the class.
     problem = inputs.plain()
-    with pytest.raises(
-        ValueError, match="the model is sharded by FullyShardedDataParallel"
-    ):
-        SAM().backward(_bare(FullyShardedDataParallel, problem.model), problem)
-    model = nn.Sequential(problem.model.body, problem.model.head)
-    head = model[1]
-    head.__class__ = type("FSDPLinear", (FSDPModule, nn.Linear), {})
-    for method in (SAM(), NSO(0.1), FAM(0.1), compose(Flooding(0.1), SAM())):
-        with pytest.raises(ValueError, match="submodule '1' is sharded by fully_shard"):
+    model = _bare(FullyShardedDataParallel, problem.model)
+    model.training_state = None
+    for method in (ERM(), SAM(), FAM(0.1), compose(Flooding(0.1), SAM())):
+        with pytest.raises(ValueError, match="the model is spread over processes"):
             method.backward(model, problem)
-    assert head.weight.grad is None
 
 
-def test_static_graph_is_refused_by_name() -> None:
+def test_static_graph_is_refused() -> None:
     problem = inputs.plain()
     model = _bare(nn.parallel.DistributedDataParallel, problem.model)
     model.static_graph = True
-    with pytest.raises(ValueError, match=r"static_graph=True\) counts on one backward"):
+    with pytest.raises(ValueError, match="static_graph=True; allowed: False"):
         SAM().backward(model, problem)
 
 
@@ -264,18 +249,12 @@ def test_batchnorm_costs_weight_noise_one_forward_without_gradient() -> None:
             assert grads == [False] * extra + [True] * method.passes
 
 
-def test_what_is_written_is_found_in_the_first_step() -> None:
-    """A frozen layer and a constant cost one forward, once, and change nothing
-    returned.
-    """
+def test_a_frozen_layer_costs_no_forward() -> None:
     problem = inputs.plain()
     problem.model.body[0].requires_grad_(False)
-    problem.model.register_buffer("constant", torch.ones(3))
-    calls, values = Calls(problem), []
-    for _ in range(2):
-        values.append(NSO(0.1).backward(problem.model, calls))
-    assert calls.count == 3 + 2
-    assert torch.equal(*values)
+    calls = Calls(problem)
+    NSO(0.1).backward(problem.model, calls)
+    assert calls.count == 2
 
 
 def test_no_forward_for_statistics_in_eval_mode() -> None:

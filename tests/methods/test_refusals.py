@@ -65,17 +65,17 @@ def optimizer(problem: Problem) -> torch.optim.Optimizer:
     [
         (
             lambda m, p: m.backward(p.model, p().mean()),
-            "closure is Tensor; allowed: a function",
+            "closure=tensor.*; allowed: a function",
         ),
         (
             lambda m, p: m.backward(p.model, optimizer(p)),
-            "closure is SGD; allowed: a function",
+            "closure=SGD.*; allowed: a function",
         ),
         (
             lambda m, p: m.backward(optimizer(p), p),
-            "model is SGD.*an optimizer stays in the loop",
+            r"model=SGD.*; allowed: an nn\.Module",
         ),
-        (lambda m, p: m.backward([p.model], p), r"model is list.*nn\.ModuleList"),
+        (lambda m, p: m.backward([p.model], p), r"model=\[.*nn\.ModuleList"),
         (
             lambda m, p: m.backward(p.model, p, weight="a"),
             "weight='a'; allowed: a finite",
@@ -144,7 +144,8 @@ def test_another_model_is_noticed_where_gradients_are_zero(method: Method) -> No
     problem, other = inputs.plain(), inputs.plain()
     for p in problem.params:
         p.grad = torch.zeros_like(p)
-    refused(method, problem, other, ValueError, "do not depend on this model")
+    words = "do not depend on this model|a trainable tensor .* not in this model"
+    refused(method, problem, other, ValueError, words)
 
 
 # -- losses that are one number
@@ -190,7 +191,7 @@ def test_members_each_give_one_number() -> None:
         assert value.shape == (2,)
         grads.append([p.grad for p in model.parameters()])
     assert_close(*grads, 1e-12)
-    with pytest.raises(ValueError, match=r"shape \(\); expected \(2, n\), or \(2,\)"):
+    with pytest.raises(ValueError, match=r"shape \(\); allowed: \(2, n\) or \(2,\)"):
         ERM().backward(model, lambda: model(x).mean())
 
 
@@ -262,34 +263,19 @@ def test_a_model_on_the_meta_device() -> None:
 def test_complex_parameters() -> None:
     model = nn.Linear(4, 3, dtype=torch.complex64)
     x = torch.randn(5, 4, dtype=torch.complex64)
-    for method in MOVING:
+    for method in (ERM(), *MOVING):
         with pytest.raises(
             ValueError, match=r"'weight' is torch\.complex64.*view_as_complex"
         ):
             method.backward(model, lambda: model(x).abs().sum(1))
-    assert ERM().backward(model, lambda: model(x).abs().sum(1)) > 0
 
 
 def test_optimizers_that_step_in_the_backward() -> None:
-    problem, reference = inputs.exact(), inputs.exact()
-    for p in problem.params:
-        each = torch.optim.SGD([p], 0.1)
-
-        def step_now(p: Tensor, each: torch.optim.Optimizer = each) -> None:
-            each.step()
-            each.zero_grad()
-
-        p.register_post_accumulate_grad_hook(step_now)
-    for method in MOVING:
-        words = (
-            r"'body\.0\.weight' has a post-accumulate-grad hook.*after method\.backward"
-        )
+    problem = inputs.exact()
+    problem.params[0].register_post_accumulate_grad_hook(lambda p: None)
+    words = r"'body\.0\.weight' has a post-accumulate-grad hook.*after method\.backward"
+    for method in (ERM(), *MOVING):
         refused(method, problem, problem, ValueError, words)
-    ERM().backward(problem.model, problem)
-    step = torch.optim.SGD(reference.params, 0.1)
-    ERM().backward(reference.model, reference)
-    step.step()
-    assert_close(problem.params, reference.params, 1e-12)
 
 
 def test_attention_before_the_layer_of_fam() -> None:
@@ -327,28 +313,35 @@ def test_attention_before_the_layer_of_fam() -> None:
     assert all(p.grad is not None for p in net.parameters())
 
 
-# -- tensors outside the model, and what is kept
+# -- tensors outside the model, frozen ones, and what is kept
 # ---------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "make",
-    [lambda f: SAM(0.1, perturb=f), lambda f: GNP(0.1, 0.8, perturb=f)],
-    ids=["SAM", "GNP"],
-)
-def test_outside_is_a_part_of_the_model_that_is_not_perturbed(make: Callable) -> None:
-    problem, second = inputs.exact(), inputs.exact()
-    scale = nn.Parameter(torch.ones(()).double())
-    both = nn.ModuleDict(
-        {"net": second.model, "rest": nn.ParameterList([copy.deepcopy(scale)])}
-    )
+@pytest.mark.parametrize("method", MOVING, ids=repr)
+def test_trainable_tensors_outside_the_model(method: Method) -> None:
+    problem, scale = inputs.plain(), nn.Parameter(torch.ones(()))
+    words = r"trainable tensor of shape \(\) that is not in this model.*nn\.ModuleList"
+    refused(method, problem, lambda: problem() * scale, ValueError, words)
+    assert scale.grad is None
+    ERM().backward(problem.model, lambda: problem() * scale)  # as loss.backward()
+    assert scale.grad is not None
 
-    make(None).backward(problem.model, lambda: problem() * scale.exp() + scale.square())
-    inside = both["rest"][0]
-    make(lambda name, *_: name.startswith("net")).backward(
-        both, lambda: second() * inside.exp() + inside.square()
-    )
-    assert_close([scale.grad, *problem.grads], [inside.grad, *second.grads], 1e-12)
+
+@pytest.mark.parametrize("method", MOVING, ids=repr)
+def test_frozen_parameters_that_the_forward_writes(method: Method) -> None:
+    """Each pass would write a momentum encoder again."""
+    problem = inputs.plain()
+    slow = copy.deepcopy(problem.model.head).requires_grad_(False)
+    problem.model.slow = slow
+
+    def follow() -> Tensor:
+        with torch.no_grad():
+            slow.weight.lerp_(problem.model.head.weight, 0.1)
+        return problem()
+
+    with pytest.raises(ValueError, match="wrote a frozen parameter"):
+        method.backward(problem.model, follow)
+    ERM().backward(problem.model, follow)
 
 
 def test_constants_are_not_written() -> None:
@@ -360,42 +353,6 @@ def test_constants_are_not_written() -> None:
     SAM(0.1).backward(problem.model, problem)
     kept.backward()
     assert x.grad is not None
-
-
-def test_a_large_queue_and_a_large_momentum_encoder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Copied from the second step on, though larger than what is copied unseen."""
-    from test_closures import Momentum, Queue
-
-    monkeypatch.setattr(flatnb.methods._state, "_SMALL", 8)
-    torch.manual_seed(1)
-    model = inputs.Net(
-        nn.Sequential(nn.Linear(4, 6), Queue(6), nn.Tanh(), Momentum(6)), 6, 3
-    )
-    problem = Problem(model.double(), torch.randn(12, 4).double(), torch.arange(12) % 3)
-    twin = copy.deepcopy(problem)
-    for method in (SAM(0.1), SAM(0.1), NSO(0.1)):
-        method.backward(problem.model, problem)
-        twin()
-        assert identical(problem.statistics, twin.statistics)
-        assert identical(problem.params, twin.params)
-
-
-def test_sparse_gradients_stay_sparse_under_gnp() -> None:
-    sparse, dense = inputs.words(sparse=True), inputs.words(sparse=False)
-    embedding = sparse.model.embedding.weight
-    steps = (
-        torch.optim.SparseAdam([embedding], 0.01),
-        torch.optim.SGD(sparse.params[1:], 0.1),
-    )
-    for _ in range(2):
-        for problem in (sparse, dense):
-            GNP(0.1, 0.8).backward(problem.model, problem, weight=0.5)
-        assert embedding.grad.is_sparse
-        assert_close(sparse.grads, dense.grads, 1e-5)
-    for each in steps:
-        each.step()
 
 
 # -- interrupts
@@ -444,17 +401,13 @@ INTERRUPTED: dict[str, Callable[[], Method]] = {
 def interrupt_everywhere(name: str, filled: int, first: int, stride: int) -> None:
     """`filled`: how many of the parameters have a gradient before."""
     make, at, came = INTERRUPTED[name], first, True
-    complete = _small(filled)
-    make().backward(complete.model, complete)
     while came:
         problem = _small(filled)
-        weights, grads = [p.detach().clone() for p in problem.params], problem.grads
+        weights = [p.detach().clone() for p in problem.params]
         method = make()
         came = interrupted(lambda m=method, p=problem: m.backward(p.model, p), at)
         assert identical(problem.params, weights), f"line {at}"
-        assert identical(problem.grads, grads) or identical(
-            problem.grads, complete.grads
-        ), at
+        assert all(p.grad is not None for p in problem.params[:filled]), f"line {at}"
         at += stride
     assert at > 100
 

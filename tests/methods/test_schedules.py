@@ -20,7 +20,6 @@ from flatnb.methods import (
     GNP,
     NSO,
     SAM,
-    Cosine,
     Flooding,
     FollowLR,
     Linear,
@@ -49,20 +48,12 @@ def test_linear() -> None:
     assert [down(t) for t in range(4)] == pytest.approx([0.3, 0.2, 0.1, 0.0])
 
 
-def test_cosine() -> None:
-    ramp = Cosine(1.0, 0.0, 10)
-    wanted = [(1 + math.cos(math.pi * t / 10)) / 2 for t in range(11)] + [0.0]
-    assert [ramp(t) for t in range(12)] == pytest.approx(wanted)
-    assert (ramp(0), ramp(10), ramp(10**9)) == (1.0, 0.0, 0.0)
-
-
 def test_values_stay_between_their_ends() -> None:
-    for kind in (Linear, Cosine):
-        for start, end in ((0.1, 0.3), (0.7, 1.0), (1e-8, 0.05), (0.3, 0.1)):
-            ramp = kind(start, end, 97)
-            values = [ramp(t) for t in range(100)]
-            assert values == sorted(values, reverse=start > end)
-            assert {values[0], values[-1]} == {start, end}
+    for start, end in ((0.1, 0.3), (0.7, 1.0), (1e-8, 0.05), (0.3, 0.1)):
+        ramp = Linear(start, end, 97)
+        values = [ramp(t) for t in range(100)]
+        assert values == sorted(values, reverse=start > end)
+        assert {values[0], values[-1]} == {start, end}
 
 
 def test_follows_the_learning_rate() -> None:
@@ -92,7 +83,7 @@ def test_a_learning_rate_below_the_lowest_is_refused_where_it_makes_no_radius() 
 
 
 def test_schedules_are_exported() -> None:
-    assert (flatnb.Linear, flatnb.Cosine, flatnb.FollowLR) == (Linear, Cosine, FollowLR)
+    assert (flatnb.Linear, flatnb.FollowLR) == (Linear, FollowLR)
 
 
 # -- in a method
@@ -219,15 +210,14 @@ def test_states_of_another_kind() -> None:
 # ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Linear, Cosine])
-def test_bad_schedules_are_refused(kind: type) -> None:
+def test_bad_schedules_are_refused() -> None:
     for value, error in oracle.BAD_REALS:
         for name in ("start", "end"):
             with pytest.raises(error, match=rf"{name}.*allowed: a finite number >= 0"):
-                kind(**{"start": 0.1, "end": 0.2, "steps": 3, name: value})
+                Linear(**{"start": 0.1, "end": 0.2, "steps": 3, name: value})
     for steps, error in oracle.BAD_COUNTS:
         with pytest.raises(error, match=r"steps=.*allowed: an integer >= 1"):
-            kind(0.1, 0.2, steps)
+            Linear(0.1, 0.2, steps)
 
 
 def test_bad_rules_of_the_learning_rate_are_refused() -> None:

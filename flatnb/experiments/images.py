@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatnb import data as datasets
 from flatnb import models
@@ -27,11 +26,11 @@ from flatnb.data.images import BUILT_IN
 from flatnb.experiments import runner
 from flatnb.experiments.experiment import Experiment
 from flatnb.experiments.runner import Training, Value
-from flatnb.experiments.tasks import FineTuning, Images
+from flatnb.experiments.tasks import Facts, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, SGD, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
-AUGMENTATIONS: dict[str, Sequence[Callable[..., Tensor]]] = {
+AUGMENTATIONS: dict[str, Any] = {
     "none": (),
     "crop, flip": (augment.RandomCrop(4), augment.RandomFlip()),
 }
@@ -50,12 +49,13 @@ def load(task: Images, seed: int) -> Data:
     >>> len(load(DIGITS, seed=0).train)
     1149
     """
-    folder = None
-    if task.data not in BUILT_IN:
-        folder = os.path.expandvars(f"$FLATNB_DATA/{task.data}")
-    steps = AUGMENTATIONS[task.augment]
+    folder = os.path.expandvars(f"$FLATNB_DATA/{task.data}")
     data = datasets.images(
-        task.data, folder=folder, seed=seed, batch_size=task.batch, augment=steps
+        task.data,
+        folder=None if task.data in BUILT_IN else folder,
+        seed=seed,
+        batch_size=task.batch,
+        augment=AUGMENTATIONS[task.augment],
     )
     generator = torch.Generator().manual_seed(seed)
     return replace(
@@ -89,7 +89,7 @@ def make_net(task: Images, data: Data) -> nn.Sequential:
 
 def train_perceptrons(
     *,
-    task: dict[str, Any],
+    task: Facts,
     method: str,
     settings: list[Setting],
     seeds: list[int],
@@ -127,12 +127,7 @@ def train_perceptrons(
 
 
 def train_one(
-    *,
-    task: dict[str, Any],
-    method: str,
-    setting: Setting,
-    seed: int,
-    resume: Path | None = None,
+    *, task: Facts, method: str, setting: Setting, seed: int, resume: Path | None = None
 ) -> Value:
     """Train a task's net once, or go on from a checkpoint: `runner.train_net`."""
     stated = Images(**task)

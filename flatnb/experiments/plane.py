@@ -22,6 +22,7 @@ from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
 LR = 1e-3  # of the designs with one learning rate
+_FIXED = dict(hidden=4, batch=50, n_train=100, n_val=100, schedule="constant")
 # numpy.random.default_rng(17264272852322).integers(1, 2**20, 15), as in their code
 SEEDS = [
     *(17716, 961412, 457707, 491380, 1029701, 288898, 594697, 624232),
@@ -44,11 +45,9 @@ def train(
 ) -> Value:
     """Train the perceptron under each setting and seed: `runner.train_members`.
 
-    >>> sizes = dict(noise=0.0, n_test=40, width=4, epochs=2, every=2)
+    >>> sizes = dict(data="spiral", noise=0.0, n_test=40, width=4, epochs=2, every=2)
     >>> settings = METHODS["SAM"].settings(3, 0.001)
-    >>> value = train(
-    ...     data="spiral", method="SAM", settings=settings, seeds=[0, 1], **sizes
-    ... )
+    >>> value = train(method="SAM", settings=settings, seeds=[0, 1], **sizes)
     >>> [len(row) for row in value["flatness"]["trace"]]
     [2, 2, 2]
     """
@@ -98,12 +97,8 @@ def experiment(task: Plane, method: Tuned) -> Experiment:
             "scale": task.scale,
             "design": design,
             "budget_unit": "passes" if task.equal_passes else "epochs",
-            "hidden": 4,
-            "batch": 50,
-            "n_train": 100,
-            "n_val": 100,
             "optimizer": optimizer.name,
-            "schedule": "constant",
+            **_FIXED,
             "note": f"{note}; {method.note}" if method.note else note,
         },
         method=method.name,

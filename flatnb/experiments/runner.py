@@ -56,13 +56,14 @@ class Training:
         settings: Sequence[Setting],
         held_out: Tensor | None = None,
     ) -> tuple[Run, Any]:
-        """Train a net, on a GPU in bfloat16, or an `Ensemble` with a setting per member.
+        """Train an `Ensemble`, a setting per member, or a net, on a GPU in bfloat16.
 
-        Returns the run, and the net that it measured: with an average of the weights,
-        that of the average.
+        Returns the run, and the net that it measured: the average of the weights, where
+        there is one.
         """
-        # Channels-last, which GPUs want, saves a quarter of a narrow net's time on CPUs.
-        model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # GPUs want channels-last, which saves a quarter of a narrow net's time on CPUs.
+        layout: Any = {"memory_format": torch.channels_last}
+        model.to(device(), **layout)
         average = method.averaged(model, settings, self.epochs * data.steps)
         kind = method.optimizer or self.optimizer
         optimizer = kind.build(model, settings, self.weight_decay)
@@ -134,9 +135,6 @@ def _history(run: Run, metric: str) -> list[Any]:
     return [entry.get(f"average_{metric}", entry[metric]) for entry in run.history]
 
 
-# --- all members at once ------------------------------------------------------------
-
-
 def train_members(
     make_model: Callable[[], nn.Module],
     data: Callable[[Sequence[int]], Data],
@@ -150,10 +148,9 @@ def train_members(
     `make_model` makes the plain net, under each member's seed; `data`, called with the
     seeds of members, is theirs, stacked or shared by all.
 
-    Returns:
-        "epochs"; "metrics", {name of METRICS: [setting][seed][epoch]}; and "flatness",
-        {name of FLATNESS: [setting][seed]} of the first 2048 training examples at the
-        end. With an average of the weights, all are those of the average.
+    Returns "epochs"; "metrics", {name of METRICS: [setting][seed][epoch]}; and
+    "flatness", {name of FLATNESS: [setting][seed]} of the first 2048 training examples
+    at the end. With an average of the weights, all are those of the average.
     """
     members = list(itertools.product(settings, seeds))
     rows: dict[str, list[Any]] = {name: [] for name in (*METRICS, *FLATNESS)}
@@ -227,17 +224,13 @@ def _held_out(
     return held_out_losses(order, folds, train)
 
 
-# --- one net after another ----------------------------------------------------------
-
-
 def train_net(
     model: nn.Module, data: Data, method: Tuned, setting: Setting, training: Training
 ) -> Value:
-    """Train a net; with an average of the weights it ends as the average.
+    """Train a net, which ends as the average of its weights, where there is one.
 
-    Returns:
-        "epochs" and "metrics", {name of METRICS: [[[of each epoch]]]}: a table of one
-        setting and seed; None for a run that stopped before its last epoch.
+    Returns "epochs" and "metrics", {name of METRICS: [[curve]]}, a table of one setting
+    and seed; the curves of a run that stopped early are None throughout.
     """
     run, net = training.run(model, data, method, [setting])
     if net is not model:
@@ -259,14 +252,12 @@ def tune(
     seeds: list[int],
     checkpoint: Path | None = None,
 ) -> Value:
-    """Train every setting under TUNING_SEED, then the best of them under each seed.
+    """Train every setting under TUNING_SEED, then the best of them under each seed, by
+    calls of `train`, such as "flatnb.experiments.images:train_one".
 
-    Each is a call of `train`, such as "flatnb.experiments.images:train_one".
-
-    Returns:
-        "epochs"; "metrics", {name: [setting][seed][epoch]}, None where nothing was run;
-        and "tuning", {tuning_name: [setting][seed]}, which has what each setting ended
-        with under the tuning seed in its first column.
+    Returns "epochs"; "metrics", {name: [setting][seed][epoch]}, None where nothing was
+    run; and "tuning", {tuning_name: [setting][seed]}, whose first column has what each
+    setting ended with under the tuning seed.
     """
 
     def run(setting: Setting, seed: int, name: str) -> Value:

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 
 class Cost(NamedTuple):
-    """What a task is worth (1: the most), and what a method of one pass takes.
+    """What a task is worth (1: the most), and the minutes of a run of one pass.
 
-    Minutes on one recent GPU (an estimate) and on one core (from a few epochs) of one
-    run; in the plane of all settings and seeds, in matrix sensing of one setting.
+    A run is one net; in the plane all settings and seeds, in matrix sensing a setting.
     """
 
     value: int
-    gpu_minutes: float
-    cpu_minutes: float
+    gpu_minutes: float  # estimated
+    cpu_minutes: float  # on one core, from a few epochs
 
     def times(self, runs: float) -> Cost:
         """The cost of so many runs."""
         return Cost(self.value, self.gpu_minutes * runs, self.cpu_minutes * runs)
 
 
-_UNKNOWN = Cost(9, 0.0, 0.0)
+Facts = dict[str, Any]  # a task as JSON has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What is common to tasks."""
 
-    cost: Cost = _UNKNOWN
+    cost: Cost = field(default=Cost(9, 0.0, 0.0))
 
-    def stated(self) -> dict[str, Any]:
-        """All fields but the cost, as JSON has them."""
+    def stated(self) -> Facts:
+        """All fields but the cost."""
 
-        def stated(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+        def without_cost(fields: list[tuple[str, Any]]) -> Facts:
             return {name: value for name, value in fields if name != "cost"}
 
-        return asdict(self, dict_factory=stated)
+        return asdict(self, dict_factory=without_cost)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +106,6 @@ class Sensing(Task):
     seeds: int = 5
 
 
-# --- the plane ----------------------------------------------------------------------
-
 _PAPER = Plane(scale="paper", width=500, epochs=500, n_test=20_000, budget=40, seeds=15)
 # As many settings and seeds, in an hour and a quarter of one core for all methods and
 # sets: 200 epochs bring ERM's training loss as low as 500 do at a width of 16.
@@ -130,8 +127,6 @@ def _plane() -> Iterator[Plane]:
             for noise in (0.0, 0.05, 0.1):
                 yield replace(scale, data=data, noise=noise)
 
-
-# --- images, fine-tuning, matrix sensing --------------------------------------------
 
 DIGITS = Images(
     name="digits-mlp",

@@ -1,11 +1,10 @@
 r"""One declaration per method: what is tuned, over which range, and how it is drawn.
 
-From `METHODS` follow the settings that sweeps try, what `flatnb records todo` lists,
-the passes that each method is charged, and the colors of `flatnb.plots`. The ranges
-were written before any run, and every method gets the same number of settings, learning
-rate included. One hyperparameter is spaced evenly; d > 1 of them take the first points
-of a sequence that fills the unit cube evenly for any number of points (M. Roberts, "The
-unreasonable effectiveness of quasirandom sequences", 2018),
+From `METHODS` follow sweeps, `flatnb records todo`, and the colors of `flatnb.plots`.
+The ranges were written before any run, and every method gets the same number of
+settings, learning rate included. One hyperparameter is spaced evenly; d > 1 of them
+take the first points of a sequence that fills the unit cube evenly for any number of
+points (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018),
 
 .. math:: x_{nj} = \left(\tfrac12 + n\, g^{-j}\right) \bmod 1, \qquad g^{d+1} = g + 1.
 """
@@ -167,9 +166,7 @@ class Tuned:
         return self.label or self.method.__name__
 
     def settings(self, budget: int, rates: Range | float) -> list[Setting]:
-        """The settings tried, learning rate first.
-
-        At one rate, a method without hyperparameters has one setting, not `budget`.
+        """The settings tried, learning rate first; one, where nothing is searched.
 
         >>> METHODS["SAM"].settings(2, 0.1)
         [{'lr': 0.1, 'rho': 0.01}, {'lr': 0.1, 'rho': 2.0}]
@@ -194,11 +191,8 @@ class Tuned:
     @property
     def note(self) -> str:
         """What a record states of auxiliary nets."""
-        nets = (
-            f"levels: losses of {self.auxiliary} auxiliary nets per seed, each trained "
-        )
-        rest = "once, plainly, at the default rate, without the part that it scores"
-        return nets + rest if self.auxiliary else ""
+        note = f"levels: losses held out from {self.auxiliary} auxiliary nets per seed"
+        return note if self.auxiliary else ""
 
     @property
     def passes(self) -> float:
@@ -222,8 +216,7 @@ class Tuned:
     ) -> Method:
         """One method with a setting per member; of a single setting, a plain one.
 
-        `held_out`, the losses of auxiliary nets, is (members, examples). A setting of
-        other names is a ValueError.
+        `held_out` has losses of auxiliary nets, (members, examples).
 
         >>> METHODS["SAM"].build([{"lr": 0.1, "rho": 0.05}])
         SAM(rho=0.05)
@@ -247,10 +240,8 @@ class Tuned:
         """Its average of the weights over so many steps, for `flatnb.fit`; or None."""
         if self.average is None:
             return None
-        values = {
-            name: torch.tensor([s[name] for s in settings]) for name in self.space
-        }
-        weight = self.average(steps, **values)
+        columns = {name: [s[name] for s in settings] for name in self.space}
+        weight = self.average(steps, **{n: torch.tensor(c) for n, c in columns.items()})
 
         @torch.no_grad()
         def update(averages: Any, params: Any, count: int | Tensor) -> None:

@@ -113,11 +113,11 @@ class Data:
             raise ValueError(f"batch_size={size}; allowed for one training example: 1")
 
     def _check_split(self, name: str, split: Split) -> None:
-        given, expected = split.x.shape, self.train.x.shape
+        shape, expected = split.x.shape, self.train.x.shape
         axes = split.y.dim()
-        if split.members != self.members or given[axes:] != expected[axes:]:
+        if split.members != self.members or shape[axes:] != expected[axes:]:
             raise ValueError(
-                f"{name}.x.shape={tuple(given)}; allowed: that of train, "
+                f"{name}.x.shape={tuple(shape)}; allowed: that of train, "
                 f"{tuple(expected)}, but for the number of examples"
             )
         low, high = int(split.y.min()), int(split.y.max())

@@ -95,8 +95,7 @@ def train_perceptrons(
     seeds: list[int],
     checkpoint: Path | None = None,
 ) -> Value:
-    """Train a task's perceptron under each setting, one ensemble per seed:
-    `runner.train_members`.
+    """Train a task's perceptron, an ensemble per seed: `runner.train_members`.
 
     >>> from flatnb.experiments.tasks import DIGITS
     >>> job = dict(task=DIGITS.stated() | {"epochs": 1}, method="ERM", seeds=[0, 1])
@@ -117,13 +116,13 @@ def train_perceptrons(
             Training(stated.epochs, stated.every, seed, checkpoint=checkpoint),
         )
 
-    value, *others = [train(seed) for seed in seeds]
+    first, *following = [train(seed) for seed in seeds]
     runner.clear(checkpoint)
-    for kind, other in itertools.product(("metrics", "flatness"), others):
-        for name, table in value[kind].items():
-            for row, column in zip(table, other[kind][name], strict=True):
+    for kind, value in itertools.product(("metrics", "flatness"), following):
+        for name, table in first[kind].items():
+            for row, column in zip(table, value[kind][name], strict=True):
                 row += column
-    return value
+    return first
 
 
 def train_one(

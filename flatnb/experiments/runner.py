@@ -58,8 +58,7 @@ class Training:
     ) -> tuple[Run, Any]:
         """Train an `Ensemble`, a setting per member, or a net, on a GPU in bfloat16.
 
-        Returns the run, and the net that it measured: the average of the weights, where
-        there is one.
+        Returns the run, and what it measured: the weights' average, where there is one.
         """
         # GPUs want channels-last, which saves a quarter of a narrow net's time on CPUs.
         layout: Any = {"memory_format": torch.channels_last}
@@ -200,11 +199,10 @@ def _held_out(
     seeds: Sequence[int],
     training: Training,
 ) -> Tensor:
-    """Losses of the training examples under auxiliary nets, (seeds, examples).
-
-    The nets train plainly at the published learning rate. The folds are drawn, one draw
-    for all seeds, because examples may lie in order.
+    """Losses of the training examples under auxiliary nets, (seeds, examples); these
+    train plainly at the published learning rate.
     """
+    # One draw for all seeds, because examples may lie in order.
     generator = torch.Generator().manual_seed(training.seed)
     order = torch.randperm(len(data.train), generator=generator)
     settings = [{"lr": training.optimizer.rates.default}] * len(seeds)
@@ -281,9 +279,7 @@ def tune(
 
 
 def choose(accuracies: Curve, penalties: Curve) -> int:
-    """The setting of best validation accuracy; ties by lower penalty, the loss.
-
-    A run without a finite number is not eligible; 0 if none is.
+    """The setting of best accuracy, ties by lower penalty, of those that have both.
 
     >>> choose([0.8, 0.9, 0.9, 1.0], [0.1, 0.3, 0.2, None])
     2

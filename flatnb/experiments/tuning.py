@@ -147,11 +147,10 @@ class Tuned:
     """A method as the experiments tune it.
 
     `method` takes its hyperparameters, numbers or tensors (members,); with auxiliary
-    nets, held-out losses and lists. It is ERM where the optimizer or the average has
-    the hyperparameters.
+    nets, held-out losses and lists.
     """
 
-    method: Callable[..., Method]
+    method: Callable[..., Method]  # ERM, where the optimizer or the average is tuned
     space: Mapping[str, Range]  # besides the learning rate; axes show the first
     look: Look
     design: Design = Design.NO_RUNS
@@ -200,9 +199,8 @@ class Tuned:
         return self.work(1)
 
     def work(self, settings: int) -> float:
-        """What so many settings cost, in trainings of one pass.
-
-        Auxiliary nets, n on a share of (n - 1) / n each, count once.
+        """What so many settings cost, in trainings of one pass. Auxiliary nets, n on a
+        share of (n - 1) / n each, count once.
 
         >>> METHODS["SAM"].work(40), METHODS["AdaFlood"].work(40)
         (80, 44)

@@ -146,12 +146,12 @@ def test_pretrained_is_torchvisions_net_but_for_its_last_layer(
     assert net[-1].weight.shape == (3, 512)
 
 
-def test_pretrained_takes_grey_images_of_any_size(hub, monkeypatch) -> None:
+def test_pretrained_takes_gray_images_of_any_size(hub, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", hub)
     net = models.pretrained("resnet18", 3, size=32).eval()
     x = torch.randn(2, 1, 1, 1).expand(
         2, 1, 8, 8
-    )  # of one colour each, which resizing keeps
+    )  # of one color each, which resizing keeps
     torch.testing.assert_close(net(x), net(x[..., :1, :1].expand(2, 3, 32, 32)))
 
 

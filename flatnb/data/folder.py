@@ -39,7 +39,7 @@ def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
     """All images of a folder, from its file in ``cache/folders`` if it has them.
 
     What counts as an image, and as a class, is decided by torchvision's ImageFolder.
-    Pixels are grey (one channel) if every image is, else RGB; transparency is dropped,
+    Pixels are gray (one channel) if every image is, else RGB; transparency is dropped,
     the EXIF orientation applied. With `size`, the middle square of each image is resized
     to so many pixels per side (bilinear, antialiased).
 

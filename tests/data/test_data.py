@@ -294,7 +294,7 @@ def test_gaussian_has_the_published_means_and_covariance() -> None:
         assert (x.T.cov() - torch.eye(2) / 10).abs().max() < 0.005
 
 
-def test_sinusoid_is_labelled_by_its_curve() -> None:
+def test_sinusoid_is_labeled_by_its_curve() -> None:
     split = data.plane("sinusoid", n_test=40_000).test
     w, v = torch.tensor([1.0, 1.0]).double(), torch.tensor([-1.0, 1.0]).double()
     x = split.x.double()

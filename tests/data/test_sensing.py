@@ -50,7 +50,7 @@ def test_measurements_are_those_of_a_matrix_of_the_rank():
     assert not torch.equal(p.train, p.val)
 
 
-def test_entries_have_the_variances_of_a_symmetrised_gaussian():
+def test_entries_have_the_variances_of_a_symmetrized_gaussian():
     a = unpack(sensing.problem(d=12, rank=1, m=4000, dtype=torch.float64).train)
     variance = a.var(0)
     expected = (torch.ones(12, 12) + torch.eye(12)) / 2
@@ -86,7 +86,7 @@ def test_gradient_is_that_of_autograd_on_the_plain_form(members, block, monkeypa
     close(p.gradient(u.detach()[0]), expected[0])
 
 
-def test_symmetrising_a_measurement_changes_nothing_on_symmetric_matrices():
+def test_symmetrizing_a_measurement_changes_nothing_on_symmetric_matrices():
     b, u = start(7, 6, 6), start(6, 6, seed=1)
     x = u @ u.mT
     close(pack((b + b.mT) / 2) @ pack(x), (b * x).sum((-2, -1)))
@@ -144,7 +144,7 @@ def first_steps(p: sensing.Problem, rule: Rule, seeds: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("sides", [1, 2])
-def test_descent_takes_the_mean_of_gradients_at_random_neighbours(sides):
+def test_descent_takes_the_mean_of_gradients_at_random_neighbors(sides):
     # From (almost) zero the step is known: the mean of one side vanishes by symmetry
     # too, and the covariance is sigma^2 H^2 of one side; of two sides at zero it is
     # exactly zero, g being odd.

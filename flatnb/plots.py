@@ -270,8 +270,8 @@ def differences(
             label=row.method if first else None,
         )
         if row.p_holm < LEVEL:
-            above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
-            ax.annotate("*", (row.difference, place), ha="center", **above)
+            offset: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
+            ax.annotate("*", (row.difference, place), ha="center", **offset)
     rows = methods if single else tasks
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)

@@ -74,9 +74,9 @@ def relative_flatness(
     layers = _layers(model)
     name = next((name for name in layers if layer in (name, layers[name])), None)
     if name is None:
-        given = layer if isinstance(layer, str) else type(layer).__name__
+        text = layer if isinstance(layer, str) else type(layer).__name__
         raise ValueError(
-            f"layer={given!r}; allowed: an nn.Linear of the model whose weight is "
+            f"layer={text!r}; allowed: an nn.Linear of the model whose weight is "
             f"trained: {', '.join(map(repr, layers)) or 'it has none'}"
         )
     module = layers[name]
@@ -88,8 +88,8 @@ def relative_flatness(
     fields: dict[str, Any]
     if all(cut.logits for cut in cuts):
         form, weight = "closed form", weight.double()
-        each = [kappa_of_logits(c.inputs, c.output.detach(), weight) for c in cuts]
-        fields = {"value": float(torch.cat(each).mean()), "products": 0}
+        kappas = [kappa_of_logits(c.inputs, c.output.detach(), weight) for c in cuts]
+        fields = {"value": float(torch.cat(kappas).mean()), "products": 0}
     else:
         form = "Hessian in the output"
         fields = _in_output_space(cuts, weight, generator, relative)

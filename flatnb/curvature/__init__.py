@@ -1,7 +1,6 @@
 """How flat is this minimum? Curvature of the loss surface, with error and cost.
 
-A measure takes the net, the loss and the batches, or an operator made of them, such as
-`HessianOperator`.
+A measure takes net, loss and batches, or an operator of them such as `HessianOperator`.
 
 The largest eigenvalues: `top_eigenvalues`; all of them, roughly: `spectral_density`.
 Their sum: `trace`, or `gauss_newton_trace`, which is exact and cheaper for nets of
@@ -13,12 +12,7 @@ not change: `relative_flatness`. Every net of an ensemble: `ensemble_flatness`.
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
 from flatnb.curvature.ensemble import FLATNESS, EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
-from flatnb.curvature.landscape import (
-    filter_normalized,
-    line,
-    plane,
-    random_direction,
-)
+from flatnb.curvature.landscape import filter_normalized, line, plane, random_direction
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
 from flatnb.curvature.relative_flatness import (
@@ -42,5 +36,10 @@ __all__ += ["relative_flatness", "relative_flatness_by_layer"]
 __all__ += ["average_sharpness", "sam_sharpness", "worst_sharpness"]
 __all__ += ["FLATNESS", "ensemble_flatness"]
 __all__ += ["filter_normalized", "line", "plane", "random_direction"]
-__all__ += ["Eigenpairs", "EnsembleFlatness", "Estimate", "Sharpness"]
-__all__ += ["SpectralDensity"]
+__all__ += [
+    "Eigenpairs",
+    "EnsembleFlatness",
+    "Estimate",
+    "Sharpness",
+    "SpectralDensity",
+]

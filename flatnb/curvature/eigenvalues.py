@@ -1,7 +1,5 @@
 """Largest eigenvalues of an operator by the Lanczos process of `lanczos.py`."""
 
-from __future__ import annotations
-
 import time
 import warnings
 from dataclasses import dataclass

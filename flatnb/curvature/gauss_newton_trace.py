@@ -9,8 +9,6 @@ diagonal: nets of ReLUs with convolutions, pooling, residual sums and BatchNorm 
 mode. Smooth activations, attention, LayerNorm, tied and recurrent weights break it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -36,9 +34,8 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
     `products` counts passes over the data, with the gradient of each example.
 
     Raises:
-        ValueError: a net that is not piecewise linear, tried on a few examples, unless
-            the operator is a `GaussNewtonOperator`; a net or a loss that couples the
-            examples of a batch.
+        ValueError: a net that is not piecewise linear, unless the operator is a
+            `GaussNewtonOperator`; a net or a loss that couples the examples of a batch.
 
     >>> from torch import nn
     >>> data = [(2 * torch.eye(4), torch.zeros(4, 1))]
@@ -64,8 +61,8 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
     with torch.enable_grad(), objective.evaluating():
         if not isinstance(operator, GaussNewtonOperator):
             named = dict(zip(objective.names, objective.params, strict=True))
-            few = objective.outputs(objective.sample()[0], objective.params)
-            check_piecewise_linear(few, named)
+            outputs = objective.outputs(objective.sample()[0], objective.params)
+            check_piecewise_linear(outputs, named)
         for chunk in objective.chunks:
             x, y = objective.move(chunk.x), objective.move(chunk.y)
             with torch.no_grad():
@@ -73,18 +70,18 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
                 half = objective.outputs(x[: (len(x) + 1) // 2], params)
             check_outputs(outputs)
             tolerance = torch.finfo(outputs.dtype).eps ** 0.5 * outputs.abs().max()
-            if outputs.ndim == 0 or len(outputs) != len(x):
-                _refuse("has not one row of outputs per example")
-            if (outputs[: len(half)] - half).abs().max() > tolerance:
-                _refuse("couples the examples of a batch")
+            apart = outputs.ndim > 0 and len(outputs) == len(x)
+            if not apart or (outputs[: len(half)] - half).abs().max() > tolerance:
+                _refuse("couples the examples of a batch, or has no row for each")
             weights, directions = _factors(objective.loss_fn, outputs, y)
             passes = max(passes, directions.shape[2])
             for w, u in zip(weights.mT, directions.movedim(2, 0), strict=True):
                 try:
-                    each = squares(x, u)
+                    norms = squares(x, u)
                 except RuntimeError:  # recurrent layers, say, which vmap does not know
-                    each = torch.stack([square(*row) for row in zip(x, u, strict=True)])
-                value += chunk.weight * float((w.double() * each).sum())
+                    rows = zip(x, u, strict=True)
+                    norms = torch.stack([square(*row) for row in rows])
+                value += chunk.weight * float((w.double() * norms).sum())
     return Estimate(
         value=value,
         products=passes,
@@ -96,8 +93,7 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
 def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> None:
     """Raise unless the outputs are linear, up to kinks, in each parameter tensor.
 
-    The Hessian of a random combination of the outputs then has a zero block for each
-    tensor, which shows in one product with a random vector.
+    The Hessian of a random combination of the outputs then has a zero block for each.
     """
     check_outputs(outputs)
     generator, tensors = torch.Generator().manual_seed(0), list(params.values())
@@ -116,9 +112,8 @@ def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> Non
         )
         if bent.norm() > tolerance * slope.norm():
             raise ValueError(
-                f"the outputs are not piecewise linear in {name}, so that the trace of "
-                "the Hessian is not that of the Gauss-Newton matrix; use trace, or "
-                "a GaussNewtonOperator if its trace is what you want"
+                f"the outputs are not piecewise linear in {name}, so that the Hessian "
+                "has another trace; use trace, or a GaussNewtonOperator for its own"
             )
 
 

@@ -11,8 +11,6 @@ eigenvalue problem", section 4.5). r start vectors (band Lanczos, Ruhe 1979) see
 copies of a multiple eigenvalue.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -24,8 +22,8 @@ _COLUMNS = 2**18  # a float32 sum over more entries than this is continued in fl
 
 
 class Lanczos:
-    """`basis` (capacity, operator.size), of which the first `size`, m above, are filled,
-    and the p `columns` of T in float64, each as far as its last entry.
+    """`basis` (capacity, operator.size), of which `size` rows, m above, are filled, and
+    the p `columns` of T in float64, each as far as its last entry.
     """
 
     def __init__(self, operator: HessianOperator) -> None:
@@ -57,8 +55,8 @@ class Lanczos:
         if length <= rounding or self.size == self.operator.size:
             return coefficients
         if self.size == len(self.basis):
-            more = self.basis.new_empty(_ROWS, self.operator.size)
-            self.basis = torch.cat([self.basis, more])
+            rows = self.basis.new_empty(_ROWS, self.operator.size)
+            self.basis = torch.cat([self.basis, rows])
         self.basis[self.size] = row[0] / length
         self.size += 1
         return torch.cat([coefficients, coefficients.new_tensor([length])])
@@ -102,7 +100,6 @@ def _length(row: Tensor) -> float:
     length = float(l2_norm([row]))
     if not length < float("inf"):
         raise ValueError(
-            f"a product with the operator has the norm {length}; look for overflow in "
-            "the model's second derivatives, or measure in float64"
+            f"a product has the norm {length}; look for overflow in second derivatives"
         )
     return length

@@ -6,8 +6,6 @@ Everything in `flatnb.curvature` measures this function: of copies of parameters
 buffers, so that the model is never written to, and may be trained further.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -52,7 +50,6 @@ class Objective:
 
     Attributes:
         names, params, size: the parameters' names and copies; length of w.
-        buffers: copies of the model's buffers, by name.
 
     >>> x = torch.eye(2)
     >>> objective = Objective(nn.Linear(2, 1), nn.functional.mse_loss, [(x, x[:, :1])])
@@ -74,7 +71,7 @@ class Objective:
         self.params = tuple(
             self._fixed.pop(name).requires_grad_() for name in self.names
         )
-        self.buffers = {n: b.detach().clone() for n, b in self.model.named_buffers()}
+        self._buffers = {n: b.detach().clone() for n, b in self.model.named_buffers()}
         self.size = sum(p.numel() for p in self.params)
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         if self.dtype not in (torch.float32, torch.float64):
@@ -96,7 +93,7 @@ class Objective:
         """Model outputs at `params`; to be called inside `evaluating()`."""
         state = self._fixed | dict(zip(self.names, params, strict=True))
         # Copies, of the data too: a model's first operation may be one in place.
-        state |= {name: buffer.clone() for name, buffer in self.buffers.items()}
+        state |= {name: buffer.clone() for name, buffer in self._buffers.items()}
         return functional_call(self.model, state, (x.clone(),))
 
     def chunk_loss(self, chunk: Chunk, params: Sequence[Tensor]) -> Tensor:
@@ -131,15 +128,13 @@ class Objective:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode, exact arithmetic, and no fused kernels: these have no double
-        backward. All is as before afterwards.
-        """
+        """Eval mode, exact arithmetic, no fused kernels: they have no double backward."""
         with ExitStack() as stack:
             for module in self.model.modules():
                 # Weight and spectral norm, as hooks, leave their weight on the module.
                 attributes = vars(module)
-                kept = {k: v for k, v in attributes.items() if isinstance(v, Tensor)}
-                stack.callback(attributes.update, kept)
+                tensors = {k: v for k, v in attributes.items() if isinstance(v, Tensor)}
+                stack.callback(attributes.update, tensors)
             stack.enter_context(in_mode(self.model, training=False))
             stack.enter_context(self.arithmetic())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -178,16 +173,16 @@ class Objective:
         with torch.enable_grad(), self.evaluating(), torch.random.fork_rng(devices):
             outputs = self.outputs(x, self.params)
             loss = self.loss_fn(outputs, y)
-            again = self.loss_fn(self.outputs(x, self.params), y)
+            repeated = self.loss_fn(self.outputs(x, self.params), y)
         check_loss(loss)
         _check_mean(self.loss_fn, outputs, y)
         if not loss.requires_grad:
-            given = shown(self.names)
-            raise ValueError(f"params={given}; allowed: what the loss depends on")
-        if not torch.isclose(loss, again, rtol=1e-3, atol=1e-5):
+            names = shown(self.names)
+            raise ValueError(f"params={names}; allowed: what the loss depends on")
+        if not torch.isclose(loss, repeated, rtol=1e-3, atol=1e-5):
             raise ValueError(
-                f"two losses of the same batch are {loss:.6g} and {again:.6g}: the "
-                "model is random in eval mode; switch its dropout or noise off"
+                f"a batch has the losses {loss:.6g} and {repeated:.6g}: the model is random "
+                "in eval mode; switch its dropout or noise off"
             )
 
 
@@ -210,8 +205,7 @@ def check_loss(loss: Any) -> None:
         )
     if not torch.isfinite(loss):
         raise ValueError(
-            f"the loss is {loss.item()}, where curvature is not defined; look for "
-            "overflowing weights, or for inf and nan in the data"
+            f"the loss is {loss.item()}; look for inf and nan in the weights and the data"
         )
 
 
@@ -221,15 +215,14 @@ def is_softmax_cross_entropy(loss_fn: LossFunction, outputs: Any, y: Any) -> boo
     Its Hessian in the logits is then (1/n) (diag(p) - p p') per example, whatever the
     label.
     """
+    plain = loss_fn is F.cross_entropy
     if type(loss_fn) is nn.CrossEntropyLoss:  # a subclass may be any other loss
-        plain = loss_fn.weight is None and loss_fn.reduction == "mean"
-        ignored = loss_fn.ignore_index
-    else:
-        plain, ignored = loss_fn is F.cross_entropy, -100
+        mean = loss_fn.reduction == "mean" and loss_fn.ignore_index < 0
+        plain = mean and loss_fn.weight is None
     if not (plain and isinstance(outputs, Tensor) and isinstance(y, Tensor)):
         return False
     labels = outputs.ndim == 2 and y.ndim == 1 and not y.is_floating_point()
-    return labels and not bool((y == ignored).any())
+    return labels and bool((y >= 0).all())
 
 
 def _select(

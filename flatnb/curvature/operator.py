@@ -8,8 +8,6 @@ graph of the gradient is built once and kept; a product is one more backward pas
 it and costs 1 to 2 gradients.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -120,9 +118,9 @@ class HessianOperator:
             if not live:
                 return torch.zeros_like(v)
             parts = objective.split(v)
-            along = [parts[i] for i in live]
+            directions = [parts[i] for i in live]
             grads = torch.autograd.grad(
-                outputs, params, along, retain_graph=True, materialize_grads=True
+                outputs, params, directions, retain_graph=True, materialize_grads=True
             )
             return flatten(grads)
 
@@ -142,9 +140,8 @@ class HessianOperator:
         size = max(hu.norm(), hv.norm(), loss * torch.finfo(self.dtype).eps ** 0.5)
         if (u.double() @ hv - v.double() @ hu).abs() > _ASYMMETRY[self.dtype] * size:
             raise ValueError(
-                "the second derivative of the model is wrong, <u, H v> differs from "
-                "<v, H u>; write it with operations whose backward pass is itself "
-                "differentiable, or leave the parameters of that layer out of params"
+                "the second derivative of the model is wrong, <u, H v> is not <v, H u>: a "
+                "backward pass is not differentiable; leave its layer out of params"
             )
 
 
@@ -180,8 +177,10 @@ class GaussNewtonOperator(HessianOperator):
             if not live or not slope.requires_grad:
                 return torch.zeros_like(v)
             parts = objective.split(v)
-            along = [parts[i] for i in live]
-            (pushed,) = torch.autograd.grad(linear, dummy, along, retain_graph=True)
+            directions = [parts[i] for i in live]
+            (pushed,) = torch.autograd.grad(
+                linear, dummy, directions, retain_graph=True
+            )
             (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
             grads = torch.autograd.grad(
                 outputs, params, curved, retain_graph=True, materialize_grads=True
@@ -193,8 +192,7 @@ class GaussNewtonOperator(HessianOperator):
 
 def check_outputs(outputs: Any) -> None:
     if not isinstance(outputs, Tensor):
-        kind = type(outputs).__name__
-        raise ValueError(f"the model returned {kind}; allowed: one tensor of outputs")
+        raise ValueError(f"the outputs are {type(outputs)}; allowed: one tensor")
 
 
 class _ComposedWeightNorm(TorchFunctionMode):

@@ -1,7 +1,5 @@
 """What every measurement returns besides its value: error, cost and settings."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field

@@ -10,8 +10,6 @@ With q of random signs its mean is (1/size) tr p(H): all moments up to 2 m - 1 a
 unbiased (Lin, Saad and Yang 2016; Ghorbani, Krishnan and Xiao 2019).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass
@@ -33,7 +31,6 @@ class SpectralDensity(Result):
     Attributes:
         nodes: (probes, steps) in float64, in descending order.
         weights: (probes, steps), each row summing to 1; 0 past the end of a probe.
-        size: dimension of the operator.
     """
 
     nodes: Tensor

@@ -6,8 +6,6 @@ is unbiased because E[z z'] = I; signs have the least variance of all such z,
 2 sum_{i != j} H_ij^2.
 """
 
-from __future__ import annotations
-
 import time
 import warnings
 from collections.abc import Callable
@@ -33,12 +31,9 @@ def trace(
 ) -> Estimate:
     """tr H by Hutchinson's estimator, to a relative standard error.
 
-    Takes at least 30 probes, and is exact where so many products are the whole matrix.
-    For nets of ReLUs `gauss_newton_trace` is cheaper, and exact.
-
-    Args:
-        relative: standard error wanted, as a fraction of the trace.
-        max_probes: give up after this many >= 30, with a warning.
+    Takes at least 30 probes, or is exact where so many products are the whole matrix.
+    For nets of ReLUs `gauss_newton_trace` is cheaper, and exact. After `max_probes` a
+    warning says that the standard error is larger than `relative` times the trace.
 
     >>> net = torch.nn.Linear(4, 1, bias=False)
     >>> data = [(torch.eye(4), torch.ones(4, 1))]
@@ -54,11 +49,7 @@ def trace(
         probes = rademacher((count, operator.size), generator, operator)
         return (probes.double() * operator.rows(probes).double()).sum(1).cpu()
 
-    fields: dict[str, Any]
-    if operator.size <= MIN_PROBES:
-        estimator = "exact"
-        fields = {"value": float(operator.dense().diagonal().double().sum())}
-    else:
+    if operator.size > MIN_PROBES:
         estimator, fields = "Hutchinson", estimate(draw, relative, max_probes)
         if not met(fields, relative):
             warnings.warn(
@@ -66,6 +57,9 @@ def trace(
                 f"of {fields['stderr']:.3g}; allow more probes or a larger error",
                 stacklevel=2,
             )
+    else:
+        estimator = "exact"
+        fields = {"value": float(operator.dense().diagonal().double().sum())}
     return Estimate(
         **fields,
         products=operator.products - used,
@@ -85,9 +79,7 @@ def rademacher(
 def estimate(
     draw: Callable[[int], Tensor], relative: float, max_probes: int
 ) -> dict[str, Any]:
-    """`moments` of `draw(count)`, independent values (count,), drawn until the standard
-    error is met or there are `max_probes`.
-    """
+    """`moments` of draws (count,), until the error is met or there are `max_probes`."""
     values, wanted = torch.zeros(0, dtype=torch.float64), MIN_PROBES
     while True:
         while len(values) < wanted:
@@ -95,8 +87,7 @@ def estimate(
         fields = moments(values)
         if met(fields, relative) or len(values) >= max_probes:
             return fields
-        # A quarter more each time: a look after every probe would stop too early too
-        # often.
+        # A quarter more each time: a look after every probe would stop too early.
         wanted = min(max_probes, 1 + len(values) + len(values) // 4)
 
 

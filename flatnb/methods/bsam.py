@@ -94,10 +94,19 @@ class BSAM(torch.optim.Optimizer):
         with self._shift(params, grads):
             grads, loss = _evaluate(params, closure)
         tensors = [t for t in (*sizes, *grads) if isinstance(t, Tensor)]
-        if l2_norm(tensors).isfinite():
-            for p, size, grad in zip(params, sizes, grads, strict=True):
-                if grad is not None:
-                    self._update(p, params[p], size, grad)
+        if not l2_norm(tensors).isfinite():
+            return loss
+        for p, size, grad in zip(params, sizes, grads, strict=True):
+            if grad is None:
+                continue
+            group = params[p]
+            m = self.state[p]["m"]
+            s = self.state[p]["s"]
+            beta1, beta2 = group["betas"]
+            decay = group["prior_precision"] / group["examples"]
+            m.mul_(beta1).add_(grad, alpha=1 - beta1).add_(p, alpha=(1 - beta1) * decay)
+            p.addcdiv_(m, s, value=-group["lr"])
+            s.mul_(beta2).add_(size + (group["damping"] + decay), alpha=1 - beta2)
         return loss
 
     @contextmanager
@@ -133,36 +142,33 @@ class BSAM(torch.optim.Optimizer):
         """Within this context the parameters are at w + shift; None is zero."""
         tensors = [p.detach() for p in params]
         copies = [t.clone() for t in tensors]
-        self._moved = True
-        try:
-            for tensor, shift in zip(tensors, shifts, strict=True):
-                if shift is not None:
-                    tensor.add_(shift)
-            del shifts  # no pass keeps them in memory
-            # An autocast region caches low-precision weights by tensor, not by value.
-            torch.clear_autocast_cache()
-            yield
-        finally:
+
+        def restore() -> None:
             torch._foreach_copy_(tensors, copies)
             torch.clear_autocast_cache()
             self._moved = False
+
+        self._moved = True
+        try:
+            try:
+                for tensor, shift in zip(tensors, shifts, strict=True):
+                    if shift is not None:
+                        tensor.add_(shift)
+                del shifts  # no pass keeps them in memory
+                # An autocast region caches low-precision weights by tensor, not value.
+                torch.clear_autocast_cache()
+                yield
+            finally:
+                restore()
+        except BaseException:  # an interrupt of the line above, too
+            restore()
+            raise
 
     def _scale(self, params: Params, noise: list[Tensor]) -> list[Tensor]:
         """u / sqrt(N s), in place."""
         for p, u in zip(params, noise, strict=True):
             u.div_((params[p]["examples"] * self.state[p]["s"]).sqrt_())
         return noise
-
-    def _update(
-        self, p: Tensor, group: dict[str, Any], size: Tensor | float, grad: Tensor
-    ) -> None:
-        m = self.state[p]["m"]
-        s = self.state[p]["s"]
-        beta1, beta2 = group["betas"]
-        decay = group["prior_precision"] / group["examples"]
-        m.mul_(beta1).add_(grad, alpha=1 - beta1).add_(p, alpha=(1 - beta1) * decay)
-        p.addcdiv_(m, s, value=-group["lr"])
-        s.mul_(beta2).add_(size + (group["damping"] + decay), alpha=1 - beta2)
 
     def state_dict(self) -> dict[str, Any]:
         """What `torch.optim.Optimizer.state_dict` gives, and the noise generator."""

@@ -138,7 +138,6 @@ def _nonnegative(name: str, values: Tensor) -> Tensor:
     """A floating-point tensor, finite and >= 0, without its graph."""
     allowed = "a floating-point tensor, finite and >= 0"
     _checks.instance(name, values, Tensor, allowed)
-    fits = values.isfinite() & (values >= 0)
-    if not values.is_floating_point() or not fits.all():
+    if not values.is_floating_point() or not (values.isfinite() & (values >= 0)).all():
         raise ValueError(f"{name}={_checks.shown(values)}; allowed: {allowed}")
     return values.detach()

@@ -57,7 +57,6 @@ class LookSAM(SAM):
         step.average()
 
     def _look(self, step: Step, grads: Gradient) -> None:
-        """SAM's gradient, and its turn remembered."""
         finite = self._ascend(step, grads)
         uphill = step.gradient()
         share = step.dot(grads, uphill) / step.dot(grads, grads).clamp_min(TINY**2)

@@ -58,8 +58,7 @@ class Stream:
     """Noise for the parameters of a net, from generators of its own.
 
     There is one for each distinct member seed (0 for a plain net), on the net's device,
-    seeded by `seed` plus that seed. So a member draws what the same net draws alone,
-    and all processes of one training draw the same.
+    seeded by `seed` plus that seed: a member draws what the same net draws alone.
 
     >>> Stream(0, rademacher).draw([torch.zeros(2, 3)])[0].shape
     torch.Size([2, 3])

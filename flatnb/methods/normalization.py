@@ -2,9 +2,8 @@
 
 PyTorch's fused batch, instance and layer norm save mean and deviation of their input as
 constants: first and second derivatives are right, third ones silently wrong, or, in
-PyTorch 2.15 for batch and instance norm, refused
-(github.com/pytorch/pytorch/issues/186256 and 175754). Group norm and RMS norm are
-right.
+PyTorch 2.15 for batch and instance norm, refused (github.com/pytorch/pytorch/issues/
+186256 and 175754). Group norm and RMS norm are right.
 """
 
 import inspect
@@ -17,9 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Elementary(TorchFunctionMode):
-    """Inside this context, norms are composed of sums and products.
-
-    Values and running statistics are as without it, up to rounding.
+    """Inside this context, norms are sums and products: the same up to rounding.
 
     >>> x = torch.randn(5, 3)
     >>> with Elementary():

@@ -349,6 +349,7 @@ WORDS = {
     "optimizer": "invalid keyword argument",
     "patterns": "nothing is named",
     "metrics": "metric",
+    "metric": "at final",
     "measures": "measure",
     "by": "column",
     "targets": "metric",

@@ -32,9 +32,6 @@ def sign(metric: str) -> int:
     return 1 if metric.endswith("accuracy") else -1
 
 
-# --- runs ---------------------------------------------------------------------------
-
-
 def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
     """The records whose names fit the patterns; not to be changed: each is read once.
 
@@ -140,9 +137,6 @@ def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
         return runs
     sets = runs.groupby("task", sort=False)[column].agg(frozenset)
     return runs[runs["task"].map(sets) == max(sets, key=len)]
-
-
-# --- differences --------------------------------------------------------------------
 
 
 def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:

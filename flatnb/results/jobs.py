@@ -1,4 +1,4 @@
-"""One job of a sweep: its key, its file of results, and the call that makes it.
+"""One job of a sweep, and its result; the functions are for `sweep`.
 
 `<folder>/<key>.json` is the result of a job. Next to it there can be `<key>.lock`,
 locked while the job runs (the kernel frees it when the holder dies),
@@ -27,8 +27,6 @@ from filelock import FileLock, Timeout
 
 from flatnb._checks import shown
 from flatnb._files import sweep_up, whole
-
-__all__ = ["Job", "Result"]  # the others are for `sweep`
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,10 @@ def read(folder: Path, job: Job) -> Result | None:
     """The job's result, or None; ValueError where its file holds something else."""
     path = folder / f"{job.key}.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if Job(**content["job"]).key != job.key:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if Job(**kept["job"]).key != job.key:
             raise ValueError("it is of another job")
-        value, error = content.get("value"), content.get("error")
-        return Result(job, value, error, content["seconds"])
+        return Result(job, kept.get("value"), kept.get("error"), kept["seconds"])
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
@@ -121,9 +118,8 @@ def call(job: Job, folder: Path) -> None:
             raise TypeError(f"{job.call} returned {shown(value)}; allowed: a dict")
         keep(job, folder, time.perf_counter() - start, value=value)
     except (Exception, SystemExit) as error:
-        message = f"{type(error).__name__}: {error}"
         text = "".join(traceback.format_exception(error))
-        keep(job, folder, error=message, traceback=text)
+        keep(job, folder, error=f"{type(error).__name__}: {error}", traceback=text)
 
 
 def work(

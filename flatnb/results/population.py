@@ -55,11 +55,7 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
     instance("baseline", baseline, str, "the name of a method")
     bases, others = {}, []
     for record in loaded(patterns):
-        if metric not in record["final"]:
-            raise ValueError(
-                f"metric={metric!r}: {record['name']} has no {metric}; there are: "
-                f"{', '.join(record['final'])}"
-            )
+        records.lookup(record, f"final.{metric}")  # an error if there is none
         if record["method"] == baseline:
             values = records.selected(record)[metric]
             bases[task_of(record)] = pandas.Series(values, record["seeds"], dtype=float)
@@ -73,19 +69,10 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
         values = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
         gaps = values.astype(float) - bases[task].reindex(record["seeds"])
         for index, setting in enumerate(record["settings"]):
+            row = {"task": task, "method": record["method"], "setting": index}
             mean, half, n = summary(gaps.loc[index])
-            rows.append(
-                {
-                    "task": task,
-                    "method": record["method"],
-                    "setting": index,
-                    **setting,
-                    "difference": mean,
-                    "interval": half,
-                    "n": n,
-                    "chosen": chosen.count(index) / len(chosen),
-                }
-            )
+            row |= setting | {"difference": mean, "interval": half, "n": n}
+            rows.append(row | {"chosen": chosen.count(index) / len(chosen)})
     return pandas.DataFrame(rows)
 
 

@@ -18,6 +18,8 @@ import torch
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
+BITS = "bit for bit, with the same packages and threads on this machine"
+ROUNDING = "to rounding: CUDA's atomic additions and cuDNN's choices vary by run"
 
 
 def provenance() -> dict[str, Any]:
@@ -30,6 +32,7 @@ def provenance() -> dict[str, Any]:
     ['flatnb', 'numpy', 'torch', 'torchvision']
     """
     cuda = torch.cuda.is_available()
+    algorithms = torch.are_deterministic_algorithms_enabled()
     commit, dirty = _commit()
     packages = versions(PACKAGES)
     return {
@@ -44,7 +47,13 @@ def provenance() -> dict[str, Any]:
         "cpu": _cpu(),
         "platform": platform.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "deterministic": _deterministic(cuda),
+        "deterministic": {  # whether the same run gives the same bits again
+            "algorithms": algorithms,
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "float32_matmul": torch.get_float32_matmul_precision(),
+            "repeats": BITS if algorithms or not cuda else ROUNDING,
+        },
     }
 
 
@@ -88,20 +97,6 @@ def cores() -> int:
     """
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _deterministic(cuda: bool) -> dict[str, Any]:
-    """What decides whether the same run gives the same bits again."""
-    algorithms = torch.are_deterministic_algorithms_enabled()
-    bits = "bit for bit, with the same packages and threads on this machine"
-    rounding = "to rounding: CUDA's atomic additions and cuDNN's choices vary by run"
-    return {
-        "algorithms": algorithms,
-        "cudnn_deterministic": torch.backends.cudnn.deterministic,
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "float32_matmul": torch.get_float32_matmul_precision(),
-        "repeats": bits if algorithms or not cuda else rounding,
-    }
 
 
 def _command(words: Sequence[str]) -> str:

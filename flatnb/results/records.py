@@ -1,5 +1,4 @@
-"""Records: results with their settings and provenance, one small JSON file per task and
-method.
+"""Records: results, their settings and provenance, a JSON file per task and method.
 
 A record lies at `root()/<name>.json` and has the form of records.schema.json, which
 says what each part is; `null` stands where there is no number. Reading or verifying one
@@ -15,19 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
 
 from flatnb._checks import flag, instance, sequence, shown
 from flatnb._files import whole
 from flatnb.results import form
 from flatnb.results.form import RecordError
-
-if TYPE_CHECKING:
-    import pandas
-
-    from flatnb.results.sweep import Job
-
-PACKAGE = Path(__file__).resolve().parents[1]
+from flatnb.results.jobs import Job
+from flatnb.results.provenance import PACKAGE
 
 
 def root() -> Path:
@@ -64,8 +60,7 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
     ['plane/a/SAM']
     """
     fits: dict[str, None] = {}
-    allowed = "a list of texts, such as ['plane/*']"
-    for pattern in sequence("patterns", patterns, str, allowed):
+    for pattern in sequence("patterns", patterns, str, "texts, such as 'plane/*'"):
         matches = [name for name in known if fnmatchcase(name, pattern)]
         if not matches:
             near = difflib.get_close_matches(pattern, known, n=5, cutoff=0.0)
@@ -147,8 +142,6 @@ def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
     >>> len(frame(record)) == len(record["settings"]) * len(record["seeds"])
     True
     """
-    import pandas
-
     rows = []
     for i, setting in enumerate(record["settings"]):
         for j, seed in enumerate(record["seeds"]):
@@ -208,9 +201,6 @@ def check_sample(record: Mapping[str, Any], sample: Job) -> None:
     """RecordError unless the record's sample is that of its experiment.
 
     What the record does not name may have been added since, with a default.
-
-    >>> from flatnb.experiments import EXPERIMENTS
-    >>> check_sample(load(EXPERIMENTS[0].name), EXPERIMENTS[0].sample)
     """
     stated = {"call": record["sample"]["call"], **record["sample"]["settings"]}
     expected = {"call": sample.call, **form.plain(sample.settings)}
@@ -242,6 +232,11 @@ def verify(record: Mapping[str, Any], sample: Job) -> list[Check]:
 
     What runs is `sample`, `Experiment.sample` of the record's name; if the record
     states another, or a metric that it does not return, it is a RecordError.
+
+    >>> job = {"call": "json:loads", "settings": {"s": "[2.0]"}}
+    >>> record = {"sample": {**job, "metrics": {"0": 2.1}, "tolerance": {"0": 0.2}}}
+    >>> [check.inside for check in verify(record, Job(**job))]
+    [True]
     """
     check_sample(record, sample)
     result = form.plain(sample.run(), "record.sample.metrics")

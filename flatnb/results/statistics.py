@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import pandas
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from flatnb._checks import sequence, shown
-
-if TYPE_CHECKING:
-    import pandas
-    from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.05  # of a test: p, adjusted by `holm`, below it is significant
 
@@ -32,8 +31,6 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
     >>> f"{mean:.1f} ± {half:.2f}"
     '2.0 ± 2.48'
     """
-    from scipy import stats  # here, so that records can be read without it
-
     try:
         array = np.asarray(values, dtype=np.float64)
         n = len(array)
@@ -51,7 +48,6 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
 def summary(values: pandas.Series) -> tuple[float, float, int]:
     """`interval` of the values that are not missing, and their number.
 
-    >>> import pandas
     >>> summary(pandas.Series([1.0, 1.0, None]))
     (1.0, 0.0, 2)
     """
@@ -106,8 +102,6 @@ def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Corr
     >>> spearman([1, 2, 3, 4], [1, 4, 9, 16]).value
     1.0
     """
-    from scipy import stats
-
     columns = [x, y] if given is None else [x, y, given]
     table = np.stack([np.asarray(column, dtype=np.float64) for column in columns])
     table = table[:, ~np.isnan(table).any(0)]
@@ -139,9 +133,6 @@ def correlations(
 ) -> pandas.Series:
     """`spearman` of two columns within each group of `by`, which index the result.
 
-    With seeds as groups, its `interval` says how sure the correlation is.
-
-    >>> import pandas
     >>> nets = pandas.DataFrame({"seed": [0, 0, 0, 1, 1, 1], "trace": [1, 2, 3] * 2,
     ...                          "loss": [1, 2, 3, 3, 2, 1]})
     >>> correlations(nets, "trace", "loss", by="seed").tolist()

@@ -3,11 +3,7 @@
 A job is a function's name and its settings; the hash of both is its key, and
 `<folder>/<key>.json` its result. What is there is never computed again, so a sweep that
 was interrupted, by Ctrl-C or by kill -9, is resumed by running it again, and several
-sweeps, on one machine or on several that share the folder, divide the jobs among them:
-
-    jobs = [Job("package.module:train", {"lr": lr}) for lr in (0.1, 1.0)]
-    for result in run(jobs, "runs"):
-        print(result.job.settings, result.value or result.error)
+sweeps, on one machine or on several that share the folder, divide the jobs among them.
 """
 
 from __future__ import annotations
@@ -113,9 +109,8 @@ def run(
                 if result.error is not None:
                     bar.write(f"failed {result.job}: {result.error}", sys.stderr)
         except BaseException:
-            kept = f"{len(results)} finished jobs are kept in {folder}, "
-            rest = f"{len(keyed) - len(results)} are open; run it again to go on"
-            bar.write(kept + rest, sys.stderr)
+            state = f"{len(results)} of {len(keyed)} jobs are kept in {folder}"
+            bar.write(f"{state}; run the sweep again to go on", sys.stderr)
             raise
     return [results[job.key] for job in jobs]
 

@@ -146,7 +146,7 @@ def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
     assert found["chosen"].tolist() == [0.5, 0.5, 0.0]
     with pytest.raises(ValueError, match="no run of the baseline 'SGD'"):
         population.grid(["a/*"], "SGD", "test_loss")
-    with pytest.raises(ValueError, match="has no ece; there are: test_loss"):
+    with pytest.raises(ValueError, match="no 'ece' at final; there is test_loss"):
         population.grid(["a/*"], "ERM", "ece")
 
 

@@ -70,10 +70,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a job: `value`, or else `error` ("Type: message").
-
-    `seconds` is what the call took, 0 for an error, whose traceback is in the file.
-    """
+    """A job's `value`, or else its `error` ("Type: message"; its file has the
+    traceback), and the `seconds` that the call took, 0 for an error."""
 
     job: Job
     value: dict[str, Any] | None
@@ -146,7 +144,7 @@ def work(
 def main(end: int) -> None:
     """A process of its own: make the call that stdin states.
 
-    With the pipe that ends in the file `end` it ends, and all that the job started.
+    It ends, with all that the job started, when nobody can write to the pipe `end`.
     """
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
     name, settings, folder = json.load(sys.stdin)
@@ -154,5 +152,5 @@ def main(end: int) -> None:
 
 
 def _end_with(end: int) -> None:
-    os.read(end, 1)  # returns when nobody can write to it any more
+    os.read(end, 1)
     os.kill(0, signal.SIGKILL)  # the process group

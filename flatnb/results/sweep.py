@@ -56,17 +56,16 @@ def run(
         folder: made if it is not there; workers elsewhere must see it at the same path.
         executor: by default a process per job, on this machine. Or any
             `concurrent.futures.Executor`, which is left open; or "dask://host:port", a
-            running scheduler; or "submitit://partition?timeout_min=60&cpus_per_task=4",
-            Slurm with submitit's parameters.
+            running scheduler; or "submitit://partition?timeout_min=60", Slurm with
+            submitit's parameters.
         workers: jobs at a time: by default one for each GPU, without GPUs one for each
             OMP_NUM_THREADS cores (1 if unset). Each computes with cores // workers
             threads, OMP_NUM_THREADS at the most, and sees one GPU. With an executor,
-            jobs in its queue at a time (64).
+            jobs in its queue (64).
         retry: also run jobs that are kept with an error.
 
-    Settings that JSON does not have, and a file that is no result of its job, are
-    errors before anything runs. After Ctrl-C, or when the folder cannot be written, the
-    running jobs end, and what is finished is kept.
+    A file that is no result of its job is a ValueError. After Ctrl-C, or when the
+    folder cannot be written, running jobs end, and what is finished is kept.
 
     >>> import tempfile
     >>> job = Job("flatnb.results.provenance:versions", {"packages": ["torch"]})
@@ -75,7 +74,8 @@ def run(
     >>> sorted(result.value), result.error
     (['python', 'torch'], None)
     """
-    keyed = {job.key: job for job in sequence("jobs", jobs, Job, "a list of Job")}
+    jobs = sequence("jobs", jobs, Job, "a list of Job")
+    keyed = {job.key: job for job in jobs}
     flag("retry", retry)
     if workers is not None:
         integer("workers", workers)

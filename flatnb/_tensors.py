@@ -93,9 +93,7 @@ def add_scaled_(tensors: list[Tensor], offsets: list[Tensor], factor: Real) -> N
     if not isinstance(factor, Tensor):
         torch._foreach_add_(tensors, offsets, alpha=factor)
     elif factor.dim() == 0 and len({(o.device, o.dtype) for o in offsets}) == 1:
-        scaled = torch._foreach_mul(
-            offsets, factor.to(offsets[0].device, offsets[0].dtype)
-        )
+        scaled = torch._foreach_mul(offsets, factor.to(offsets[0]))
         torch._foreach_add_(tensors, scaled)
     else:
         for t, offset in zip(tensors, offsets, strict=True):
@@ -130,6 +128,5 @@ def per_member(
 def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """A context without autocast on the tensor's device."""
     device = tensor.device.type
-    if not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
+    enabled = torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()

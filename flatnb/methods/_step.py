@@ -97,8 +97,8 @@ class Step:
             loss = self._loss(factor)
         self._write()
         self._differentiate(loss)
-        before = zip(self.params, self._initial, self._versions, strict=True)
-        if all(p.grad is g and (g is None or g._version == v) for p, g, v in before):
+        initial = zip(self.params, self._initial, self._versions, strict=True)
+        if all(p.grad is g and (g is None or g._version == v) for p, g, v in initial):
             raise ValueError(_refusals.NO_GRADIENT)
 
     def gradient(self) -> Gradient:

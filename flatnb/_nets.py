@@ -1,7 +1,6 @@
 """What is done to any net: unwrapping, setting its mode for a while, member factors.
 
-Wrappers are known by their class, never by an attribute: a net may call its own parts
-`module`, `members`, `generators` or `_orig_mod`.
+Wrappers are known by their class: a net may have parts called `module` or `_orig_mod`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ class Checkpoint:
                 raise ValueError(f"checkpoint={shown(str(path))}; allowed: {allowed}")
         self._identity = {name: _text(value) for name, value in identity.items()}
         self._written = time.monotonic()
-        self._parts, self._order, self._device = parts, order, device
+        self._parts = parts
+        self._order = order
+        self._device = device
 
     def load(self) -> dict[str, Any] | None:
         """Restore all parts and random streams; what `save` got, None without a file.

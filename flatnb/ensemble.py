@@ -228,8 +228,6 @@ def _uses_batch(net: nn.Module) -> bool:
     return any(norm.training or norm.running_mean is None for norm in norms)
 
 
-# --- layers -------------------------------------------------------------------------
-
 # Between layers a tensor has the shape (members, n, features) and lies in memory as
 # (members, features, n): a layer is one batched product, and each mean that a BatchNorm
 # takes runs over neighbors in memory.

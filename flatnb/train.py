@@ -120,7 +120,8 @@ def fit(
         method=method, optimizer=optimizer, scheduler=scheduler, average=average
     )
     _check(model, data, callbacks, parts)
-    epochs, every = integer("epochs", epochs, 0, 1 << 31), integer("every", every)
+    epochs = integer("epochs", epochs, 0, 1 << 31)
+    every = integer("every", every)
     seed = integer("seed", seed, 0, 1 << 63)
     if dtype not in (None, torch.bfloat16):
         raise ValueError(f"dtype={shown(dtype)}; allowed: None, torch.bfloat16")

@@ -62,9 +62,6 @@ def _root() -> Path:
     return root
 
 
-# --- notebooks and pages ------------------------------------------------------------
-
-
 def run_command(arguments: Namespace) -> int:
     """Execute notebooks into copies, and those only that changed.
 
@@ -177,7 +174,8 @@ def records_make(arguments: Namespace) -> int:
     """Run experiments and record them; after an interruption, go on."""
     from flatnb.results import sweep
 
-    experiments, recorded = _experiments(), set(records.names())
+    experiments = _experiments()
+    recorded = set(records.names())
     names = records.match(arguments.names, list(experiments))
     for name in recorded.intersection(names):
         if not arguments.replace:
@@ -195,7 +193,8 @@ def records_make(arguments: Namespace) -> int:
         )
     except (ValueError, RuntimeError, ModuleNotFoundError) as error:
         raise UserError(str(error)) from error
-    remaining, status = iter(results), 0
+    remaining = iter(results)
+    status = 0
     for name in names:
         outcome = list(itertools.islice(remaining, len(jobs[name])))
         try:
@@ -211,7 +210,8 @@ def records_make(arguments: Namespace) -> int:
 
 def records_verify(arguments: Namespace) -> int:
     """Repeat a cheap sample of each record; status 1 if one falls outside."""
-    experiments, names = _experiments(), records.names()
+    experiments = _experiments()
+    names = records.names()
     if arguments.names:
         names = records.match(arguments.names, names)
     loaded = {name: records.load(name) for name in names}
@@ -236,8 +236,6 @@ def records_verify(arguments: Namespace) -> int:
             inside &= check.inside
     return int(not inside)
 
-
-# --- the parser ---------------------------------------------------------------------
 
 NOTEBOOKS: dict[str, Any] = {"type": Path, "metavar": "NOTEBOOK"}
 SECONDS = ", ".join(f"{name} {limit}" for name, limit in runner.TIMEOUTS.items())

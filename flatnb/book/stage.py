@@ -93,7 +93,8 @@ def _status(executed: Mapping[Path, Path]) -> str:
     for page, copy in executed.items():
         metadata = json.loads(copy.read_text(encoding="utf-8"))["metadata"]
         profile = metadata["papermill"]["parameters"]["profile"]
-        threads, seconds = metadata["run"]["threads"], metadata["papermill"]["duration"]
+        threads = metadata["run"]["threads"]
+        seconds = metadata["papermill"]["duration"]
         link = f"{{doc}}`../{page.with_suffix('')}`"
         rows.append(f"| {link} | {profile} | {threads} | {seconds:.0f} |")
     return "\n".join(rows)

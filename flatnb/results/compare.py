@@ -79,10 +79,11 @@ def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame
 
 def _settings(record: Mapping[str, Any], setting: str) -> list[int]:
     """The index of each seed's setting; empty if the record has none of that kind."""
-    selection, count = record["selection"], len(record["settings"])
+    selection = record["selection"]
     if setting == "otherwise":
         return selection.get("otherwise", {"chosen": []})["chosen"]
     if setting == "default":
+        count = len(record["settings"])
         has_default = count == 1 or selection["budget"] < count
         default = min(selection["budget"], count - 1)
         return [default] * len(record["seeds"]) if has_default else []
@@ -125,8 +126,7 @@ def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
 def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
     """The runs on those tasks that have the most methods, all the same ones.
 
-    With "seed" as the column, the same seeds, which `overall` needs. Of sets of equally
-    many the first decides.
+    With "seed" they share the seeds, as `overall` needs. Of equals the first decides.
 
     >>> runs = pandas.DataFrame({"task": list("abb"), "method": ["SAM", "SAM", "GNP"]})
     >>> common(runs)["task"].unique().tolist()
@@ -166,9 +166,8 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
 def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
     """Each method minus the baseline, seed by seed, for each task.
 
-    Columns task, method, difference (mean), interval (half-width), n (seeds that both
-    have), p (two-sided paired t-test; NaN below LEAST_SEEDS seeds), p_holm (p adjusted
-    by `holm` over all tests of this table).
+    Columns task, method, difference (mean), interval (half-width), n (pairs), p (of the
+    t-test, two-sided; NaN below LEAST_SEEDS pairs), p_holm (p, by `holm` in this table).
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"] * 5,
     ...                          "seed": [0, 0, 1, 1, 2, 2, 3, 3, 4, 4],

@@ -1,9 +1,8 @@
 """One job of a sweep, and its result; the functions are for `sweep`.
 
 `<folder>/<key>.json` is the result of a job. Next to it there can be `<key>.lock`,
-locked while the job runs (the kernel frees it when the holder dies),
-`.<key>.json.*.part`, a result being written, and `<key>.pt`, the job's checkpoint. All
-may be deleted when no sweep runs.
+locked while the job runs, `.<key>.json.*.part`, a result being written, and `<key>.pt`,
+the job's checkpoint. All may be deleted when no sweep runs.
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ def _computed(
         try:
             while pending:
                 for future in futures.wait(pending, return_when="FIRST_COMPLETED").done:
-                    job, result = pending.pop(future), future.result()
+                    job = pending.pop(future)
+                    result = future.result()
                     if result is not None:
                         yield result
                     else:  # another sweep is at this job
@@ -224,7 +225,8 @@ class _Processes:
         self._free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
         for environment in environments:
             self._free.put(environment)
-        self._end, self._lifeline = end, lifeline
+        self._end = end
+        self._lifeline = lifeline
 
     def result(self, job: Job, folder: Path) -> Result | None:
         return work(job, folder, self._compute)

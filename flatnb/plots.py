@@ -9,23 +9,19 @@ and differ in line and marker. Bands are `flatnb.results.statistics.interval`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.colors import LinearSegmentedColormap
 
 from flatnb.results.compare import sign
 from flatnb.results.statistics import LEVEL, interval
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
-    from torch import Tensor
 
     from flatnb.experiments.tuning import Look
 
@@ -46,10 +42,6 @@ PALETTE = {
 _CYCLE = [PALETTE[c] for c in ("black", "red", "green", "blue", "pink", "gold", "sky")]
 BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
 GRAY = "#6B6B6B"  # of what is no method
-# The two classes of the plane, light enough to lie behind points.
-_SURFACE = LinearSegmentedColormap.from_list(
-    "classes", ["#F3DFA9", "#FFFFFF", "#B5D3EF"]
-)
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
 # Narrow figures with 11 pt text are readable on a phone's 360 pixels; on an opaque white
@@ -123,7 +115,7 @@ def marker(method: object) -> str:
     return _look(method).marker
 
 
-def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> None:
+def band(ax: plt.Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> None:
     """Draw the mean of curves (n, points), one per repetition, and its 95 % t-interval
     as a band of the same color.
 
@@ -139,7 +131,7 @@ def band(ax: Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> None:
 
 
 def curves(
-    ax: Axes, frame: pd.DataFrame, y: str, *, x: str = "epoch", **style: Any
+    ax: plt.Axes, frame: pd.DataFrame, y: str, *, x: str = "epoch", **style: Any
 ) -> None:
     """Draw the column y over x, one `band` per method.
 
@@ -173,62 +165,8 @@ def curves(
     ax.set_ylabel(ax.get_ylabel() or y.replace("_", " "))
 
 
-def decision_boundary(
-    ax: Axes, predict: Callable[[Tensor], Tensor], x: Tensor, y: Tensor
-) -> None:
-    """Draw what a two-class model says over the plane, and points x (n, 2) with their
-    classes y, 0 or 1.
-
-    The ground shows the probability of class 1 (softmax, mean over members), the thick
-    line one half, thin lines the boundaries of single members.
-
-    Args:
-        predict: maps points (m, 2), float32, to logits (m, 2) or (members, m, 2), in
-            eval mode: in training, a BatchNorm would use the grid's statistics.
-
-    Raises:
-        ValueError: other logits.
-
-    >>> ax, x = plt.figure().gca(), torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
-    >>> decision_boundary(ax, lambda points: points, x, torch.tensor([0, 1]))
-    >>> ax.get_xlabel()
-    '$x_1$'
-    """
-    low, high = x.amin(0).tolist(), x.amax(0).tolist()
-    axes = [
-        torch.linspace(a - 0.08 * (b - a), b + 0.08 * (b - a), 200, device=x.device)
-        for a, b in zip(low, high, strict=True)
-    ]
-    columns, rows = torch.meshgrid(*axes, indexing="xy")
-    grid = torch.stack([columns.ravel(), rows.ravel()], dim=-1)
-    with torch.no_grad():
-        logits = predict(grid)
-    if logits.shape[-2:] != (len(grid), 2):
-        raise ValueError(
-            f"predict must return logits (..., {len(grid)}, 2), not "
-            f"{tuple(logits.shape)}: the picture is for two classes"
-        )
-    chance = logits.softmax(-1)[..., 1].reshape(-1, *rows.shape).cpu().numpy()
-    ground = (columns.cpu().numpy(), rows.cpu().numpy())
-    mean = chance.mean(0)
-    ax.contourf(*ground, mean, levels=np.linspace(0, 1, 11), cmap=_SURFACE, zorder=0)
-    if len(chance) > 1:
-        thin: dict[str, Any] = {"colors": "#555555", "linewidths": 0.5, "alpha": 0.6}
-        for member in chance:
-            ax.contour(*ground, member, levels=[0.5], **thin)
-    ax.contour(*ground, mean, levels=[0.5], colors=BLACK, linewidths=2.0)
-    points, labels = x.cpu(), y.cpu()
-    for label, fill, shape in ((0, GOLD, "o"), (1, BLUE, "^")):
-        x1, x2 = points[labels == label].T
-        look: dict[str, Any] = {"c": fill, "marker": shape, "edgecolors": "white"}
-        look |= {"s": 16, "linewidths": 0.5, "zorder": 3}
-        ax.scatter(x1, x2, label=f"class {label}", **look)
-    ax.grid(False)
-    ax.set(xlabel="$x_1$", ylabel="$x_2$")
-
-
 def differences(
-    ax: Axes, tests: pd.DataFrame, seeds: pd.DataFrame | None = None
+    ax: plt.Axes, tests: pd.DataFrame, seeds: pd.DataFrame | None = None
 ) -> None:
     """Draw paired differences to a baseline as rows of points with error bars.
 
@@ -279,7 +217,9 @@ def differences(
     ax.locator_params(axis="x", nbins=5)
 
 
-def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -> None:
+def gains(
+    ax: plt.Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL
+) -> None:
     """Draw paired differences to a baseline as a map of methods by tasks.
 
     Blue is better than the baseline, red is worse; the color is full from the 90th
@@ -310,49 +250,3 @@ def gains(ax: Axes, table: pd.DataFrame, metric: str, *, level: float = LEVEL) -
     ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
     ax.set_yticks(range(len(methods)), methods)
     ax.grid(False)
-
-
-def sensitivities(table: pd.DataFrame, names: Mapping[str, str], label: str) -> Axes:
-    """Draw how each method depends on one hyperparameter, three panels per row.
-
-    A thin line per task, their mean thick with its interval over tasks. A gray ground
-    covers the middle 80 % of what was chosen. Unevenly spaced values get a log axis.
-    Returns the first panel, whose vertical axis, with this label, all share.
-
-    Args:
-        table: of `flatnb.results.population.grid`; a method has the same settings on
-            every task.
-        names: the hyperparameter of each method that is to be drawn.
-
-    >>> table = pd.DataFrame({"task": "plane", "method": "SAM", "rho": [0.1, 0.2, 0.4],
-    ...                       "difference": [0.0, 0.1, 0.0], "chosen": [0.0, 1.0, 0.0]})
-    >>> sensitivities(table, {"SAM": "rho"}, "test accuracy").get_title()
-    'SAM'
-    """
-    rows = -(-len(names) // 3)
-    figure, axes = plt.subplots(
-        rows, 3, figsize=(6, 0.6 + 2.1 * rows), sharey=True, squeeze=False
-    )
-    for ax, (method, x) in zip(axes.flat, names.items(), strict=False):
-        _sensitivity(ax, table[table["method"] == method], x)
-        ax.set_title(method)
-    for ax in axes.flat[len(names) :]:
-        ax.set_visible(False)
-    figure.supylabel(label)
-    return axes[0, 0]
-
-
-def _sensitivity(ax: Axes, table: pd.DataFrame, x: str) -> None:
-    wide = table.pivot_table(index=x, columns="task", values="difference")
-    ax.plot(wide.index, wide, color="0.6", linewidth=0.7)
-    band(ax, wide.index, wide.to_numpy().T, **line(table["method"].iloc[0]))
-    ax.axhline(0, color="0.4", linewidth=1)
-    ordered = table.sort_values(x)
-    share = ordered["chosen"].cumsum() / ordered["chosen"].sum()
-    middle = ordered[x][(share >= 0.1) & (share.shift(fill_value=0) <= 0.9)]
-    if len(middle):
-        ax.axvspan(middle.min(), middle.max(), color="#EBEBEB", zorder=0)
-    steps = np.diff(np.sort(wide.index))
-    if len(steps) and steps.max() > 1.1 * np.median(steps):
-        ax.set_xscale("log")
-    ax.set_xlabel(x)

@@ -1,4 +1,4 @@
-"""The figures' style: palette, intervals, bands and boundaries."""
+"""The figures' style: palette, intervals, bands and differences."""
 
 import itertools
 
@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from matplotlib.colors import to_rgb
 
 from flatnb import methods, plots
@@ -173,38 +172,6 @@ def test_band_of_one_curve_is_only_its_line(ax):
     assert sum(len(path.vertices) for path in area.get_paths()) == 0
 
 
-def half_plane(points: torch.Tensor) -> torch.Tensor:
-    """Two members that say class 1 where x1 > 0 and where x1 > 1."""
-    scores = torch.stack([points[:, 0], points[:, 0] - 1])
-    return torch.stack([torch.zeros_like(scores), 8 * scores], dim=-1)
-
-
-def test_decision_boundary_lies_where_the_classes_tie(ax):
-    x = torch.tensor([[-2.0, -1.0], [2.0, 1.0]])
-    plots.decision_boundary(ax, lambda p: half_plane(p)[0], x, torch.tensor([0, 1]))
-    boundary = ax.collections[1].get_paths()[0].vertices
-    np.testing.assert_allclose(boundary[:, 0], 0, atol=1e-5)
-    assert (
-        boundary[:, 1].min() < -1 and boundary[:, 1].max() > 1
-    )  # over all the picture
-
-
-def test_decision_boundary_shows_each_member(ax):
-    x = torch.tensor([[-2.0, -1.0], [2.0, 1.0]])
-    plots.decision_boundary(ax, half_plane, x, torch.tensor([0, 1]))
-    places = [c.get_paths()[0].vertices[:, 0].mean() for c in ax.collections[1:4]]
-    np.testing.assert_allclose(
-        places, [0, 1, 0.5], atol=1e-2
-    )  # the members, then their mean
-    assert [t.get_text() for t in ax.legend().get_texts()] == ["class 0", "class 1"]
-
-
-def test_decision_boundary_refuses_what_it_cannot_draw(ax):
-    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.long)
-    with pytest.raises(ValueError, match="two classes"):
-        plots.decision_boundary(ax, lambda p: torch.zeros(len(p), 3), x, y)
-
-
 def test_style_keeps_an_opaque_ground_and_readable_text():
     with matplotlib.rc_context():
         plots.use_style()
@@ -275,43 +242,4 @@ def test_gains_are_blue_where_better_and_marked_where_significant() -> None:
     assert marks == {(0, 0): "^", (1, 0): "v"}
     plots.gains(ax, table, "test_accuracy")  # of which more is better
     assert ax.images[1].get_array().tolist() == [[-0.1, 0.1], [-0.1, 0.0]]
-    plt.close()
-
-
-def test_sensitivity_shows_tasks_mean_and_what_was_chosen() -> None:
-    rows = [
-        {
-            "task": task,
-            "method": "SAM",
-            "rho": rho,
-            "difference": rho * slope,
-            "chosen": share,
-        }
-        for task, slope in (("t", 1.0), ("u", 3.0))
-        for rho, share in ((1.0, 0.0), (2.0, 0.5), (3.0, 0.5), (4.0, 0.0))
-    ]
-    table = pd.DataFrame(rows)
-    ax = plots.sensitivities(table, {"SAM": "rho"}, "accuracy")
-    first, second, mean = (line.get_ydata().tolist() for line in ax.lines[:3])
-    assert (first, second, mean) == ([1, 2, 3, 4], [3, 6, 9, 12], [2, 4, 6, 8])
-    ground = ax.patches[0].get_extents().transformed(ax.transData.inverted())
-    assert (ground.x0, ground.x1) == pytest.approx((2, 3))
-    assert ax.get_xscale() == "linear"
-    spread = table.assign(rho=10 ** table["rho"])
-    assert plots.sensitivities(spread, {"SAM": "rho"}, "").get_xscale() == "log"
-    plt.close("all")
-
-
-def test_sensitivities_give_each_method_a_panel() -> None:
-    rows = [
-        {"task": "t", "method": method, x: value, "difference": value, "chosen": 0.5}
-        for method, x in (("SAM", "rho"), ("NSO", "sigma"))
-        for value in (1.0, 2.0)
-    ]
-    first = plots.sensitivities(
-        pd.DataFrame(rows), {"SAM": "rho", "NSO": "sigma"}, "accuracy"
-    )
-    seen = [ax for ax in first.figure.axes if ax.get_visible()]
-    assert [ax.get_title() for ax in seen] == ["SAM", "NSO"]
-    assert [ax.get_xlabel() for ax in seen] == ["rho", "sigma"]
     plt.close()

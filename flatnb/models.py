@@ -1,5 +1,4 @@
-"""The nets of the papers, with torch's own initialization or, for fine-tuning,
-ImageNet's weights.
+"""The nets of the papers, with torch's own initialization.
 
 All give logits of shape (n, classes). Nets of the same arguments, made after the same
 `torch.manual_seed`, start with the same parameters.
@@ -7,9 +6,7 @@ All give logits of shape (n, classes). Nets of the same arguments, made after th
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from flatnb import _checks
 from flatnb._torchvision import load as load_torchvision
@@ -86,48 +83,6 @@ def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
     torch.Size([2, 10])
     """
     return _resnet((3, 4, 6, 3), classes, channels, width)
-
-
-def pretrained(net: str, classes: int, *, size: int = 224) -> nn.Sequential:
-    """torchvision's ResNet with its ImageNet weights and a new last layer.
-
-    `net` is "resnet18", "resnet34" or "resnet50". Three children: images resized to what
-    the net was trained on (three channels, size x size pixels, bilinear), its body,
-    Linear. Channels are to be standardized, as `flatnb.data.images` does. The weights,
-    IMAGENET1K_V1, are read from torch's hub folder ($TORCH_HOME, else ~/.cache/torch) or
-    downloaded to it once. Zhang, Li and Ju fine-tune "resnet34" at 224 pixels with NSO.
-
-    Raises:
-        ValueError: another net, or a number below 1.
-        FileNotFoundError: weights that are neither there nor can be downloaded.
-    """
-    _check_sizes(classes=classes, size=size)
-    _checks.choice("net", net, ("resnet18", "resnet34", "resnet50"))
-    zoo = load_torchvision().models
-    body = zoo.get_model(net)
-    try:
-        weights = zoo.get_model_weights(net).IMAGENET1K_V1
-        state = weights.get_state_dict(check_hash=True, weights_only=True)
-    except Exception as error:  # no network, wrong checksum, full disk, half a file
-        raise FileNotFoundError(
-            f"the ImageNet weights of {net} are not in {torch.hub.get_dir()}"
-            f"/checkpoints, or not whole ({_checks.shown(error)}); delete what is there, "
-            "connect to the network"
-        ) from error
-    body.load_state_dict(state)
-    features = body.fc.in_features
-    body.fc = nn.Identity()
-    return nn.Sequential(_Resize(size), body, nn.Linear(features, classes))
-
-
-class _Resize(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.expand(-1, 3, -1, -1)
-        return F.interpolate(x, self.size, mode="bilinear", antialias=True)
 
 
 def _resnet(

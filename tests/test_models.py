@@ -1,13 +1,10 @@
 """The nets: shapes, layers and sizes of the papers."""
 
-from unittest.mock import Mock
-
 import pytest
 import torch
 from torch import nn
 
 from flatnb import models
-from flatnb._torchvision import load as load_torchvision
 
 
 def count(model: nn.Module) -> int:
@@ -113,83 +110,3 @@ def test_the_seed_decides_the_parameters() -> None:
 def test_arguments_out_of_range_are_named(make, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A hub folder with a file of ResNet-18's weights: torchvision's own start, not
-    ImageNet's.
-    """
-    home = tmp_path_factory.mktemp("torch")
-    checkpoints = home / "hub" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    torch.manual_seed(1)
-    torch.save(
-        load_torchvision().models.resnet18().state_dict(), checkpoints / RESNET18
-    )
-    return str(home)
-
-
-RESNET18 = "resnet18-f37072fd.pth"  # as torchvision's address ends
-
-
-def test_pretrained_is_torchvisions_net_but_for_its_last_layer(
-    hub, monkeypatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", hub)
-    net = models.pretrained("resnet18", 3, size=48).eval()
-    torch.manual_seed(1)
-    whole = load_torchvision().models.resnet18().eval()
-    features = nn.Sequential(*list(whole.children())[:-1], nn.Flatten())
-    x = torch.randn(2, 3, 48, 48)
-    torch.testing.assert_close(net(x), net[-1](features(x)))
-    assert net[-1].weight.shape == (3, 512)
-
-
-def test_pretrained_takes_gray_images_of_any_size(hub, monkeypatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", hub)
-    net = models.pretrained("resnet18", 3, size=32).eval()
-    x = torch.randn(2, 1, 1, 1).expand(
-        2, 1, 8, 8
-    )  # of one color each, which resizing keeps
-    torch.testing.assert_close(net(x), net(x[..., :1, :1].expand(2, 3, 32, 32)))
-
-
-def test_pretrained_refuses_unknown_nets_and_says_what_to_do_without_weights(
-    tmp_path, monkeypatch
-) -> None:
-    with pytest.raises(
-        ValueError, match=r"net='vgg11'; allowed: resnet18, resnet34, resnet50"
-    ):
-        models.pretrained("vgg11", 3)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.urlopen", Mock(side_effect=OSError("no\nroute")))
-    with pytest.raises(
-        FileNotFoundError, match=r"resnet18 are not in .*no.*route.*connect to"
-    ):
-        models.pretrained("resnet18", 3)
-    (tmp_path / "hub" / "checkpoints" / RESNET18).write_bytes(b"half a fi")
-    with pytest.raises(FileNotFoundError, match=r"not whole.*delete"):
-        models.pretrained("resnet18", 3)
-
-
-def test_pretrained_weights_are_read_without_running_code(
-    tmp_path, monkeypatch
-) -> None:
-    place = tmp_path / "hub" / "checkpoints" / RESNET18
-    place.parent.mkdir(parents=True)
-    torch.save({"fc.weight": Touch(tmp_path / "ran")}, place)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError):
-        models.pretrained("resnet18", 3)
-    assert not (tmp_path / "ran").exists()
-
-
-class Touch:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))

@@ -2,11 +2,10 @@
 
 A net is trained by plain SGD on all images of the first half of the classes; then its
 last layer is replaced, and the whole net is trained by the method on few images of each
-class of the other half. Zhang, Li and Ju fine-tune nets trained on ImageNet instead, as
-a task with `weights` does, on few images of each class. A seed is that of both
-trainings, of the images taken and of the new layer. Rates are searched as in training
-from scratch: ERM's best was the end of a first, narrower search, so it was widened for
-all methods, before any record was made.
+class of the other half. (Zhang, Li and Ju start from nets trained on ImageNet.) A seed
+is that of both trainings, of the images taken and of the new layer. Rates are searched
+as in training from scratch: ERM's best was the end of a first, narrower search, so it
+was widened for all methods, before any record was made.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from flatnb import models
 from flatnb.data import Data, Split
 from flatnb.data.base import SPLITS
 from flatnb.experiments import images
@@ -29,37 +27,32 @@ from flatnb.experiments.tasks import Facts, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, Setting
 
 
-def _with_classes(data: Data, first: int, last: int | None) -> Data:
+def _with_classes(data: Data, first: int, last: int) -> Data:
     """The classes from `first` to before `last`, numbered from 0."""
-    classes = data.classes[first:last]
-
-    def part(split: Split) -> Split:
-        split = split[(split.y >= first) & (split.y < first + len(classes))]
-        return Split(split.x, split.y - first)
-
-    parts: Any = {name: part(getattr(data, name)) for name in SPLITS}
-    return replace(data, **parts, classes=classes)
+    parts: Any = {}
+    for name in SPLITS:
+        split = getattr(data, name)
+        split = split[(split.y >= first) & (split.y < last)]
+        parts[name] = Split(split.x, split.y - first)
+    return replace(data, **parts, classes=data.classes[first:last])
 
 
 def _with_shots(data: Data, shots: int, seed: int) -> Data:
     """The data with `shots` training images of each class, drawn under a seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(data.train), generator=generator)
-    labels, chosen = data.train.y[order], []
-    for label in range(len(data.classes)):
-        members = order[labels == label]
-        if len(members) < shots:
-            raise ValueError(
-                f"shots={shots}; allowed: at most {len(members)} in class {label}"
-            )
-        chosen.append(members[:shots])
+    labels = data.train.y[order]
+    chosen = [order[labels == label][:shots] for label in range(len(data.classes))]
+    fewest = min(map(len, chosen))
+    if fewest < shots:
+        raise ValueError(f"{shots=}; allowed: at most {fewest} of each class")
     return replace(data, train=data.train[torch.cat(chosen)])
 
 
 @lru_cache(maxsize=2)
 def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | None]:
-    """What fine-tuning starts from: a net, on the CPU; its data; and the first
-    training's accuracy on test images of its classes, None with ImageNet's weights.
+    """What fine-tuning starts from: a net, on the CPU; the data; and the first
+    training's accuracy on test images of its own classes.
 
     ValueError: a class has fewer images than `shots`.
 
@@ -71,23 +64,21 @@ def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | Non
     """
     source = task.source
     data = images.load(source, seed)
-    if task.weights is not None:
-        net = models.pretrained(source.net, len(data.classes), size=task.size)
-        return net, _with_shots(data, task.shots, seed), None
-    middle = len(data.classes) // 2
-    first = _with_classes(data, 0, middle)
-    second = _with_shots(_with_classes(data, middle, None), task.shots, seed)
+    classes = len(data.classes)
+    first = _with_classes(data, 0, classes // 2)
+    second = _with_shots(_with_classes(data, classes // 2, classes), task.shots, seed)
     torch.manual_seed(seed)
     net = images.make_net(source, first)
     training = Training(source.epochs, source.epochs, seed, source.weight_decay)
     trained = train_net(net, first, METHODS["ERM"], {"lr": 0.1}, training)
-    return net.cpu(), second, trained["metrics"]["test_accuracy"][0][0][-1]
+    accuracy = trained["metrics"]["test_accuracy"][0][0][-1]
+    return net.cpu(), second, accuracy
 
 
 def renewed(net: nn.Sequential, classes: int, seed: int) -> nn.Sequential:
     """A copy of the net with a new last layer, drawn under a seed.
 
-    >>> renewed(models.mlp(2, 8, 1, 2), classes=5, seed=0)[-1]
+    >>> renewed(nn.Sequential(nn.Linear(8, 2)), classes=5, seed=0)[-1]
     Linear(in_features=8, out_features=5, bias=True)
     """
     net = copy.deepcopy(net)

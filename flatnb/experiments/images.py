@@ -35,10 +35,6 @@ AUGMENTATIONS: dict[str, Any] = {
     "crop, flip": (augment.RandomCrop(4), augment.RandomFlip()),
 }
 _TUNING_NOTE = "tuning_*: every setting under the tuning seed, in the first column"
-_PRETRAINING = {
-    None: "ERM, SGD, momentum 0.9, lr 0.1, cosine",
-    "ImageNet": "torchvision, IMAGENET1K_V1",
-}
 
 
 @lru_cache(maxsize=2)
@@ -157,7 +153,7 @@ def experiment(task: Images | FineTuning, method: Tuned) -> Experiment:
     facts: dict[str, Any] = {"schedule": "cosine", "budget_unit": "epochs"}
     if isinstance(task, FineTuning):
         module, source = "finetune", task.source
-        facts["pretraining"] = _PRETRAINING[task.weights]
+        facts["pretraining"] = "ERM, SGD, momentum 0.9, lr 0.1, cosine"
     else:
         module, source = "images", task
     optimizer, stated = method.optimizer or SGD, task.stated()

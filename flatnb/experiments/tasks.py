@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 
 class Cost(NamedTuple):
@@ -80,18 +80,13 @@ class Images(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Task):
-    """A net trained on half of the classes, fine-tuned on few images of the others.
-
-    With `weights`, torchvision's are fine-tuned on all classes instead.
-    """
+    """A net trained on half of the classes, fine-tuned on few images of the others."""
 
     name: str
     source: Images  # the first training
     shots: int  # images of each class that are fine-tuned on
     epochs: int
     every: int = 10
-    weights: Literal["ImageNet"] | None = None
-    size: int = 224  # pixels per side that images have for these weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +148,6 @@ _CNN = Images(
     cost=Cost(5, 2.0, 2800.0),
 )
 _PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000)
-_IMAGENET = replace(
-    _PART, name="cifar10-jpeg", net="resnet34", epochs=0, batch=32, weight_decay=1e-4
-)
 _RESNET34 = replace(_CNN, net="resnet34", cost=Cost(8, 3.5, 5800.0))
 
 TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
@@ -220,15 +212,6 @@ TASKS: tuple[Plane | Images | FineTuning | Sensing, ...] = (
         shots=20,
         epochs=50,
         cost=Cost(7, 1.0, 850.0),
-    ),
-    FineTuning(
-        name="cifar10-jpeg-20-shots-ImageNet",
-        source=_IMAGENET,
-        shots=20,
-        epochs=30,
-        every=30,
-        weights="ImageNet",
-        cost=Cost(7, 0.5, 60.0),
     ),
     Sensing(cost=Cost(2, 0.1, 1.6)),
 )

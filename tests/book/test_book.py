@@ -21,9 +21,7 @@ import torch
 import yaml
 from PIL import Image
 from small_book import tagged, text_of
-from torch import nn
 
-from flatnb import models
 from flatnb.book import cli, profiles, stage
 from flatnb.book import run as runner
 from flatnb.results import records
@@ -375,28 +373,6 @@ def test_recipes_run_without_the_frameworks(monkeypatch: pytest.MonkeyPatch) -> 
     run_here(ROOT / "notebooks" / "A3_recipes.ipynb", "smoke", {}, monkeypatch)
 
 
-IMAGENET = {"imagenet": "resnet18", "methods": "ERM, SAM", "shots": 5}
-
-
-@pytest.mark.usefixtures("in_the_notebooks_folder")
-def test_fine_tuning_runs_from_weights_that_are_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    made = []
-
-    def pretrained(net: str, classes: int, *, size: int) -> nn.Module:
-        made.append((net, classes, size))
-        return models.small_cnn(
-            1, classes, width=2
-        )  # a ResNet's many probes would take minutes
-
-    monkeypatch.setattr(models, "pretrained", pretrained)
-    run_here(
-        ROOT / "notebooks" / "09_fine_tuning.ipynb", "smoke", IMAGENET, monkeypatch
-    )
-    assert set(made) == {("resnet18", 10, 224)}
-
-
 # More values, run with OTHER's at the smoke profile itself. $FLATNB_DATA holds these
 # sets.
 MORE: list[tuple[str, dict[str, Any]]] = [
@@ -468,8 +444,7 @@ def test_a_board_that_names_no_record_is_refused_by_name(
 
 @each
 def test_every_parameter_is_tried_with_another_value(path: Path) -> None:
-    cases = [*CASES, ("09_fine_tuning", IMAGENET)]
-    tried = set().union(*(values for name, values in cases if name == path.stem))
+    tried = set().union(*(values for name, values in CASES if name == path.stem))
     assert tried >= runner.parameters(path).keys() - {"profile"}
 
 

@@ -11,23 +11,18 @@ rows, as in perceptrons, the chain rule gives
 
     kappa = sum_i |phi_i|^2 tr(W' A_i W).
 
-* The layer makes the logits of a softmax cross-entropy: A_i = (diag(p_i) - p_i p_i')
-  / N, a closed form without any Hessian.
-* Otherwise: exact from one product of A with each column of a root R of W W' = R R',
-  min(d, m) products.
-* Or estimated: E |phi_i|^2 (R r_i)' A_i (R r_i) with signs r_i of its own for each row
-  is unbiased, takes one product for all rows, and averages over them.
+For logits of a softmax cross-entropy, A_i = (diag(p_i) - p_i p_i') / N makes this a
+closed form. Otherwise it takes a product of A with each column of a root R, R R' = W W'.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from flatnb._checks import number
 from flatnb._kappa import kappa_of_logits
 from flatnb._nets import unwrap
 from flatnb.curvature.gauss_newton_trace import rows_apart
@@ -39,27 +34,19 @@ from flatnb.curvature.objective import (
     is_softmax_cross_entropy,
 )
 from flatnb.curvature.result import Estimate
-from flatnb.curvature.trace import MIN_PROBES, estimate, met, rademacher
 
 
 def relative_flatness(
-    model: nn.Module,
-    layer: nn.Module | str,
-    loss_fn: LossFunction,
-    batches: Batches,
-    *,
-    relative: float = 0.02,
-    seed: int = 0,
+    model: nn.Module, layer: nn.Module | str, loss_fn: LossFunction, batches: Batches
 ) -> Estimate:
-    """kappa of the weight of `layer`, in eval mode; its bias does not enter.
+    """kappa of the weight of `layer`, exact, in eval mode; its bias does not enter.
 
-    Exact for the logits of a softmax cross-entropy, and wherever that takes no more
-    products than the wanted error does. A product is one with the Hessian in the
-    layer's output, for all examples, and costs less than two gradients.
+    `products` are those with the Hessian in the layer's output, for all examples; each
+    costs less than two gradients. They are min(d, m), or none for logits of a softmax
+    cross-entropy.
 
     Args:
         layer: an `nn.Linear` of the model, or its name.
-        relative: standard error wanted, as a fraction of the value.
 
     Raises:
         ValueError: A layer of another kind, not of this model, used more than once, or
@@ -69,7 +56,6 @@ def relative_flatness(
     >>> relative_flatness(net, net, nn.functional.cross_entropy, data).value > 0
     True
     """
-    number("relative", relative, "a number > 0", 0)
     start, model = time.perf_counter(), unwrap(model)
     layers = _layers(model)
     name = next((name for name in layers if layer in (name, layers[name])), None)
@@ -81,27 +67,18 @@ def relative_flatness(
         )
     module = layers[name]
     objective = Objective(model, loss_fn, batches, lambda _, p: p is module.weight)
-    generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad(), objective.evaluating():
-        cuts = [_cut(objective, module, c, generator) for c in objective.chunks]
-    weight = objective.params[0].detach()
-    fields: dict[str, Any]
-    if all(cut.logits for cut in cuts):
-        form, weight = "closed form", weight.double()
-        kappas = [kappa_of_logits(c.inputs, c.output.detach(), weight) for c in cuts]
-        fields = {"value": float(torch.cat(kappas).mean()), "products": 0}
-    else:
-        form = "Hessian in the output"
-        fields = _in_output_space(cuts, weight, generator, relative)
+        parts = [_of_batch(objective, module, chunk) for chunk in objective.chunks]
     return Estimate(
-        **fields,
+        value=sum(value for value, _ in parts),
+        products=max(products for _, products in parts),
         seconds=time.perf_counter() - start,
-        settings={"layer": name, "form": form, "seed": seed},
+        settings={"layer": name},
     )
 
 
 def relative_flatness_by_layer(
-    model: nn.Module, loss_fn: LossFunction, batches: Batches, **settings: Any
+    model: nn.Module, loss_fn: LossFunction, batches: Batches
 ) -> dict[str, Estimate]:
     """`relative_flatness` of every `nn.Linear` whose weight is trained, by name.
 
@@ -112,7 +89,7 @@ def relative_flatness_by_layer(
     """
     data = list(batches)
     return {
-        name: relative_flatness(model, name, loss_fn, data, **settings)
+        name: relative_flatness(model, name, loss_fn, data)
         for name in _layers(unwrap(model))
     }
 
@@ -127,33 +104,23 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-class _Cut(NamedTuple):
-    """A layer over one batch: inputs (rows, m), output, and the loss's gradient there;
-    whether the output is that of a softmax cross-entropy.
-    """
-
-    inputs: Tensor
-    output: Tensor
-    slope: Tensor
-    logits: bool
-
-
-def _cut(
-    objective: Objective, module: nn.Module, chunk: Chunk, generator: torch.Generator
-) -> _Cut:
-    """Evaluates the net with the layer's output cut from what made it."""
+def _of_batch(
+    objective: Objective, layer: nn.Module, chunk: Chunk
+) -> tuple[float, int]:
+    """kappa of a batch, times its share of the examples, and the products taken."""
     calls: list[tuple[Tensor, ...]] = []
 
-    def hook(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+    def cut(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+        """Cuts the output from what made it."""
         leaf = output.detach().requires_grad_()
         copy = leaf.clone()  # what follows may overwrite it
         calls.append((*args, *kwargs.values(), leaf, copy))
         return copy
 
     (weight,), (name,) = objective.params, objective.names
-    if module._forward_hooks or "forward" in vars(module):
+    if layer._forward_hooks or "forward" in vars(layer):
         _refuse(name, "its layer has a hook or another forward")
-    handle = module.register_forward_hook(hook, with_kwargs=True)
+    handle = layer.register_forward_hook(cut, with_kwargs=True)
     try:
         outputs = objective.outputs(objective.move(chunk.x), objective.params)
     finally:
@@ -162,17 +129,27 @@ def _cut(
         _refuse(name, "it is used more than once")
     (inputs, leaf, copy), y = calls[0], objective.move(chunk.y)
     untouched = outputs is copy and copy._version == 0
-    logits = untouched and is_softmax_cross_entropy(objective.loss_fn, outputs, y)
+    if untouched and is_softmax_cross_entropy(objective.loss_fn, outputs, y):
+        kappas = kappa_of_logits(inputs, outputs.detach(), weight.detach().double())
+        return chunk.weight * float(kappas.mean()), 0
     loss = chunk.weight * objective.loss_fn(outputs, y)
     direct, slope = torch.autograd.grad(
         loss, [weight, leaf], create_graph=True, allow_unused=True
     )
     if direct is not None:
         _refuse(name, "it is used more than once")
-    curved = slope.requires_grad and not logits
-    if curved and not rows_apart(slope, leaf, generator):
+    if not slope.requires_grad:  # the loss is linear in the output
+        return 0.0, 0
+    if not rows_apart(slope, leaf, torch.Generator().manual_seed(0)):
         _refuse(name, "the rows of its layer's output meet further on")
-    return _Cut(inputs.reshape(-1, inputs.shape[-1]), leaf, slope, logits)
+    lengths = inputs.norm(dim=-1, keepdim=True)
+    root = torch.linalg.qr(weight.detach().mT, mode="r").R.mT  # (d, min(d, m))
+    kappa = 0.0
+    for column in root.mT:
+        v = lengths * column
+        (product,) = torch.autograd.grad(slope, leaf, v, retain_graph=True)
+        kappa += float((v.double() * product.double()).sum())
+    return kappa, root.shape[1]
 
 
 def _refuse(weight: str, reason: str) -> NoReturn:
@@ -180,40 +157,3 @@ def _refuse(weight: str, reason: str) -> NoReturn:
         f"no relative flatness of {weight}: {reason}; allowed: the weight of a layer "
         "used once whose rows do not meet before the loss"
     )
-
-
-def _in_output_space(
-    cuts: list[_Cut], weight: Tensor, generator: torch.Generator, relative: float
-) -> dict[str, Any]:
-    """From draws, or exact once that takes no more products."""
-    root = weight  # R (d, min(d, m)) with R R' = W W'
-    if weight.shape[1] > weight.shape[0]:
-        u, s, _ = torch.linalg.svd(weight, full_matrices=False)
-        root = u * s
-    lengths, rank = [len(cut.inputs) for cut in cuts], root.shape[1]
-    rows = sum(lengths)
-
-    def product(directions: Tensor) -> float:
-        """sum_i |phi_i|^2 v_i' A_i v_i, for directions v (rows, d)."""
-        total = 0.0
-        for cut, part in zip(cuts, directions.split(lengths), strict=True):
-            if not cut.slope.requires_grad:  # of a loss linear in the output
-                continue
-            v = part * cut.inputs.norm(dim=1, keepdim=True)
-            v = v.reshape(cut.output.shape)
-            (bent,) = torch.autograd.grad(cut.slope, cut.output, v, retain_graph=True)
-            total += float((v.double() * bent.double()).sum())
-        return total
-
-    def draw(count: int) -> Tensor:
-        signs = (rademacher((rows, rank), generator, root) for _ in range(count))
-        return torch.tensor([product(s @ root.mT) for s in signs], dtype=torch.float64)
-
-    drawn = 0
-    if rank > MIN_PROBES:
-        fields = estimate(draw, relative, rank)
-        drawn = fields["degrees"] + 1
-        if met(fields, relative):
-            return {**fields, "products": drawn}
-    exact = sum(product(column.expand(rows, -1)) for column in root.mT)
-    return {"value": exact, "products": drawn + rank}

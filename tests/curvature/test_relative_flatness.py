@@ -31,7 +31,7 @@ def test_last_layer_under_cross_entropy_has_a_closed_form():
     for name, layer in (("perceptron", "4"), ("convolution and BatchNorm", "6")):
         case = CASES[name]
         found = relative_flatness(case.model, layer, case.loss, case.batches)
-        assert found.settings["form"] == "closed form" and found.products == 0
+        assert found.stderr == found.products == 0
         assert found.value == pytest.approx(
             definition(case, f"{layer}.weight"), rel=1e-10
         )
@@ -65,30 +65,8 @@ def test_inner_layers_exact():
         for layer in ("0", "2"):
             exact = definition(case, f"{layer}.weight")
             found = relative_flatness(case.model, layer, case.loss, case.batches)
-            assert found.stderr == 0 and found.products <= 7
+            assert found.products == min(case.model.get_submodule(layer).weight.shape)
             assert found.value == pytest.approx(exact, rel=1e-9)
-
-
-def wide() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)
-    )
-
-
-def test_the_interval_covers_as_often_as_it_says():
-    case = Case(wide, real(4), 3)
-    case.batches = case.batches[:1]
-    exact = relative_flatness(case.model, "2", case.loss, case.batches, relative=1e-9)
-    assert exact.stderr == 0
-    covered = 0
-    for seed in range(100):
-        found = relative_flatness(
-            case.model, "2", case.loss, case.batches, relative=9, seed=seed
-        )
-        assert found.settings["form"] == "Hessian in the output"
-        assert found.products == 30 and found.degrees == 29
-        covered += found.interval[0] <= exact.value <= found.interval[1]
-    assert covered >= 88  # 95 expected, with a deviation of 2.2
 
 
 def test_layers_of_rows_that_do_not_meet():
@@ -134,7 +112,7 @@ def test_invariant_under_rescaling_which_the_trace_is_not():
     other = rescaled(case.model, 4.0)
     for layer in ("0", "2"):
         value = [
-            relative_flatness(m, layer, case.loss, case.batches, relative=1e-9).value
+            relative_flatness(m, layer, case.loss, case.batches).value
             for m in (case.model, other)
         ]
         assert value[1] == pytest.approx(value[0], rel=1e-10)

@@ -21,7 +21,6 @@ from torch import nn
 import flatnb
 from flatnb import metrics, models
 from flatnb.data import Data, Split, images, plane, sensing, stack
-from flatnb.data.augment import RandomCrop
 from flatnb.results import compare, population, records, statistics, sweep
 
 ODD: dict[str, Any] = {
@@ -215,11 +214,6 @@ CASES: dict[
         {},
     ),
     "stack": (stack, lambda: {"parts": [points(), points()]}, {}),
-    "RandomCrop": (
-        RandomCrop,
-        lambda: {"pad": 1},
-        {"pad": "huge longest"},
-    ),
     "problem": (
         sensing.problem,
         lambda: {

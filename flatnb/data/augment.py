@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flatnb._checks import integer
-
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Reflect `pad` >= 1 pixels at each side and crop back to size at a random place.
+    """Reflect `pad` pixels at each side and crop back to size at a random place.
 
     All (2 pad + 1)^2 places are equally likely, as with
     ``torchvision.transforms.RandomCrop(size, padding=pad, padding_mode="reflect")``.
@@ -28,9 +26,6 @@ class RandomCrop:
     """
 
     pad: int
-
-    def __post_init__(self) -> None:
-        integer("pad", self.pad)
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         n, _, height, width = x.shape

@@ -1,16 +1,10 @@
-"""Image folders, ``train/<class>/*`` and ``test/<class>/*``, as tensors of bytes.
-
-The tensors are kept in one file per folder and size, so that a folder is decoded once.
-The file is used as long as every image has the path, size and time of change it had.
-"""
+"""Image folders, ``train/<class>/*`` and ``test/<class>/*``, as tensors of bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +13,7 @@ import torch
 from torch import Tensor
 
 from flatnb._checks import shown
-from flatnb._files import whole
 from flatnb._torchvision import load as load_torchvision
-
-_DECODER = 3  # part of the cache's key; to be raised when decoding changes
 
 
 class Pixels(NamedTuple):
@@ -35,10 +26,9 @@ class Pixels(NamedTuple):
     classes: tuple[str, ...]
 
 
-def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
-    """All images of a folder, from its file in ``cache/folders`` if it has them.
+def read_folder(folder: Path, size: int | None) -> Pixels:
+    """All images of a folder; what counts as one is decided by torchvision's ImageFolder.
 
-    What counts as an image, and as a class, is decided by torchvision's ImageFolder.
     Pixels are gray (one channel) if every image is, else RGB; transparency is dropped,
     the EXIF orientation applied. With `size`, the middle square of each image is resized
     to so many pixels per side (bilinear, antialiased).
@@ -58,40 +48,22 @@ def read_folder(folder: Path, size: int | None, cache: Path) -> Pixels:
             f"folder={folder} has classes {shown(train.classes)} in train and "
             f"{shown(test.classes)} in test; allowed: the same in both, two or more"
         )
-    paths, labels = zip(*train.samples, *test.samples, strict=True)
-    key = _key(paths, labels, size)
-    place = hashlib.sha256(f"{folder.resolve()} {size}".encode()).hexdigest()[:12]
-    file = cache / "folders" / f"{folder.name}-{place}.pt"
-    # Absent, cut short, of another version, or a pickle that would run code.
-    with contextlib.suppress(Exception):
-        content = torch.load(file, weights_only=True)
-        if content["key"] == key:
-            return Pixels(*content["pixels"])
-    n = len(train)
-    x = _decode_all(paths, size)
-    y = torch.tensor(labels)
-    pixels = Pixels(x[:n], y[:n], x[n:], y[n:], tuple(train.classes))
-    with contextlib.suppress(OSError, RuntimeError):  # torch's error of a full disk
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file, "wb") as opened:
-            torch.save({"key": key, "pixels": tuple(pixels)}, opened)
-    return pixels
-
-
-def _key(paths: Sequence[str], labels: Sequence[int], size: int | None) -> str:
-    """What the cache is valid for: the images, their labels and how they are read."""
-    digest = hashlib.sha256(f"decoder {_DECODER}, size {size}".encode())
-    for path, label in zip(paths, labels, strict=True):
+    files = []
+    for path, _ in (*train.samples, *test.samples):
         stat = Path(path).stat()
-        stamp = f"\n{path}\0{label}\0{stat.st_size}\0{stat.st_mtime_ns}"
-        digest.update(stamp.encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
+        files.append((path, stat.st_size, stat.st_mtime_ns))
+    x, n = _decode_all(tuple(files), size), len(train)
+    train_y, test_y = torch.tensor(train.targets), torch.tensor(test.targets)
+    return Pixels(x[:n], train_y, x[n:], test_y, tuple(train.classes))
 
 
-def _decode_all(paths: Sequence[str], size: int | None) -> Tensor:
-    """uint8 (n, channels, height, width)."""
+@lru_cache(maxsize=1)  # for the next seed; a file that has changed is another argument
+def _decode_all(files: tuple[tuple[str, int, int], ...], size: int | None) -> Tensor:
+    """uint8 (n, channels, height, width) of files (path, bytes, time of change)."""
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
-        arrays = list(pool.map(partial(_decode, size=size), paths))
+        arrays = list(
+            pool.map(partial(_decode, size=size), [path for path, *_ in files])
+        )
     shapes = {array.shape[:2] for array in arrays}
     if len(shapes) > 1:
         raise ValueError("size=None; allowed where images differ: pixels per side")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ def images(
     (torch.Size([300, 1, 8, 8]), 288, 360)
 
     Args:
-        val_fraction: share of the training set that becomes the validation set, in (0,
-            1), the same of each class up to rounding.
+        val_fraction: share of the training set, in (0, 1), that becomes the validation
+            set, the same of each class up to rounding.
         n_train: use only this many training images, drawn without replacement after the
             set has been split and normalized.
         label_noise: probability, in [0, 1), that the label of a training image is
@@ -62,8 +62,7 @@ def images(
         size: for folders: pixels per side, to which the middle square is resized.
 
     Raises:
-        ValueError: an unknown name, a built-in one with a folder, an option out of range,
-            too few images of a class, or images that cannot be used.
+        ValueError: an option out of range, too few images of a class, unusable images.
         FileNotFoundError: no such folder, or a set that cannot be downloaded.
     """
     number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
@@ -93,12 +92,13 @@ def images(
 
 
 def _pixels(name: str, folder: str | Path | None, size: int | None) -> Pixels:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flatnb"
     if folder is None:
         source = BUILT_IN[choice("name", name, BUILT_IN)]
         if size is not None:
             raise ValueError(f"size={shown(size)}; allowed for {name}: None")
-        return source(Path(os.environ.get("FLATNB_DATA") or cache).expanduser())
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        root = os.environ.get("FLATNB_DATA") or Path(cache, "flatnb")
+        return source(root=Path(root).expanduser())
     # Results on other files must not be mixed with those of a built-in set.
     if name in BUILT_IN:
         raise ValueError(
@@ -106,7 +106,7 @@ def _pixels(name: str, folder: str | Path | None, size: int | None) -> Pixels:
         )
     if size is not None:
         integer("size", size, 1, 1 << 14)
-    return read_folder(Path(folder).expanduser(), size, cache)
+    return read_folder(Path(folder).expanduser(), size)
 
 
 def _digits(root: Path) -> Pixels:
@@ -119,39 +119,38 @@ def _digits(root: Path) -> Pixels:
     return Pixels(x[train], y[train], x[test], y[test], _DIGITS)
 
 
-@dataclass(frozen=True)
-class Torchvision:
-    """The class `name` of ``torchvision.datasets``, read from a folder or downloaded.
+def _torchvision(
+    name: str,
+    classes: tuple[str, ...] | None = None,
+    parts: tuple[dict[str, Any], ...] = ({"train": True}, {"train": False}),
+    *,
+    root: Path,
+) -> Pixels:
+    """A class of ``torchvision.datasets``, read from a folder or downloaded to it.
 
     `classes` are by default those that it names, `parts` its arguments for the training
     and for the test part.
     """
+    kind = getattr(load_torchvision().datasets, name)
 
-    name: str
-    classes: tuple[str, ...] | None = None
-    parts: tuple[dict[str, Any], ...] = ({"train": True}, {"train": False})
+    def read(download: bool) -> Pixels:
+        train, test = [kind(root, **part, download=download) for part in parts]
+        names = classes or tuple(train.classes)
+        return Pixels(*_tensors(train), *_tensors(test), names)
 
-    def __call__(self, root: Path) -> Pixels:
-        load_torchvision()  # its own errors are no sign of missing files
-        with contextlib.suppress(Exception):  # absent, or broken in any way
-            return self._read(root, download=False)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            print(f"downloading {self.name} to {root}")
-            with FileLock(root / f".{self.name}.lock"):  # one process downloads
-                return self._read(root, download=True)
-        except Exception as error:  # no network, checksum, full disk, read-only folder
-            raise FileNotFoundError(
-                f"{self.name} is not whole in {root}, and could not be downloaded "
-                f"({shown(error)}). Delete what is there of it and connect to the "
-                "network, set FLATNB_DATA to a folder that has it, or use 'digits'"
-            ) from None
-
-    def _read(self, root: Path, download: bool) -> Pixels:
-        kind = getattr(load_torchvision().datasets, self.name)
-        train, test = (kind(root, **part, download=download) for part in self.parts)
-        classes = self.classes or tuple(train.classes)
-        return Pixels(*_tensors(train), *_tensors(test), classes)
+    with contextlib.suppress(Exception):  # absent, or broken in any way
+        return read(download=False)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        print(f"downloading {name} to {root}")
+        with FileLock(root / f".{name}.lock"):  # one process downloads
+            return read(download=True)
+    except Exception as error:  # no network, checksum, full disk, read-only folder
+        raise FileNotFoundError(
+            f"{name} is not whole in {root}, and could not be downloaded "
+            f"({shown(error)}). Delete what is there of it and connect to the network, "
+            "set FLATNB_DATA to a folder that has it, or use 'digits'"
+        ) from None
 
 
 def _tensors(part: Any) -> tuple[Tensor, Tensor]:
@@ -165,14 +164,16 @@ def _tensors(part: Any) -> tuple[Tensor, Tensor]:
     return x, torch.as_tensor(y).long()
 
 
-# How each set's images are read from a root folder: a row per data set.
-BUILT_IN: dict[str, Callable[[Path], Pixels]] = {
+# How each set's images are read, given a root folder: a row per data set.
+BUILT_IN: dict[str, Callable[..., Pixels]] = {
     "digits": _digits,
-    "MNIST": Torchvision("MNIST", _DIGITS),
-    "FashionMNIST": Torchvision("FashionMNIST"),
-    "CIFAR10": Torchvision("CIFAR10"),
-    "CIFAR100": Torchvision("CIFAR100"),
-    "SVHN": Torchvision("SVHN", _DIGITS, ({"split": "train"}, {"split": "test"})),
+    "MNIST": partial(_torchvision, "MNIST", _DIGITS),
+    "FashionMNIST": partial(_torchvision, "FashionMNIST"),
+    "CIFAR10": partial(_torchvision, "CIFAR10"),
+    "CIFAR100": partial(_torchvision, "CIFAR100"),
+    "SVHN": partial(
+        _torchvision, "SVHN", _DIGITS, ({"split": "train"}, {"split": "test"})
+    ),
 }
 
 

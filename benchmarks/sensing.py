@@ -69,8 +69,8 @@ def descend_seconds(problem: sensing.Problem, rules: list[Rule]) -> float:
     begin = time.perf_counter()
     run = sensing.descend(problem, rules, epochs=STEPS, every=STEPS)
     middle = time.perf_counter()
-    for _ in run.epochs:
-        problem.metrics(run.u)
+    for _ in run["epochs"]:
+        problem.metrics(run["u"])
     return (2 * middle - begin - time.perf_counter()) / STEPS
 
 

@@ -216,14 +216,7 @@ CASES: dict[
     "stack": (stack, lambda: {"parts": [points(), points()]}, {}),
     "problem": (
         sensing.problem,
-        lambda: {
-            "d": 4,
-            "rank": 1,
-            "m": 5,
-            "seed": 0,
-            "dtype": torch.float32,
-            "device": "cpu",
-        },
+        lambda: {"d": 4, "rank": 1, "m": 5, "seed": 0},
         {"m": "None", "seed": "huge longest"},
     ),
     "Rule": (
@@ -237,15 +230,8 @@ CASES: dict[
         },
     ),
     "descend": (
-        sensing.descend,
-        lambda: {
-            "problem": sensing.problem(3, 1, 4),
-            "rules": [sensing.Rule()],
-            "epochs": 1,
-            "seed": 0,
-            "width": 2,
-            "every": 1,
-        },
+        functools.partial(sensing.descend, sensing.problem(3, 1, 4), [sensing.Rule()]),
+        lambda: {"epochs": 1, "seed": 0, "width": 2, "every": 1},
         {"width": "None", "every": "huge longest", "seed": "huge longest"},
     ),
     "select": (

@@ -6,20 +6,14 @@ r"""Matrix sensing: find a matrix of low rank from linear measurements of it.
     grad f(U) = [ 1/m sum_i (<A_i, U U^T> - y_i) A_i ] U
 
 With width d the matrix is overparametrized: many U have f = 0, and the flat ones are
-near X*. `problem` draws one, `descend` runs a list of `Rule` on it:
-
-    Rule()                      gradient descent
-    Rule(sigma=0.08, sides=1)   one-sided weight noise
-    Rule(sigma=0.08)            noise stability optimization (NSO)
-
-A_i and X are symmetric, so both are held as the d(d+1)/2 numbers of `pack`, in which a
-measurement is an inner product and a row of the measurement matrix is N(0, 1) noise.
+near X*. A_i and X are symmetric, so both are held as the d(d+1)/2 numbers of `pack`, in
+which a measurement is an inner product and a row of the measurement matrix N(0, 1) noise.
 
 Sources: Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima: A
 Hessian-based Regularization Approach", with the sizes and the step of their code as
-defaults; without noise, gradient descent recovers X* from a small start: Li, Ma and
-Zhang, "Algorithmic Regularization in Over-parameterized Matrix Sensing and Neural
-Networks with Quadratic Activations", COLT 2018.
+defaults; that gradient descent recovers X* from a small start: Li, Ma and Zhang,
+"Algorithmic Regularization in Over-parameterized Matrix Sensing and Neural Networks with
+Quadratic Activations", COLT 2018.
 """
 
 from __future__ import annotations
@@ -32,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flatnb._checks import instance, integer, number, place, sequence
+from flatnb._checks import integer, number
 
 _LARGEST = 1 << 20  # of any size: what is larger fits in no memory
 
@@ -98,18 +92,15 @@ class Problem:
 class Rule:
     """U <- U - lr g(U), where g averages the gradient over k random directions V_j.
 
-        sides=1   g = 1/k sum_j grad f(U + V_j)
-        sides=2   g = 1/(2k) sum_j [grad f(U + V_j) + grad f(U - V_j)]
-        V_j entries N(0, sigma^2), fresh at each step; with sigma=0, g = grad f(U)
+        sigma=0   g = grad f(U): gradient descent
+        sides=1   g = 1/k sum_j grad f(U + V_j): weight noise
+        sides=2   g = 1/(2k) sum_j [grad f(U + V_j) + grad f(U - V_j)]: NSO
 
-    `lr` is in the scale of f above (its factor 1/4); `init_scale` is the standard
-    deviation of the entries of the start.
+    The entries of V_j are N(0, sigma^2), fresh at each step; those of the start have the
+    standard deviation `init_scale`.
 
     >>> Rule(sigma=0.08, k=2).passes
     4
-
-    Raises:
-        ValueError: sides other than 1 and 2, sigma < 0, or another value not positive.
     """
 
     lr: float = 0.0025
@@ -138,45 +129,25 @@ class Rule:
         return len(self.offsets)
 
 
-@dataclass(frozen=True)
-class Descent:
-    """The course of `descend`.
-
-    Attributes:
-        epochs: the epochs recorded, shape (t,); 0 is the start.
-        train_error, val_error, distance: see `Problem.metrics`; shape (rules, t).
-        u: the last iterates, shape (rules, d, width).
-    """
-
-    epochs: Tensor
-    train_error: Tensor
-    val_error: Tensor
-    distance: Tensor
-    u: Tensor
-
-
 def problem(
     d: int = 100,
     rank: int = 5,
     m: int | None = None,
     *,
     seed: int = 0,
-    dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Problem:
-    """Draw a random problem, the same in each precision and on each device.
-
-    >>> problem(d=10, rank=2).train.shape
-    torch.Size([100, 55])
+    """Draw a random problem, the same on each device and in each default dtype of torch.
 
     There are `m` measurements for training, by default 5 d rank, and as many for
     validation; rank <= d.
+
+    >>> problem(d=10, rank=2).train.shape
+    torch.Size([100, 55])
     """
     integer("d", d, 1, _LARGEST)
     integer("rank", rank, 1, d + 1)
     rows = integer("m", 5 * d * rank if m is None else m, 1, _LARGEST)
-    instance("dtype", dtype, torch.dtype, "torch.float32, torch.float64")
-    device = place(device)
     generator = _generator(seed, _PROBLEM)
     factor = _normal(generator, d, rank)
     target = factor @ factor.T
@@ -186,7 +157,7 @@ def problem(
     for _ in ("train", "val"):
         a = _normal(generator, rows, d * (d + 1) // 2)
         parts += [a, a @ pack(target)]
-    return Problem(*(part.to(dtype=dtype, device=device) for part in parts))
+    return Problem(*(part.to(device, torch.get_default_dtype()) for part in parts))
 
 
 @torch.no_grad()
@@ -198,25 +169,26 @@ def descend(
     seed: int = 0,
     width: int | None = None,
     every: int = 1,
-) -> Descent:
+) -> dict[str, Tensor]:
     """Run rules on a problem from one start with the same noise, so they are paired.
 
     An epoch is one step, on all measurements. A rule takes the steps it would take
     alone, to rounding; one that diverges has infinite or NaN metrics from then on.
 
-    >>> run = descend(problem(d=10, rank=1), [Rule(), Rule(sigma=0.1)], epochs=20)
-    >>> run.distance.shape
-    torch.Size([2, 21])
-
     Args:
         seed: of start and noise.
-        width: columns of U >= 1; d by default.
+        width: columns of U; d by default.
         every: record the metrics every so many epochs, and at the last.
+
+    Returns:
+        "epochs", those recorded, (t,), 0 being the start; "train_error", "val_error" and
+        "distance", see `Problem.metrics`, (rules, t); "u", the last iterates, (rules, d,
+        width).
+
+    >>> run = descend(problem(d=10, rank=1), [Rule(), Rule(sigma=0.1)], epochs=20)
+    >>> run["distance"].shape
+    torch.Size([2, 21])
     """
-    instance("problem", problem, Problem, "a Problem")
-    rules = sequence("rules", rules, Rule, "a list of Rule")
-    if not rules:
-        raise ValueError("rules=[]; allowed: at least one Rule")
     d = len(problem.target)
     width = integer("width", d if width is None else width, 1, _LARGEST)
     integer("epochs", epochs, 1, 1 << 31)
@@ -243,7 +215,8 @@ def descend(
         if epoch % every == 0 or epoch == epochs:
             history.append(problem.metrics(u))
     train, val, distance = torch.stack(history, dim=-1).double().cpu()
-    return Descent(torch.tensor(recorded), train, val, distance, u)
+    metrics = {"train_error": train, "val_error": val, "distance": distance}
+    return {"epochs": torch.tensor(recorded), **metrics, "u": u}
 
 
 def pack(x: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ def train(
         problem = sensing.problem(d, rank, m, seed=seed, device=device())
         run = sensing.descend(problem, chosen, epochs=epochs, seed=seed, every=every)
         for name, table in metrics.items():
-            for row, curve in zip(table, getattr(run, name), strict=True):
+            for row, curve in zip(table, run[name], strict=True):
                 row.append(numbers(curve.tolist()))
-    return result(run.epochs.tolist(), metrics)
+    return result(run["epochs"].tolist(), metrics)
 
 
 def methods(_: Sensing) -> list[str]:

@@ -22,8 +22,8 @@ def mlp(
     (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS 2024) use width 500 and four
     hidden layers in the plane; they count the output layer, too.
 
-    >>> mlp(2, 5, 1, 3)(torch.zeros(10, 2)).shape
-    torch.Size([10, 3])
+    >>> mlp(2, 5, 1, 3)[-1]
+    Linear(in_features=5, out_features=3, bias=True)
     """
     _check_sizes(inputs=inputs, width=width, classes=classes)
     _checks.integer("hidden", hidden, 0)
@@ -44,8 +44,8 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
     `width` channels wide, the first two followed by 2 x 2 max-pooling; then the mean
     over the image, and Linear.
 
-    >>> small_cnn(1, 10, width=4)(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
+    >>> small_cnn(1, 10, width=4)[-1]
+    Linear(in_features=16, out_features=10, bias=True)
     """
     _check_sizes(channels=channels, classes=classes, width=width)
     return nn.Sequential(
@@ -70,8 +70,8 @@ def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
 
     Source: K. He et al., "Deep residual learning for image recognition", CVPR 2016.
 
-    >>> resnet18(10, width=2)(torch.zeros(2, 3, 32, 32)).shape
-    torch.Size([2, 10])
+    >>> resnet18(10, width=2)[-1]
+    Linear(in_features=16, out_features=10, bias=True)
     """
     return _resnet((2, 2, 2, 2), classes, channels, width)
 
@@ -79,8 +79,8 @@ def resnet18(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
 def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequential:
     """ResNet-34: stages of 3, 4, 6 and 3 basic blocks; otherwise as `resnet18`.
 
-    >>> resnet34(10, width=1)(torch.zeros(2, 3, 32, 32)).shape
-    torch.Size([2, 10])
+    >>> resnet34(10, width=1)[-1]
+    Linear(in_features=8, out_features=10, bias=True)
     """
     return _resnet((3, 4, 6, 3), classes, channels, width)
 

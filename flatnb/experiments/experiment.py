@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from flatnb.experiments.runner import Curve, Value, choose
-from flatnb.experiments.tasks import Cost
 from flatnb.experiments.tuning import Setting
 from flatnb.results.provenance import provenance
 from flatnb.results.sweep import Job, Result
 
 _SAMPLED = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+class Cost(NamedTuple):
+    """What a task is worth (1: the most), and the minutes of a run of one pass.
+
+    A run is one net; in the plane all settings and seeds, in matrix sensing a setting.
+    """
+
+    value: int
+    gpu_minutes: float  # estimated
+    cpu_minutes: float  # on one core, from a few epochs
+
+    def times(self, runs: float) -> Cost:
+        """The cost of so many runs."""
+        return Cost(self.value, self.gpu_minutes * runs, self.cpu_minutes * runs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ from torch import nn
 from flatnb.data import Data, Split
 from flatnb.data.base import SPLITS
 from flatnb.experiments import images
+from flatnb.experiments.images import FineTuning, Images
 from flatnb.experiments.runner import Training, Value, train_net
-from flatnb.experiments.tasks import Facts, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, Setting
 
 
@@ -56,8 +56,7 @@ def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | Non
 
     ValueError: a class has fewer images than `shots`.
 
-    >>> from flatnb.experiments.tasks import DIGITS
-    >>> task = FineTuning(name="few", source=DIGITS, shots=3, epochs=1)
+    >>> task = FineTuning(name="few", source=images.DIGITS, shots=3, epochs=1)
     >>> net, data, accuracy = start(task, seed=0)
     >>> data.classes, len(data.train)
     (('5', '6', '7', '8', '9'), 15)
@@ -90,7 +89,12 @@ def renewed(net: nn.Sequential, classes: int, seed: int) -> nn.Sequential:
 
 
 def train_one(
-    *, task: Facts, method: str, setting: Setting, seed: int, resume: Path | None = None
+    *,
+    task: dict[str, Any],
+    method: str,
+    setting: Setting,
+    seed: int,
+    resume: Path | None = None,
 ) -> Value:
     """Fine-tune once, or go on from a checkpoint: `runner.train_net`."""
     stated = FineTuning(**{**task, "source": Images(**task["source"])})

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,8 @@ from flatnb import models
 from flatnb.data import Data, Split, augment
 from flatnb.data.images import BUILT_IN
 from flatnb.experiments import runner
-from flatnb.experiments.experiment import Experiment
+from flatnb.experiments.experiment import Cost, Experiment
 from flatnb.experiments.runner import Training, Value
-from flatnb.experiments.tasks import Facts, FineTuning, Images
 from flatnb.experiments.tuning import METHODS, SGD, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
@@ -37,11 +37,127 @@ AUGMENTATIONS: dict[str, Any] = {
 _TUNING_NOTE = "tuning_*: every setting under the tuning seed, in the first column"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """A data set of images, a net, and a training; `None` images: all there are."""
+
+    name: str
+    data: str  # a name of `flatnb.data.images`, or of a folder in $FLATNB_DATA
+    net: str  # of `flatnb.models`, `width` wide; "mlp" has `depth` hidden layers
+    width: int
+    epochs: int
+    batch: int
+    budget: int  # settings per method
+    seeds: int
+    depth: int = 1
+    n_train: int | None = None
+    n_val: int | None = None
+    n_test: int | None = None
+    augment: str = "none"  # or names of `AUGMENTATIONS`
+    weight_decay: float = 0.0  # of SGD
+    every: int = 10  # epochs from one evaluation to the next
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """A net trained on half of the classes, fine-tuned on few images of the others."""
+
+    name: str
+    source: Images  # the first training
+    shots: int  # images of each class that are fine-tuned on
+    epochs: int
+    every: int = 10
+
+
+DIGITS = Images(
+    name="digits-mlp",
+    data="digits",
+    net="mlp",
+    width=64,
+    epochs=40,
+    batch=64,
+    budget=20,
+    seeds=5,
+)
+_CNN = Images(
+    name="cifar10-jpeg-resnet18",
+    data="cifar10-jpeg",
+    net="resnet18",
+    width=64,
+    epochs=50,
+    batch=128,
+    budget=4,
+    seeds=3,
+    augment="crop, flip",
+    weight_decay=5e-4,
+)
+_PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000)
+_RESNET34 = replace(_CNN, net="resnet34")
+# Each task, and what it costs.
+TASKS: dict[Images | FineTuning, Cost] = {
+    DIGITS: Cost(4, 0.02, 0.055),
+    replace(
+        DIGITS,
+        name="MNIST-n5000-mlp",
+        data="MNIST",
+        epochs=20,
+        batch=100,
+        budget=12,
+        n_train=5000,
+        n_val=2000,
+    ): Cost(4, 0.1, 0.2),
+    replace(
+        _PART,
+        name="cifar10-jpeg-n4000-small_cnn",
+        net="small_cnn",
+        width=16,
+        epochs=15,
+    ): Cost(5, 0.1, 0.8),
+    # A CPU's share of the next: few images, 1/8 of the width, 1/5 of the epochs.
+    replace(
+        _PART, name="cifar10-jpeg-n4000-resnet18", width=8, epochs=10, batch=64
+    ): Cost(5, 0.1, 2.3),
+    _CNN: Cost(5, 2.0, 2800.0),
+    replace(_RESNET34, name="CIFAR10-resnet34", data="CIFAR10"): Cost(8, 3.5, 5800.0),
+    replace(_RESNET34, name="CIFAR100-resnet34", data="CIFAR100"): Cost(8, 3.5, 5800.0),
+    replace(_CNN, name="SVHN-resnet18", data="SVHN", epochs=30): Cost(8, 2.0, 2400.0),
+    replace(
+        DIGITS,
+        name="FashionMNIST-mlp",
+        data="FashionMNIST",
+        width=1000,
+        epochs=50,
+        batch=200,
+        budget=12,
+    ): Cost(7, 1.0, 60.0),
+    FineTuning(
+        name="digits-10-shots",
+        source=replace(
+            DIGITS, name="digits", net="small_cnn", width=16, epochs=20, budget=8
+        ),
+        shots=10,
+        epochs=30,
+    ): Cost(5, 0.05, 0.15),
+    FineTuning(
+        name="cifar10-jpeg-20-shots",
+        source=replace(_CNN, name="cifar10-jpeg", epochs=30),
+        shots=20,
+        epochs=50,
+    ): Cost(7, 1.0, 850.0),
+}
+
+
+def experiments() -> Iterator[Experiment]:
+    """All experiments on images."""
+    for task, cost in TASKS.items():
+        for method in methods(task):
+            yield experiment(task, method, cost)
+
+
 @lru_cache(maxsize=2)
 def load(task: Images, seed: int) -> Data:
     """The task's images, split into training and validation under a seed.
 
-    >>> from flatnb.experiments.tasks import DIGITS
     >>> len(load(DIGITS, seed=0).train)
     1149
     """
@@ -72,7 +188,6 @@ def _subset(split: Split, n: int | None, generator: torch.Generator) -> Split:
 def make_net(task: Images, data: Data) -> nn.Sequential:
     """The task's net, for its data.
 
-    >>> from flatnb.experiments.tasks import DIGITS
     >>> make_net(DIGITS, load(DIGITS, seed=0))[-1]
     Linear(in_features=64, out_features=10, bias=True)
     """
@@ -85,7 +200,7 @@ def make_net(task: Images, data: Data) -> nn.Sequential:
 
 def train_perceptrons(
     *,
-    task: Facts,
+    task: dict[str, Any],
     method: str,
     settings: list[Setting],
     seeds: list[int],
@@ -93,8 +208,7 @@ def train_perceptrons(
 ) -> Value:
     """Train a task's perceptron, an ensemble per seed: `runner.train_members`.
 
-    >>> from flatnb.experiments.tasks import DIGITS
-    >>> job = dict(task=DIGITS.stated() | {"epochs": 1}, method="ERM", seeds=[0, 1])
+    >>> job = dict(task=asdict(DIGITS) | {"epochs": 1}, method="ERM", seeds=[0, 1])
     >>> value = train_perceptrons(settings=[{"lr": 0.1}], **job)
     >>> len(value["flatness"]["trace"][0])
     2
@@ -122,7 +236,12 @@ def train_perceptrons(
 
 
 def train_one(
-    *, task: Facts, method: str, setting: Setting, seed: int, resume: Path | None = None
+    *,
+    task: dict[str, Any],
+    method: str,
+    setting: Setting,
+    seed: int,
+    resume: Path | None = None,
 ) -> Value:
     """Train a task's net once, or go on from a checkpoint: `runner.train_net`."""
     stated = Images(**task)
@@ -148,7 +267,7 @@ def methods(task: Images | FineTuning) -> list[Tuned]:
     ]
 
 
-def experiment(task: Images | FineTuning, method: Tuned) -> Experiment:
+def experiment(task: Images | FineTuning, method: Tuned, cost: Cost) -> Experiment:
     """The experiment of one task and method; the learning rate is tuned, too."""
     facts: dict[str, Any] = {"schedule": "cosine", "budget_unit": "epochs"}
     if isinstance(task, FineTuning):
@@ -156,7 +275,7 @@ def experiment(task: Images | FineTuning, method: Tuned) -> Experiment:
         facts["pretraining"] = "ERM, SGD, momentum 0.9, lr 0.1, cosine"
     else:
         module, source = "images", task
-    optimizer, stated = method.optimizer or SGD, task.stated()
+    optimizer, stated = method.optimizer or SGD, asdict(task)
     settings = method.settings(source.budget, optimizer.rates)
     seeds, name = list(range(source.seeds)), f"{module}/{task.name}"
     runs: dict[str, Any] = {"task": stated, "method": method.name, "seeds": seeds}
@@ -175,7 +294,7 @@ def experiment(task: Images | FineTuning, method: Tuned) -> Experiment:
         facts |= {"tuning_seed": runner.TUNING_SEED, "note": _TUNING_NOTE}
     return Experiment(
         name=f"{name}/{method.name}",
-        cost=task.cost.times(count),
+        cost=cost.times(count),
         job=Job(call, {**runs, "settings": settings}),
         sample=sample,
         task={**stated, "name": name, "optimizer": optimizer.name, **facts},

@@ -7,14 +7,15 @@ noises.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from flatnb.data import sensing
-from flatnb.experiments.experiment import Experiment
+from flatnb.experiments.experiment import Cost, Experiment
 from flatnb.experiments.runner import Curve, Value, device, numbers, result
-from flatnb.experiments.tasks import Sensing
 from flatnb.results.sweep import Job
 
+SIZES = {"d": 100, "rank": 5, "m": 2500, "epochs": 3000}  # the published ones
 METRICS = ("distance", "train_error", "val_error")
 _WIDTHS = (0.08, 0.04, 0.02, 0.01)  # of the noise: the published one, three narrower
 RULES: dict[str, list[dict[str, Any]]] = {
@@ -53,28 +54,26 @@ def train(
     return result(run["epochs"].tolist(), metrics)
 
 
-def methods(_: Sensing) -> list[str]:
-    """The algorithms that are compared."""
-    return list(RULES)
+def experiments() -> Iterator[Experiment]:
+    """The experiment of each algorithm."""
+    for method in RULES:
+        yield experiment(method, SIZES)
 
 
-def experiment(task: Sensing, method: str) -> Experiment:
-    """The experiment of one algorithm."""
-    rules, seeds = RULES[method], list(range(task.seeds))
-    sizes = {"d": task.d, "rank": task.rank, "m": task.m}
-    name, call = f"sensing/d{task.d}-r{task.rank}", f"{__name__}:train"
-    runs = {**sizes, "epochs": task.epochs, "every": task.interval}
+def experiment(method: str, sizes: dict[str, int]) -> Experiment:
+    """The experiment of one algorithm, on problems of one size."""
+    rules, seeds = RULES[method], [0, 1, 2, 3, 4]
+    name, call = f"sensing/d{sizes['d']}-r{sizes['rank']}", f"{__name__}:train"
     short = {**sizes, "epochs": 50, "every": 50}
     passes = int(rules[0]["sides"])
     return Experiment(
         name=f"{name}/{method}",
-        cost=task.cost.times(passes * len(rules)),
-        job=Job(call, {**runs, "rules": rules, "seeds": seeds}),
+        cost=Cost(2, 0.1, 1.6).times(passes * len(rules)),
+        job=Job(call, {**sizes, "every": 100, "rules": rules, "seeds": seeds}),
         sample=Job(call, {**short, "rules": rules[:1], "seeds": [0]}),
         task={
             **sizes,
             "name": name,
-            "epochs": task.epochs,
             "step": "full batch",
             "init_scale": 1.0,
             "dtype": "float32",

@@ -4,7 +4,10 @@ import json
 from typing import Any
 
 from flatnb.experiments import Experiment
+from flatnb.experiments.experiment import Cost
 from flatnb.results import form, sweep
+
+FREE = Cost(9, 0.0, 0.0)
 
 
 def record_of(experiment: Experiment) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from made import record_of
+from made import FREE, record_of
 from test_runner import CNN
 
 from flatnb.experiments import finetune, images
-from flatnb.experiments.tasks import FineTuning
+from flatnb.experiments.images import FineTuning
 from flatnb.experiments.tuning import METHODS
 from flatnb.results import records
 
@@ -32,11 +32,11 @@ def test_halves_share_no_class_and_few_images_are_trained_on():
 
 @pytest.mark.parametrize("method", ["NSO", "EMA"])
 def test_makes_a_valid_record(method):
-    one = images.experiment(TASK, METHODS[method])
+    one = images.experiment(TASK, METHODS[method], FREE)
     record = record_of(one)
     assert all(check.inside for check in records.verify(record, one.sample))
 
 
 def test_a_run_does_not_change_what_the_next_starts_from():
-    given = {"task": TASK.stated(), "method": "ERM", "setting": {"lr": 0.1}, "seed": 0}
+    given = {"task": asdict(TASK), "method": "ERM", "setting": {"lr": 0.1}, "seed": 0}
     assert finetune.train_one(**given) == finetune.train_one(**given)

@@ -7,7 +7,7 @@ Skipped where there is no GPU.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ import torch
 import flatnb
 from flatnb import checkpoint, models
 from flatnb.experiments import finetune, images, plane, sensing
-from flatnb.experiments.tasks import FineTuning, Images
+from flatnb.experiments.images import FineTuning, Images
 from flatnb.experiments.tuning import ADAM, METHODS, Design
 
 # Their noise is drawn on the device: another stream than a CPU's.
@@ -97,7 +97,7 @@ def test_an_ensemble_trains_as_on_a_cpu(method):
 
 def test_a_net_trains_in_bfloat16_near_what_float32_gives():
     given = dict(
-        task=replace(CNN, augment="crop, flip").stated(),
+        task=asdict(replace(CNN, augment="crop, flip")),
         method="SAM",
         setting={"lr": 0.1, "rho": 0.05},
         seed=0,
@@ -114,7 +114,7 @@ def test_a_net_trains_in_bfloat16_near_what_float32_gives():
 def test_fine_tuning_starts_from_a_net_trained_on_the_gpu():
     task = FineTuning(name="digits", source=CNN, shots=10, epochs=2)
     found = finetune.train_one(
-        task=task.stated(), method="ERM", setting={"lr": 0.05}, seed=0
+        task=asdict(task), method="ERM", setting={"lr": 0.05}, seed=0
     )
     assert flat(found["metrics"]["test_loss"]).isfinite().all()
 

@@ -1,8 +1,8 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
-from made import record_of
+from made import FREE, record_of
 from test_runner import CNN as PLAIN
 
 import flatnb
@@ -16,7 +16,7 @@ MLP = replace(PLAIN, net="mlp", width=64)
 
 
 def image_record(task, method):
-    return record_of(images.experiment(task, METHODS[method]))
+    return record_of(images.experiment(task, METHODS[method], FREE))
 
 
 @pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW", "AdaFlood"])
@@ -56,7 +56,7 @@ def test_the_net_ends_as_the_one_whose_losses_are_recorded(method, values):
 
 def test_a_run_that_diverges_has_no_numbers():
     value = images.train_one(
-        task=CNN.stated(), method="ERM", setting={"lr": 1e30}, seed=0
+        task=asdict(CNN), method="ERM", setting={"lr": 1e30}, seed=0
     )
     assert value["metrics"]["test_loss"] == [[[None] * len(value["epochs"])]]
 

@@ -2,12 +2,12 @@ import functools
 from dataclasses import replace
 
 import pytest
-from made import record_of
+from made import FREE, record_of
 
 import flatnb
 from flatnb.curvature import FLATNESS, ensemble_flatness
 from flatnb.experiments import EXPERIMENTS, plane, runner
-from flatnb.experiments.tasks import NARROW
+from flatnb.experiments.plane import NARROW
 from flatnb.experiments.tuning import ADAM, METHODS
 from flatnb.results import records
 
@@ -16,7 +16,7 @@ TINY = replace(
     data="spiral",
     width=6,
     epochs=4,
-    interval=2,
+    every=2,
     n_test=40,
     budget=3,
     seeds=2,
@@ -25,7 +25,7 @@ TINY = replace(
 
 
 def made(method, task=TINY):
-    one = plane.experiment(task, METHODS[method])
+    one = plane.experiment(task, METHODS[method], FREE)
     return one, record_of(one)
 
 
@@ -109,7 +109,7 @@ def test_verifying_repeats_the_sample():
 @pytest.mark.parametrize(("method", "epochs"), [("SAM", 5), ("AdaFlood", 2)])
 def test_at_equal_passes_a_method_of_p_passes_has_a_share_of_the_epochs(method, epochs):
     task = replace(TINY, epochs=10, tuned=False, equal_passes=True)
-    one = plane.experiment(task, METHODS[method])
+    one = plane.experiment(task, METHODS[method], FREE)
     assert one.job.settings["epochs"] == epochs
     assert one.name.endswith("-equal-passes")
 

@@ -6,9 +6,9 @@ import torch
 from flatnb import checkpoint, models
 from flatnb.data import Split, plane, stack
 from flatnb.experiments import runner
+from flatnb.experiments.images import Images
 from flatnb.experiments.plane import train
 from flatnb.experiments.runner import Training
-from flatnb.experiments.tasks import Images
 from flatnb.experiments.tuning import ADAM, METHODS
 
 CNN = Images(
@@ -87,7 +87,7 @@ PLANE = {
 }
 IMAGES = {
     "train": "flatnb.experiments.images:train_one",
-    "task": CNN.stated(),
+    "task": dataclasses.asdict(CNN),
     "method": "ERM",
     "settings": [{"lr": 0.1}, {"lr": 0.01}],
     "seeds": [0],

@@ -2,14 +2,13 @@ import pytest
 from made import record_of
 
 from flatnb.experiments import sensing
-from flatnb.experiments.tasks import Sensing
 from flatnb.results import records
 
 TINY = {"d": 6, "rank": 1, "m": 40}
 
 
 def test_makes_a_valid_record_at_a_small_size():
-    one = sensing.experiment(Sensing(**TINY, epochs=60), "NSO")
+    one = sensing.experiment("NSO", {**TINY, "epochs": 60})
     record = record_of(one)
     assert all(check.inside for check in records.verify(record, one.sample))
     assert record["settings"][0]["sigma"] == 0.08

@@ -13,7 +13,7 @@ import pytest
 from test_records import NAME, example
 
 from flatnb.book import cli
-from flatnb.experiments.tasks import Cost
+from flatnb.experiments.experiment import Cost
 from flatnb.results import records
 
 

@@ -1,17 +1,15 @@
-"""The checkpoint of a training: one file that is whole or absent, and safe to load.
+"""The checkpoint of a training: a file of `torch.save` that is whole or absent.
 
-It is a line that names the format, a digest of what follows, and what `torch.save`
-writes. Loading compares the digest, runs no code from the file (`weights_only`) and
-refuses the file of another run.
+Loading verifies its checksums, runs no code from it and refuses that of another run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,7 @@ from torch import Tensor
 from flatnb._checks import instance, shown
 from flatnb._files import sweep_up, whole
 
-_FORMAT = b"flatnb training checkpoint 4\n"
 _SECONDS = 60.0  # at least so long between two writes
-_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class Checkpoint:
@@ -45,10 +41,8 @@ class Checkpoint:
         allowed = "None, or the path of a file in a folder that exists"
         instance("checkpoint", path, (str, os.PathLike, type(None)), allowed)
         self._path = None if path is None else Path(path)
-        if self._path is not None:
-            place = self._path.parent.is_dir() and not self._path.is_dir()
-            if "\0" in str(path) or not place:
-                raise ValueError(f"checkpoint={shown(str(path))}; allowed: {allowed}")
+        if self._path and (self._path.is_dir() or not self._path.parent.is_dir()):
+            raise ValueError(f"checkpoint={shown(str(path))}; allowed: {allowed}")
         self._identity = {name: _text(value) for name, value in identity.items()}
         self._written = time.monotonic()
         self._parts = parts
@@ -56,24 +50,16 @@ class Checkpoint:
         self._device = device
 
     def load(self) -> dict[str, Any] | None:
-        """Restore all parts and random streams; what `save` got, None without a file.
-
-        Raises:
-            ValueError: a damaged file, no checkpoint, or one of another run.
-        """
+        """Restore all parts and random streams; what `save` got, None without a file."""
         if self._path is None or not self._path.exists():
             return None
-        header, _, content = self._path.read_bytes().partition(_FORMAT)
-        digest, content = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
         try:
-            if header or hashlib.sha256(content).digest() != digest:
-                raise ValueError("its digest is not that of its content")
-            state = torch.load(
-                io.BytesIO(content), map_location="cpu", weights_only=True
-            )
-            others = [
-                k for k, text in self._identity.items() if state["run"][k] != text
-            ]
+            with zipfile.ZipFile(self._path) as archive:
+                if archive.testzip() is not None:
+                    raise ValueError("a checksum is not that of its content")
+            state = torch.load(self._path, map_location="cpu", weights_only=True)
+            saved = state["run"]
+            others = [k for k, text in self._identity.items() if saved[k] != text]
             if not others:
                 self._restore(state)
         except Exception as error:  # whatever pickle and the parts happen to raise
@@ -106,12 +92,9 @@ class Checkpoint:
         }
         if self._device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self._device)
-        content = io.BytesIO()
-        torch.save(state, content)
         sweep_up(self._path)  # what a killed run left
         with whole(self._path, "wb") as file:
-            file.write(_FORMAT + hashlib.sha256(content.getbuffer()).digest())
-            file.write(content.getbuffer())
+            torch.save(state, file)
         self._written = time.monotonic()
 
     def _restore(self, state: Mapping[str, Any]) -> None:

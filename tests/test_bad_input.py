@@ -336,6 +336,7 @@ WORDS = {
     "given": "metric",
     "name": "no record",
     "folder": "embedded null",
+    "checkpoint": "embedded null",
 }
 
 

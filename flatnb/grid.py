@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from flatnb._checks import function, instance, integer, number, place, sequence, shown
+from flatnb._checks import sequence, shown
 from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.methods import Method
 from flatnb.train import Callback, fit
@@ -44,18 +44,16 @@ def fit_grid(
     any two members of one seed are a paired comparison.
 
     Args:
-        make_model: makes the plain net, see `Ensemble`.
+        make_model: see `Ensemble`.
         make_data: gives the `Data` of a seed, of one size for all.
         method: called with a tensor (members,) for each column of `grid` but "lr", by
-            name, such as `flatnb.SAM`; or a method, for which the columns but "lr" only
-            name the members.
-        grid: values to try by name, such as {"rho": [0.05, 0.1]}; "lr" is the learning
-            rate. None: one member per seed.
-        seeds: of data and initial weights.
-        epochs, seed, callbacks: see `fit`.
+            name, such as `flatnb.SAM`; or a method, for which those columns only name
+            the members.
+        grid: numbers to try, by name; "lr" is the learning rate.
         every: evaluate after every so many epochs; at the end only if not given.
         optimizer: called as optimizer(parameters, lr=...); for several learning rates
             one that `member_learning_rates` allows.
+        seed: of the training, like `epochs` and `callbacks`; see `fit`.
 
     Returns:
         `Run.frame` with the grid's columns, "seed" and "member"; the trained ensemble.
@@ -75,23 +73,22 @@ def fit_grid(
     """
     import pandas
 
-    from flatnb.data import Data, stack
+    from flatnb.data import stack
 
-    function("make_data", make_data, "a function of a seed")
-    function("optimizer", optimizer, "a class of torch.optim")
-    lr = number("lr", lr, "a number > 0", 0.0)
-    every = integer("epochs", epochs) if every is None else every
-    columns = _columns(grid, seeds)
+    columns: dict[str, Sequence[Any]] = {**(grid or {})}
+    if "seed" in columns:
+        raise ValueError(f"grid={shown(grid)}; allowed: names other than 'seed'")
+    columns["seed"] = sequence("seeds", seeds, numbers.Integral, "integers")
     rows = list(itertools.product(*columns.values()))
+    if not rows:
+        raise ValueError(f"grid and seeds are {shown(columns)}; allowed: no empty list")
     keys = pandas.DataFrame(rows, columns=list(columns)).rename_axis("member")
     values = {name: keys[name].tolist() for name in columns}
     seeds, rates = values.pop("seed"), values.pop("lr", [lr] * len(rows))
     if not isinstance(method, Method):
-        function("method", method, "a method, or what makes one, such as flatnb.SAM")
         method = method(**{name: torch.tensor(v) for name, v in values.items()})
     sets = {s: make_data(s) for s in dict.fromkeys(seeds)}
-    sequence("make_data", sets.values(), Data, "a function that returns a Data")
-    nets = Ensemble(make_model, len(rows), seeds).to(place(device))
+    nets = Ensemble(make_model, len(rows), seeds).to(device)
     stepper = optimizer(nets.parameters(), lr=max(rates))
     member_learning_rates(stepper, rates)
     run = fit(
@@ -100,24 +97,9 @@ def fit_grid(
         method,
         stepper,
         epochs=epochs,
-        every=every,
+        every=epochs if every is None else every,
         seed=seed,
         callbacks=callbacks,
     )
     history = run.frame().drop(columns=["method", "seed"])
     return keys.reset_index().merge(history, on="member"), nets
-
-
-def _columns(grid: Any, seeds: Any) -> dict[str, list[Any]]:
-    """The columns of a grid and the seeds, checked."""
-    allowed = 'lists of numbers by name, such as {"rho": [0.05, 0.1]}'
-    grid = {} if grid is None else instance("grid", grid, Mapping, allowed)
-    columns: dict[str, list[Any]] = {}
-    for name, values in grid.items():
-        columns[name] = sequence(f"grid[{name!r}]", values, numbers.Real, allowed)
-        if not columns[name] or name in ("seed", "member"):
-            raise ValueError(f"grid={shown(grid)}; allowed: {allowed}")
-    columns["seed"] = sequence("seeds", seeds, numbers.Integral, "integers")
-    if not columns["seed"]:
-        raise ValueError("seeds=[]; allowed: at least one integer")
-    return columns

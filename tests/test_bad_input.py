@@ -21,7 +21,7 @@ from torch import nn
 import flatnb
 from flatnb import metrics, models
 from flatnb.data import Data, Split, images, plane, sensing, stack
-from flatnb.results import compare, population, records, statistics, sweep
+from flatnb.results import compare, records, sweep
 
 ODD: dict[str, Any] = {
     "None": None,
@@ -230,60 +230,10 @@ CASES: dict[
         lambda: {"patterns": [NAME], "setting": "chosen"},
         {"patterns": "list"},
     ),
-    "common": (compare.common, lambda: {"runs": runs()}, {}),
-    "paired": (
-        compare.paired,
-        lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
-        {},
-    ),
-    "overall": (
-        compare.overall,
-        lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
-        {},
-    ),
     "tally": (
-        compare.tally,
-        lambda: {"tests": paired_tables(), "level": 0.05},
+        lambda level: compare.tally(paired_tables(), level),
+        lambda: {"level": 0.05},
         {"level": "half"},
-    ),
-    "best": (
-        compare.best,
-        lambda: {
-            "runs": runs().assign(val_accuracy=0.5, val_loss=0.5),
-            "by": ["method", "seed"],
-        },
-        {"by": "list"},
-    ),
-    "differences": (
-        compare.differences,
-        lambda: {"runs": runs(), "baseline": "ERM", "metric": "test_loss"},
-        {},
-    ),
-    "recommend": (
-        compare.recommend,
-        lambda: {
-            "tests": paired_tables()["test_loss"],
-            "metric": "test_loss",
-            "level": 0.05,
-        },
-        {"metric": "text no_text nul", "level": "half"},
-    ),
-    "holm": (
-        statistics.holm,
-        lambda: {"p_values": [0.1, math.nan]},
-        {"p_values": "list"},
-    ),
-    "ranks": (compare.ranks, lambda: {"runs": runs(), "metric": "test_loss"}, {}),
-    "grid": (
-        population.grid,
-        lambda: {"patterns": [NAME], "baseline": "SAM", "metric": "test_loss"},
-        {"patterns": "list"},
-    ),
-    "nets": (population.nets, lambda: {"patterns": [NAME]}, {}),
-    "flatness": (
-        population.flatness,
-        lambda: {"nets": population.nets([NAME]), "measures": ["trace"]},
-        {"measures": "no_text list dict bytes"},
     ),
     "run": (
         sweep.run,
@@ -305,10 +255,9 @@ CASES: dict[
         lambda: {"patterns": ["a"]},
         {"patterns": "list texts"},
     ),
-    "load": (records.load, lambda: {"name": NAME}, {}),
     "save": (
-        records.save,
-        lambda: {"record": example(), "replace": True},
+        lambda replace: records.save(example(), replace=replace),
+        lambda: {"replace": True},
         {"replace": "True"},
     ),
 }
@@ -318,11 +267,6 @@ CASES: dict[
 WORDS = {
     "patterns": "nothing is named",
     "metrics": "metric",
-    "metric": "at final",
-    "measures": "measure",
-    "by": "column",
-    "targets": "metric",
-    "given": "metric",
     "name": "no record",
     "folder": "embedded null",
     "checkpoint": "embedded null",

@@ -228,7 +228,7 @@ def records_verify(arguments: Namespace) -> int:
             print(f"outside  {name}  {type(error).__name__}: {error}", flush=True)
             inside = False
             continue
-        for check in checks:
+        for check in checks.itertuples():
             verdict = "inside " if check.inside else "outside"
             values = f"recorded {check.recorded}, now {check.repeated}"
             metric = f"{check.metric}: {values}, tolerance {check.tolerance:g}"

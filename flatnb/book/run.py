@@ -143,7 +143,8 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
             names = records.match(metadata["flatnb"]["records"], records.names())
         except (records.RecordError, KeyError, TypeError) as error:
             raise UserError(f"{path} declares records: {shown(error)}") from None
-        declared = {name: records.path_of(name).read_text("utf-8") for name in names}
+        root = records.root()
+        declared = {name: (root / f"{name}.json").read_text("utf-8") for name in names}
     made_with = [provenance.code(), provenance.versions(PACKAGES), threads]
     return digest([metadata, page, dict(values), declared, made_with])
 

@@ -1,7 +1,7 @@
 """Statistics over runs: what was reached, and which differences are significant.
 
 `runs` is a table with the columns task, method, seed and a column per metric, such as
-`select` makes. Intervals are `statistics.interval`'s, over seeds (of ranks: over
+that of `select`. Intervals are `statistics.interval`'s, over seeds (of ranks: over
 tasks). Seeds pair what they share: points, labels and initial weights.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import pandas
 from scipy import stats
 
-from flatnb._checks import choice, instance, number, sequence
+from flatnb._checks import choice, number
 from flatnb.results import records
 from flatnb.results.statistics import LEVEL, holm, interval, summary
 
@@ -39,8 +39,9 @@ def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
     ['SAM']
     """
     names = records.match(patterns, records.names())
-    paths = {name: records.path_of(name) for name in names}
-    return [_read(name, path, path.stat().st_mtime_ns) for name, path in paths.items()]
+    paths = [records.root() / f"{name}.json" for name in names]
+    changed = [path.stat().st_mtime_ns for path in paths]
+    return list(map(_read, names, paths, changed))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -49,32 +50,25 @@ def _read(name: str, path: Path, changed: int) -> dict[str, Any]:
 
 
 def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame:
-    """A row for each record and seed, at the setting chosen for the seed.
+    """The nets at the setting chosen for each seed, a row for each record and seed.
 
     Or at the setting "default", the published one (past the budget, or the only one),
     or "otherwise", what the record's other rule would have chosen; a record without
-    such a setting is left out. Columns record, task, method, passes, seed, setting (its
-    index), and the final metrics, with `loss_gap` = test_loss - train_loss.
+    such a setting is left out. Columns as of `nets`.
 
     >>> runs = select(["plane/gaussian-0/*/narrow-grid"])
     >>> {"ERM", "SAM"} <= set(runs["method"])
     True
     """
     choice("setting", setting, ("chosen", "default", "otherwise"))
-    rows = []
+    tables = []
     for record in loaded(patterns):
-        for place, index in enumerate(_settings(record, setting)):
-            row = {
-                "record": record["name"],
-                "task": task_of(record),
-                "method": record["method"],
-                "passes": record["passes"],
-                "seed": record["seeds"][place],
-                "setting": index,
-            }
-            final = {m: table[index][place] for m, table in record["final"].items()}
-            rows.append(row | final)
-    return with_gap(pandas.DataFrame(rows))
+        seeds = len(record["seeds"])
+        indices = _settings(record, setting)
+        rows = [index * seeds + place for place, index in enumerate(indices)]
+        if rows:
+            tables.append(_nets(record).iloc[rows])
+    return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
 
 
 def _settings(record: Mapping[str, Any], setting: str) -> list[int]:
@@ -90,17 +84,36 @@ def _settings(record: Mapping[str, Any], setting: str) -> list[int]:
     return selection["chosen"]
 
 
+def nets(patterns: Iterable[str]) -> pandas.DataFrame:
+    """A row for each net of the records: all settings under all seeds.
+
+    Columns record, task, method, passes, those of `records.frame` (setting, the
+    hyperparameters, seed, the final metrics), and where they can be computed `loss_gap`
+    = test_loss - train_loss and `test_error` = 1 - test_accuracy.
+
+    >>> nets(["plane/gaussian-0/SAM/narrow-grid"])["method"].unique().tolist()
+    ['SAM']
+    """
+    return pandas.concat(map(_nets, loaded(patterns)), ignore_index=True)
+
+
+def _nets(record: Mapping[str, Any]) -> pandas.DataFrame:
+    table = records.frame(record)
+    table.insert(0, "record", record["name"])
+    table.insert(1, "task", task_of(record))
+    table.insert(2, "method", record["method"])
+    table.insert(3, "passes", record["passes"])
+    if {"test_loss", "train_loss"} <= set(table):
+        table["loss_gap"] = table["test_loss"] - table["train_loss"]
+    if "test_accuracy" in table:
+        table["test_error"] = 1 - table["test_accuracy"]
+    return table
+
+
 def task_of(record: Mapping[str, Any]) -> str:
     """The task's name; a task whose learning rate is tuned, too, is another task."""
     name = record["task"]["name"]
     return f"{name}, tuned lr" if record["task"].get("design") == "tuned" else name
-
-
-def with_gap(runs: pandas.DataFrame) -> pandas.DataFrame:
-    if "loss_gap" in runs or not {"train_loss", "test_loss"} <= set(runs):
-        return runs
-    losses = runs[["train_loss", "test_loss"]].astype(float)
-    return runs.assign(loss_gap=losses["test_loss"] - losses["train_loss"])
 
 
 def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
@@ -115,12 +128,8 @@ def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
     >>> best(runs, by=["seed"])["rho"].tolist()
     [0.2, 0.1]
     """
-    columns = sequence("by", by, str, "names of columns")
-    if not columns:
-        raise ValueError("by=[]; allowed: at least one column, such as 'seed'")
-    check_columns(runs, [*columns, "val_accuracy", "val_loss"])
     order = runs.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
-    return order.drop_duplicates(columns).sort_values(columns).reset_index(drop=True)
+    return order.drop_duplicates(by).sort_values(by).reset_index(drop=True)
 
 
 def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
@@ -132,7 +141,6 @@ def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
     >>> common(runs)["task"].unique().tolist()
     ['b']
     """
-    instance("runs", runs, pandas.DataFrame, "a table of `select`")
     if runs.empty:
         return runs
     sets = runs.groupby("task", sort=False)[column].agg(frozenset)
@@ -150,8 +158,7 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
     >>> differences(runs, "ERM", "test_loss")["SAM"].tolist()
     [-0.5, -1.0]
     """
-    _check(runs, metric)
-    instance("baseline", baseline, str, "the name of a method")
+    _check(runs)
     for task, methods in runs.groupby("task", sort=False)["method"].unique().items():
         if baseline not in methods:
             raise ValueError(
@@ -218,7 +225,7 @@ def _tests(gaps: Mapping[tuple[Any, str], pandas.Series], key: str) -> pandas.Da
     rows = [(*names, *summary(values), _p(values)) for names, values in gaps.items()]
     columns = [key, "method", "difference", "interval", "n", "p"]
     table = pandas.DataFrame(rows, columns=columns)
-    return table.assign(p_holm=holm(table["p"].tolist()))
+    return table.assign(p_holm=holm(table["p"]))
 
 
 def _p(gaps: pandas.Series) -> float:
@@ -245,12 +252,8 @@ def tally(
     {'better': 1, 'worse': 0, 'tasks': 2}
     """
     level = number("level", level, "a number in (0, 1)", 0, 1)
-    allowed = "a dict of at least one table of `paired`"
-    if not instance("tests", tests, Mapping, allowed):
-        raise ValueError(f"tests={{}}; allowed: {allowed}")
     counts = {}
     for metric, table in tests.items():
-        instance("tests", table, pandas.DataFrame, allowed)
         gain = table["difference"] * sign(metric)
         significant = table["p_holm"] < level  # NaN, of a difference without a test: no
         flags = {
@@ -283,7 +286,6 @@ def recommend(
     >>> recommend(tests, "test_loss")["advice"].to_dict()
     {'SAM': 'use', 'NSO': 'avoid'}
     """
-    instance("metric", metric, str, "text")
     table = tally({metric: tests}, level)[metric]
     gain = tests.set_index(["method", "task"])["difference"] * sign(metric)
     ranks = gain.groupby("task").rank(ascending=False)
@@ -314,7 +316,7 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     >>> ranks(runs, "test_loss")["rank"].to_dict()
     {'SAM': 1.0, 'ERM': 2.0}
     """
-    _check(runs, metric)
+    _check(runs)
     means = runs.groupby(["task", "method"], sort=False)[metric].mean()
     means = means.unstack("method")
     lacking = means.isna().stack()
@@ -328,24 +330,10 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     return table.sort_values("rank")
 
 
-def _check(runs: pandas.DataFrame, metric: str) -> None:
-    """Whether there is one run per task, method and seed, with the metric."""
-    instance("metric", metric, str, "text")
-    check_columns(runs, ["task", "method", "seed", metric])
+def _check(runs: pandas.DataFrame) -> None:
+    """Whether there is one run per task, method and seed."""
     twice = runs.duplicated(["task", "method", "seed"])
     if twice.any():
         run = runs[twice].iloc[0]
         place = f"{run['method']} on {run['task']} with seed {run['seed']}"
         raise ValueError(f"{place} is there twice; select the records of one scale")
-
-
-def check_columns(
-    table: pandas.DataFrame, names: Sequence[str], label: str = "runs"
-) -> None:
-    instance(label, table, pandas.DataFrame, "a table of `select` or `nets`")
-    lacks = [name for name in names if name not in table]
-    if lacks:
-        raise ValueError(
-            f"no {', '.join(lacks)}; there are: {', '.join(map(str, table))}; ask for "
-            "a metric, measure or column of these"
-        )

@@ -11,34 +11,12 @@ from typing import Any
 import numpy as np
 import pandas
 
-from flatnb._checks import instance, sequence
 from flatnb.results import records
-from flatnb.results.compare import check_columns, loaded, task_of, with_gap
+from flatnb.results.compare import loaded, select, task_of
 from flatnb.results.statistics import correlations, summary
 
 LEAST_NETS = 10  # of a seed, for a rank correlation
 TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
-
-
-def nets(patterns: Iterable[str]) -> pandas.DataFrame:
-    """A row for each net of the records: all settings under all seeds.
-
-    Columns task, method, seed, the hyperparameters, and the final metrics, with
-    `loss_gap` and `test_error` = 1 - test_accuracy.
-
-    >>> nets(["plane/gaussian-0/SAM/narrow-grid"])["method"].unique().tolist()
-    ['SAM']
-    """
-    tables = [
-        records.frame(record).assign(task=task_of(record), method=record["method"])
-        for record in loaded(patterns)
-    ]
-    if not tables:
-        raise ValueError("patterns=[]; allowed: at least one, such as 'plane/*'")
-    table = with_gap(pandas.concat(tables))
-    if "test_accuracy" in table:
-        table = table.assign(test_error=1 - table["test_accuracy"])
-    return table
 
 
 def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
@@ -51,23 +29,17 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
     >>> grid(names, "ERM", "test_loss")["method"].unique().tolist()
     ['SAM']
     """
-    instance("metric", metric, str, "text")
-    instance("baseline", baseline, str, "the name of a method")
-    bases, others = {}, []
-    for record in loaded(patterns):
-        records.lookup(record, f"final.{metric}")  # an error if there is none
-        if record["method"] == baseline:
-            values = records.selected(record)[metric]
-            bases[task_of(record)] = pandas.Series(values, record["seeds"], dtype=float)
-        else:
-            others.append(record)
+    runs = select(patterns)
+    bases = runs[runs["method"] == baseline].set_index(["task", "seed"])[metric]
     rows = []
-    for record in others:
+    for record in loaded(patterns):
         task, chosen = task_of(record), record["selection"]["chosen"]
         if task not in bases:
             raise ValueError(f"{task} has no run of the baseline {baseline!r}")
-        values = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
-        gaps = values.astype(float) - bases[task].reindex(record["seeds"])
+        if record["method"] == baseline:
+            continue
+        final = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
+        gaps = final.astype(float) - bases[task].reindex(record["seeds"])
         for index, setting in enumerate(record["settings"]):
             row = {"task": task, "method": record["method"], "setting": index}
             mean, half, n = summary(gaps.loc[index])
@@ -123,13 +95,11 @@ def flatness(
     >>> flatness(nets, ["trace"], ["test_loss"])["correlation"].tolist()
     [1.0]
     """
-    measures = sequence("measures", measures, str, "names of columns")
     if given in (*measures, *targets):
         raise ValueError(
             f"given={given!r} is a measure or a target; nothing of it would be left"
         )
     columns = [*measures, *targets, *([] if given is None else [given])]
-    check_columns(nets, [*within, "seed", *columns], "nets")
     rows = []
     for key, group in nets.dropna(subset=columns).groupby([*within], sort=False):
         sizes = group.groupby("seed").size()

@@ -8,17 +8,17 @@ calls nothing that it names, so it may come from anyone.
 from __future__ import annotations
 
 import difflib
+import glob
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 
-from flatnb._checks import flag, instance, sequence, shown
+from flatnb._checks import flag, sequence, shown
 from flatnb._files import whole
 from flatnb.results import form
 from flatnb.results.form import RecordError
@@ -48,9 +48,8 @@ def names() -> list[str]:
     >>> "plane/gaussian-0/SAM/narrow-grid" in names()
     True
     """
-    paths = [path.relative_to(root()) for path in root().rglob("*.json")]
-    names = [path.with_suffix("").as_posix() for path in paths]
-    return sorted(name for name in names if "/." not in f"/{name}")
+    paths = glob.glob("**/*.json", root_dir=root(), recursive=True)  # no hidden ones
+    return sorted(path.removesuffix(".json") for path in paths)
 
 
 def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -70,27 +69,13 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
     return list(fits)
 
 
-def path_of(name: str) -> Path:
-    """The file of a record, whether it exists or not; RecordError for other names.
-
-    >>> path_of("plane/gaussian-0/SAM").name
-    'SAM.json'
-    """
-    pattern = form.schema()["properties"]["name"]["pattern"]
-    # fullmatch: unlike JSON's, Python's $ also holds before a line's end.
-    if not re.fullmatch(pattern, instance("name", name, str, "text")):
-        allowed = "words of A-Z a-z 0-9 . _ + -, with / between them"
-        raise RecordError(f"name={shown(name)}; allowed: {allowed}")
-    return root() / f"{name}.json"
-
-
 def load(name: str) -> dict[str, Any]:
     """The record of that name; RecordError if there is none of the form.
 
     >>> load("plane/gaussian-0/SAM/narrow-grid")["method"]
     'SAM'
     """
-    path = path_of(name)
+    path = root() / f"{name}.json"
     if not path.exists():
         raise RecordError(f"no record {name} in {root()}: see `flatnb records list`")
     record = form.parse(path.read_bytes(), str(path))
@@ -105,17 +90,12 @@ def lookup(data: Any, path: str) -> Any:
     >>> lookup({"runs": [{"norm": 2.0}]}, "runs.-1.norm")
     2.0
     """
-    steps: list[str] = []
-    for key in instance("path", path, str, "text, as final.test_loss.0.0").split("."):
-        if isinstance(data, dict) and key in data:
-            data = data[key]
-        elif isinstance(data, list) and key in map(str, range(-len(data), len(data))):
-            data = data[int(key)]
-        else:
-            place = ".".join(steps) or "the top"
+    for key in path.split("."):
+        try:
+            data = data[int(key)] if isinstance(data, list) else data[key]
+        except (KeyError, IndexError, TypeError, ValueError):
             keys = ", ".join(data) if isinstance(data, dict) else shown(data)
-            raise RecordError(f"no {key!r} at {place}; there is {keys}")
-        steps.append(key)
+            raise RecordError(f"no {key!r} in {path}; there is {keys}") from None
     return data
 
 
@@ -134,7 +114,8 @@ def selected(record: Mapping[str, Any]) -> dict[str, list[float | None]]:
 
 
 def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
-    """A row for each setting and seed: hyperparameters, `seed`, and the final metrics.
+    """A row for each setting and seed: `setting` (its index), hyperparameters, `seed`,
+    and the final metrics.
 
     A metric of a failed run is NaN; so is a hyperparameter that a setting lacks.
 
@@ -142,12 +123,13 @@ def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
     >>> len(frame(record)) == len(record["settings"]) * len(record["seeds"])
     True
     """
-    rows = []
-    for i, setting in enumerate(record["settings"]):
-        for j, seed in enumerate(record["seeds"]):
-            final = {metric: table[i][j] for metric, table in record["final"].items()}
-            rows.append({**setting, "seed": seed, **final})
-    return pandas.DataFrame(rows).astype(dict.fromkeys(record["final"], float))
+    settings = pandas.DataFrame(record["settings"]).rename_axis("setting").reset_index()
+    seeds = pandas.DataFrame({"seed": record["seeds"]})
+    final = {
+        metric: np.array(table, dtype=float).ravel()
+        for metric, table in record["final"].items()
+    }
+    return settings.merge(seeds, how="cross").assign(**final)
 
 
 def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
@@ -162,12 +144,10 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
     >>> save(load("plane/gaussian-0/SAM/narrow-grid")).name  # it is there already
     'narrow-grid.json'
     """
-    instance("record", record, Mapping, "a dict of the form of records.schema.json")
     flag("replace", replace)
     content = form.plain(record)
     form.check(content)
-    text = form.dump({key: content[key] for key in form.schema()["properties"]})
-    path = path_of(content["name"])
+    path = root() / f"{content['name']}.json"
     if path.exists() and not replace:
         before = {**load(content["name"]), "provenance": content["provenance"]}
         if before == content:
@@ -175,26 +155,10 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
         raise RecordError(f"{path} holds another result: replace=True replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as file:
-        file.write(text)
+        file.write(
+            form.dump({key: content[key] for key in form.schema()["properties"]})
+        )
     return path
-
-
-@dataclass(frozen=True)
-class Check:
-    """One metric of a sample, recorded and repeated."""
-
-    metric: str
-    recorded: float | None
-    repeated: float | None
-    tolerance: float
-
-    @property
-    def inside(self) -> bool:
-        """|repeated - recorded| <= tolerance, or neither is a number."""
-        if self.recorded is None or self.repeated is None:
-            return self.recorded is self.repeated
-        difference = abs(self.repeated - self.recorded)
-        return difference <= self.tolerance + 1e-12 * abs(self.recorded)
 
 
 def check_sample(record: Mapping[str, Any], sample: Job) -> None:
@@ -202,17 +166,12 @@ def check_sample(record: Mapping[str, Any], sample: Job) -> None:
 
     What the record does not name may have been added since, with a default.
     """
-    stated = {"call": record["sample"]["call"], **record["sample"]["settings"]}
-    expected = {"call": sample.call, **form.plain(sample.settings)}
-    differences = [
-        name
-        for name, value in stated.items()
-        if not (name in expected and _agrees(value, expected[name]))
-    ]
-    if differences:
+    stated = {key: record["sample"][key] for key in ("call", "settings")}
+    expected = {"call": sample.call, "settings": form.plain(sample.settings)}
+    if not _agrees(stated, expected):
         raise RecordError(
             f"{record['name']} is not verified, because its sample is not that of the "
-            f"experiment of this name: they differ in {shown(differences)}"
+            f"experiment of this name, {shown(sample)}"
         )
 
 
@@ -222,26 +181,34 @@ def _agrees(stated: Any, expected: Any) -> bool:
         return stated.keys() <= expected.keys() and all(
             _agrees(part, expected[key]) for key, part in stated.items()
         )
-    if isinstance(stated, list) and isinstance(expected, list):
-        return len(stated) == len(expected) and all(map(_agrees, stated, expected))
     return stated == expected
 
 
-def verify(record: Mapping[str, Any], sample: Job) -> list[Check]:
+def verify(record: Mapping[str, Any], sample: Job) -> pandas.DataFrame:
     """Repeat a record's sample, and hold each of its metrics against the record.
 
     What runs is `sample`, `Experiment.sample` of the record's name; if the record
-    states another, or a metric that it does not return, it is a RecordError.
+    states another, or a metric that it does not return, it is a RecordError. Columns
+    metric, recorded, tolerance, repeated, inside (the two differ by the tolerance at
+    most, or neither is a number).
 
     >>> job = {"call": "json:loads", "settings": {"s": "[2.0]"}}
     >>> record = {"sample": {**job, "metrics": {"0": 2.1}, "tolerance": {"0": 0.2}}}
-    >>> verify(record, Job(**job))[0].inside
-    True
+    >>> verify(record, Job(**job))["inside"].tolist()
+    [True]
     """
     check_sample(record, sample)
     result = form.plain(sample.run(), "record.sample.metrics")
     stated = record["sample"]
-    return [
-        Check(metric, recorded, lookup(result, metric), stated["tolerance"][metric])
-        for metric, recorded in stated["metrics"].items()
-    ]
+    columns = {"recorded": stated["metrics"], "tolerance": stated["tolerance"]}
+    table = pandas.DataFrame(columns, dtype=float).rename_axis("metric").reset_index()
+    repeated = [lookup(result, metric) for metric in table["metric"]]
+    table["repeated"] = np.array(repeated, dtype=float)
+    inside = np.isclose(
+        table["repeated"],
+        table["recorded"],
+        rtol=1e-12,
+        atol=table["tolerance"],
+        equal_nan=True,
+    )
+    return table.assign(inside=inside)

@@ -7,15 +7,13 @@ deviation of n - 1 degrees of freedom.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import pandas
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-
-from flatnb._checks import sequence, shown
 
 LEVEL = 0.05  # of a test: p, adjusted by `holm`, below it is significant
 
@@ -31,18 +29,11 @@ def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64
     >>> f"{mean:.1f} ± {half:.2f}"
     '2.0 ± 2.48'
     """
-    try:
-        array = np.asarray(values, dtype=np.float64)
-        n = len(array)
-    except (TypeError, ValueError):
-        allowed = "numbers of shape (n, ...), one entry per repetition"
-        raise ValueError(f"values={shown(values)}; allowed: {allowed}") from None
-    nothing = np.full(array.shape[1:], np.nan)[()]
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = array.mean(0) if n else nothing
-        if n < 2:
-            return mean, nothing
-        return mean, stats.t.ppf(0.975, n - 1) * array.std(0, ddof=1) / math.sqrt(n)
+    array = np.asarray(values, dtype=np.float64)
+    n = len(array)
+    with warnings.catch_warnings(action="ignore"):  # of n < 2, and of infinities
+        half = stats.t.ppf(0.975, n - 1) * array.std(0, ddof=1) / math.sqrt(n)
+        return array.mean(0), half
 
 
 def summary(values: pandas.Series) -> tuple[float, float, int]:
@@ -56,26 +47,21 @@ def summary(values: pandas.Series) -> tuple[float, float, int]:
     return float(mean), float(half), len(present)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Holm's adjusted p-values: max over j <= i of min(1, (k - j + 1) p_(j)), k tests.
 
     With them the chance of any false rejection stays below the level. NaN stays NaN and
     counts as no test. Source: S. Holm, "A simple sequentially rejective multiple test
     procedure", Scandinavian Journal of Statistics 6 (1979).
 
-    >>> holm([0.5, 0.125, 0.25])
+    >>> holm([0.5, 0.125, 0.25]).tolist()
     [0.5, 0.375, 0.5]
     """
-    allowed = "numbers in [0, 1], or nan"
-    p_values = [float(p) for p in sequence("p_values", p_values, (int, float), allowed)]
-    for p in p_values:
-        if not (0 <= p <= 1 or math.isnan(p)):
-            raise ValueError(f"p_values has {p}; allowed: {allowed}")
-    tests = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
-    adjusted, highest = [math.nan] * len(p_values), 0.0
-    for rank, (p, i) in enumerate(tests):
-        highest = max(highest, min(1.0, (len(tests) - rank) * p))
-        adjusted[i] = highest
+    p = np.asarray(p_values, dtype=np.float64)
+    order = p.argsort()  # NaN last
+    factors = np.count_nonzero(~np.isnan(p)) - np.arange(len(p))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate((factors * p[order]).clip(max=1))
     return adjusted
 
 
@@ -108,24 +94,21 @@ def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Corr
     n = table.shape[1]
     ranks = stats.rankdata(table, axis=1) - (n + 1) / 2
     products = ranks @ ranks.T
-    if n < 3 or not products.diagonal().all():
-        return Correlation(math.nan, math.nan, math.nan, n)
     squares = products.diagonal()
-    r = (products / np.sqrt(np.outer(squares, squares))).clip(-1, 1)
-    value = float(r[0, 1])
-    if given is not None:
-        remainder = (1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)
-        if remainder < 1e-12:
-            return Correlation(math.nan, math.nan, math.nan, n)
-        value = float((value - r[0, 2] * r[1, 2]) / math.sqrt(remainder))
+    value = math.nan
+    if n >= 3 and squares.all():
+        r = (products / np.sqrt(np.outer(squares, squares))).clip(-1, 1)
+        value = float(r[0, 1])
+        if given is not None:
+            remainder = (1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)
+            value -= float(r[0, 2] * r[1, 2])
+            value = value / math.sqrt(remainder) if remainder >= 1e-12 else math.nan
     pairs = n - (given is not None)
-    if pairs < 4:
-        return Correlation(value, math.nan, math.nan, n)
-    if abs(value) >= 1:
-        return Correlation(value, value, value, n)
-    half = 1.959963984540054 * math.sqrt(1.06 / (pairs - 3))
-    center = math.atanh(value)
-    return Correlation(value, math.tanh(center - half), math.tanh(center + half), n)
+    variance = 1.06 / (pairs - 3) if pairs > 3 else math.nan
+    margin = stats.norm.ppf(0.975) * math.sqrt(variance) * np.array([-1, 1])
+    with np.errstate(divide="ignore"):  # where the value is 1
+        low, high = np.tanh(np.arctanh(value) + margin).tolist()
+    return Correlation(value, low, high, n)
 
 
 def correlations(

@@ -73,7 +73,7 @@ def test_numbers_that_agree_to_the_digits_typed(before: str, path: str) -> None:
         (marked("two", "passes"), "no number stands directly before"),
         (marked("2", "method"), "leads to 'SAM', not to a number"),
         (marked("2", "final.test_accuracy.2.1"), "leads to None, not to a number"),
-        (marked("2", "gone"), "no 'gone' at the top"),
+        (marked("2", "gone"), "no 'gone' in gone"),
         (marked("2", "passes", "other"), "no record other"),
         (f"2<!--record: {NAME}:passes-->", "not of the form"),
         (f"2<!-- record {NAME}:passes -->", "not of the form"),

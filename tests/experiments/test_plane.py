@@ -1,4 +1,5 @@
 import functools
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from flatnb.curvature import FLATNESS, ensemble_flatness
 from flatnb.experiments import EXPERIMENTS, plane, runner
 from flatnb.experiments.plane import NARROW
 from flatnb.experiments.tuning import ADAM, METHODS
-from flatnb.results import records
+from flatnb.results import form, records
 
 TINY = replace(
     NARROW,
@@ -103,7 +104,7 @@ def test_a_setting_does_not_depend_on_what_trains_beside_it(method):
 def test_verifying_repeats_the_sample():
     one, record = made("Flooding", replace(TINY, tuned=False))
     checks = records.verify(record, one.sample)
-    assert checks and all(check.inside for check in checks)
+    assert len(checks) and checks["inside"].all()
 
 
 @pytest.mark.parametrize(("method", "epochs"), [("SAM", 5), ("AdaFlood", 2)])
@@ -118,7 +119,7 @@ def test_adaflood_says_what_its_auxiliary_nets_cost():
     one, record = made("AdaFlood", replace(TINY, tuned=False))
     assert record["passes"] == 5
     assert "5 auxiliary nets per seed" in record["task"]["note"]
-    assert all(check.inside for check in records.verify(record, one.sample))
+    assert records.verify(record, one.sample)["inside"].all()
 
 
 def test_experiments_have_names_of_their_own_and_the_most_valuable_come_first():
@@ -128,6 +129,6 @@ def test_experiments_have_names_of_their_own_and_the_most_valuable_come_first():
         one.cost.value for one in EXPERIMENTS
     )
     for one in EXPERIMENTS:
-        records.path_of(one.name)
+        assert re.fullmatch(form.schema()["properties"]["name"]["pattern"], one.name)
         for job in one.jobs():
             assert job.key

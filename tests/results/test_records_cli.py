@@ -368,5 +368,6 @@ def test_all_samples_of_the_book_are_those_of_their_experiments(
     monkeypatch.delenv("FLATNB_RECORDS")
     made = {one.name: one.sample for one in EXPERIMENTS}
     for name in records.names():
-        record = json.loads(records.path_of(name).read_text(encoding="utf-8"))
+        path = records.root() / f"{name}.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
         records.check_sample(record, made[name])

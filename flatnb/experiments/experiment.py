@@ -115,7 +115,7 @@ class Experiment:
         accuracies = [column("val_accuracy", seed) for seed in seeds]
         losses = [column("val_loss", seed) for seed in seeds]
         name = [*self.settings[0], "lr"][1]  # the first, but for the rate
-        sizes: Curve = [-setting[name] for setting in self.settings]
+        sizes: Curve = [-setting[name] for setting in self.settings[: self.budget]]
         return {
             **stated,
             "split": "val",

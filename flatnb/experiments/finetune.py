@@ -94,12 +94,12 @@ def train_one(
     method: str,
     setting: Setting,
     seed: int,
-    resume: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> Value:
     """Fine-tune once, or go on from a checkpoint: `runner.train_net`."""
     stated = FineTuning(**{**task, "source": Images(**task["source"])})
     net, data, _ = start(stated, seed)
     net = renewed(net, len(data.classes), seed)
     decay = stated.source.weight_decay
-    training = Training(stated.epochs, stated.every, seed, decay, checkpoint=resume)
+    training = Training(stated.epochs, stated.every, seed, decay, checkpoint=checkpoint)
     return train_net(net, data, METHODS[method], setting, training)

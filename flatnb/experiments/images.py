@@ -227,7 +227,6 @@ def train_perceptrons(
         )
 
     first, *following = [train(seed) for seed in seeds]
-    runner.clear(checkpoint)
     for kind, value in itertools.product(("metrics", "flatness"), following):
         for name, table in first[kind].items():
             for row, column in zip(table, value[kind][name], strict=True):
@@ -241,14 +240,14 @@ def train_one(
     method: str,
     setting: Setting,
     seed: int,
-    resume: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> Value:
     """Train a task's net once, or go on from a checkpoint: `runner.train_net`."""
     stated = Images(**task)
     data = load(stated, seed)
     torch.manual_seed(seed)
     net, decay = make_net(stated, data), stated.weight_decay
-    training = Training(stated.epochs, stated.every, seed, decay, checkpoint=resume)
+    training = Training(stated.epochs, stated.every, seed, decay, checkpoint=checkpoint)
     return runner.train_net(net, data, METHODS[method], setting, training)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from flatnb import models
 from flatnb.data import Data, plane, stack
 from flatnb.experiments.experiment import Cost, Experiment
-from flatnb.experiments.runner import Training, Value, clear, train_members
+from flatnb.experiments.runner import Training, Value, train_members
 from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
@@ -101,7 +101,7 @@ def train(
     def examples(seed: int) -> Data:
         return plane(data, noise=noise, n_test=n_test, seed=seed)
 
-    value = train_members(
+    return train_members(
         lambda: models.mlp(2, width, 4, 2),
         lambda seeds: stack([examples(seed) for seed in seeds]),
         METHODS[method],
@@ -109,8 +109,6 @@ def train(
         seeds,
         Training(epochs, every, 0, optimizer=ADAM, cosine=False, checkpoint=checkpoint),
     )
-    clear(checkpoint)
-    return value
 
 
 def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:

@@ -19,6 +19,7 @@ from flatnb.ensemble import Ensemble, groups
 from flatnb.experiments.tuning import METHODS, SGD, Optimizer, Setting, Tuned
 from flatnb.methods import held_out_losses
 from flatnb.metrics import cross_entropy
+from flatnb.results import form
 from flatnb.results.sweep import Job
 from flatnb.train import Run, fit
 
@@ -84,49 +85,25 @@ class Training:
         return run, model if average is None else average.module
 
 
-def training_file(checkpoint: Path | None, name: str) -> Path | None:
-    """The checkpoint of one training, next to the file that a sweep gives the job.
-
-    >>> training_file(Path("key.pt"), "seed-0").name
-    'key.seed-0.pt'
-    """
-    if checkpoint is None:
-        return None
-    key = checkpoint.name.partition(".")[0]
-    return checkpoint.with_name(f"{key}.{name}.pt")
-
-
-def clear(checkpoint: Path | None) -> None:
-    """Remove the checkpoints of all trainings of a job that is finished."""
-    if checkpoint is not None:
-        for file in checkpoint.parent.glob(f"{checkpoint.stem}.*.pt"):
-            file.unlink(missing_ok=True)
-
-
 def device() -> torch.device:
     """The device that the experiments train on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def result(epochs: Sequence[int], metrics: Mapping[str, Any], **tables: Any) -> Value:
-    """What a job returns: tables, and the threads and the device that it used."""
+    """What a job returns: tables as a record has them, to 6 digits and None where there
+    is no number; and the threads and the device that it used.
+
+    >>> result([0], {"test_loss": torch.tensor([[[1 / 3]]])})["metrics"]
+    {'test_loss': [[[0.333333]]]}
+    """
     cuda = torch.cuda.is_available()
     return {
         "epochs": list(epochs),
-        "metrics": metrics,
-        **tables,
+        **form.plain({"metrics": metrics, **tables}, "record.final"),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
     }
-
-
-def numbers(values: Sequence[float]) -> Curve:
-    """To 6 significant digits; None where there is no number.
-
-    >>> numbers([0.12345678, float("nan")])
-    [0.123457, None]
-    """
-    return [float(f"{v:.6g}") if math.isfinite(v) else None for v in values]
 
 
 def _history(run: Run, metric: str) -> list[Any]:
@@ -154,6 +131,7 @@ def train_members(
     members = list(itertools.product(settings, seeds))
     rows: dict[str, list[Any]] = {name: [] for name in (*METRICS, *FLATNESS)}
     epochs: list[int] = []
+    checkpoint = training.checkpoint
     losses = None
     if method.auxiliary:
         examples = data(seeds).to(device())
@@ -163,7 +141,7 @@ def train_members(
     for k, part in enumerate(groups(make_model(), len(members), **limit)):
         tried, drawn = zip(*(members[i] for i in part), strict=True)
         examples = data(drawn).to(device())
-        file = training_file(training.checkpoint, f"{training.seed}-{k}")
+        file = checkpoint and checkpoint.with_suffix(f".{training.seed}-{k}.pt")
         run, net = replace(training, checkpoint=file).run(
             Ensemble(make_model, len(part), drawn),
             examples,
@@ -173,9 +151,9 @@ def train_members(
         )
         epochs = [entry["epoch"] for entry in run.history]
         for metric in METRICS:
-            rows[metric] += map(numbers, zip(*_history(run, metric), strict=True))
+            rows[metric] += zip(*_history(run, metric), strict=True)
         for measure, values in _flatness(net, examples).items():
-            rows[measure] += numbers(values.tolist())
+            rows[measure] += values.tolist()
     starts = range(0, len(members), len(seeds))
     tables = {n: [row[i : i + len(seeds)] for i in starts] for n, row in rows.items()}
     metrics = {name: tables[name] for name in METRICS}
@@ -235,7 +213,7 @@ def train_net(
         model.load_state_dict(net.state_dict())
     last = training.epochs
     epochs = [e for e in range(last + 1) if e % training.every == 0 or e == last]
-    curves = {metric: numbers(_history(run, metric)) for metric in METRICS}
+    curves = {metric: _history(run, metric) for metric in METRICS}
     if run.stopped is not None:
         curves = dict.fromkeys(METRICS, [None] * len(epochs))
     return result(epochs, {metric: [[curve]] for metric, curve in curves.items()})
@@ -258,16 +236,15 @@ def tune(
     setting ended with under the tuning seed.
     """
 
-    def run(setting: Setting, seed: int, name: str) -> Value:
-        arguments = {"task": task, "method": method, "setting": setting, "seed": seed}
-        resume = training_file(checkpoint, name)
-        return Job(train, {**arguments, "resume": resume}).run()
+    def run(index: int, seed: int) -> Value:
+        given = {"task": task, "method": method, "setting": settings[index]}
+        file = checkpoint and checkpoint.with_suffix(f".{index}-{seed}.pt")
+        return Job(train, {**given, "seed": seed}).run(file)
 
-    tried = [run(s, TUNING_SEED, f"tuning-{i}") for i, s in enumerate(settings)]
+    tried = [run(index, TUNING_SEED) for index in range(len(settings))]
     ends = {m: [value["metrics"][m][0][0][-1] for value in tried] for m in METRICS}
     chosen = choose(ends["val_accuracy"], ends["val_loss"])
-    runs = [run(settings[chosen], seed, f"seed-{seed}") for seed in seeds]
-    clear(checkpoint)
+    runs = [run(chosen, seed) for seed in seeds]
     epochs = runs[0]["epochs"]
     unused: list[Curve] = [[None] * len(epochs)] * len(seeds)
     metrics = {metric: [unused] * len(settings) for metric in METRICS}
@@ -284,11 +261,8 @@ def choose(accuracies: Curve, penalties: Curve) -> int:
     >>> choose([0.8, 0.9, 0.9, 1.0], [0.1, 0.3, 0.2, None])
     2
     """
-
-    def rank(i: int) -> tuple[float, float]:
-        accuracy, penalty = accuracies[i], penalties[i]
-        if accuracy is None or penalty is None:
-            return -math.inf, -math.inf
-        return accuracy, -penalty
-
-    return max(range(len(accuracies)), key=rank)
+    ranks = [(-math.inf, 0.0)] * len(accuracies)
+    for i, (accuracy, penalty) in enumerate(zip(accuracies, penalties, strict=True)):
+        if accuracy is not None and penalty is not None:
+            ranks[i] = (accuracy, -penalty)
+    return ranks.index(max(ranks))

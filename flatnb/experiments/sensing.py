@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from flatnb.data import sensing
 from flatnb.experiments.experiment import Cost, Experiment
-from flatnb.experiments.runner import Curve, Value, device, numbers, result
+from flatnb.experiments.runner import Value, device, result
 from flatnb.results.sweep import Job
 
 SIZES = {"d": 100, "rank": 5, "m": 2500, "epochs": 3000}  # the published ones
@@ -41,16 +43,15 @@ def train(
     >>> train(rules=RULES["GD"], seeds=[0], epochs=4, every=2, **sizes)["epochs"]
     [0, 2, 4]
     """
-    metrics: dict[str, list[list[Curve]]] = {
-        name: [[] for _ in rules] for name in METRICS
-    }
     chosen = [sensing.Rule(**rule) for rule in rules]
+    runs = []
     for seed in seeds:
         problem = sensing.problem(d, rank, m, seed=seed, device=device())
         run = sensing.descend(problem, chosen, epochs=epochs, seed=seed, every=every)
-        for name, table in metrics.items():
-            for row, curve in zip(table, run[name], strict=True):
-                row.append(numbers(curve.tolist()))
+        runs.append(run)
+    metrics = {
+        name: torch.stack([run[name] for run in runs], dim=1) for name in METRICS
+    }
     return result(run["epochs"].tolist(), metrics)
 
 

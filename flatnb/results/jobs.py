@@ -1,8 +1,8 @@
 """One job of a sweep, and its result; the functions are for `sweep`.
 
 `<folder>/<key>.json` is the result of a job. Next to it there can be `<key>.lock`,
-locked while the job runs, `.<key>.json.*.part`, a result being written, and `<key>.pt`,
-the job's checkpoint. All may be deleted when no sweep runs.
+locked while the job runs, `.<key>.json.*.part`, a result being written, and `<key>*.pt`,
+the job's checkpoints. All may be deleted when no sweep runs.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def work(
             compute(job, folder)
         result = read(folder, job)
         if result is not None and result.error is None:
-            (folder / f"{job.key}.pt").unlink(missing_ok=True)
+            for checkpoint in folder.glob(f"{job.key}*.pt"):
+                checkpoint.unlink(missing_ok=True)
         Path(lock.lock_file).unlink(missing_ok=True)  # later holders see the result
         return result
     finally:

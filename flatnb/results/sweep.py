@@ -47,10 +47,10 @@ def run(
     """Run what has no result in `folder` yet; return all results, in the jobs' order.
 
     A job that raises, or whose process dies, is kept with its error and does not stop
-    the others. A function with a parameter `checkpoint` is given a path there: it may
-    save its state in that file and goes on from it when it finds one; once there is a
-    value, the file is removed. A process of a job has no input, and what it leaves
-    running ends with it.
+    the others. A function with a parameter `checkpoint` is given a path there,
+    `<key>.pt`: it may save its state in that file, or in several `<key>*.pt`, and go on
+    from them; once there is a value, they are removed. A process of a job has no input,
+    and what it leaves running ends with it.
 
     Args:
         folder: made if it is not there; workers elsewhere must see it at the same path.

@@ -62,6 +62,7 @@ def resumable(upto: int, stop: int, checkpoint: Path) -> dict[str, Any]:
     start = int(checkpoint.read_text()) if checkpoint.exists() else 0
     for step in range(start, upto):
         checkpoint.write_text(str(step + 1))
+        checkpoint.with_suffix(".other.pt").touch()
         if step + 1 == stop and start == 0:
             raise InterruptedError(f"at {stop}")
     return {"start": start, "count": upto}

@@ -11,10 +11,7 @@ import contextlib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
 def shown(value: object) -> str:
@@ -87,14 +84,3 @@ def sequence(name: str, value: Any, kind: Any, allowed: str) -> list[Any]:
         if not isinstance(entry, kind):
             raise TypeError(f"{name} has {shown(entry)}; allowed: {allowed}")
     return entries
-
-
-def place(value: Any, name: str = "device") -> torch.device:
-    """A device."""
-    import torch
-
-    if isinstance(value, str | torch.device):
-        with contextlib.suppress(RuntimeError):
-            return torch.device(value)
-    allowed = "a device such as 'cpu' or 'cuda:0'"
-    raise ValueError(f"{name}={shown(value)}; allowed: {allowed}")

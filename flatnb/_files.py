@@ -11,20 +11,16 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write to, which becomes `path` once it is on the disk.
+    """A file to write to, UTF-8 text or "wb", which becomes `path` once it is on the disk.
 
     No reader and no crash sees half a file, and an error leaves `path` as it was. It is
     written under a random hidden name in the same folder, so it follows no link and
-    meets no other writer. What a killed writer leaves is removed by `sweep_up`. The
-    mode is "w", UTF-8 text, or "wb".
+    meets no other writer. What a killed writer leaves is removed by `sweep_up`.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     encoding = None if "b" in mode else "utf-8"
-    try:  # "x" creates the file or fails: it never opens an existing one
-        file = part.open(mode.replace("w", "x"), encoding=encoding)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        reason = f"there is no folder {path.parent}; make it, or give another path"
-        raise type(error)(error.errno, reason, str(path)) from None
+    # "x" creates the file or fails: it never opens an existing one.
+    file = part.open(mode.replace("w", "x"), encoding=encoding)
     try:
         with file:
             yield file

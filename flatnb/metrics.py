@@ -7,13 +7,12 @@ put back. All values have the shape (), or (members,) for an `Ensemble`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flatnb._checks import instance
 from flatnb._nets import in_mode, unwrap
 from flatnb._nets import members as members_of
 from flatnb._tensors import l2_norm, wide
@@ -37,8 +36,6 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     >>> cross_entropy(torch.zeros(5, 8, 2), torch.zeros(8, dtype=torch.long)).shape
     torch.Size([5, 8])
     """
-    instance("logits", logits, Tensor, "a tensor (..., n, classes)")
-    instance("y", y, Tensor, "a tensor of class indices, (n,) or (..., n)")
     if logits.dim() < 2 or y.shape not in (logits.shape[:-1], logits.shape[-2:-1]):
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} with y of shape {tuple(y.shape)}; "
@@ -68,7 +65,7 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
     >>> sorted(evaluate(nn.Linear(2, 2), plane("spiral", n_test=100).test))
     ['accuracy', 'ece', 'loss']
     """
-    net = _checked_net(model, split)
+    net = unwrap(model)
     losses, correct, gaps = [], [], []
     with in_mode(net, training=False):
         for part in _parts(net, split):
@@ -95,33 +92,16 @@ def gradient_norm(model: nn.Module, split: Split) -> Tensor:
     >>> bool(gradient_norm(nn.Linear(2, 2), plane("spiral", n_test=100).test) > 0)
     True
     """
-    net = _checked_net(model, split)
+    net = unwrap(model)
     split = split[:_GRADIENT_EXAMPLES]
     params = [p for p in net.parameters() if p.requires_grad]
     sums = [torch.zeros_like(p) for p in params]
     with in_mode(net, training=False):
         for part in _parts(net, split, share=4):
             loss = cross_entropy(net(part.x), part.y).sum() / len(split)
-            grads = torch.autograd.grad(loss, params, allow_unused=True)
-            for total, grad in zip(sums, grads, strict=True):
-                if grad is not None:
-                    total += grad
+            grads = torch.autograd.grad(loss, params, materialize_grads=True)
+            torch._foreach_add_(sums, grads)
     return l2_norm(sums, members_of(net))
-
-
-def check_net(model: Any) -> None:
-    """Raise unless `model` is a net with parameters."""
-    instance("model", model, nn.Module, "a torch.nn.Module")
-    if next(iter(model.parameters()), None) is None:
-        raise ValueError("model has no parameters; allowed: a net with at least one")
-
-
-def _checked_net(model: Any, split: Any) -> nn.Module:
-    from flatnb.data import Split
-
-    check_net(model)
-    instance("split", split, Split, "a flatnb.data.Split")
-    return unwrap(model)
 
 
 def _gaps(log_p: Tensor, correct: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from flatnb._nets import members as members_of
 from flatnb._tensors import l2_norm, present
 from flatnb.checkpoint import Checkpoint
 from flatnb.methods import Method
-from flatnb.metrics import check_net, cross_entropy, evaluate, gradient_norm
+from flatnb.metrics import cross_entropy, evaluate, gradient_norm
 
 if TYPE_CHECKING:
     import pandas
@@ -292,7 +292,7 @@ def _identity(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:
 def _check(model: Any, data: Any, callbacks: Any, parts: Mapping[str, Any]) -> None:
     from flatnb.data import Data
 
-    check_net(model)
+    instance("model", model, nn.Module, "a torch.nn.Module")
     if distributed(model) is not None:
         raise ValueError(
             "model is DistributedDataParallel; allowed: a net in one process. For "

@@ -19,7 +19,7 @@ from test_records import NAME, example
 from torch import nn
 
 import flatnb
-from flatnb import metrics, models
+from flatnb import models
 from flatnb.data import Data, Split, images, plane, sensing, stack
 from flatnb.results import compare, records, sweep
 
@@ -126,21 +126,6 @@ CASES: dict[
         },
         {"every": "None huge longest", "callbacks": "list"},
     ),
-    "evaluate": (
-        metrics.evaluate,
-        lambda: {"model": net(), "split": points().test},
-        {},
-    ),
-    "gradient_norm": (
-        metrics.gradient_norm,
-        lambda: {"model": net(), "split": points().test},
-        {},
-    ),
-    "cross_entropy": (
-        metrics.cross_entropy,
-        lambda: {"logits": torch.zeros(4, 2), "y": torch.zeros(4, dtype=torch.long)},
-        {},
-    ),
     "plane": (
         plane,
         lambda: {
@@ -164,12 +149,10 @@ CASES: dict[
             "label_noise": 0.0,
             "seed": 0,
             "batch_size": 64,
-            "augment": (),
             "size": None,
         },
         {
             "folder": "None",
-            "augment": "list",
             "size": "None",
             "val_fraction": "half",
             "n_train": "None",
@@ -183,26 +166,17 @@ CASES: dict[
         {"x": "tensor"},
     ),
     "Data": (
-        Data,
+        functools.partial(Data, name="a", classes=("a", "b")),
         lambda: {
-            "name": "a",
             **{p: getattr(points(), p) for p in ("train", "val", "test")},
-            "classes": ("a", "b"),
             "batch_size": 2,
-            "augment": (),
         },
-        {
-            "name": "text no_text nul",
-            "augment": "list",
-            "batch_size": "huge longest",
-        },
+        {"batch_size": "huge longest"},
     ),
-    "Split.to": (points().test.to, lambda: {"device": "cpu"}, {}),
-    "Data.to": (points().to, lambda: {"device": "cpu"}, {}),
     "Data.batches": (
         lambda generator: list(points().batches(generator)),
         lambda: {"generator": torch.Generator()},
-        {},
+        {"generator": "None"},
     ),
     "stack": (stack, lambda: {"parts": [points(), points()]}, {}),
     "problem": (

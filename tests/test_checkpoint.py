@@ -135,18 +135,6 @@ def test_an_error_leaves_the_file_as_it_was_and_no_other_file(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("folder", ["gone", "file"])
-def test_a_missing_folder_is_named(folder, tmp_path):
-    (tmp_path / "file").touch()
-    path = tmp_path / folder / "a.json"
-    with (
-        pytest.raises(OSError, match="there is no folder") as error,
-        _files.whole(path),
-    ):
-        pass
-    assert error.value.filename == str(path)
-
-
 def test_what_killed_writers_left_is_swept_up(tmp_path):
     for name in (
         ".a[1].json.12.part",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatnb._checks import function, instance, integer, place, sequence, shown
+from flatnb._checks import instance, integer, sequence, shown
 
 SPLITS = ("train", "val", "test")
 
@@ -25,9 +25,6 @@ class Split:
     Attributes:
         x: floating point, (n, ...); or (members, n, ...), one set per member.
         y: class indices, int64, (n,); or (members, n).
-
-    Raises:
-        TypeError, ValueError: other types, no example, or shapes that do not fit.
     """
 
     x: Tensor
@@ -62,8 +59,7 @@ class Split:
         return self.y.shape[0] if self.y.dim() == 2 else None
 
     def to(self, device: torch.device | str) -> Split:
-        """The same split on `device`; no tensor is copied that is there already."""
-        device = place(device)
+        """The same split on `device`."""
         return Split(self.x.to(device), self.y.to(device))
 
 
@@ -81,12 +77,12 @@ class Data:
         val: what hyperparameters are chosen by; `test` is what is reported.
         classes: the names of classes 0, 1, ...
         batch_size: examples per batch, for each member.
-        augment: called in turn as augment(x, generator) on each training batch x
-            (n, ...), with a CPU generator; see `flatnb.data.augment`.
+        augment: called in turn as augment(x, generator) on each training batch x, (n,
+            ...); see `flatnb.data.augment`.
 
     Raises:
         TypeError, ValueError: splits that do not fit together, labels outside the
-            classes, or another batch size than 1 for a single training example.
+            classes.
     """
 
     name: str
@@ -98,32 +94,20 @@ class Data:
     augment: Sequence[Callable[[Tensor, torch.Generator], Tensor]] = ()
 
     def __post_init__(self) -> None:
-        instance("name", self.name, str, "text")
-        sequence("classes", self.classes, str, "names of the classes")
-        allowed = "a list of functions (x, generator) -> x"
-        steps = sequence("augment", self.augment, object, allowed)
-        for step in steps:
-            function("augment", step, allowed)
-        object.__setattr__(self, "augment", tuple(steps))
+        integer("batch_size", self.batch_size)
         for name in SPLITS:
             split = instance(name, getattr(self, name), Split, "a Split")
-            self._check_split(name, split)
-        size = integer("batch_size", self.batch_size)
-        if len(self.train) == 1 and size > 1:
-            raise ValueError(f"batch_size={size}; allowed for one training example: 1")
-
-    def _check_split(self, name: str, split: Split) -> None:
-        shape, expected = split.x.shape, self.train.x.shape
-        axes = split.y.dim()
-        if split.members != self.members or shape[axes:] != expected[axes:]:
-            raise ValueError(
-                f"{name}.x.shape={tuple(shape)}; allowed: that of train, "
-                f"{tuple(expected)}, but for the number of examples"
-            )
-        low, high = int(split.y.min()), int(split.y.max())
-        if low < 0 or high >= len(self.classes):
-            allowed = f"in [0, {len(self.classes)}), the number of classes"
-            raise ValueError(f"{name}.y is in [{low}, {high}]; allowed: {allowed}")
+            shape, expected = split.x.shape, self.train.x.shape
+            axes = split.y.dim()
+            if split.members != self.members or shape[axes:] != expected[axes:]:
+                raise ValueError(
+                    f"{name}.x.shape={tuple(shape)}; allowed: that of train, "
+                    f"{tuple(expected)}, but for the number of examples"
+                )
+            low, high = int(split.y.min()), int(split.y.max())
+            if low < 0 or high >= len(self.classes):
+                allowed = f"in [0, {len(self.classes)}), the number of classes"
+                raise ValueError(f"{name}.y is in [{low}, {high}]; allowed: {allowed}")
 
     @property
     def members(self) -> int | None:
@@ -144,10 +128,10 @@ class Data:
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of (x, y), shuffled by `generator` and augmented.
 
-        The last batch may be short. A single example that is left over is not used in
-        this epoch, because BatchNorm cannot train on one. The generator is on the CPU,
-        so that an epoch is the same on every device. All members see the same
-        permutation and the same draws of the augmentation.
+        The last batch may be short; a single example that is left over is not used,
+        because BatchNorm cannot train on one. The generator is on the CPU, so that an
+        epoch is the same on every device. All members see the same permutation and the
+        same draws of the augmentation.
         """
         return ((x, y) for _, x, y in self.index_batches(generator))
 
@@ -155,7 +139,6 @@ class Data:
         self, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """As `batches`, with the indices of the examples, int64 (n,): (index, x, y)."""
-        instance("generator", generator, torch.Generator, "torch.Generator()")
         x, y = self.train.x, self.train.y
         axis = y.dim() - 1
         order = torch.randperm(len(self.train), generator=generator).to(y.device)
@@ -186,8 +169,7 @@ def stack(parts: Sequence[Data]) -> Data:
     torch.Size([3, 100, 2])
 
     Raises:
-        ValueError, RuntimeError: no parts, one with a member axis, or parts that differ
-            in classes, batch size, augmentation or sizes.
+        ValueError, RuntimeError: no parts, one with a member axis, or parts that differ.
     """
     parts = sequence("parts", parts, Data, "a list of Data")
     shared = [(part.classes, part.batch_size, part.augment) for part in parts]

@@ -86,7 +86,7 @@ def test_label_noise_redraws_its_share_of_training_labels_over_all_classes() -> 
 def test_options_reach_the_data() -> None:
     flip = augment.RandomFlip()
     made = data.images("digits", val_fraction=0.5, batch_size=7, augment=[flip])
-    assert (made.name, made.batch_size, made.augment) == ("digits", 7, (flip,))
+    assert (made.name, made.batch_size, made.augment) == ("digits", 7, [flip])
     assert (len(made.train), len(made.val)) == (718, 719)
 
 

@@ -4,15 +4,15 @@ A measure takes net, loss and batches, or an operator of them such as `HessianOp
 
 The largest eigenvalues: `top_eigenvalues`; all of them, roughly: `spectral_density`.
 Their sum: `trace`, or `gauss_newton_trace`, which is exact and cheaper for nets of
-ReLUs. How much the loss rises nearby: `sam_sharpness`, `worst_sharpness` and
-`average_sharpness`; to draw it: `line` and `plane`. Flatness that rescaling a layer does
+ReLUs. How much the loss rises nearby: `worst_sharpness` and
+`average_sharpness`; to draw it: `line`. Flatness that rescaling a layer does
 not change: `relative_flatness`. Every net of an ensemble: `ensemble_flatness`.
 """
 
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
 from flatnb.curvature.ensemble import FLATNESS, EnsembleFlatness, ensemble_flatness
 from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
-from flatnb.curvature.landscape import filter_normalized, line, plane, random_direction
+from flatnb.curvature.landscape import line, random_direction
 from flatnb.curvature.objective import Objective
 from flatnb.curvature.operator import GaussNewtonOperator, HessianOperator
 from flatnb.curvature.relative_flatness import (
@@ -23,7 +23,6 @@ from flatnb.curvature.result import Estimate
 from flatnb.curvature.sharpness import (
     Sharpness,
     average_sharpness,
-    sam_sharpness,
     worst_sharpness,
 )
 from flatnb.curvature.spectral_density import SpectralDensity, spectral_density
@@ -33,9 +32,9 @@ from flatnb.curvature.trace import trace
 __all__ = ["GaussNewtonOperator", "HessianOperator", "Objective"]
 __all__ += ["gauss_newton_trace", "spectral_density", "top_eigenvalues", "trace"]
 __all__ += ["relative_flatness", "relative_flatness_by_layer"]
-__all__ += ["average_sharpness", "sam_sharpness", "worst_sharpness"]
+__all__ += ["average_sharpness", "worst_sharpness"]
 __all__ += ["FLATNESS", "ensemble_flatness"]
-__all__ += ["filter_normalized", "line", "plane", "random_direction"]
+__all__ += ["line", "random_direction"]
 __all__ += [
     "Eigenpairs",
     "EnsembleFlatness",

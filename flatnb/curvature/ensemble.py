@@ -52,7 +52,7 @@ class EnsembleFlatness(Result):
             an eigenvalue lies this near, up to the rounding of a product.
         trace: tr H, exact.
         top_eigenvalue: the largest eigenvalue of H.
-        sharpness: `L(w + rho g / |g|) - L(w)`, rho = 0.05, see `sam_sharpness`.
+        sharpness: `L(w + rho g / |g|) - L(w)`, rho = 0.05, see `worst_sharpness`.
         adaptive_sharpness: the same with `rho w^2 g / ||w| g|`, rho = 0.5.
         relative_flatness: kappa of the last layer, see `relative_flatness`.
     """

@@ -56,27 +56,6 @@ def sam_step(
     ]
 
 
-def sam_sharpness(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Batches,
-    rho: float = 0.05,
-    *,
-    adaptive: bool = False,
-) -> Sharpness:
-    """L(w + eps) - L(w) after SAM's step, `eps = rho T^2 g / |T g|` (Foret 2021).
-
-    To first order `rho |T g|`; it vanishes where the gradient does, and then
-    `worst_sharpness` looks further. Costs a gradient and a loss.
-
-    >>> net = nn.Linear(1, 1, bias=False)
-    >>> data = [(torch.ones(1, 1), 1 + net(torch.ones(1, 1)).detach())]
-    >>> sam_sharpness(net, nn.functional.mse_loss, data, rho=1.0).summary()
-    '3 above a loss of 1'
-    """
-    return worst_sharpness(model, loss_fn, batches, rho, steps=1, adaptive=adaptive)
-
-
 def worst_sharpness(
     model: nn.Module,
     loss_fn: LossFunction,
@@ -88,10 +67,11 @@ def worst_sharpness(
 ) -> Sharpness:
     """max L(w + eps) - L(w) over `|eps / T| <= rho`, by ascent from SAM's step.
 
-    Further steps are SAM's with lengths falling from rho, and back into the ball; where
-    the gradient is zero the first is random. The highest loss on the way is returned: a
-    lower bound of the maximum, not below `sam_sharpness`, which this is with 1 step,
-    nor, with more, below 0. Costs `steps` gradients and a loss.
+    With 1 step it is the rise that SAM sees: `eps = rho T^2 g / |T g|` (Foret et al.
+    2021), and 0 where the gradient is. Further steps are SAM's with lengths falling
+    from rho, and back into the ball; where the gradient is zero the first is random.
+    The highest loss on the way, w included, is then a lower bound of the maximum.
+    Costs `steps` gradients and a loss.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> data = [(torch.ones(1, 1), net(torch.ones(1, 1)).detach())]

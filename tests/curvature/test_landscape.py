@@ -12,7 +12,6 @@ from flatnb.curvature import (
     HessianOperator,
     Objective,
     line,
-    plane,
     random_direction,
     top_eigenvalues,
 )
@@ -47,18 +46,6 @@ def test_filter_normalized_directions_follow_a_rescaling_of_the_net():
         space = Objective(model, case.loss, case.batches)
         slices.append(line(space, random_direction(space), [-0.5, 0.0, 0.5]))
     assert torch.allclose(*slices, rtol=1e-9)
-
-
-def test_a_plane_holds_the_losses_of_its_points(case: Case):
-    space = objective(case)
-    a, b = random_direction(space), random_direction(space, seed=1)
-    distances = [-0.1, 0.0, 0.2]
-    found = plane(space, a, b, distances)
-    assert found.shape == (3, 3)
-    for i, s in enumerate(distances):
-        for j, t in enumerate(distances):
-            exact = space.loss(space.vector + s * a + t * b)
-            assert float(found[i, j]) == pytest.approx(exact, rel=1e-12)
 
 
 def test_curvature_of_a_slice_along_an_eigenvector_is_the_eigenvalue():

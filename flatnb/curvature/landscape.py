@@ -3,9 +3,9 @@
 A random direction says nothing across nets whose weights differ in scale. Filter
 normalization gives every filter of the direction (a row of a weight, all that feeds one
 unit) the norm of the same filter of the net, and takes biases and normalization
-parameters out (Li et al. 2018). Other directions are `top_eigenvalues(operator).vectors`
-with `operator.objective`. Over a plane, loop over `objective.loss(w + a * d_1 + b * d_2)`
-with w = `objective.vector`.
+parameters out (Li et al. 2018). Other directions are the vectors of `top_eigenvalues`,
+with the operator's `objective`. Over a plane, loop over
+`objective.loss(w + a * d_1 + b * d_2)` with w = `objective.vector`.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def line(
     From a net to another: `line(start, end.vector - start.vector, distances)` with the
     `Objective` of each. Running statistics of BatchNorm stay those of `start`.
 
-    >>> net, data = torch.nn.Linear(1, 1, bias=False), [(torch.ones(1, 1), torch.ones(1, 1))]
+    >>> net, data = torch.nn.Linear(2, 1), [(torch.ones(1, 2), torch.ones(1, 1))]
     >>> objective = Objective(net, torch.nn.functional.mse_loss, data)
-    >>> line(objective, torch.ones(1), [-1, 0, 1]).shape
+    >>> line(objective, torch.ones(3), [-1, 0, 1]).shape
     torch.Size([3])
     """
     if direction.shape != (objective.size,):

@@ -12,7 +12,8 @@ rows, as in perceptrons, the chain rule gives
     kappa = sum_i |phi_i|^2 tr(W' A_i W).
 
 For logits of a softmax cross-entropy, A_i = (diag(p_i) - p_i p_i') / N makes this a
-closed form. Otherwise it takes a product of A with each column of a root R, R R' = W W'.
+closed form. Otherwise it takes a product of A with each column of a root R of
+W W' = R R'.
 """
 
 from __future__ import annotations

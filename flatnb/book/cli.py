@@ -9,7 +9,6 @@ import inspect
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -34,16 +33,8 @@ TRACES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit status."""
     arguments = _parser().parse_args(argv)
-    # A closed terminal or a stopped job must not leave kernels behind either; nohup
-    # ignores SIGHUP, and so do we then.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     try:
         return arguments.command(arguments)
-    except BrokenPipeError:  # the reader had enough: `flatnb records list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (UserError, records.RecordError, OSError) as error:
         print(f"flatnb: {error}", file=sys.stderr)
         return 2
@@ -238,7 +229,6 @@ def records_verify(arguments: Namespace) -> int:
 
 
 NOTEBOOKS: dict[str, Any] = {"type": Path, "metavar": "NOTEBOOK"}
-SECONDS = ", ".join(f"{name} {limit}" for name, limit in runner.TIMEOUTS.items())
 OPTIONS: dict[str, dict[str, Any]] = {
     "notebooks": {**NOTEBOOKS, "nargs": "+"},
     "[notebooks]": {**NOTEBOOKS, "nargs": "*", "help": "by default all"},
@@ -247,7 +237,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "url": {"metavar": "https://github.com/OWNER/NAME"},
     "-p": {"nargs": 2, "action": "append", "metavar": ("NAME", "VALUE")},
     "--profile": {"choices": PROFILES, "default": "laptop", "help": "how much to run"},
-    "--timeout": {"type": float, "help": f"seconds for one notebook ({SECONDS})"},
+    "--timeout": {"type": float, "help": "seconds for one cell"},
     "--branch": {"default": "main", "help": "a branch or tag"},
     "--workers": {"type": int, "metavar": "N", "help": "processes (by GPUs or cores)"},
     "--folder": {"type": Path, "help": "for the results of single runs"},

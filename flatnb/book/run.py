@@ -1,4 +1,4 @@
-"""Execute notebooks with papermill, each in a process of its own.
+"""Execute notebooks with papermill.
 
 A run is determined by its notebook, its parameters, the code of flatnb, the versions of
 packages and Python, the number of threads and the records that the notebook declares.
@@ -7,61 +7,30 @@ notebook's folder, as Jupyter's does. What only the book needs is imported in fu
 so that `flatnb records` works without it.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from flatnb._checks import shown
 from flatnb.results import provenance, records
 
 FAILED = ".failed.ipynb"  # suffix of the executed copy of a run that failed
-TIMEOUTS = {"smoke": 600, "laptop": 3600, "paper": 24 * 3600}  # seconds per notebook
 # Their versions can change a number or a figure.
 PACKAGES = (
     *("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn"),
     *("pandas", "scipy", "papermill", "accelerate", "lightning", "transformers"),
 )
-
-# papermill, which ends with the runner, by kill -9 too; its kernel ends with it.
-PAPERMILL = """
-import json, os, sys, threading
-import papermill
-from traitlets.config import Config
-
-def end_with_runner():
-    os.read(0, 1)
-    os._exit(1)
-
-threading.Thread(target=end_with_runner, daemon=True).start()
-place, socket = sys.argv[1:]
-config = Config()
-# Kernels that start together race for free TCP ports, and for the fixed name that
-# jupyter_client gives sockets. The name of a Unix socket has at most 100 bytes.
-if os.name == "posix" and len(os.fsencode(socket)) < 90:
-    config.KernelManager.transport, config.KernelManager.ip = "ipc", socket
-papermill.execute_notebook(
-    "source.ipynb",
-    "executed.ipynb",
-    json.load(open("parameters.json")),
-    kernel_name="python3",
-    language="python",
-    progress_bar=False,
-    cwd=place,
-    config=config,
-)
-"""
 
 
 class UserError(Exception):
@@ -190,9 +159,9 @@ def run(
 ) -> list[Run]:
     """Execute notebooks into _build/notebooks/<profile> of the book, or from here.
 
-    `given` has parameters as text, `timeout` is in seconds per notebook. A notebook
-    that fails does not stop the others: `Run.error` says why. UserError, before
-    anything runs, if a notebook or a parameter does not fit.
+    `given` has parameters as text, `timeout` is in seconds per cell. A notebook that
+    fails does not stop the others: `Run.error` says why. UserError, before anything
+    runs, if a notebook or a parameter does not fit.
     """
     jobs, threads = share(profile)
     folder = (root_of(Path.cwd()) or Path.cwd()) / "_build" / "notebooks" / profile
@@ -209,94 +178,57 @@ def run(
     changed = [run for run in runs.values() if not run.is_known()]
     if known := len(runs) - len(changed):
         print(f"{known} of {len(runs)} unchanged", flush=True)
-    _execute_all(changed, jobs, timeout or TIMEOUTS[profile])
+    with (
+        tempfile.TemporaryDirectory(
+            prefix=".run-", dir=folder, ignore_cleanup_errors=True
+        ) as private,
+        mock.patch.dict(os.environ, _environment(Path(private), threads)),
+        # Its threads end with this process, however it ends, and so do the kernels.
+        ThreadPool(jobs) as pool,
+    ):
+        execute = partial(_execute, folder=Path(private), timeout=timeout)
+        for count, run in enumerate(pool.imap_unordered(execute, changed), 1):
+            state = "failed" if run.error else "finished"
+            took = f"{run.source}, {run.seconds:.0f} s"
+            print(f"[{count}/{len(changed)}] {state} {took}\n", end="", flush=True)
+            if run.error:
+                print(f"\n{run.error}\n", file=sys.stderr, flush=True)
     return list(runs.values())
 
 
-def _execute_all(runs: list[Run], jobs: int, timeout: float) -> None:
-    """Execute so many at a time; if anything interrupts, end those that run."""
-    stop = threading.Event()
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            futures = [pool.submit(_execute, run, timeout, stop) for run in runs]
-            for count, future in enumerate(as_completed(futures), 1):
-                run = future.result()
-                state = "failed" if run.error else "finished"
-                took = f"{run.source}, {run.seconds:.0f} s"
-                print(f"[{count}/{len(runs)}] {state} {took}\n", end="", flush=True)
-                if run.error:
-                    print(f"\n{run.error}\n", file=sys.stderr, flush=True)
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _execute(run: Run, timeout: float, stop: threading.Event) -> Run:
+def _execute(run: Run, folder: Path, timeout: float | None) -> Run:
     """Execute one notebook in a private folder, and put its copy into place."""
+    import papermill
+
     print(f"running {run.source} …\n", end="", flush=True)
     start = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix=".run-", dir=run.output.parent) as name,
-        tempfile.TemporaryDirectory(prefix="flatnb-") as sockets,  # of a short name
-    ):
-        folder = Path(name)
-        # papermill formats paths like strings: these names have no braces.
-        notebook = read(run.source)
-        notebook["metadata"]["run"] = {"key": run.key, "threads": run.threads}
-        (folder / "source.ipynb").write_text(json.dumps(notebook))
-        (folder / "parameters.json").write_text(json.dumps(run.values))
-        place = str(run.source.resolve().parent)
-        with (
-            (folder / "log").open("wb") as log,
-            subprocess.Popen(  # -P: no folder of the caller's on its path
-                [sys.executable, "-Pc", PAPERMILL, place, f"{sockets}/kernel"],
-                cwd=folder,
-                env=os.environ | _environment(folder, run.threads),
-                stdin=subprocess.PIPE,  # never written to
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # a terminal's Ctrl-C is for us alone
-            ) as process,
-        ):
-            in_time = _wait(process, start + timeout, stop)
-            _kill(folder)
-        run.seconds = time.monotonic() - start
-        if not in_time:
-            run.error = f"killed at the limit of {timeout:g} s (--timeout)"
-        elif process.returncode:
-            text = (folder / "log").read_text(encoding="utf-8", errors="replace")
-            run.error = "\n".join(plain(text).splitlines()[-30:])
-        if stop.is_set():
-            return run
-        executed = folder / "executed.ipynb"
-        failed = run.output.with_suffix(FAILED)
-        failed.unlink(missing_ok=True)
-        if not run.error:
-            executed.replace(run.output)
-        elif executed.exists():
+    notebook = read(run.source)
+    notebook["metadata"]["run"] = {"key": run.key, "threads": run.threads}
+    executed = folder / run.output.name
+    failed = run.output.with_suffix(FAILED)
+    failed.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            notebook,
+            str(executed).replace("{", "{{").replace("}", "}}"),  # it is formatted
+            run.values,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            execution_timeout=timeout,
+            extra_arguments=["--log-level=ERROR"],
+            # The kernel's folder; `cwd` would be that of this process, too.
+            resources={"metadata": {"path": str(run.source.resolve().parent)}},
+        )
+        executed.replace(run.output)
+    except Exception as error:  # of a cell, of the kernel, of papermill
+        text = plain(f"{type(error).__name__}: {error}")
+        run.error = "\n".join(text.splitlines()[-30:])
+        if executed.exists():
             executed.replace(failed)
             run.error += f"\nthe executed copy is {os.path.relpath(failed)}"
+    run.seconds = time.monotonic() - start
     return run
-
-
-def _wait(process: subprocess.Popen[bytes], end: float, stop: threading.Event) -> bool:
-    """Whether a process ended by itself, in time."""
-    while process.poll() is None:
-        if stop.wait(0.1) or time.monotonic() > end:
-            return False
-    return True
-
-
-def _kill(folder: Path) -> None:
-    """Kill all that a run in `folder` started: a kernel and its own have no group."""
-    import psutil
-
-    for process in psutil.process_iter(["environ"]):
-        environment = process.info["environ"] or {}  # None: another user's
-        if environment.get("IPYTHONDIR") == str(folder / "ipython"):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 def _environment(folder: Path, threads: int) -> dict[str, str]:

@@ -13,7 +13,6 @@ from small_book import ROOT, book, code, read, save, tagged, text_of, write
 from flatnb import __version__
 from flatnb.book import cli
 from flatnb.book import run as runner
-from flatnb.results import records
 
 URL = "https://github.com/acme/flatnb"
 
@@ -43,7 +42,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_records_need_no_package_of_the_book() -> None:
-    book = "nbformat papermill psutil yaml sphinx_external_toc jupyter_book nbstripout"
+    book = "nbformat papermill yaml sphinx_external_toc jupyter_book nbstripout"
     code = f"""
 import sys
 sys.modules.update(dict.fromkeys({book.split()}))
@@ -119,23 +118,6 @@ def test_interrupting_ends_kernels_and_leaves_nothing_half_written(
     # Only a killed runner leaves its private folder.
     unwanted = "[!.]*" if number == signal.SIGKILL else "*"
     assert not list((tmp_path / "_build" / "notebooks" / "laptop").glob(unwanted))
-
-
-def test_a_closed_terminal_ends_a_command_but_not_under_nohup(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def hang_up() -> list[str]:
-        os.kill(os.getpid(), signal.SIGHUP)
-        return []
-
-    monkeypatch.setattr(records, "names", hang_up)
-    before = signal.getsignal(signal.SIGHUP)
-    try:
-        for handler, status in ((signal.SIG_DFL, 130), (signal.SIG_IGN, 0)):
-            signal.signal(signal.SIGHUP, handler)
-            assert cli.main(["records", "list"]) == status
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 # --- clean, address -----------------------------------------------------------------

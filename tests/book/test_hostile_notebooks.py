@@ -76,7 +76,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The notebook of a small book; what runs it and what builds pages do nothing."""
     root = book(tmp_path)
     monkeypatch.chdir(root)
-    monkeypatch.setattr(runner, "_execute", lambda run, *_: run)
+    monkeypatch.setattr(runner, "_execute", lambda run, **_: run)
     monkeypatch.setattr(stage, "build", lambda *_: True)
     path = root / "notebooks" / "01_a.ipynb"
     content = read(path)

@@ -63,7 +63,9 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def along_members(factor: Tensor, target: Tensor) -> Tensor:
-    """`factor`, () or (members,), ready to multiply `target`, (members, ...)."""
+def along_members(factor: Any, target: Tensor) -> Any:
+    """A number, () or (members,), ready to multiply `target`, (members, ...)."""
+    if not isinstance(factor, Tensor):
+        return factor
     shape = (-1, *[1] * (target.dim() - 1)) if factor.dim() else ()
     return factor.to(target.device, target.dtype).view(shape)

@@ -2,6 +2,7 @@
 
 from flatnb.methods.bsam import BSAM
 from flatnb.methods.compose import Every, compose
+from flatnb.methods.decomposition import GSAM, FriendlySAM, LookSAM
 from flatnb.methods.fam import FAM
 from flatnb.methods.flooding import (
     AdaFlood,
@@ -10,10 +11,7 @@ from flatnb.methods.flooding import (
     adaflood_levels,
     held_out_losses,
 )
-from flatnb.methods.friendly import FriendlySAM
 from flatnb.methods.gnp import GNP
-from flatnb.methods.gsam import GSAM
-from flatnb.methods.looksam import LookSAM
 from flatnb.methods.method import ERM, Method
 from flatnb.methods.nso import NSO, WeightNoise
 from flatnb.methods.sam import ASAM, RSAM, SAM, USAM

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ SPARSE = (
     "a sparse gradient, as of nn.Embedding(sparse=True); allowed for this method: "
     "dense ones, sparse=False"
 )
+_SPREAD = {"FullyShardedDataParallel", "DTensor"}
 
 
 def check_arguments(model: Any, closure: Any, weight: Any, scaler: Any) -> None:
@@ -51,34 +51,17 @@ def check_model(
     wrapper = distributed(model)
     if wrapper is not None and wrapper.static_graph:
         raise ValueError("static_graph=True; allowed: False, as a step may be 2 passes")
-    kinds = (
-        _loaded("torch.distributed.fsdp", "FullyShardedDataParallel"),
-        _loaded("torch.distributed.tensor", "DTensor"),
-    )
-    if any(isinstance(part, kinds) for part in (*modules, *params)):
+    # By name: importing the classes takes seconds.
+    if {type(part).__name__ for part in (*modules, *params)} & _SPREAD:
         raise ValueError(
             "the model is spread over processes (FSDP, fully_shard, tensor parallel), "
             "and a step needs its parameters whole; allowed: DistributedDataParallel"
         )
-    for p in params:
-        if p.is_meta:
-            reason = "is on the meta device; call model.to_empty(device=...) first"
-        elif p.is_complex():
-            reason = f"is {p.dtype}; allowed: a real one, and torch.view_as_complex"
-        elif p._post_accumulate_grad_hooks:
-            reason = (
-                "has a post-accumulate-grad hook, as of an optimizer that steps in the "
-                "backward; call optimizer.step() after method.backward"
-            )
-        else:
-            continue
-        name = next(name for name, q in model.named_parameters() if q is p)
-        raise ValueError(f"parameter {name!r} {reason}")
-
-
-def _loaded(module: str, name: str) -> Any:
-    """A class for isinstance; if its module was never loaded, nothing is one."""
-    return getattr(sys.modules.get(module), name, ())
+    if any(p._post_accumulate_grad_hooks for p in params):
+        raise ValueError(
+            "a parameter has a post-accumulate-grad hook, as of an optimizer that "
+            "steps in the backward; call optimizer.step() after method.backward"
+        )
 
 
 def check_inside(loss: Tensor, params: Sequence[Tensor]) -> None:

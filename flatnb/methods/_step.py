@@ -66,9 +66,7 @@ class Step:
         self.members: int | None = None if net is None else net.members
         self.seeds: list[int] = [0] if net is None else list(net.seeds)
         modules = list(model.modules())
-        tensors = [p for module in modules for p in module._parameters.values()]
-        # By id, because a tensor's own hash is a slow call.
-        params = list({id(p): p for p in present(tensors)}.values())
+        params = list(model.parameters())
         self.params: list[Tensor] = [p for p in params if p.requires_grad]
         _refusals.check_model(model, modules, self.params)
         self._wrapper = distributed(model)
@@ -151,9 +149,8 @@ class Step:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 dist.all_reduce(p.grad, group=group)
                 p.grad /= dist.get_world_size(group)
-        wrapper.require_forward_param_sync = (
-            True  # the next pass takes rank 0's buffers
-        )
+        # The next pass takes rank 0's buffers.
+        wrapper.require_forward_param_sync = True
 
     def _pass(self, factor: Real) -> Gradient:
         """factor * gradient, never synchronized; `p.grad` stays."""

@@ -118,10 +118,11 @@ class BSAM(torch.optim.Optimizer):
         not the training's own. `step` and a second draw are refused within.
         """
         params = self._params()
-        noise = []
-        for p in params:
-            u = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
-            noise.append(u.normal_(generator=generator).to(p.device))
+        place = generator.device
+        noise = [
+            torch.randn(p.shape, generator=generator, dtype=p.dtype, device=place)
+            for p in params
+        ]
         with self._shift(params, self._scale(params, noise)):
             yield
 
@@ -142,33 +143,26 @@ class BSAM(torch.optim.Optimizer):
         """Within this context the parameters are at w + shift; None is zero."""
         tensors = [p.detach() for p in params]
         copies = [t.clone() for t in tensors]
-
-        def restore() -> None:
+        self._moved = True
+        try:
+            for tensor, shift in zip(tensors, shifts, strict=True):
+                if shift is not None:
+                    tensor.add_(shift)
+            del shifts  # no pass keeps them in memory
+            # An autocast region caches low-precision weights by tensor, not value.
+            torch.clear_autocast_cache()
+            yield
+        finally:
             torch._foreach_copy_(tensors, copies)
             torch.clear_autocast_cache()
             self._moved = False
 
-        self._moved = True
-        try:
-            try:
-                for tensor, shift in zip(tensors, shifts, strict=True):
-                    if shift is not None:
-                        tensor.add_(shift)
-                del shifts  # no pass keeps them in memory
-                # An autocast region caches low-precision weights by tensor, not value.
-                torch.clear_autocast_cache()
-                yield
-            finally:
-                restore()
-        except BaseException:  # an interrupt of the line above, too
-            restore()
-            raise
-
-    def _scale(self, params: Params, noise: list[Tensor]) -> list[Tensor]:
+    def _scale(self, params: Params, noise: Sequence[Tensor]) -> list[Tensor]:
         """u / sqrt(N s), in place."""
-        for p, u in zip(params, noise, strict=True):
-            u.div_((params[p]["examples"] * self.state[p]["s"]).sqrt_())
-        return noise
+        return [
+            u.to(p.device).div_((group["examples"] * self.state[p]["s"]).sqrt_())
+            for (p, group), u in zip(params.items(), noise, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """What `torch.optim.Optimizer.state_dict` gives, and the noise generator."""

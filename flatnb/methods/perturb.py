@@ -27,11 +27,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from flatnb import _checks
-from flatnb._tensors import scalar
 
 Perturb = Callable[[str, Tensor, nn.Module], float]
-
-_NORM = re.compile(r".*Norm(\dd)?", re.IGNORECASE)
 
 
 def only_norms(name: str, parameter: Tensor, module: nn.Module) -> bool:
@@ -48,7 +45,8 @@ def only_norms(name: str, parameter: Tensor, module: nn.Module) -> bool:
     >>> only_norms("body.1.weight", norm.weight, norm)
     True
     """
-    return any(_NORM.fullmatch(kind.__name__) for kind in type(module).__mro__)
+    kinds = [kind.__name__ for kind in type(module).__mro__]
+    return any(re.fullmatch(r".*norm(\dd)?", kind, re.IGNORECASE) for kind in kinds)
 
 
 def all_but_norms_and_biases(name: str, parameter: Tensor, module: nn.Module) -> bool:
@@ -69,22 +67,17 @@ def factors(perturb: Perturb, net: nn.Module, params: Sequence[Tensor]) -> list[
     >>> factors(all_but_norms_and_biases, net, list(net.parameters()))
     [1.0, 0.0]
     """
-    allowed = "None for all parameters, or a function (name, parameter, module)"
-    _checks.function("perturb", perturb, allowed)
+    allowed = "True, False or a finite number >= 0"
     answers: dict[Tensor, float] = {}
     for name, p in net.named_parameters():
         if p.requires_grad:
             module = net.get_submodule(name.rpartition(".")[0])
-            answer = scalar(perturb(name, p, module))
-            if not isinstance(answer, bool):
-                allowed = "True, False or a finite number >= 0"
-                place = f"perturb({name!r}, …)"
-                _checks.number(place, answer, allowed, 0.0, closed=True)
-            answers[p] = float(answer)
+            answer = float(perturb(name, p, module))
+            place = f"perturb({name!r}, …)"
+            answers[p] = _checks.number(place, answer, allowed, 0.0, closed=True)
     if not any(answers.values()):
         raise ValueError(
             f"perturb={getattr(perturb, '__name__', perturb)} selects none of the "
-            f"{len(params)} trainable parameters; allowed: a function that selects at "
-            "least one. ERM() moves none"
+            f"{len(params)} trainable parameters; ERM() moves none"
         )
     return [answers[p] for p in params]

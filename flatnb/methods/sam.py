@@ -81,8 +81,7 @@ class ASAM(SAM):
         for name, p, g in zip(step.names, step.params, grads, strict=True):
             if g is not None and (self.all_tensors or "weight" in name):
                 sizes.append(p.detach().abs())
-                shift = along_members(eta, p) if isinstance(eta, Tensor) else eta
-                scaled.append(g.mul_(sizes[-1].add_(shift)))
+                scaled.append(g.mul_(sizes[-1].add_(along_members(eta, p))))
         norm = step.norm(grads, self.perturb)
         for g, size in zip(scaled, sizes, strict=True):
             g.mul_(size)

@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 
 from torch.optim import Optimizer
 
-from flatnb import _checks
-from flatnb.methods.method import Real, count, real
+from flatnb.methods.method import Real, count
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,6 @@ class Linear:
     steps: int
 
     def __post_init__(self) -> None:
-        real("start", self.start)
-        real("end", self.end)
         count("steps", self.steps)
 
     def __call__(self, calls: int) -> Real:
@@ -69,13 +66,6 @@ class FollowLR:
     lr_high: float
     low: Real = 0.0
     lr_low: float = 0.0
-
-    def __post_init__(self) -> None:
-        real("high", self.high)
-        real("low", self.low)
-        _checks.instance("optimizer", self.optimizer, Optimizer, "a torch optimizer")
-        low = _checks.number("lr_low", self.lr_low, "a number >= 0", 0.0, closed=True)
-        _checks.number("lr_high", self.lr_high, f"a number > lr_low, {low:g}", low)
 
     def __call__(self, calls: int) -> Real:
         eta = self.optimizer.param_groups[0]["lr"]

@@ -41,7 +41,6 @@ MEANS: dict[str, Callable[[], Method]] = {
     "NSO": lambda: NSO(0.05, 2),
     "WeightNoise": lambda: WeightNoise(0.05),
     "FAM": lambda: FAM(0.1),
-    "FAM, estimate": lambda: FAM(0.1, layer="body.0"),
 }
 # Each process has its own flood level side and its own perturbation.
 OWN: dict[str, Callable[[], Method]] = {

@@ -106,13 +106,6 @@ class Selecting(AdaFlood):
         return super().objective(losses)
 
 
-# Layer names differ inside an Ensemble, a compiled graph refuses the double backward, and
-# a checkpoint with BatchNorm in it the third (test_fam.py).
-_ESTIMATE = (
-    *(h for h in CONTRACT if h is not p.assert_checkpointing_changes_nothing),
-    p.assert_finite_at_level,
-)
-
 _AT_LEVEL = (p.assert_finite_at_level,)
 
 ROWS: dict[str, Row] = {
@@ -155,7 +148,6 @@ VARIANTS: dict[str, Row] = {
     "NSO, 3": Row(lambda: NSO(0.02, 3), tensors=2, holds=()),
     "SoftAD, SAM": Row(lambda: compose(SoftAD(LEVEL), SAM(0.1))),
     "Flooding, NSO": Row(lambda: compose(Flooding(LEVEL), NSO(0.02))),
-    "FAM, estimate": Row(FAM, {"lam": 0.05, "layer": "head"}, holds=_ESTIMATE),
     "FAM, SAM": Row(lambda: compose(FAM(0.05), SAM(0.1)), holds=CONTRACT),
 }
 METHODS = {**ROWS, **VARIANTS}

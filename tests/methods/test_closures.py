@@ -23,7 +23,6 @@ from torch.nn.utils import parametrizations, spectral_norm
 
 from flatnb.methods import (
     ERM,
-    FAM,
     GNP,
     NSO,
     SAM,
@@ -208,7 +207,6 @@ def step(
 FUZZED: dict[str, Callable[[], Method]] = {
     name: row for name, row in METHODS.items() if len(row.holds) > 1
 }
-FUZZED["FAM, estimate"] = lambda: FAM(0.05, layer="0.head")
 
 
 @pytest.mark.parametrize("name", FUZZED)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import itertools
 import weakref
 from collections.abc import Callable
 
@@ -19,9 +18,7 @@ from properties import Calls, assert_close, identical
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flatnb.ensemble import Ensemble
 from flatnb.methods import ERM, FAM, NSO, SAM, Flooding, SoftAD, compose
-from flatnb.methods.normalization import Elementary
 
 LABELS = torch.arange(12) % 3
 MIXED = torch.softmax(
@@ -62,9 +59,9 @@ def kappa(method: FAM, p: Problem) -> Tensor:
     return method.penalty(p.model, losses) / method.lam
 
 
-def dense_kappa(p: Problem, layer: str = "head") -> Tensor:
+def dense_kappa(p: Problem) -> Tensor:
     """sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}, differentiable in all parameters."""
-    name = f"{layer}.weight"
+    name = "head.weight"
     params = dict(p.model.named_parameters())
 
     def mean_loss(weight: Tensor) -> Tensor:
@@ -109,131 +106,13 @@ def test_unchanged_when_weights_grow_and_features_shrink() -> None:
     assert torch.allclose(kappa(FAM(1.0), p), before, rtol=1e-12)
 
 
-@pytest.mark.parametrize("layer", ["body.0", "head"])
-def test_estimate_is_unbiased_with_its_gradient(layer) -> None:
-    """The mean over all signs is kappa; and its gradient that of kappa, to rounding."""
-    p = problem(OTHERS["class weights"])
-    exact = dense_kappa(p, layer)
-    wanted = torch.autograd.grad(p().mean() + exact, p.params)
-    inputs_ = p.model.get_submodule(layer).in_features
-    signs = [
-        torch.tensor(s, dtype=torch.double)
-        for s in itertools.product((-1, 1), repeat=inputs_)
-    ]
-    method, values, grads = FAM(1.0, layer=layer), [], []
-    for a, v in itertools.product(signs, signs):
-        method._generators = Fixed([a, v])
-        values.append(kappa(method, p).detach())
-        p.model.zero_grad()
-        method.backward(p.model, p)
-        grads.append(p.grads)
-    assert torch.allclose(torch.stack(values).mean(), exact, rtol=1e-10)
-    assert_close(
-        [torch.stack(g).mean(0) for g in zip(*grads, strict=True)], wanted, 1e-10
-    )
-
-
-class Fixed:
-    def __init__(self, signs: list[Tensor]) -> None:
-        self.signs = signs
-
-    def draw(self, params: list[Tensor], seeds: tuple[int, ...]) -> list[Tensor]:
-        return self.signs
-
-
-NORMS: dict[str, Callable[[], nn.Module]] = {
-    "none": nn.Identity,
-    "batch": lambda: nn.BatchNorm1d(8),
-    "batch, evaluating": lambda: nn.BatchNorm1d(8).eval(),
-    "batch, 2d": lambda: nn.Sequential(
-        nn.Unflatten(1, (2, 2, 2)),
-        nn.BatchNorm2d(2, affine=False, momentum=None),
-        nn.Flatten(),
-    ),
-    "instance": lambda: nn.Sequential(
-        nn.Unflatten(1, (2, 4)), nn.InstanceNorm1d(2, affine=True), nn.Flatten()
-    ),
-    "layer": lambda: nn.LayerNorm(8),
-    "layer, two dimensions": lambda: nn.Sequential(
-        nn.Unflatten(1, (2, 4)), nn.LayerNorm((2, 4), bias=False), nn.Flatten()
-    ),
-    "group": lambda: nn.GroupNorm(2, 8),
-    "RMS": lambda: nn.RMSNorm(8),
-}
-
-
-@pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
-def test_gradient_of_the_estimate_through_norms(make) -> None:
-    """Against finite differences along a line: a third derivative, which fused norms
-    have wrong.
-    """
-    net = nn.Sequential(nn.Linear(3, 8), make(), nn.Tanh(), nn.Linear(8, 3)).double()
-    x = torch.randn(12, 3).double()
-    params = list(net.parameters())
-    for p in params:
-        p.data.normal_(0, 0.7)
-    line = [torch.randn_like(p) for p in params]
-
-    def value(at: float) -> Tensor:
-        with torch.no_grad():
-            torch._foreach_add_(params, line, alpha=at)
-        method = FAM(1.0, layer="0")  # the same signs each time
-        found = kappa(method, Problem(net, x, LABELS))
-        grads = torch.autograd.grad(found, params, allow_unused=True)
-        with torch.no_grad():
-            torch._foreach_sub_(params, line, alpha=at)
-        slope = sum(
-            (g * d).sum() for g, d in zip(grads, line, strict=True) if g is not None
-        )
-        return torch.stack([found.detach(), torch.as_tensor(slope)])
-
-    h = 1e-5
-    assert_close([value(0.0)[1]], [(value(h)[0] - value(-h)[0]) / (2 * h)], 1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16])
-@pytest.mark.parametrize("make", NORMS.values(), ids=NORMS)
-def test_norms_of_the_estimate_are_the_usual_ones(make, dtype) -> None:
-    """In value and dtype, under autocast too, and with the same running statistics."""
-    first, second = make().double(), make().double()
-    if dtype == torch.bfloat16:
-        first, second = first.float(), second.float()
-    x = torch.randn(12, 8).to(dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        wanted = first(x)
-        with Elementary():
-            found = second(x)
-    assert found.dtype == wanted.dtype
-    assert_close(
-        [found.double()], [wanted.double()], 1e-2 if dtype == torch.bfloat16 else 1e-12
-    )
-    assert_close(
-        [b.double() for b in second.buffers()], [b.double() for b in first.buffers()], 0
-    )
-
-
-def test_estimate_draws_fresh_signs_of_its_own() -> None:
-    p = problem()
-    method = FAM(1.0, layer="body.0")
-    draws = torch.stack([kappa(method, p).detach() for _ in range(400)])
-    exact = dense_kappa(p, "body.0").detach()
-    assert abs(draws.mean() - exact) < 4 * draws.std() / 20
-    assert draws.std() > 0
-    again = FAM(1.0, layer="body.0")
-    torch.testing.assert_close(kappa(again, p), draws[0])
-    other = kappa(FAM(1.0, layer="body.0", seed=1), p).detach()
-    assert abs(float(other - draws[0])) > 1e-6 * float(exact)
-
-
 def test_every_layer_runs_once() -> None:
     p = problem()
     runs: list[nn.Module] = []
     for module in p.model.modules():
         module.register_forward_hook(lambda m, *_: runs.append(m))
-    for method in (FAM(1.0), FAM(1.0, layer="body.0")):
-        runs.clear()
-        method.backward(p.model, p)
-        assert len(runs) == len(set(runs)) == 5
+    FAM(1.0).backward(p.model, p)
+    assert len(runs) == len(set(runs)) == 5
 
 
 def test_kappa_is_of_the_plain_loss_under_compose() -> None:
@@ -269,10 +148,15 @@ def test_sam_moves_along_the_penalised_gradient() -> None:
 def test_lam_zero_is_plain_training() -> None:
     p, q = problem(), problem()
     ERM().backward(q.model, q)
-    for method in (FAM(0.0), FAM(0.0, layer="body.0")):
-        p.model.zero_grad()
-        method.backward(p.model, p)
-        assert identical(p.grads, q.grads)
+    FAM(0.0).backward(p.model, p)
+    assert identical(p.grads, q.grads)
+
+
+def test_frozen_last_layer() -> None:
+    p = problem()
+    p.model.head.weight.requires_grad_(False)
+    assert FAM(1.0).backward(p.model, p) > 0
+    assert p.model.head.weight.grad is None
 
 
 # -- the logits are what it takes them for
@@ -282,9 +166,7 @@ def test_lam_zero_is_plain_training() -> None:
 @pytest.mark.parametrize("loss", OTHERS.values(), ids=OTHERS)
 def test_other_losses_are_refused_at_the_first_step(loss) -> None:
     p = problem(loss)
-    with pytest.raises(
-        ValueError, match=r"not softmax cross-entropy.*or FAM\(lam, layer="
-    ):
+    with pytest.raises(ValueError, match=r"not softmax cross-entropy"):
         FAM(1.0).backward(p.model, p)
     assert all(q.grad is None for q in p.params)
 
@@ -300,12 +182,6 @@ def test_logits_must_come_from_the_last_linear_layer() -> None:
         ValueError, match=r"shape \(4, 5, 3\) for losses of shape \(4,\)"
     ):
         FAM(1.0).backward(tokens, lambda: tokens(x).logsumexp(-1).mean(1))
-    # The estimate takes any loss.
-    named = nn.ModuleDict({"out": tokens})
-    assert (
-        FAM(1.0, layer="out").backward(named, lambda: tokens(x).logsumexp(-1).mean(1))
-        > 0
-    )
 
 
 def test_hook_must_fire_at_every_call() -> None:
@@ -321,26 +197,12 @@ def test_hook_must_fire_at_every_call() -> None:
         FAM(1.0).backward(conv, lambda: conv(torch.ones(2, 1, 1)).flatten())
 
 
-def test_layer_names() -> None:
-    p = problem()
-    for name in ("body.1", "nowhere"):
-        words = f"layer='{name}'; allowed: body.0, head"
-        with pytest.raises(ValueError, match=words):
-            FAM(1.0, layer=name).backward(p.model, p)
-    p.model.head.weight.requires_grad_(False)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        FAM(1.0, layer="head").backward(p.model, p)
-    assert FAM(1.0).backward(p.model, p) > 0  # the closed form needs no gradient there
-    assert p.model.head.weight.grad is None
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
         ({"lam": -1.0}, ValueError, "lam=-1.0"),
         ({"lam": float("nan")}, ValueError, "lam=nan"),
         ({"lam": "1"}, ValueError, "lam='1'"),
-        ({"lam": 1.0, "layer": "head", "seed": -1}, ValueError, "seed=-1"),
     ],
 )
 def test_bad_hyperparameters(arguments, error, words) -> None:
@@ -350,7 +212,6 @@ def test_bad_hyperparameters(arguments, error, words) -> None:
 
 def test_repr() -> None:
     assert repr(FAM(0.1)) == "FAM(lam=0.1)"
-    assert repr(FAM(0.1, "head", seed=2)) == "FAM(lam=0.1, layer='head', seed=2)"
 
 
 # -- compiled models, ensembles, memory
@@ -404,46 +265,11 @@ def test_attached_too_late_is_noticed() -> None:
 
 
 @compiling
-def test_double_backward_of_a_compiled_graph_is_refused() -> None:
-    p = inputs.plain()
-    compiled = torch.compile(p.model, backend="aot_eager")
-    with pytest.raises(RuntimeError, match="double backward"):
-        FAM(1.0, layer="head").backward(compiled, Problem(compiled, p.x, p.y))
-
-
-@compiling
 def test_loss_compiled_with_the_model_is_refused() -> None:
     p, method = inputs.plain(), FAM(1.0)
     method.attach(p.model)
     with pytest.raises(ValueError, match="not compiled with the model"):
         method.backward(p.model, torch.compile(p.__call__, backend="aot_eager"))
-
-
-def test_members_estimates_are_those_of_members_alone() -> None:
-    def net() -> nn.Module:
-        return nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 3))
-
-    x = torch.randn(12, 3).double()
-    together = Ensemble(net, 3, seeds=[4, 5, 6]).double()
-    lam = torch.tensor([0.1, 0.2, 0.3])
-    for name, alone in (("net.0", "0"), ("net.2", "2")):
-        together.zero_grad()
-        FAM(lam, layer=name).backward(together, lambda: _losses(together(x)))
-        for i in range(3):
-            member = together.member(i)
-            method = FAM(
-                float(lam[i]), layer=alone, seed=4 + i
-            )  # seeds of method and member add
-            method.backward(member, lambda m=member: _losses(m(x)))
-            own = [p.grad[i] for p in together.parameters() if p.grad is not None]
-            assert_close(own, [p.grad for p in member.parameters()], 1e-8)
-
-
-def _losses(z: Tensor) -> Tensor:
-    y = LABELS.expand(z.shape[:-1])
-    return F.cross_entropy(z.flatten(0, -2), y.flatten(), reduction="none").view(
-        y.shape
-    )
 
 
 class _Heads(nn.Module):
@@ -538,27 +364,3 @@ def test_features_are_seen_where_the_closure_calls_the_model_more_than_once() ->
     q = problem()
     FAM(0.5).backward(q.model, q)
     assert identical(p.grads, q.grads)
-
-
-def test_estimate_refuses_a_checkpoint_with_batchnorm_and_leaves_the_net_as_it_was() -> (
-    None
-):
-    problem = inputs.checkpointed(False)
-    before = [p.detach().clone() for p in problem.params]
-    with pytest.raises(RuntimeError, match="Recomputed values"):
-        FAM(0.05, layer="head").backward(problem.model, problem)
-    assert all(torch.equal(p, b) for p, b in zip(problem.params, before, strict=True))
-    FAM(0.05).backward(
-        problem.model, problem
-    )  # the closed form has no third derivatives
-
-
-def test_estimate_through_a_reentrant_checkpoint_is_the_plain_one() -> None:
-    grads = []
-    for kind in (None, True):
-        problem = inputs.checkpointed(kind)
-        torch.manual_seed(0)  # of dropout
-        FAM(0.05, layer="head").backward(problem.model, problem)
-        grads.append([p.grad for p in problem.params])
-    for plain, again in zip(*grads, strict=True):
-        torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-6)

@@ -311,32 +311,18 @@ def test_chosen_that_take_no_part_move_nothing() -> None:
         assert all(g is None or torch.isfinite(g).all() for g in problem.grads)
 
 
-@pytest.mark.parametrize("value", ["norms", 0.1, True, ["head"], torch.ones(2)])
-def test_what_is_no_function_is_refused(value: Any) -> None:
-    problem = normalised()
-    for make in METHODS.values():
-        with pytest.raises(
-            TypeError, match=r"perturb=.*allowed: None for all parameters"
-        ):
-            make(perturb=value).backward(problem.model, problem)
-
-
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    "answer",
     [
-        (-1, ValueError),
-        (float("nan"), ValueError),
-        (float("inf"), ValueError),
-        (None, ValueError),
-        ("yes", ValueError),
-        (1j, ValueError),
-        (torch.ones(2), ValueError),
+        -1,
+        float("nan"),
+        float("inf"),
     ],
 )
-def test_bad_answers_are_refused(answer: Any, error: type[Exception]) -> None:
+def test_bad_answers_are_refused(answer: Any) -> None:
     problem = normalised()
     with pytest.raises(
-        error,
+        ValueError,
         match=r"perturb\('body.0.weight', …\).*allowed: True, False or a finite number",
     ):
         SAM(perturb=lambda *_: answer).backward(problem.model, problem)

@@ -143,6 +143,12 @@ class BSAM(torch.optim.Optimizer):
         """Within this context the parameters are at w + shift; None is zero."""
         tensors = [p.detach() for p in params]
         copies = [t.clone() for t in tensors]
+
+        def restore() -> None:
+            torch._foreach_copy_(tensors, copies)
+            torch.clear_autocast_cache()
+            self._moved = False
+
         self._moved = True
         try:
             for tensor, shift in zip(tensors, shifts, strict=True):
@@ -152,10 +158,10 @@ class BSAM(torch.optim.Optimizer):
             # An autocast region caches low-precision weights by tensor, not value.
             torch.clear_autocast_cache()
             yield
-        finally:
-            torch._foreach_copy_(tensors, copies)
-            torch.clear_autocast_cache()
-            self._moved = False
+            restore()
+        except BaseException:  # an interrupt inside `restore`, too
+            restore()
+            raise
 
     def _scale(self, params: Params, noise: Sequence[Tensor]) -> list[Tensor]:
         """u / sqrt(N s), in place."""

@@ -61,7 +61,12 @@ class Checkpoint:
             saved = state["run"]
             others = [k for k, text in self._identity.items() if saved[k] != text]
             if not others:
-                self._restore(state)
+                self._order.set_state(state["order"])
+                torch.set_rng_state(state["random"])
+                if self._device.type == "cuda":
+                    torch.cuda.set_rng_state(state["random_cuda"], self._device)
+                for name, part in self._parts.items():
+                    part.load_state_dict(state["parts"][name])
         except Exception as error:  # whatever pickle and the parts happen to raise
             raise ValueError(
                 f"{self._path} is damaged, or no checkpoint of this training "
@@ -96,14 +101,6 @@ class Checkpoint:
         with whole(self._path, "wb") as file:
             torch.save(state, file)
         self._written = time.monotonic()
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        for name, part in self._parts.items():
-            part.load_state_dict(state["parts"][name])
-        self._order.set_state(state["order"])
-        torch.set_rng_state(state["random"])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self._device)
 
 
 def _text(value: Any) -> str:

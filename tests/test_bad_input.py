@@ -20,7 +20,7 @@ from torch import nn
 
 import flatnb
 from flatnb import models
-from flatnb.data import Data, Split, images, plane, sensing, stack
+from flatnb.data import Data, Split, images, plane, stack
 from flatnb.results import compare, records, sweep
 
 ODD: dict[str, Any] = {
@@ -147,7 +147,6 @@ CASES: dict[
             "val_fraction": 0.2,
             "n_train": 4,
             "label_noise": 0.0,
-            "seed": 0,
             "batch_size": 64,
             "size": None,
         },
@@ -179,26 +178,6 @@ CASES: dict[
         {"generator": "None"},
     ),
     "stack": (stack, lambda: {"parts": [points(), points()]}, {}),
-    "problem": (
-        sensing.problem,
-        lambda: {"d": 4, "rank": 1, "m": 5, "seed": 0},
-        {"m": "None", "seed": "huge longest"},
-    ),
-    "Rule": (
-        sensing.Rule,
-        lambda: {"lr": 0.1, "sigma": 0.1, "k": 1, "sides": 2, "init_scale": 1.0},
-        {
-            "lr": "half huge",
-            "sigma": "half huge",
-            "init_scale": "half huge",
-            "k": "huge longest",
-        },
-    ),
-    "descend": (
-        functools.partial(sensing.descend, sensing.problem(3, 1, 4), [sensing.Rule()]),
-        lambda: {"epochs": 1, "seed": 0, "width": 2, "every": 1},
-        {"width": "None", "every": "huge longest", "seed": "huge longest"},
-    ),
     "select": (
         compare.select,
         lambda: {"patterns": [NAME], "setting": "chosen"},

@@ -61,13 +61,10 @@ def images(
         seed: of the validation split, the images drawn, and the label noise.
         size: for folders: pixels per side, to which the middle square is resized.
 
-    Raises:
-        ValueError: an option out of range, too few images of a class, unusable images.
-        FileNotFoundError: no such folder, or a set that cannot be downloaded.
+    FileNotFoundError: there is no such folder, or a set cannot be downloaded.
     """
     number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
     number("label_noise", label_noise, "a share in [0, 1)", 0, 1, closed=True)
-    integer("seed", seed, 0, 2**32)
     pixels = _pixels(name, folder, size)
     train, val = _validation_split(pixels.train_y, val_fraction, seed)
     mean, std = _statistics(pixels.train_x[train])
@@ -104,8 +101,6 @@ def _pixels(name: str, folder: str | Path | None, size: int | None) -> Pixels:
         raise ValueError(
             f"name={name!r} with a folder; allowed: any but {', '.join(BUILT_IN)}"
         )
-    if size is not None:
-        integer("size", size, 1, 1 << 14)
     return read_folder(Path(folder).expanduser(), size)
 
 

@@ -38,9 +38,9 @@ def plane(
 ) -> Data:
     """A task in the plane, x (n, 2); the defaults are those of the SoftAD paper.
 
-    Label noise lies on **all three** splits, as in that paper: with noise p, no
+    As in that paper label noise lies on **all three** splits: with noise p, no
     classifier is expected to be right on more than a share 1 - p of the test set. The
-    points do not depend on the noise.
+    points do not depend on it.
 
     >>> clean, noisy = plane("spiral"), plane("spiral", noise=0.05)
     >>> int((clean.train.y != noisy.train.y).sum())
@@ -51,9 +51,6 @@ def plane(
         n_train: training points; half are of each class with gaussian and spiral.
         noise: share of the labels that are flipped, in [0, 0.5), rounded down; with
             gaussian within each class.
-
-    Raises:
-        ValueError: an unknown name, fewer than two points, or another noise.
     """
     points_of = _POINTS[choice("name", name, _POINTS)]
     number("noise", noise, "a share in [0, 0.5)", 0, 0.5, closed=True)

@@ -25,7 +25,6 @@ def mlp(
     >>> mlp(2, 5, 1, 3)[-1]
     Linear(in_features=5, out_features=3, bias=True)
     """
-    _check_sizes(inputs=inputs, width=width, classes=classes)
     _checks.integer("hidden", hidden, 0)
     layers: list[nn.Module] = [nn.Flatten()]
     for _ in range(hidden):
@@ -47,7 +46,6 @@ def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
     >>> small_cnn(1, 10, width=4)[-1]
     Linear(in_features=16, out_features=10, bias=True)
     """
-    _check_sizes(channels=channels, classes=classes, width=width)
     return nn.Sequential(
         *_convolution(channels, width),
         nn.MaxPool2d(2),
@@ -88,7 +86,6 @@ def resnet34(classes: int, *, channels: int = 3, width: int = 64) -> nn.Sequenti
 def _resnet(
     stages: tuple[int, ...], classes: int, channels: int, width: int
 ) -> nn.Sequential:
-    _check_sizes(channels=channels, classes=classes, width=width)
     make_block = load_torchvision().models.resnet.BasicBlock
     layers: list[nn.Module] = []
     inputs = width
@@ -110,8 +107,3 @@ def _resnet(
 def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     return convolution, nn.BatchNorm2d(outputs), nn.ReLU()
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        _checks.integer(name, value)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+
 from flatnb.experiments.runner import Curve, Value, choose
 from flatnb.experiments.tuning import Setting
 from flatnb.results.provenance import provenance
@@ -68,12 +70,14 @@ class Experiment:
                 f"{errors[0]}; fix the cause and make the record again with retry"
             )
         runs, sample = (cast(Value, result.value) for result in results)
-        metrics: dict[str, list[list[Curve]]] = runs["metrics"]
-        final = {name: _ends(table) for name, table in metrics.items()}
+        # Objects, because a missing number is None: (setting, seed, epoch).
+        tables = {
+            name: np.array(t, dtype=object) for name, t in runs["metrics"].items()
+        }
+        final = {name: table[..., -1].tolist() for name, table in tables.items()}
         final |= runs.get("flatness", {}) | runs.get("tuning", {})
         selection = self._selection(final)
-        chosen = list(enumerate(selection["chosen"]))
-        curves = {n: [table[i][j] for j, i in chosen] for n, table in metrics.items()}
+        chosen = (selection["chosen"], range(len(self.seeds)))
         return {
             "schema": 1,
             "name": self.name,
@@ -86,7 +90,7 @@ class Experiment:
             "curves": {
                 "epochs": runs["epochs"],
                 "setting": selection["chosen"],
-                "metrics": curves,
+                "metrics": {n: table[chosen].tolist() for n, table in tables.items()},
             },
             "selection": selection,
             "failures": self._failures(final, selection["chosen"]),
@@ -133,7 +137,7 @@ class Experiment:
     ) -> list[dict[str, Any]]:
         """The runs that ended without a number, of those that were made."""
         metric = self.sampled[0]
-        error = "diverged" if self.scope is None else "the loss was not finite"
+        error = "the loss was not finite"
         failures = [
             {"setting": i, "seed": self.seeds[j], "error": error}
             for i, row in enumerate(final[metric])
@@ -156,8 +160,3 @@ class Experiment:
             tolerance[path] = 0.02 if self.scope else 0.02 * abs(ends[path] or 0.0)
         job = {"call": self.sample.call, "settings": self.sample.settings}
         return {**job, "metrics": ends, "tolerance": tolerance}
-
-
-def _ends(table: Sequence[Sequence[Curve]]) -> list[Curve]:
-    """The last epoch, [setting][seed], of [setting][seed][epoch]."""
-    return [[curve[-1] for curve in row] for row in table]

@@ -34,7 +34,6 @@ AUGMENTATIONS: dict[str, Any] = {
     "none": (),
     "crop, flip": (augment.RandomCrop(4), augment.RandomFlip()),
 }
-_TUNING_NOTE = "tuning_*: every setting under the tuning seed, in the first column"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +106,7 @@ TASKS: dict[Images | FineTuning, Cost] = {
         n_val=2000,
     ): Cost(4, 0.1, 0.2),
     replace(
-        _PART,
-        name="cifar10-jpeg-n4000-small_cnn",
-        net="small_cnn",
-        width=16,
-        epochs=15,
+        _PART, name="cifar10-jpeg-n4000-small_cnn", net="small_cnn", width=16, epochs=15
     ): Cost(5, 0.1, 0.8),
     # A CPU's share of the next: few images, 1/8 of the width, 1/5 of the epochs.
     replace(
@@ -191,11 +186,12 @@ def make_net(task: Images, data: Data) -> nn.Sequential:
     >>> make_net(DIGITS, load(DIGITS, seed=0))[-1]
     Linear(in_features=64, out_features=10, bias=True)
     """
-    classes, channels = len(data.classes), data.train.x.shape[-3]
+    image = data.train.x[0]
+    classes = len(data.classes)
     if task.net == "mlp":
-        return models.mlp(data.train.x[0].numel(), task.width, task.depth, classes)
+        return models.mlp(image.numel(), task.width, task.depth, classes)
     make = getattr(models, task.net)
-    return make(channels=channels, classes=classes, width=task.width)
+    return make(channels=len(image), classes=classes, width=task.width)
 
 
 def train_perceptrons(
@@ -226,8 +222,8 @@ def train_perceptrons(
             Training(stated.epochs, stated.every, seed, checkpoint=checkpoint),
         )
 
-    first, *following = [train(seed) for seed in seeds]
-    for kind, value in itertools.product(("metrics", "flatness"), following):
+    first, *others = map(train, seeds)
+    for kind, value in itertools.product(("metrics", "flatness"), others):
         for name, table in first[kind].items():
             for row, column in zip(table, value[kind][name], strict=True):
                 row += column
@@ -246,7 +242,8 @@ def train_one(
     stated = Images(**task)
     data = load(stated, seed)
     torch.manual_seed(seed)
-    net, decay = make_net(stated, data), stated.weight_decay
+    net = make_net(stated, data)
+    decay = stated.weight_decay
     training = Training(stated.epochs, stated.every, seed, decay, checkpoint=checkpoint)
     return runner.train_net(net, data, METHODS[method], setting, training)
 
@@ -274,9 +271,11 @@ def experiment(task: Images | FineTuning, method: Tuned, cost: Cost) -> Experime
         facts["pretraining"] = "ERM, SGD, momentum 0.9, lr 0.1, cosine"
     else:
         module, source = "images", task
-    optimizer, stated = method.optimizer or SGD, asdict(task)
+    optimizer = method.optimizer or SGD
+    stated = asdict(task)
     settings = method.settings(source.budget, optimizer.rates)
-    seeds, name = list(range(source.seeds)), f"{module}/{task.name}"
+    seeds = list(range(source.seeds))
+    name = f"{module}/{task.name}"
     runs: dict[str, Any] = {"task": stated, "method": method.name, "seeds": seeds}
     short = {"task": {**stated, "epochs": 1, "every": 1}, "method": method.name}
     if _together(task):
@@ -284,13 +283,16 @@ def experiment(task: Images | FineTuning, method: Tuned, cost: Cost) -> Experime
         count = method.work(len(settings)) / len(settings) * len(seeds)
         call = f"{__name__}:train_perceptrons"
         sample = Job(call, {**short, "settings": settings[:1], "seeds": [0]})
-        facts |= {"note": method.note} if method.note else {}
+        note = method.note
     else:
         count = method.passes * (len(settings) + len(seeds))
         call = f"{runner.__name__}:tune"
         runs["train"] = f"{__package__}.{module}:train_one"
         sample = Job(runs["train"], {**short, "setting": settings[0], "seed": 0})
-        facts |= {"tuning_seed": runner.TUNING_SEED, "note": _TUNING_NOTE}
+        facts["tuning_seed"] = runner.TUNING_SEED
+        note = "tuning_*: every setting under the tuning seed, in the first column"
+    if note:
+        facts["note"] = note
     return Experiment(
         name=f"{name}/{method.name}",
         cost=cost.times(count),

@@ -13,11 +13,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from flatnb import models
-from flatnb.data import Data, plane, stack
+from flatnb.data import plane, stack
 from flatnb.experiments.experiment import Cost, Experiment
 from flatnb.experiments.runner import Training, Value, train_members
 from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
@@ -96,14 +95,10 @@ def train(
     >>> [len(row) for row in value["flatness"]["trace"]]
     [2, 2, 2]
     """
-
-    @cache
-    def examples(seed: int) -> Data:
-        return plane(data, noise=noise, n_test=n_test, seed=seed)
-
+    sets = {s: plane(data, noise=noise, n_test=n_test, seed=s) for s in seeds}
     return train_members(
         lambda: models.mlp(2, width, 4, 2),
-        lambda seeds: stack([examples(seed) for seed in seeds]),
+        lambda drawn: stack([sets[seed] for seed in drawn]),
         METHODS[method],
         settings,
         seeds,
@@ -116,10 +111,13 @@ def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
     optimizer = method.optimizer or ADAM
     rates = optimizer.rates if task.tuned else LR
     settings = method.settings(task.budget, rates)
-    budget, default = len(settings), method.published(optimizer.rates.default)
-    settings += [default] if default not in settings else []
+    budget = len(settings)
+    default = method.published(optimizer.rates.default)
+    if default not in settings:
+        settings.append(default)
     epochs = int(task.epochs // (method.passes if task.equal_passes else 1))
-    seeds, name = SEEDS[: task.seeds], f"plane/{task.data}-{task.noise:g}"
+    seeds = SEEDS[: task.seeds]
+    name = f"plane/{task.data}-{task.noise:g}"
     sizes = {key: getattr(task, key) for key in ("data", "noise", "n_test", "width")}
     sizes["epochs"] = epochs
     design = "tuned" if task.tuned else "grid"

@@ -97,12 +97,12 @@ def result(epochs: Sequence[int], metrics: Mapping[str, Any], **tables: Any) -> 
     >>> result([0], {"test_loss": torch.tensor([[[1 / 3]]])})["metrics"]
     {'test_loss': [[[0.333333]]]}
     """
-    cuda = torch.cuda.is_available()
+    on_gpu = device().type == "cuda"
     return {
         "epochs": list(epochs),
         **form.plain({"metrics": metrics, **tables}, "record.final"),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     }
 
 

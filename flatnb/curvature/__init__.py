@@ -10,7 +10,7 @@ Every net of an ensemble: `ensemble_flatness`.
 """
 
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues
-from flatnb.curvature.ensemble import FLATNESS, EnsembleFlatness, ensemble_flatness
+from flatnb.curvature.ensemble import FLATNESS, ensemble_flatness
 from flatnb.curvature.gauss_newton_trace import gauss_newton_trace
 from flatnb.curvature.landscape import line, random_direction
 from flatnb.curvature.objective import Objective
@@ -37,7 +37,6 @@ __all__ += ["FLATNESS", "ensemble_flatness"]
 __all__ += ["line", "random_direction"]
 __all__ += [
     "Eigenpairs",
-    "EnsembleFlatness",
     "Estimate",
     "Sharpness",
     "SpectralDensity",

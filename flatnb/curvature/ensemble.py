@@ -15,9 +15,7 @@ multiplies each member's own Hessian: a product costs the same for all as for on
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +23,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.linalg import vector_norm
 
-from flatnb._checks import integer, number
+from flatnb._checks import number
 from flatnb._kappa import kappa_of_logits
 from flatnb._nets import along_members
 from flatnb.curvature.gauss_newton_trace import check_piecewise_linear, softmax_factor
-from flatnb.curvature.result import Result
 from flatnb.curvature.sharpness import sam_step
 from flatnb.ensemble import Ensemble, EnsembleBatchNorm, EnsembleLinear
 
@@ -40,58 +37,40 @@ _Layer = EnsembleLinear | EnsembleBatchNorm
 _Use = tuple[_Layer, Tensor, Tensor]  # layer, what multiplies its weight, output
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
-class EnsembleFlatness(Result):
-    """Flatness of each member under the mean softmax cross-entropy L.
-
-    All (members,), in float64, on the CPU; NaN for a member whose loss is not finite.
-
-    Attributes:
-        loss: L(w).
-        residual: `|H v - theta v|` of the top eigenvalue's Ritz vector, by recurrence:
-            an eigenvalue lies this near, up to the rounding of a product.
-        trace: tr H, exact.
-        top_eigenvalue: the largest eigenvalue of H.
-        sharpness: `L(w + rho g / |g|) - L(w)`, rho = 0.05, see `worst_sharpness`.
-        adaptive_sharpness: the same with `rho w^2 g / ||w| g|`, rho = 0.5.
-        relative_flatness: kappa of the last layer, see `relative_flatness`.
-    """
-
-    loss: Tensor
-    residual: Tensor
-    trace: Tensor
-    top_eigenvalue: Tensor
-    sharpness: Tensor
-    adaptive_sharpness: Tensor
-    relative_flatness: Tensor
-
-    def summary(self) -> str:
-        medians = ", ".join(
-            f"{name.replace('_', ' ')} {getattr(self, name).nanmedian():.4g}"
-            for name in FLATNESS
-        )
-        return f"{len(self.loss)} members, medians: {medians}"
-
-
-# The measures of flatness above: experiments record them, notebook 13 compares them.
-FLATNESS = tuple(EnsembleFlatness.__annotations__)[2:]
+# What is measured: experiments record it, notebook 13 compares it.
+FLATNESS = (
+    "trace",
+    "top_eigenvalue",
+    "sharpness",
+    "adaptive_sharpness",
+    "relative_flatness",
+)
 
 
 def ensemble_flatness(
     model: Ensemble, x: Tensor, y: Tensor, *, tol: float = 1e-3, max_products: int = 100
-) -> EnsembleFlatness:
-    """Five measures of flatness of each member, in eval mode, over all that is trained.
+) -> dict[str, Tensor]:
+    """FLATNESS of each member under the mean softmax cross-entropy L.
 
-    All examples are evaluated at once, with the activations kept: of thousands, give a
-    part. A member's numbers do not depend on the other members, up to rounding. Lanczos
-    has one start vector: a top eigenvalue nearly orthogonal to it may be missed for the
-    next one (once in 900 random spectra); `top_eigenvalues` is surer.
+    In eval mode, over all that is trained; each (members,), in float64, on the CPU:
+
+    * `trace`: tr H, exact.
+    * `top_eigenvalue`: the largest of H, within `tol` times itself. Lanczos has one
+      start vector: an eigenvector nearly orthogonal to it may be missed for the next
+      one (once in 900 random spectra); `top_eigenvalues` is surer.
+    * `sharpness`: `L(w + rho g / |g|) - L(w)`, rho = 0.05, see `worst_sharpness`.
+    * `adaptive_sharpness`: the same with `rho w^2 g / ||w| g|`, rho = 0.5.
+    * `relative_flatness`: kappa of the last layer, see `relative_flatness`.
+
+    NaN for a member whose loss is not finite, and for an eigenvalue that has not
+    converged. All examples are evaluated at once, with the activations kept: of
+    thousands, give a part. A member's numbers do not depend on the other members, up to
+    rounding.
 
     Args:
         x, y: (n, ...) and (n,), shared by all members, or (members, n, ...) and
             (members, n).
-        tol: each member has products until its residual is at most tol times its
-            eigenvalue, or until there are `max_products`.
+        max_products: with the Hessians, for the top eigenvalue.
 
     Raises:
         ValueError: A net that does not end in the Linear of the logits, uses a layer
@@ -99,12 +78,11 @@ def ensemble_flatness(
             number out of range.
 
     >>> model = Ensemble(lambda: torch.nn.Linear(2, 3), 4)
-    >>> ensemble_flatness(model, torch.eye(2), torch.tensor([0, 1])).trace.shape
+    >>> ensemble_flatness(model, torch.eye(2), torch.tensor([0, 1]))["trace"].shape
     torch.Size([4])
     """
     number("tol", tol, "a number > 0", 0)
-    integer("max_products", max_products)
-    start, model = time.perf_counter(), copy.deepcopy(model).eval()
+    model = copy.deepcopy(model).eval()
     for module in model.modules():
         if "inplace" in vars(module):  # it would overwrite an output, or the data
             vars(module)["inplace"] = False
@@ -119,12 +97,12 @@ def ensemble_flatness(
         losses = _loss(logits, y)
         grads = torch.autograd.grad(losses.sum(), params, create_graph=True)
         trace = _trace(uses, logits)
-        finite = losses.detach().isfinite() & trace.isfinite()
+        finite = (losses.detach().isfinite() & trace.isfinite()).cpu()
 
         def multiply(vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
             return torch.autograd.grad(grads, params, vectors, retain_graph=True)
 
-        top, residual, products = _largest(multiply, params, finite, tol, max_products)
+        top, residual = _largest(multiply, params, finite, tol, max_products)
     last, phi, _ = uses[-1]
     kappa = kappa_of_logits(phi, logits.detach(), last.weight.detach().double())
     slopes = [g.detach() for g in grads]
@@ -138,18 +116,14 @@ def ensemble_flatness(
         loss = _loss(model(x), y)
         sharpness = rise([torch.ones_like(p) for p in params], RHO)
         adaptive = rise([p.abs() for p in params], ADAPTIVE_RHO)
-    return EnsembleFlatness(
-        loss=_masked(loss, finite),
-        residual=residual,
-        trace=_masked(trace, finite),
-        top_eigenvalue=top,
-        relative_flatness=_masked(kappa.clamp(min=0).mean(-1), finite),
-        sharpness=_masked(sharpness, finite),
-        adaptive_sharpness=_masked(adaptive, finite),
-        products=products,
-        seconds=time.perf_counter() - start,
-        settings={"tol": tol},
-    )
+    measured = {
+        "trace": trace,
+        "top_eigenvalue": top.where(residual <= tol * top.abs(), torch.nan),
+        "sharpness": sharpness,
+        "adaptive_sharpness": adaptive,
+        "relative_flatness": kappa.clamp(min=0).mean(-1),
+    }
+    return {name: _masked(values, finite) for name, values in measured.items()}
 
 
 def _forward(model: Ensemble, x: Tensor) -> tuple[list[_Use], Tensor]:
@@ -212,8 +186,8 @@ def _largest(
     finite: Tensor,
     tol: float,
     max_products: int,
-) -> tuple[Tensor, Tensor, int]:
-    """Each member's largest Ritz value, its residual, and the products taken.
+) -> tuple[Tensor, Tensor]:
+    """Each member's largest Ritz value, and its residual `|H v - theta v|`.
 
     A recurrence of its own, because `Lanczos` would store a basis per member; records
     depend on its numbers.
@@ -230,13 +204,13 @@ def _largest(
     alphas: list[Tensor] = []
     betas = [torch.zeros(members, dtype=torch.float64)]
     values = residuals = torch.full((members,), torch.nan, dtype=torch.float64)
-    active = finite = finite.cpu()  # members that have not converged
+    active = finite  # members that have not converged
     rounding = 8 * torch.finfo(params[0].dtype).eps
     while len(alphas) < max_products and active.any():
         product = multiply(current)
         alpha = _dot(current, product)
         if alphas:
-            # Past its Krylov space a member's vectors are zero: keep its matrix in range.
+            # Past its Krylov space a member's vectors are 0: keep its matrix in range.
             alpha = torch.where(betas[-1] > 0, alpha, alphas[0])
         alphas.append(alpha)
         remainder = [
@@ -260,7 +234,7 @@ def _largest(
         values = torch.where(active, newest, values)
         residuals = torch.where(active, bounds, residuals)
         active = active & ~(residuals <= tol * values.abs())
-    return values, residuals, len(alphas)
+    return values, residuals
 
 
 def _ritz(
@@ -298,4 +272,4 @@ def _squares(t: Tensor) -> Tensor:
 
 
 def _masked(values: Tensor, finite: Tensor) -> Tensor:
-    return torch.where(finite, values.detach(), torch.nan).cpu()
+    return torch.where(finite, values.detach().cpu(), torch.nan)

@@ -152,22 +152,13 @@ def train_members(
         epochs = [entry["epoch"] for entry in run.history]
         for metric in METRICS:
             rows[metric] += zip(*_history(run, metric), strict=True)
-        for measure, values in _flatness(net, examples).items():
+        first = examples.train[:_FLATNESS_EXAMPLES]
+        for measure, values in ensemble_flatness(net, first.x, first.y).items():
             rows[measure] += values.tolist()
     starts = range(0, len(members), len(seeds))
     tables = {n: [row[i : i + len(seeds)] for i in starts] for n, row in rows.items()}
     metrics = {name: tables[name] for name in METRICS}
     return result(epochs, metrics, flatness={name: tables[name] for name in FLATNESS})
-
-
-def _flatness(model: Ensemble, data: Data) -> dict[str, Tensor]:
-    """FLATNESS of each member; an eigenvalue that did not converge is no number."""
-    examples = data.train[:_FLATNESS_EXAMPLES]
-    measured = ensemble_flatness(model, examples.x, examples.y)
-    values = {measure: getattr(measured, measure) for measure in FLATNESS}
-    top = values["top_eigenvalue"]
-    converged = measured.residual <= measured.settings["tol"] * top.abs()
-    return values | {"top_eigenvalue": top.where(converged, torch.nan)}
 
 
 def _held_out(

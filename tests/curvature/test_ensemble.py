@@ -64,11 +64,12 @@ def test_every_measure_is_that_of_the_member_alone(make, shared):
         net = model.member(i).eval()
         own = (x, y) if shared else (x[i], y[i])
         hessian = dense(net, *own)
-        assert float(found.trace[i]) == pytest.approx(float(hessian.trace()), rel=1e-9)
+        assert float(found["trace"][i]) == pytest.approx(
+            float(hessian.trace()), rel=1e-9
+        )
         top = float(torch.linalg.eigvalsh(hessian)[-1])
-        assert float(found.top_eigenvalue[i]) == pytest.approx(top, rel=1e-9)
+        assert float(found["top_eigenvalue"][i]) == pytest.approx(top, rel=1e-9)
         alone = {
-            "loss": F.cross_entropy(net(own[0]), own[1]).detach(),
             "relative_flatness": curvature.relative_flatness(
                 net, net[-1], F.cross_entropy, [own]
             ).value,
@@ -80,9 +81,7 @@ def test_every_measure_is_that_of_the_member_alone(make, shared):
             ).value,
         }
         for name, value in alone.items():
-            assert float(getattr(found, name)[i]) == pytest.approx(
-                float(value), rel=1e-9
-            )
+            assert float(found[name][i]) == pytest.approx(float(value), rel=1e-9)
 
 
 def random_net(seed: int) -> Callable[[], nn.Module]:
@@ -131,14 +130,14 @@ def test_random_ensembles(seeds):
             for layer in net:
                 layer.inplace = False
             hessian = dense(net, *data)
-            assert float(found.trace[i]) == pytest.approx(
+            assert float(found["trace"][i]) == pytest.approx(
                 float(hessian.trace()), rel=1e-8
             ), model
             w = net[-1].weight.detach()
             width = w.numel() + (0 if net[-1].bias is None else len(w))
             last = hessian[-width:, -width:][: w.numel(), : w.numel()]
             kappa = torch.einsum("st,ut,saua->", w, w, last.reshape(*w.shape, *w.shape))
-            assert float(found.relative_flatness[i]) == pytest.approx(
+            assert float(found["relative_flatness"][i]) == pytest.approx(
                 float(kappa), rel=1e-8
             )
             for name, rho, adaptive in (
@@ -146,9 +145,7 @@ def test_random_ensembles(seeds):
                 ("adaptive_sharpness", 0.5, 1),
             ):
                 rise = rise_of(net, *data, rho, adaptive)
-                assert float(getattr(found, name)[i]) == pytest.approx(
-                    rise, rel=1e-7
-                ), model
+                assert float(found[name][i]) == pytest.approx(rise, rel=1e-7), model
 
 
 def rise_of(net: nn.Module, x: Tensor, y: Tensor, rho: float, adaptive: int) -> float:
@@ -171,71 +168,49 @@ def rise_of(net: nn.Module, x: Tensor, y: Tensor, rho: float, adaptive: int) -> 
     )
 
 
-def test_the_residual_bounds_the_distance_to_an_eigenvalue_at_any_tolerance():
-    model = ensemble()
-    found = curvature.ensemble_flatness(model, X, Y, tol=0.3)
-    assert 1 <= found.products < 20
-    for i in range(3):
-        values = torch.linalg.eigvalsh(dense(model.member(i).eval(), X[i], Y[i]))
-        assert float((values - found.top_eigenvalue[i]).abs().min()) <= float(
-            found.residual[i]
-        )
-        assert float(found.residual[i]) <= 0.3 * float(found.top_eigenvalue[i])
+def test_an_eigenvalue_is_given_once_it_has_converged():
+    found = curvature.ensemble_flatness(ensemble(), X, Y, tol=1e-14, max_products=3)
+    assert found["top_eigenvalue"].isnan().all() and found["trace"].isfinite().all()
 
 
-def test_products_end_at_most_and_past_the_whole_krylov_space():
-    assert (
-        curvature.ensemble_flatness(
-            ensemble(), X, Y, tol=1e-14, max_products=3
-        ).products
-        == 3
-    )
+def test_products_go_on_past_the_whole_krylov_space():
     small = ensemble(lambda: nn.Sequential(nn.Linear(2, 2, bias=False)))  # 4 dimensions
     with torch.no_grad():
         small.net[0].weight[1] = 0
     found = curvature.ensemble_flatness(small, X, Y % 2, tol=1e-12)
     for i in range(3):
         top = torch.linalg.eigvalsh(dense(small.member(i), X[i], Y[i] % 2))[-1]
-        assert float(found.top_eigenvalue[i]) == pytest.approx(float(top), rel=1e-9)
+        assert float(found["top_eigenvalue"][i]) == pytest.approx(float(top), rel=1e-9)
 
 
 def test_a_member_is_measured_the_same_beside_any_others():
     model = ensemble()
     whole = curvature.ensemble_flatness(model, X, Y, tol=0.1)
-    products = []
     for i in range(3):
         alone = Ensemble(lambda i=i: model.member(i), 1)
         one = curvature.ensemble_flatness(alone, X[i : i + 1], Y[i : i + 1], tol=0.1)
-        products.append(one.products)
         for name in (
             "trace",
             "top_eigenvalue",
-            "residual",
             "relative_flatness",
             "sharpness",
         ):
-            expected = float(getattr(whole, name)[i])
-            assert float(getattr(one, name)) == pytest.approx(expected, rel=1e-9)
-    assert (
-        whole.products == max(products) > min(products)
-    )  # yet none goes on past its own
+            expected = float(whole[name][i])
+            assert float(one[name]) == pytest.approx(expected, rel=1e-9)
 
 
 def test_single_precision_is_near():
     exact = curvature.ensemble_flatness(ensemble(), X, Y, tol=1e-9)
     found = curvature.ensemble_flatness(ensemble().float(), X.float(), Y)
     for name in (
-        "loss",
         "trace",
         "top_eigenvalue",
         "relative_flatness",
         "sharpness",
         "adaptive_sharpness",
     ):
-        assert getattr(found, name).dtype == torch.float64
-        torch.testing.assert_close(
-            getattr(found, name), getattr(exact, name), rtol=1e-4, atol=0
-        )
+        assert found[name].dtype == torch.float64
+        torch.testing.assert_close(found[name], exact[name], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("width", range(4, 8))
@@ -250,8 +225,8 @@ def test_a_net_of_constant_outputs_has_the_curvature_of_its_last_bias(width):
         norm.bias.fill_(-1.0)
         last.bias.zero_()
     found = curvature.ensemble_flatness(model, X[:2], Y[:2] % 2)
-    assert found.trace.tolist() == pytest.approx([0.5, 0.5])
-    assert found.top_eigenvalue.tolist() == pytest.approx([0.5, 0.5])
+    assert found["trace"].tolist() == pytest.approx([0.5, 0.5])
+    assert found["top_eigenvalue"].tolist() == pytest.approx([0.5, 0.5])
 
 
 def test_a_lost_member_has_no_numbers_and_costs_the_others_nothing():
@@ -260,7 +235,6 @@ def test_a_lost_member_has_no_numbers_and_costs_the_others_nothing():
     with torch.no_grad():
         next(model.parameters())[1] = math.nan
     after = curvature.ensemble_flatness(model, X, Y)
-    assert after.products <= before.products
     for name in (
         "trace",
         "top_eigenvalue",
@@ -268,7 +242,7 @@ def test_a_lost_member_has_no_numbers_and_costs_the_others_nothing():
         "sharpness",
         "adaptive_sharpness",
     ):
-        values, old = getattr(after, name), getattr(before, name)
+        values, old = after[name], before[name]
         assert math.isnan(values[1])
         assert torch.allclose(values[[0, 2]], old[[0, 2]], rtol=1e-6)
 
@@ -278,9 +252,14 @@ def test_without_a_slope_no_step_is_taken_and_curvature_is_left():
     with torch.no_grad():
         model.net[0].weight[0] = model.net[0].bias[0] = 0.0
     found = curvature.ensemble_flatness(model, torch.ones(2, 2), torch.tensor([0, 1]))
-    assert found.sharpness[0] == found.adaptive_sharpness[0] == 0 < found.sharpness[1]
+    assert (
+        found["sharpness"][0]
+        == found["adaptive_sharpness"][0]
+        == 0
+        < found["sharpness"][1]
+    )
     # p = 1/2 twice: (1/n) sum_i p_0 p_1 (|x_i|^2 + 1) for each of two rows.
-    assert float(found.trace[0]) == pytest.approx(2 * 0.25 * 3)
+    assert float(found["trace"][0]) == pytest.approx(2 * 0.25 * 3)
 
 
 def test_nothing_of_the_model_changes():
@@ -290,7 +269,7 @@ def test_nothing_of_the_model_changes():
         found = curvature.ensemble_flatness(model, X, Y)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert model.training and all(p.grad is None for p in model.parameters())
-    assert repr(found).startswith("EnsembleFlatness(3 members, medians: trace ")
+    assert tuple(found) == curvature.FLATNESS
 
 
 @pytest.mark.parametrize("kept", ["1.weight", "2.weight", "7.bias"])
@@ -304,16 +283,17 @@ def test_frozen_parameters_do_not_enter(kept):
             model.member(i).eval(), F.cross_entropy, [(X[i], Y[i])], params=[kept]
         )
         matrix = operator @ torch.eye(operator.shape[0], dtype=torch.float64)
-        assert float(found.trace[i]) == pytest.approx(float(matrix.trace()), rel=1e-9)
+        assert float(found["trace"][i]) == pytest.approx(
+            float(matrix.trace()), rel=1e-9
+        )
         top = float(torch.linalg.eigvalsh(matrix)[-1])
-        assert float(found.top_eigenvalue[i]) == pytest.approx(top, rel=1e-9)
+        assert float(found["top_eigenvalue"][i]) == pytest.approx(top, rel=1e-9)
 
 
 @pytest.mark.parametrize(
     ("make", "settings", "words"),
     [
         (lambda: models.mlp(2, 5, 2, 3), {"tol": math.inf}, "tol=inf"),
-        (lambda: models.mlp(2, 5, 2, 3), {"max_products": 0}, "max_products=0"),
         (
             lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU()),
             {},
@@ -370,7 +350,7 @@ def test_the_top_eigenvalue_lies_within_its_residual_of_one(seed):
         return (torch.einsum("mij,mj->mi", matrices, vectors[0]),)
 
     params, fine = [torch.zeros(6, size, dtype=dtype)], torch.ones(6, dtype=torch.bool)
-    values, residuals, _ = _largest(multiply, params, fine, 1e-3, 100)
+    values, residuals = _largest(multiply, params, fine, 1e-3, 100)
     exact = torch.linalg.eigvalsh(matrices.double())
     rounding = 100 * torch.finfo(dtype).eps * exact.abs().amax(1)
     distance = (exact - values[:, None]).abs().amin(1)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from flatnb._checks import function, instance, integer
 from flatnb._nets import along_members
 
 # Entries of the widest tensor between two layers in an evaluation. A CPU wants them in
-# its cache; a GPU reads all weights once per group of rows, and wants few groups.
+# its cache; a GPU reads all weights once per group, and wants few groups.
 _EVALUATED_AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}
 
 
@@ -75,7 +74,14 @@ class Ensemble(nn.Module):
         self.net = _stacked(nets)
         # In a tuple, so that it is no submodule: it gives `member` the right classes.
         self._plain = (nets[0],)
-        self._features = _features(self.net)
+        kinds = nn.Linear | nn.BatchNorm1d
+        first = next((m for m in self.net.modules() if isinstance(m, kinds)), None)
+        if first is None:
+            raise ValueError("make_model gave a net without Linear; Ensemble needs one")
+        inputs = (
+            first.in_features if isinstance(first, nn.Linear) else first.num_features
+        )
+        self._features = int(inputs)
         if len(list(self.net.parameters())) != len(list(nets[0].parameters())):
             raise ValueError(
                 "make_model ties parameters of different layers; allowed: to use a layer "
@@ -85,20 +91,14 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The outputs of all members, (members, n, classes)."""
         x = self._with_members(x)
-        if torch.is_grad_enabled() or _uses_batch(self.net):
+        norms = [m for m in self.net.modules() if isinstance(m, EnsembleBatchNorm)]
+        uses_batch = any(m.training or m.running_mean is None for m in norms)
+        if torch.is_grad_enabled() or uses_batch:
             return self.net(x)
         widest = max([p.shape[1] for p in self.net.parameters()] + [self._features])
         entries = _EVALUATED_AT_ONCE.get(x.device.type, _EVALUATED_AT_ONCE["cpu"])
         rows = max(1, entries // (self.members * widest))
-        modules = self.net.modules()
-        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
-        calls = [self.net] if hooked else _merged_layers(self.net)
-        outputs = []
-        for group in x.split(rows, dim=1):
-            for call in calls:
-                group = call(group)
-            outputs.append(group)
-        return torch.cat(outputs, dim=1)
+        return torch.cat([self.net(group) for group in x.split(rows, dim=1)], dim=1)
 
     def member(self, i: int) -> nn.Module:
         """A plain copy of member i: its parameters, buffers, modes, `requires_grad`."""
@@ -213,21 +213,6 @@ def _make(make_model: Callable[[], nn.Module], seed: int) -> nn.Module:
     return net
 
 
-def _features(net: nn.Module) -> int:
-    """The number of features the net takes."""
-    layers = list(net.modules())
-    if not any(isinstance(layer, nn.Linear) for layer in layers):
-        raise ValueError("make_model gave a net without Linear; Ensemble needs one")
-    sizes = [getattr(m, "in_features", getattr(m, "num_features", 0)) for m in layers]
-    return next(size for size in sizes if size)
-
-
-def _uses_batch(net: nn.Module) -> bool:
-    """Whether an example's output depends on the others of its batch."""
-    norms = [m for m in net.modules() if isinstance(m, EnsembleBatchNorm)]
-    return any(norm.training or norm.running_mean is None for norm in norms)
-
-
 # Between layers a tensor has the shape (members, n, features) and lies in memory as
 # (members, features, n): a layer is one batched product, and each mean that a BatchNorm
 # takes runs over neighbors in memory.
@@ -241,7 +226,17 @@ class EnsembleLinear(nn.Linear):
     r"""One Linear per member: :math:`y_m = x_m W_m^\top + b_m`, x (members, n, in)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _linear(self.weight, self.bias, x)
+        members, out, _ = self.weight.shape
+        bias = None if self.bias is None else self.bias.unsqueeze(2)
+        if x.stride(0) == 0 and members > 1:
+            # All members see one batch: one product instead of `members`.
+            y = (self.weight.flatten(0, 1) @ x[0].t()).view(members, out, -1)
+            y = y if bias is None else y + bias
+        elif bias is None:
+            y = torch.bmm(self.weight, x.transpose(1, 2))
+        else:
+            y = torch.baddbmm(bias, self.weight, x.transpose(1, 2))
+        return y.transpose(1, 2)
 
 
 class EnsembleBatchNorm(nn.BatchNorm1d):
@@ -255,11 +250,6 @@ class EnsembleBatchNorm(nn.BatchNorm1d):
         # 600 members a third of the time of (n, members * features).
         x = x.transpose(1, 2)
         members, features, n = x.shape
-        if self.training and n < 2:
-            raise ValueError(
-                f"BatchNorm in training mode got {n} example(s) per member; allowed: at "
-                "least 2"
-            )
         share = self.momentum or 0.0
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -307,43 +297,3 @@ def _stacked(nets: Sequence[nn.Module]) -> nn.Module:
                     together = nn.Parameter(together, tensor.requires_grad)
                 setattr(layer, name, together)
     return net
-
-
-def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    members, out, _ = weight.shape
-    bias = None if bias is None else bias.unsqueeze(2)
-    if x.stride(0) == 0 and members > 1:
-        # All members see one batch: one product instead of `members`.
-        y = (weight.flatten(0, 1) @ x[0].t()).view(members, out, -1)
-        y = y if bias is None else y + bias
-    elif bias is None:
-        y = torch.bmm(weight, x.transpose(1, 2))
-    else:
-        y = torch.baddbmm(bias, weight, x.transpose(1, 2))
-    return y.transpose(1, 2)
-
-
-def _merged_layers(net: nn.Module) -> list[Callable[[Tensor], Tensor]]:
-    """The layers in order, each BatchNorm in eval mode merged into a Linear before."""
-    calls: list[Callable[[Tensor], Tensor]] = []
-    previous: nn.Module | None = None
-    for _, layer in net.named_modules(remove_duplicate=False):
-        if isinstance(layer, nn.Sequential):
-            continue
-        if isinstance(layer, EnsembleBatchNorm) and isinstance(previous, nn.Linear):
-            calls[-1] = partial(_linear, *_normalized(previous, layer))
-        else:
-            calls.append(layer)
-        previous = layer
-    return calls
-
-
-def _normalized(linear: nn.Linear, norm: EnsembleBatchNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one Linear that computes `linear` and then `norm`."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
-    bias = linear.bias
-    center = norm.running_mean if bias is None else norm.running_mean - bias
-    shift = -center * scale if norm.bias is None else norm.bias - center * scale
-    return linear.weight * scale.unsqueeze(2), shift

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, update_bn
 
-from flatnb._checks import instance, integer, sequence, shown
+from flatnb._checks import instance, integer, shown
 from flatnb._nets import distributed, unwrap
 from flatnb._nets import members as members_of
 from flatnb._tensors import l2_norm, present
@@ -116,10 +116,7 @@ def fit(
     >>> run.frame()[["epoch", "passes"]].values.tolist()
     [[0, 0], [1, 4], [2, 8]]
     """
-    parts = dict(
-        method=method, optimizer=optimizer, scheduler=scheduler, average=average
-    )
-    _check(model, data, callbacks, parts)
+    _check(model, data, method, optimizer)
     epochs = integer("epochs", epochs, 0, 1 << 31)
     every = integer("every", every)
     seed = integer("seed", seed, 0, 1 << 63)
@@ -128,13 +125,18 @@ def fit(
     net = unwrap(model)
     device = next(net.parameters()).device
     data = data.to(device)
+    modules = [net] if average is None else [net, average]
     if device.type == "cuda" and any(isinstance(m, nn.Conv2d) for m in net.modules()):
-        for module in (net, average or net):
+        for module in modules:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     run = Run(repr(method), seed)
-    parts = {"model": net} | {k: v for k, v in parts.items() if v is not None}
+    parts: dict[str, Any] = {"model": net, "method": method, "optimizer": optimizer}
+    if scheduler is not None:
+        parts["scheduler"] = scheduler
+    if average is not None:
+        parts["average"] = average
     settings = dict(seed=seed, epochs=epochs, every=every, dtype=dtype)
     identity = settings | _identity(data, parts) if checkpoint is not None else {}
     saved = Checkpoint(checkpoint, identity, parts, order, device)
@@ -149,7 +151,6 @@ def fit(
         batches = data.index_batches(order)
         before = []
         if _is_asynchronous(device):  # gradients are checked after the epoch
-            modules = [net] if average is None else [net, average]
             before = [(m, copy.deepcopy(m.state_dict())) for m in modules]
         try:
             train_epoch(model, batches, method, optimizer, dtype=dtype, average=average)
@@ -289,7 +290,7 @@ def _identity(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check(model: Any, data: Any, callbacks: Any, parts: Mapping[str, Any]) -> None:
+def _check(model: Any, data: Any, method: Any, optimizer: Any) -> None:
     from flatnb.data import Data
 
     instance("model", model, nn.Module, "a torch.nn.Module")
@@ -299,11 +300,8 @@ def _check(model: Any, data: Any, callbacks: Any, parts: Mapping[str, Any]) -> N
             "several, write the loop, with method.backward"
         )
     instance("data", data, Data, "a flatnb.data.Data")
-    instance("method", parts["method"], Method, "a method, such as flatnb.SAM(0.05)")
-    instance("optimizer", parts["optimizer"], Optimizer, "an optimizer of torch.optim")
-    for name, kind in (("scheduler", LRScheduler), ("average", AveragedModel)):
-        instance(name, parts[name], (kind, type(None)), "None, or one of torch.optim")
-    sequence("callbacks", callbacks, Callable, "functions (run, model)")
+    instance("method", method, Method, "a method, such as flatnb.SAM(0.05)")
+    instance("optimizer", optimizer, Optimizer, "an optimizer of torch.optim")
     members = members_of(model)
     if data.members not in (None, members):
         raise ValueError(

@@ -65,11 +65,8 @@ def training() -> dict[str, Any]:
         "seed": 0,
         "epochs": 1,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
-        "scheduler": None,
-        "callbacks": (),
         "every": 1,
         "dtype": None,
-        "average": None,
         "checkpoint": None,
     }
 
@@ -105,10 +102,7 @@ CASES: dict[
         training,
         {
             "checkpoint": "None text",
-            "scheduler": "None",
             "dtype": "None",
-            "average": "None",
-            "callbacks": "list",
             "every": "huge longest",
         },
     ),
@@ -122,9 +116,8 @@ CASES: dict[
             "epochs": 1,
             "every": None,
             "seed": 0,
-            "callbacks": (),
         },
-        {"every": "None huge longest", "callbacks": "list"},
+        {"every": "None huge longest"},
     ),
     "plane": (
         plane,

@@ -7,7 +7,6 @@ when interrupted.
 import argparse
 import inspect
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -104,8 +103,6 @@ def address_command(arguments: Namespace) -> int:
 
 # --- records ------------------------------------------------------------------------
 
-SHOWN = ("task", "method", "passes", "selection", "failures", "provenance")
-
 
 def _table(columns: Sequence[str], rows: Sequence[Any], empty: str) -> None:
     from pandas import DataFrame
@@ -129,24 +126,6 @@ def records_list(arguments: Namespace) -> int:
         rows.append((name, record["method"], *sizes, *source))
     columns = ("name", "method", "seeds", "settings", "device", "date")
     _table(columns, rows, f"no records in {records.root()}: see `flatnb records todo`")
-    return 0
-
-
-def records_show(arguments: Namespace) -> int:
-    """What was found, how, and where; a NAME may be a pattern, such as 'plane/*'."""
-    from pandas import DataFrame
-
-    for name in records.match(arguments.names, records.names()):
-        record = records.load(name)
-        print(name, "\n")
-        for label in SHOWN:
-            print(f"{label}: {json.dumps(record[label], ensure_ascii=False)}")
-        chosen = record["selection"]["chosen"]
-        for seed, index in zip(record["seeds"], chosen, strict=True):
-            print(f"seed {seed}: {record['settings'][index]}")
-        print("\nAfter the last epoch, mean and standard error over the seeds:\n")
-        final = DataFrame(records.selected(record), dtype=float)
-        print(final.agg(["mean", "sem", "count"]).T)
     return 0
 
 
@@ -251,7 +230,6 @@ COMMANDS = {
     "clean": (clean_command, "[notebooks]"),
     "address": (address_command, "url --branch"),
     "records list": (records_list, ""),
-    "records show": (records_show, "names"),
     "records todo": (records_todo, ""),
     "records make": (
         records_make,
@@ -266,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flatnb", description="A book that reruns.")
     parser.add_argument("--version", action="version", version=f"flatnb {__version__}")
     groups = {"": parser.add_subparsers(required=True, metavar="command")}
-    records_help = "recorded results: show, compute and check them"
+    records_help = "recorded results: list, compute and check them"
     group = groups[""].add_parser("records", help=records_help)
     groups["records"] = group.add_subparsers(required=True, metavar="what")
     for command, (function, options) in COMMANDS.items():

@@ -95,7 +95,7 @@ def out(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str
     return "\n".join(" ".join(line.split()) for line in text.splitlines())
 
 
-# --- list, show ---------------------------------------------------------------------
+# --- list ---------------------------------------------------------------------------
 
 
 def test_list_has_a_line_a_record(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,32 +109,11 @@ def test_list_has_a_line_a_record(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_show_says_what_was_chosen_and_found(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    record = example()
-    record["final"]["test_error"] = [[0.1, 0.2], [0.3, None], [0.5, 0.6]]
-    record["selection"]["chosen"] = [1, 1]
-    records.save(record)
-    text = out(capsys, "show", "plane/*")
-    for line in (
-        NAME,
-        'task: {"data": {"noise": 0.05, "set": "circle"}, "epochs": 2, "name": "plane"}',
-        'method: "SAM"',
-        'failures: [{"error": "the loss was nan in epoch 1", "seed": 7, "setting": 2}]',
-        "seed 0: {'lr': 0.1, 'rho': 0.1}",
-        "seed 7: {'lr': 0.1, 'rho': 0.1}",
-        "test_accuracy 0.935 0.005 2.0",
-        "test_error 0.300 NaN 1.0",
-    ):
-        assert line in text.splitlines(), line
-
-
 def test_a_name_that_is_not_there_is_a_mistake(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     records.save(example())
-    text = out(capsys, "show", "plain/*", status=2)
+    text = out(capsys, "verify", "plain/*", status=2)
     assert text == f"flatnb: nothing is named plain/*; the closest are {NAME}"
 
 

@@ -19,7 +19,7 @@ __all__ += methods.__all__
 
 
 def __getattr__(name: str) -> ModuleType:
-    # Loaded when first asked for: it needs scipy, which training does not.
+    # Loaded when first asked for: training does not need it.
     if name == "curvature":
         return import_module("flatnb.curvature")
     raise AttributeError(f"module 'flatnb' has no attribute {name!r}")

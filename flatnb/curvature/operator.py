@@ -8,13 +8,11 @@ graph of the gradient is built once and kept; a product is one more backward pas
 it and costs 1 to 2 gradients.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from flatnb.curvature.objective import (
     Batches,
@@ -23,7 +21,7 @@ from flatnb.curvature.objective import (
     Objective,
     Selection,
     check_loss,
-    flatten,
+    flat_gradient,
 )
 
 _Product = Callable[[Tensor], Tensor]  # from v (size,)
@@ -66,10 +64,10 @@ class HessianOperator:
         self.shape = (self.size, self.size)
         self.products = 0
         self._check_symmetric()
-        self._graphs: list[_Product] = []
+        self._kept: list[_Product] = []  # one per chunk, each with its graph
         if keep_graph:
-            with self._recording():
-                self._graphs = [self._linearize(c) for c in self.objective.chunks]
+            with torch.enable_grad(), self.objective.evaluating():
+                self._kept = [self._linearize(c) for c in self.objective.chunks]
 
     def __matmul__(self, v: Tensor) -> Tensor:
         if v.ndim not in (1, 2) or len(v) != self.size:
@@ -77,71 +75,56 @@ class HessianOperator:
                 f"v is {tuple(v.shape)}; allowed: ({self.size},) or ({self.size}, k)"
             )
         v = v.to(self.device, self.dtype)
-        return self._product(v) if v.ndim == 1 else self.rows(v.mT.contiguous()).mT
+        return self.rows(v[None])[0] if v.ndim == 1 else self.rows(v.mT).mT
 
     def rows(self, vectors: Tensor) -> Tensor:
         """Products with the k rows of (k, size), as rows."""
-        return torch.stack([self._product(v) for v in vectors])
+        self.products += len(vectors)
+        total, chunks = torch.zeros_like(vectors), self.objective.chunks
+        with torch.enable_grad(), self.objective.evaluating():
+            for product in self._kept or map(self._linearize, chunks):
+                total += torch.stack([product(v) for v in vectors])
+                del product  # and its graph, before the next one is made
+        return total
 
     def dense(self) -> Tensor:
         """The matrix (size, size), by one product per column: for small nets."""
         matrix = self.rows(torch.eye(self.size, dtype=self.dtype, device=self.device))
         return (matrix + matrix.mT) / 2
 
-    def _product(self, v: Tensor) -> Tensor:
-        self.products += 1
-        zero, chunks = torch.zeros_like(v), self.objective.chunks
-        if self._graphs:
-            with self.objective.arithmetic():
-                return sum((graph(v) for graph in self._graphs), zero)
-        with self._recording():
-            return sum((self._linearize(chunk)(v) for chunk in chunks), zero)
-
-    @contextmanager
-    def _recording(self) -> Iterator[None]:
-        with torch.enable_grad(), self.objective.evaluating(), _ComposedWeightNorm():
-            yield
-
     def _linearize(self, chunk: Chunk) -> _Product:
         """The product over one batch, with the graph it runs through."""
         objective, params = self.objective, self.objective.params
         loss = chunk.weight * objective.chunk_loss(chunk, params)
         check_loss(loss)
-        grads = torch.autograd.grad(
-            loss, params, create_graph=True, materialize_grads=True
-        )
-        # A gradient that does not depend on any parameter adds nothing to the Hessian.
-        live = [i for i, g in enumerate(grads) if g.requires_grad]
-        outputs = [grads[i] for i in live]
+        slope = flat_gradient(loss, params, create_graph=True)
 
         def product(v: Tensor) -> Tensor:
-            if not live:
+            if not slope.requires_grad:  # of a loss linear in the parameters
                 return torch.zeros_like(v)
-            parts = objective.split(v)
-            directions = [parts[i] for i in live]
-            grads = torch.autograd.grad(
-                outputs, params, directions, retain_graph=True, materialize_grads=True
-            )
-            return flatten(grads)
+            return flat_gradient(slope, params, v, retain_graph=True)
 
         return product
 
     def _check_symmetric(self) -> None:
         """Refuse wrong second derivatives: <u, H v> = <v, H u>, on a few examples."""
         objective, generator = self.objective, torch.Generator().manual_seed(0)
-        draws = torch.randn(2, self.size, generator=generator)
-        u, v = draws.to(self.device, self.dtype)
+        draws = torch.randn(4, self.size, generator=generator)
+        vectors = draws.to(self.device, self.dtype)
         chunk = Chunk(*objective.sample(), 1.0)
-        with self._recording():
+        with torch.enable_grad(), objective.evaluating():
             loss = abs(objective.chunk_loss(chunk, objective.params).item())
             product = self._linearize(chunk)
-            hu, hv = product(u).double(), product(v).double()
+            products = torch.stack([product(v) for v in vectors]).double()
+        inner = vectors.double() @ products.mT
         # Curvature this far below the loss is rounding.
-        size = max(hu.norm(), hv.norm(), loss * torch.finfo(self.dtype).eps ** 0.5)
-        if (u.double() @ hv - v.double() @ hu).abs() > _ASYMMETRY[self.dtype] * size:
+        floor = loss * torch.finfo(self.dtype).eps ** 0.5
+        size = products.norm(dim=1).max().clamp(min=floor)
+        if (inner - inner.mT).abs().max() > _ASYMMETRY[self.dtype] * size:
             raise ValueError(
                 "the second derivative of the model is wrong, <u, H v> is not <v, H u>: a "
-                "backward pass is not differentiable; leave its layer out of params"
+                "backward pass is not differentiable (PyTorch's weight norm is not); "
+                "remove its layer's parametrization, or leave it out of params"
             )
 
 
@@ -167,25 +150,14 @@ class GaussNewtonOperator(HessianOperator):
         (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
         # J v is the derivative of J' u in u: two backward passes make it.
         dummy = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(
-            outputs, params, dummy, create_graph=True, materialize_grads=True
-        )
-        live = [i for i, g in enumerate(pulled) if g.requires_grad]
-        linear = [pulled[i] for i in live]
+        pulled = flat_gradient(outputs, params, dummy, create_graph=True)
 
         def product(v: Tensor) -> Tensor:
-            if not live or not slope.requires_grad:
+            if not slope.requires_grad:  # of a loss linear in the outputs
                 return torch.zeros_like(v)
-            parts = objective.split(v)
-            directions = [parts[i] for i in live]
-            (pushed,) = torch.autograd.grad(
-                linear, dummy, directions, retain_graph=True
-            )
+            (pushed,) = torch.autograd.grad(pulled, dummy, v, retain_graph=True)
             (curved,) = torch.autograd.grad(slope, leaf, pushed, retain_graph=True)
-            grads = torch.autograd.grad(
-                outputs, params, curved, retain_graph=True, materialize_grads=True
-            )
-            return flatten(grads)
+            return flat_gradient(outputs, params, curved, retain_graph=True)
 
         return product
 
@@ -193,17 +165,3 @@ class GaussNewtonOperator(HessianOperator):
 def check_outputs(outputs: Any) -> None:
     if not isinstance(outputs, Tensor):
         raise ValueError(f"the outputs are {type(outputs)}; allowed: one tensor")
-
-
-class _ComposedWeightNorm(TorchFunctionMode):
-    """Weight norm as w = g v / |v| in plain operations: the second derivative of
-    PyTorch's fused kernel (seen in 2.13) makes a Hessian that is not symmetric.
-    """
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch._weight_norm:
-            v, g, dim = args
-            return v * (g / torch.norm_except_dim(v, 2, dim))
-        return func(*args, **kwargs or {})

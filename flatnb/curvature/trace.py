@@ -8,8 +8,6 @@ is unbiased because E[z z'] = I; signs have the least variance of all such z,
 
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Estimate, moments
 
 _ROUND = 8  # probes held in memory at once
-MIN_PROBES = 30  # before their spread is believed
+_LEAST = 30  # probes, before their spread is believed
 
 
 def trace(
@@ -41,22 +39,11 @@ def trace(
     '2, exact'
     """
     number("relative", relative, "a number > 0", 0)
-    integer("max_probes", max_probes, MIN_PROBES)
+    integer("max_probes", max_probes, _LEAST)
     start, used = time.perf_counter(), operator.products
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(count: int) -> Tensor:
-        probes = rademacher((count, operator.size), generator, operator)
-        return (probes.double() * operator.rows(probes).double()).sum(1).cpu()
-
-    if operator.size > MIN_PROBES:
-        estimator, fields = "Hutchinson", estimate(draw, relative, max_probes)
-        if not met(fields, relative):
-            warnings.warn(
-                f"trace stopped at {fields['degrees'] + 1} probes with a standard error "
-                f"of {fields['stderr']:.3g}; allow more probes or a larger error",
-                stacklevel=2,
-            )
+    if operator.size > _LEAST:
+        estimator = "Hutchinson"
+        fields = _hutchinson(operator, relative, max_probes, seed)
     else:
         estimator = "exact"
         fields = {"value": float(operator.dense().diagonal().double().sum())}
@@ -76,21 +63,26 @@ def rademacher(
     return signs.to(like.device, like.dtype).mul_(2).sub_(1)
 
 
-def estimate(
-    draw: Callable[[int], Tensor], relative: float, max_probes: int
-) -> dict[str, Any]:
-    """`moments` of draws (count,), until the error is met or there are `max_probes`."""
-    values, wanted = torch.zeros(0, dtype=torch.float64), MIN_PROBES
+def _hutchinson(
+    operator: HessianOperator, relative: float, max_probes: int, seed: int
+) -> dict[str, float]:
+    generator = torch.Generator().manual_seed(seed)
+    sample, wanted = torch.zeros(0, dtype=torch.float64), _LEAST
     while True:
-        while len(values) < wanted:
-            values = torch.cat([values, draw(min(_ROUND, wanted - len(values)))])
-        fields = moments(values)
-        if met(fields, relative) or len(values) >= max_probes:
+        while len(sample) < wanted:
+            count = min(_ROUND, wanted - len(sample))
+            probes = rademacher((count, operator.size), generator, operator)
+            products = operator.rows(probes).double()
+            sample = torch.cat([sample, (probes.double() * products).sum(1).cpu()])
+        fields = moments(sample)
+        if fields["stderr"] <= relative * abs(fields["value"]):
+            return fields
+        if wanted >= max_probes:
+            warnings.warn(
+                f"trace stopped at {wanted} probes with a standard error of "
+                f"{fields['stderr']:.3g}; allow more probes or a larger error",
+                stacklevel=3,
+            )
             return fields
         # A quarter more each time: a look after every probe would stop too early.
-        wanted = min(max_probes, 1 + len(values) + len(values) // 4)
-
-
-def met(fields: dict[str, Any], relative: float) -> bool:
-    """Whether the standard error is at most this fraction of the value."""
-    return fields["stderr"] <= relative * abs(fields["value"])
+        wanted = min(max_probes, 1 + wanted + wanted // 4)

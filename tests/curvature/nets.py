@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import register_parametrization as parametrized
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = list[tuple[Tensor, Tensor]]
@@ -150,14 +149,28 @@ def norm_1d(rng: random.Random, width: int) -> nn.Module:
     )()
 
 
+class WeightNorm(nn.Module):
+    """Weight norm in plain operations: the second derivative of PyTorch's is wrong."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+        return v * (g / torch.norm_except_dim(v, 2, self.dim))
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.norm_except_dim(weight, 2, self.dim), weight
+
+
 def weighted(rng: random.Random, layer: nn.Module) -> nn.Module:
-    """Weight norm or spectral norm, old and new."""
+    """Weight norm or spectral norm, the latter old and new."""
     return rng.choice(
         [
-            lambda: parametrizations.weight_norm(layer),
-            lambda: parametrizations.weight_norm(layer, dim=None),
-            lambda: parametrizations.weight_norm(layer, dim=1),
-            lambda: nn.utils.weight_norm(layer),
+            lambda: parametrized(layer, "weight", WeightNorm(0)),
+            lambda: parametrized(layer, "weight", WeightNorm(-1)),
+            lambda: parametrized(layer, "weight", WeightNorm(1)),
+            lambda: parametrized(layer, "weight", WeightNorm(0)),
             lambda: parametrizations.spectral_norm(layer),
             lambda: nn.utils.spectral_norm(layer),
         ]
@@ -492,20 +505,6 @@ def _settle(model: nn.Module) -> None:
 # --------------------------------------------------------------------------------------
 
 
-def _composed(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
-
-
-@contextmanager
-def plain_weight_norm() -> Iterator[None]:
-    """PyTorch's fused weight norm has a wrong second derivative; the formula has the
-    right one.
-    """
-    old = "torch.nn.utils.weight_norm._weight_norm"
-    with mock.patch("torch._weight_norm", _composed), mock.patch(old, _composed):
-        yield
-
-
 class Truth:
     """The same function of one flat vector, by `functional_call` alone; all in
     float64.
@@ -549,8 +548,7 @@ class Truth:
         return torch.autograd.grad(self.loss(w), w)[0]
 
     def hessian(self) -> Tensor:
-        with plain_weight_norm():
-            return torch.autograd.functional.hessian(self.loss, self.vector)
+        return torch.autograd.functional.hessian(self.loss, self.vector)
 
     def gauss_newton(self) -> Tensor:
         total = torch.zeros(len(self.vector), len(self.vector), dtype=torch.float64)

@@ -154,9 +154,8 @@ def test_the_average_covers_as_often_as_it_says():
         average_sharpness(model, F.mse_loss, data, 0.2, pairs=20, seed=seed)
         for seed in range(100)
     ]
-    assert all(one.degrees == 19 for one in found)
-    covered = sum(one.interval[0] <= exact <= one.interval[1] for one in found)
-    assert covered >= 86  # 95 expected, with a deviation of 2.2
+    covered = sum(abs(one.value - exact) <= 2 * one.stderr for one in found)
+    assert covered >= 86  # 94 expected, with a deviation of 2.4
 
 
 def test_the_worst_case_is_never_below_the_loss_itself():

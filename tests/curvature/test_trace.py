@@ -11,13 +11,11 @@ from torch import nn
 from flatnb import models
 from flatnb._torchvision import load
 from flatnb.curvature import (
-    Estimate,
     GaussNewtonOperator,
     HessianOperator,
     gauss_newton_trace,
     trace,
 )
-from flatnb.curvature.trace import estimate
 
 PIECEWISE = {name: case for name, case in CASES.items() if case.piecewise_linear}
 OTHERS = {name: case for name, case in CASES.items() if not case.piecewise_linear}
@@ -39,12 +37,12 @@ class Dense(HessianOperator):
         return vectors @ self._matrix
 
 
-def test_the_interval_covers_as_often_as_it_says(case: Case):
+def test_two_standard_errors_cover_as_often_as_they_should(case: Case):
     op, exact = Dense(case), float(case.hessian.trace())
     spread = (case.hessian - case.hessian.diag().diag()).norm() * 2**0.5  # of one probe
     stderr = float(spread) / 9
     results = [trace(op, relative=stderr / exact, seed=seed) for seed in range(100)]
-    covered = [t.interval[0] <= exact <= t.interval[1] for t in results]
+    covered = [abs(t.value - exact) <= 2 * t.stderr for t in results]
     assert sum(covered) >= 90
 
 
@@ -54,7 +52,6 @@ def test_the_estimate_is_the_mean_of_its_probes():
     t = trace(op, relative=0.1)
     assert t.stderr <= 0.1 * t.value and t.products >= 30
     assert abs(t.value - exact) < 4 * t.stderr
-    assert t.interval[0] < t.value < t.interval[1]
     assert (
         t.value
         == trace(op, relative=0.1).value
@@ -69,7 +66,6 @@ def test_gauss_newton_trace_is_the_hessian_trace_of_piecewise_linear_nets(name):
     found = gauss_newton_trace(operator(case))
     assert found.value == pytest.approx(exact, rel=1e-10)
     assert found.stderr == 0 and found.products == 3
-    assert found.interval == (found.value, found.value)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -187,26 +183,6 @@ def test_bad_targets_are_refused(call):
         ValueError, match=r"allowed: a number > 0|max_probes=29; allowed"
     ):
         call(operator(CASES["perceptron"]))
-
-
-@pytest.mark.parametrize("freedom", [1, 3, 30])
-def test_intervals_of_skewed_samples_cover(freedom):
-    """z' H z of equal eigenvalues is chi-squared; `freedom` of 1 is as skewed as a
-    trace gets.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count):
-        normal = torch.randn(count, freedom, generator=generator, dtype=torch.float64)
-        return normal.square().sum(1)
-
-    for relative in (10.0, 0.1):
-        covered = 0
-        for _ in range(400):
-            found = estimate(draw, relative, 1000)
-            low, high = Estimate(**found, products=0, seconds=0.0).interval
-            covered += low <= freedom <= high
-        assert covered >= 352, (relative, covered)  # 368 to 380 expected, deviation 5
 
 
 def test_a_small_matrix_has_an_exact_trace():

@@ -1,13 +1,10 @@
 """torchvision, also where its compiled operators do not match the installed torch.
 
-A torchvision wheel built for another torch (a common pairing: torch for the CPU from
-one index, torchvision for CUDA from another) fails at import, where it describes two of
-its operators: `operator torchvision::nms does not exist`. The data sets, transforms and
-models need neither. So after that failure, and only then, the two are declared to torch
-by their signatures alone, and the import is repeated.
-
-torchvision takes seconds to import: call `load` where it is needed, not at the top of
-a module.
+A wheel built for another torch (a common pairing: torch for the CPU from one index,
+torchvision for CUDA from another) fails at import, where it describes two operators that
+data sets, transforms and models do not need. After that failure, and only then, the two
+are declared to torch by their signatures alone, and the import is repeated. It takes
+seconds: call `load` where torchvision is needed, not at the top of a module.
 """
 
 from __future__ import annotations

@@ -303,8 +303,8 @@ def _check(model: Any, data: Any, method: Any, optimizer: Any) -> None:
     instance("method", method, Method, "a method, such as flatnb.SAM(0.05)")
     instance("optimizer", optimizer, Optimizer, "an optimizer of torch.optim")
     members = members_of(model)
-    if data.members not in (None, members):
+    if data.train.members not in (None, members):
         raise ValueError(
-            f"the data holds {data.members} members, the model "
+            f"the data holds {data.train.members} members, the model "
             f"{'is no Ensemble' if members is None else members}; they must agree"
         )

@@ -1,8 +1,6 @@
-"""Data sets that lie on the device as whole tensors, with what draws their batches.
+"""Data sets that lie on the device as whole tensors: a `Data` is three `Split`s.
 
-`plane` makes two-dimensional tasks, `images` reads image data sets; both return a
-`Data` of three `Split`s. `stack` joins data sets for an ensemble; `flatnb.data.augment`
-has the augmentations, `flatnb.data.sensing` matrix sensing.
+`flatnb.data.augment` has the augmentations of their batches.
 """
 
 from flatnb.data import sensing

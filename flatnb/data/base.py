@@ -99,7 +99,7 @@ class Data:
             split = instance(name, getattr(self, name), Split, "a Split")
             shape, expected = split.x.shape, self.train.x.shape
             axes = split.y.dim()
-            if split.members != self.members or shape[axes:] != expected[axes:]:
+            if split.members != self.train.members or shape[axes:] != expected[axes:]:
                 raise ValueError(
                     f"{name}.x.shape={tuple(shape)}; allowed: that of train, "
                     f"{tuple(expected)}, but for the number of examples"
@@ -108,11 +108,6 @@ class Data:
             if low < 0 or high >= len(self.classes):
                 allowed = f"in [0, {len(self.classes)}), the number of classes"
                 raise ValueError(f"{name}.y is in [{low}, {high}]; allowed: {allowed}")
-
-    @property
-    def members(self) -> int | None:
-        """Size of the member axis, or None without one."""
-        return self.train.members
 
     @property
     def steps(self) -> int:
@@ -151,12 +146,12 @@ class Data:
             return x
         state = generator.get_state()
         augmented = []
-        for part in [x] if self.members is None else x:
+        for part in [x] if self.train.members is None else x:
             generator.set_state(state)
             for step in self.augment:
                 part = step(part, generator)
             augmented.append(part)
-        return augmented[0] if self.members is None else torch.stack(augmented)
+        return augmented[0] if self.train.members is None else torch.stack(augmented)
 
 
 def stack(parts: Sequence[Data]) -> Data:

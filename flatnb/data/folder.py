@@ -82,20 +82,15 @@ def _decode(path: str, size: int | None) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode}; allowed: 8 bits per channel")
+            image.load()  # which turns a TIFF already
             turned: Image.Image = image
-            if image.format != "TIFF":  # Pillow turns those itself
-                with contextlib.suppress(Exception):  # broken EXIF data
-                    turned = ImageOps.exif_transpose(image)
+            with contextlib.suppress(Exception):  # broken EXIF data
+                turned = ImageOps.exif_transpose(image)
             pixels = turned.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     except Exception as error:  # each decoder fails in its own way
         raise ValueError(
             f"{path} cannot be read ({error}); fix or remove it"
         ) from error
     if size is not None:
-        # What is resized is the square alone, however long the image.
-        short = min(pixels.size)
-        left = (pixels.width - short) / 2
-        top = (pixels.height - short) / 2
-        box = (left, top, left + short, top + short)
-        pixels = pixels.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        pixels = ImageOps.fit(pixels, (size, size), Image.Resampling.BILINEAR)
     return np.array(pixels).reshape(pixels.height, pixels.width, -1)

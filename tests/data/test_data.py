@@ -208,7 +208,7 @@ def test_each_member_of_a_stack_is_trained_as_alone() -> None:
         for m in range(3)
     ]
     stacked = data.stack(parts)
-    assert stacked.members == 3 and stacked.name == "numbered"
+    assert stacked.train.members == 3 and stacked.name == "numbered"
     assert (len(stacked.train), len(stacked.val), len(stacked.test)) == (10, 3, 5)
     g, together = generator(), []
     for _ in range(2):

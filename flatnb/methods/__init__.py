@@ -11,10 +11,9 @@ from flatnb.methods.flooding import (
     adaflood_levels,
     held_out_losses,
 )
-from flatnb.methods.gnp import GNP
 from flatnb.methods.method import ERM, Method
 from flatnb.methods.nso import NSO, WeightNoise
-from flatnb.methods.sam import ASAM, RSAM, SAM, USAM
+from flatnb.methods.sam import ASAM, GNP, RSAM, SAM, USAM
 from flatnb.methods.schedules import FollowLR, Linear
 from flatnb.methods.softad import SoftAD
 

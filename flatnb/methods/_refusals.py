@@ -1,16 +1,13 @@
-"""What a step refuses, by name: arguments, models, and what a closure returns."""
+"""What a step refuses, by name: models, and what a closure returns."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from flatnb import _checks
 from flatnb._nets import distributed
-from flatnb._tensors import scalar
 
 NO_GRADIENT = "no parameter got a gradient: the losses do not depend on this model"
 OLD_GRAPH = (
@@ -25,21 +22,11 @@ SPARSE = (
     "a sparse gradient, as of nn.Embedding(sparse=True); allowed for this method: "
     "dense ones, sparse=False"
 )
+CLOSURE = (
+    "a function that computes the losses, "
+    'lambda: F.cross_entropy(model(x), y, reduction="none")'
+)
 _SPREAD = {"FullyShardedDataParallel", "DTensor"}
-
-
-def check_arguments(model: Any, closure: Any, weight: Any, scaler: Any) -> None:
-    """Raise where an argument of `Method.backward` is not what is allowed."""
-    allowed = "an nn.Module, for several nets nn.ModuleList(nets)"
-    _checks.instance("model", model, nn.Module, allowed)
-    allowed = (
-        "a function that computes the losses, "
-        'lambda: F.cross_entropy(model(x), y, reduction="none")'
-    )
-    _checks.function("closure", closure, allowed)
-    _checks.number("weight", scalar(weight), "a finite number", -math.inf)
-    if scaler is not None and not callable(getattr(scaler, "scale", None)):
-        raise TypeError(f"scaler={scaler!r}; allowed: None or a torch.amp.GradScaler")
 
 
 def check_model(

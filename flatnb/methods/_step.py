@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from flatnb import _tensors
+from flatnb import _checks, _tensors
 from flatnb._nets import distributed, ensemble, unwrap
 from flatnb._tensors import Real, no_autocast, per_member, present, wide
 from flatnb.methods import _refusals
@@ -59,9 +59,12 @@ class Step:
         weight: float,
         scaler: Any,
     ) -> None:
-        _refusals.check_arguments(model, closure, weight, scaler)
-        self._method, self._model, self._closure = method, model, closure
-        self._weight, self._scaler = weight, scaler
+        _checks.function("closure", closure, _refusals.CLOSURE)
+        self._method = method
+        self._model = model
+        self._closure = closure
+        self._weight = weight
+        self._scaler = scaler
         net = ensemble(model)
         self.members: int | None = None if net is None else net.members
         self.seeds: list[int] = [0] if net is None else list(net.seeds)
@@ -205,7 +208,8 @@ class Step:
         losses = _refusals.check_losses(returned, self.members, needs_graph)
         mean = losses.detach().mean(-1)
         if self._copies is None and not self._at_w:
-            self._means, self._at_w = [mean], True
+            self._means = [mean]
+            self._at_w = True
         elif not self._at_w:
             self._means.append(mean)
         return losses
@@ -217,23 +221,20 @@ class Step:
         """Within, `p.grad` is None at first; afterwards it is what it was."""
         grads = [p.grad for p in self.params]
         try:
-            for p, g in zip(self.params, grads, strict=True):
-                if g is not None:
-                    p.grad = None
+            for p in self.params:
+                p.grad = None
             yield
         finally:
             for p, g in zip(self.params, grads, strict=True):
-                if p.grad is not g:
-                    p.grad = g
+                p.grad = g
 
     def _write(self) -> None:
         """Add the sums of the passes so far to `p.grad`, in place where there is one."""
-        sums, self._sums = self._sums, [None] * len(self.params)
-        if present(sums):
-            grads = [p.grad for p in self.params]
-            _tensors.add_(grads, sums)
-            for p, g in zip(self.params, grads, strict=True):
-                p.grad = g
+        grads = [p.grad for p in self.params]
+        _tensors.add_(grads, self._sums)
+        self._sums = [None] * len(self.params)
+        for p, g in zip(self.params, grads, strict=True):
+            p.grad = g
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._wrapper is None else self._wrapper.no_sync()
@@ -334,7 +335,7 @@ class Step:
     # -- arithmetic
 
     def per_member(self, name: str, value: Real) -> Real:
-        """A hyperparameter, to be used with norms of shape () or (members,)."""
+        """A hyperparameter, to be used with norms."""
         shape = (1,) if self.members is None else (self.members, 1)
         return per_member(name, value, self.params[0].new_empty(shape))
 

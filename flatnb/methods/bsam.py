@@ -26,11 +26,11 @@ class BSAM(torch.optim.Optimizer):
         w <- w - lr m / s                           (with s from before the step)
         s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
 
-    delta is the `prior_precision`, and `s_init` the first s. An optimizer, no `Method`:
-    weight decay (the prior) and momentum are part of it, and it does not `compose`. It
-    knows no net, so BatchNorm's running statistics see both passes, as in the authors'
-    code, and dropout draws new masks in each. GradScaler is not supported. Under
-    DistributedDataParallel all processes draw the same u.
+    delta is the `prior_precision`, and `s_init` the first s. An optimizer, no `Method`,
+    since weight decay (the prior) and momentum are part of it. It knows no net, so
+    BatchNorm's running statistics see both passes, as in the authors' code, and dropout
+    draws new masks in each. GradScaler is not supported. Under DistributedDataParallel
+    all processes draw the same u.
 
     Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in
     the form of the authors' code, whose settings for CIFAR-10 and ResNet-18 are the
@@ -79,8 +79,8 @@ class BSAM(torch.optim.Optimizer):
         """One step; returns the detached loss at w + rho g / s.
 
         `closure` computes the mean loss of the batch, calls `backward()`, and returns
-        the loss. Gradients from before are dropped; g~ is in `p.grad` afterwards. Where
-        a gradient is not finite no parameter, m or s changes, and `p.grad` shows it.
+        the loss. g~ is in `p.grad` afterwards. Where a gradient is not finite no
+        parameter, m or s changes.
         """
         params = self._params()
         with self._shift(params, self._scale(params, self._stream.draw(list(params)))):
@@ -113,9 +113,8 @@ class BSAM(torch.optim.Optimizer):
     def sampled(self, generator: torch.Generator) -> Iterator[None]:
         """Within this context the trainable parameters are a draw from N(w, 1 / (N s)).
 
-        To predict by the average over several draws, in `model.eval()`. Afterwards the
-        parameters are w again, bit for bit. `generator`, on any device, is drawn from,
-        not the training's own. `step` and a second draw are refused within.
+        To predict by the average over several draws, in `model.eval()`. `generator` may
+        be on any device. `step` and a second draw are refused within.
         """
         params = self._params()
         place = generator.device

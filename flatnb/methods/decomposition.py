@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from flatnb._nets import along_members
-from flatnb.methods._step import TINY
-from flatnb.methods.method import Gradient, Hyperparameter, Step, count, real
+from flatnb.methods.method import TINY, Gradient, Hyperparameter, Step, count, real
 from flatnb.methods.sam import SAM
 
 

@@ -74,7 +74,7 @@ class AdaFlood(Method):
 
     def __init__(self, levels: Tensor) -> None:
         self.levels = _nonnegative("levels", levels)
-        self._selected: Tensor | None = None
+        self._selected = self.levels[..., :0]
 
     def select(self, indices: Tensor) -> None:
         """Say which training examples the coming batch holds, in its order; (n,)."""
@@ -82,14 +82,12 @@ class AdaFlood(Method):
         self._selected = self.levels[..., indices]
 
     def objective(self, losses: Tensor) -> Tensor:
-        levels = self._selected
-        if levels is None or levels.shape not in (losses.shape, losses.shape[-1:]):
-            selected = "none" if levels is None else tuple(levels.shape)
+        levels = self._selected.to(losses.device, losses.dtype)
+        if levels.shape not in (losses.shape, losses.shape[-1:]):
             raise ValueError(
-                f"levels selected: {selected}, losses: {tuple(losses.shape)}; call "
-                "select(indices) before each backward, with the batch's examples"
+                f"levels selected: {tuple(levels.shape)}, losses: {tuple(losses.shape)}"
+                "; call select(indices) before each backward, with the batch's examples"
             )
-        levels = levels.to(losses.device, losses.dtype)
         return ((losses - levels).abs() + levels).mean(-1)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from flatnb import _checks
 from flatnb._tensors import Real, per_member, present, scalar
-from flatnb.methods._step import Closure, Gradient, Step
+from flatnb.methods._step import TINY, Closure, Gradient, Step
 from flatnb.methods.perturb import Perturb
 
 # For authors, who need not import from elsewhere.
-__all__ = ["ERM", "KW_ONLY", "Closure", "Gradient", "Hyperparameter", "Method"]
+__all__ = ["ERM", "KW_ONLY", "TINY", "Closure", "Gradient", "Hyperparameter", "Method"]
 __all__ += ["Perturb", "Real", "Step", "count", "per_member", "present", "real"]
 
 

@@ -26,9 +26,8 @@ Distribution = Callable[[Tensor, torch.Generator], Any]
 # weights.
 _OFFSET = 0x6E6F6973
 
-# Entries that are drawn in one piece on a CPU, where drawing is serial and can be a
-# quarter of a step. Longer tensors are drawn by all threads, each block from a
-# generator of its own that the stream's seeds, whatever the number of threads.
+# Drawing on a CPU is serial and can be a quarter of a step. Longer tensors are drawn in
+# blocks by all threads, each from a generator of its own that the stream's seeds.
 _BLOCK = 1 << 17
 
 

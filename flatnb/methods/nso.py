@@ -1,11 +1,9 @@
 """Noise stability optimization (NSO) and one-sided weight noise.
 
-Common to both: no pass is at w. A net with buffers, such as BatchNorm's statistics,
-costs one more forward pass without gradient, which writes them, and the returned loss
-is that pass's; without buffers it is the average over all passes. All passes are on the same batch,
-with fresh noise per step; every tensor is moved by the same sigma, unless `perturb`
-selects some. Weight decay and momentum are the optimizer's, at w. The noise has a
-generator of its own. In an ensemble the member of seed s draws as a plain net under
+No pass is at w. A net with buffers, such as BatchNorm's statistics, costs one more
+forward pass without gradient, which writes them, and the returned loss is that pass's;
+without buffers it is the average over all passes. The noise, fresh in each step, has a
+generator of its own: in an ensemble the member of seed s draws as a plain net under
 `seed + s`; all processes of a distributed training draw the same.
 """
 

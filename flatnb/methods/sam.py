@@ -1,14 +1,13 @@
 """Sharpness-aware minimization and its variants: the gradient is taken uphill of w.
 
-Common to all of them: two passes on the same batch; all trainable parameters are moved
-together, unless `perturb` selects some (see `flatnb.methods.perturb`); norms are over
-all perturbed parameters, in float64; a zero gradient moves nothing. The radius rho >= 0
-is in units of the parameters. Weight decay and momentum are the optimizer's, at w.
-BatchNorm uses batch statistics in both passes, and its running statistics see one pass
-at w only. Under DistributedDataParallel each process moves by its own gradient
-(m-sharpness). The authors' JAX code of SAM has weight decay inside the loss, so that it
-also tilts the perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in
-parameters) to the closure's losses, and set the optimizer's weight decay to 0.
+Common to all of them: two passes; all trainable parameters are moved together, unless
+`perturb` selects some (see `flatnb.methods.perturb`); norms are over all perturbed
+parameters; a zero gradient moves nothing. The radius rho >= 0 is in units of the
+parameters. Weight decay and momentum are the optimizer's, at w. BatchNorm uses batch
+statistics in both passes. Under DistributedDataParallel each process moves by its own
+gradient (m-sharpness). The authors' JAX code of SAM has weight decay inside the loss,
+so that it also tilts the perturbation: for that, add 0.5 * l2 * sum(p.square().sum()
+for p in parameters) to the closure's losses, and set the optimizer's to 0.
 """
 
 from dataclasses import KW_ONLY
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from flatnb._nets import along_members
-from flatnb.methods.method import Gradient, Hyperparameter, Method, Perturb, Step
+from flatnb.methods.method import TINY, Gradient, Hyperparameter, Method, Perturb, Step
 from flatnb.methods.noise import Stream, normal
 
 
@@ -25,8 +24,6 @@ class SAM(Method):
     """SAM: the gradient at the approximately worst point of an l2 ball of radius rho.
 
         eps = rho g / ||g||,  g = grad L(w)         gradient  grad L(w + eps)
-
-    What all variants share is said at the head of `flatnb.methods.sam`.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving
     Generalization", ICLR 2021, equations (2) and (3). They search rho = 0.01 to 0.5.
@@ -114,9 +111,9 @@ class RSAM(SAM):
         eps = rho g / N,  N^2 = sum over tensors t of (lam ||g_t|| + ||delta_t||)^2
         gradient  grad L(w + eps)
 
-    Neither pass is at w: what that means, and where the noise comes from, is said at
-    the head of `flatnb.methods.nso`. sigma is in units of the parameters; sigma = 0,
-    lam = 1 is SAM. `perturb` also scales delta; N is over what it selects.
+    Neither pass is at w, and the noise is that of `flatnb.methods.nso`: see its head.
+    sigma is in units of the parameters; sigma = 0, lam = 1 is SAM. `perturb` also
+    scales delta; N is over what it selects.
 
     Source: the baseline of the NSO paper's code, whose defaults these are, after Liu et
     al., "Random Sharpness-Aware Minimization", NeurIPS 2022. That code perturbs the
@@ -151,3 +148,39 @@ class RSAM(SAM):
         finite = step.ascend(grads, rho, self.perturb, norm)
         del grads
         step.backward(finite)
+
+
+class GNP(Method):
+    """Gradient norm penalty: descends L + alpha r ||grad L||, without Hessians.
+
+        g1 = grad L(w),   g2 = grad L(w + r g1 / ||g1||)
+        gradient  (1 - alpha) g1 + alpha g2
+
+    alpha = 0 is plain training, alpha = 1 is SAM(rho=r); alpha > 1 is allowed. The
+    warm-ups of the authors' follow-up are schedules: `r=Linear(0.0, 0.1, steps=n)`, and
+    `r=lambda calls: 0.1 * (calls >= n)`.
+
+    Source: Zhao, Zhang and Hu, "Penalizing Gradient Norm for Efficiently Improving
+    Generalization in Deep Learning", ICML 2022, with r = 0.05 to 0.1, alpha = 0.8. The
+    JAX code takes (1 - alpha) g1 / ||g1|| + alpha g2, here `normalize=True`.
+
+    >>> GNP(r=0.1, alpha=0.8)
+    GNP(r=0.1, alpha=0.8)
+    """
+
+    passes = 2
+    r: Hyperparameter = Hyperparameter()
+    alpha: Hyperparameter = Hyperparameter()
+    _: KW_ONLY
+    normalize: bool = False
+    perturb: Perturb | None = None
+
+    def rule(self, step: Step) -> None:
+        alpha = step.per_member("alpha", self.alpha)
+        grads = step.gradient()
+        finite = step.ascend(grads, step.per_member("r", self.r), self.perturb)
+        length = step.norm(grads).clamp_min(TINY) if self.normalize else 1.0
+        # Before the last pass, in which DistributedDataParallel averages both terms.
+        step.add_gradient(grads, (1 - alpha) / length)
+        del grads
+        step.backward(alpha * finite)

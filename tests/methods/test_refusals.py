@@ -70,23 +70,6 @@ def optimizer(problem: Problem) -> torch.optim.Optimizer:
             lambda m, p: m.backward(p.model, optimizer(p)),
             "closure=SGD.*; allowed: a function",
         ),
-        (
-            lambda m, p: m.backward(optimizer(p), p),
-            r"model=SGD.*; allowed: an nn\.Module",
-        ),
-        (lambda m, p: m.backward([p.model], p), r"model=\[.*nn\.ModuleList"),
-        (
-            lambda m, p: m.backward(p.model, p, weight="a"),
-            "weight='a'; allowed: a finite",
-        ),
-        (
-            lambda m, p: m.backward(p.model, p, weight=float("nan")),
-            "weight=nan; allowed: a finite",
-        ),
-        (
-            lambda m, p: m.backward(p.model, p, scaler=True),
-            "scaler=True; allowed: None or a torch",
-        ),
     ],
 )
 def test_arguments(call: Callable, words: str) -> None:

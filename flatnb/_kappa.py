@@ -1,8 +1,6 @@
-"""Relative flatness kappa of a linear layer, for training and for measuring.
+"""Relative flatness kappa of the layer of the logits, for training and measuring.
 
-For the weight W (d, m) with rows w_s, and the blocks H_{s,s'} of the loss's Hessian,
-
-    kappa = sum_{s,s'} <w_s, w_s'> tr H_{s,s'}      (Petzka et al. 2021, definition 3)
+Its definition is in `flatnb.curvature.relative_flatness`.
 """
 
 from torch import Tensor

@@ -44,8 +44,8 @@ BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
 GRAY = "#6B6B6B"  # of what is no method
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
-# Narrow figures with 11 pt text are readable on a phone's 360 pixels; on an opaque white
-# ground black text stays legible on a dark page.
+# Narrow figures with 11 pt text are readable on a phone's 360 pixels; on an opaque
+# white ground black text stays legible on a dark page.
 _STYLE = {
     "savefig.facecolor": "white",
     "savefig.bbox": "tight",
@@ -79,40 +79,39 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="ticks", palette=_CYCLE, rc=_STYLE)
 
 
-def _look(method: object) -> Look:
-    """As `flatnb.experiments.tuning` declares it; gray and dashed if it is no method."""
+def _look(label: str) -> Look:
+    """As `flatnb.experiments.tuning` declares it; gray and dashed if no method's."""
     from flatnb.experiments.tuning import LOOKS, Look
 
-    label = method if isinstance(method, str) else type(method).__name__
     return LOOKS.get(re.split(r"\W", label)[0]) or Look("", (0, (2, 1)), ".")
 
 
-def line(method: object) -> dict[str, Any]:
-    """Color and line style of a method, or of a label that begins with a method's name,
-    as arguments of `Axes.plot`.
+def line(label: str) -> dict[str, Any]:
+    """Color and line style of a label that begins with a method's name, as arguments of
+    `Axes.plot`.
 
     >>> line("ERM, tuned")
     {'color': '#000000', 'linestyle': '-'}
     """
-    return {"color": color(method), "linestyle": _look(method).dash}
+    return {"color": color(label), "linestyle": _look(label).dash}
 
 
-def color(method: object) -> str:
-    """The color of a method or a label, likewise.
+def color(label: str) -> str:
+    """The color of a label, likewise.
 
     >>> color("ERM")
     '#000000'
     """
-    return PALETTE.get(_look(method).color, GRAY)
+    return PALETTE.get(_look(label).color, GRAY)
 
 
-def marker(method: object) -> str:
-    """The marker of a method or a label, likewise.
+def marker(label: str) -> str:
+    """The marker of a label, likewise.
 
     >>> marker("ERM")
     'o'
     """
-    return _look(method).marker
+    return _look(label).marker
 
 
 def band(ax: plt.Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> None:

@@ -57,21 +57,19 @@ def verdict(
     words: tuple[str, str] = ("lower", "higher"),
     noun: str = "difference",
 ) -> str:
-    """What the 95 % interval of values (n,), one per repetition, says of their mean: the
-    words are for one below and above zero, the noun is what the values are.
+    """What the 95 % interval of values (n,), one per repetition, says of their mean.
+
+    The words are for one below and above zero, the noun is what the values are.
 
     >>> verdict([0.9, 1.0, 1.1]), verdict([-0.9, 1.0, 1.1], noun="correlation")
     ('significantly higher', 'no significant correlation')
     """
     mean, half = map(float, interval(values))
-    significant = None if math.isnan(half) else abs(mean) > half
-    return _in_words(significant, words[mean > 0], noun)
-
-
-def _in_words(significant: bool | None, word: str, noun: str = "difference") -> str:
-    if significant is None:
+    if math.isnan(half):
         return "inconclusive"
-    return f"significantly {word}" if significant else f"no significant {noun}"
+    if abs(mean) > half:
+        return f"significantly {words[mean > 0]}"
+    return f"no significant {noun}"
 
 
 def differences(
@@ -113,17 +111,16 @@ def table(
     """
     parts = {}
     for metric, rows in tests.items():
-        gains = rows["difference"] * compare.sign(metric)
-        verdicts = []
-        for gain, p in zip(gains, rows["p_holm"], strict=True):
-            significant = None if math.isnan(p) else p < LEVEL
-            verdicts.append(_in_words(significant, "better" if gain > 0 else "worse"))
+        p = rows["p_holm"]
+        better = rows["difference"] * compare.sign(metric) > 0
+        verdicts = "significantly " + better.map({True: "better", False: "worse"})
+        verdicts = verdicts.where(p < LEVEL, "no significant difference")
         columns = {
             "difference": differences(rows, spec).tolist(),
-            "Holm's p": [f"{p:.2g}" for p in rows["p_holm"]],
-            "verdict": verdicts,
+            "Holm's p": p.map("{:.2g}".format),
+            "verdict": verdicts.where(p.notna(), "inconclusive"),
         }
         several = "task" in rows and rows["task"].nunique() > 1
         keys = ["task", "method"] if several else ["method"]
-        parts[metric] = pandas.DataFrame(columns, rows.set_index(keys).index)
+        parts[metric] = rows[keys].assign(**columns).set_index(keys)
     return pandas.concat(parts, names=["metric"])

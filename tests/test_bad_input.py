@@ -182,19 +182,9 @@ CASES: dict[
         {"level": "half"},
     ),
     "run": (
-        sweep.run,
-        lambda: {
-            "jobs": [],
-            "folder": "runs",
-            "workers": None,
-            "retry": False,
-        },
-        {
-            "jobs": "list",
-            "workers": "None huge longest",
-            "retry": "True",
-            "folder": "text no_text",
-        },
+        lambda jobs, workers: sweep.run(jobs, "runs", workers=workers),
+        lambda: {"jobs": [], "workers": None},
+        {"jobs": "list", "workers": "None huge longest"},
     ),
     "match": (
         lambda patterns: records.match(patterns, ["a"]),

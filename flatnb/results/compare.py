@@ -330,6 +330,35 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     return table.sort_values("rank")
 
 
+def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
+    """Each setting of each other method minus the baseline as chosen, seed by seed.
+
+    Columns task, method, setting (index), its hyperparameters, difference (mean),
+    interval, n (seeds that both have), chosen (the share of seeds that chose it).
+
+    >>> table = grid(["plane/gaussian-0/*/narrow-grid"], "ERM", "test_loss")
+    >>> "SAM" in set(table["method"])
+    True
+    """
+    runs = select(patterns)
+    bases = runs[runs["method"] == baseline].set_index(["task", "seed"])[metric]
+    rows = []
+    for record in loaded(patterns):
+        task, chosen = task_of(record), record["selection"]["chosen"]
+        if task not in bases:
+            raise ValueError(f"{task} has no run of the baseline {baseline!r}")
+        if record["method"] == baseline:
+            continue
+        final = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
+        gaps = final.astype(float) - bases[task].reindex(record["seeds"])
+        for index, setting in enumerate(record["settings"]):
+            row = {"task": task, "method": record["method"], "setting": index}
+            mean, half, n = summary(gaps.loc[index])
+            row |= setting | {"difference": mean, "interval": half, "n": n}
+            rows.append(row | {"chosen": chosen.count(index) / len(chosen)})
+    return pandas.DataFrame(rows)
+
+
 def _check(runs: pandas.DataFrame) -> None:
     """Whether there is one run per task, method and seed."""
     twice = runs.duplicated(["task", "method", "seed"])

@@ -17,9 +17,6 @@ from typing import Any
 import torch
 
 PACKAGE = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "torchvision", "numpy", "flatnb")
-BITS = "bit for bit, with the same packages and threads on this machine"
-ROUNDING = "to rounding: CUDA's atomic additions and cuDNN's choices vary by run"
 
 
 def provenance() -> dict[str, Any]:
@@ -32,9 +29,8 @@ def provenance() -> dict[str, Any]:
     ['flatnb', 'numpy', 'torch', 'torchvision']
     """
     cuda = torch.cuda.is_available()
-    algorithms = torch.are_deterministic_algorithms_enabled()
     commit, dirty = _commit()
-    packages = versions(PACKAGES)
+    packages = versions(["torch", "torchvision", "numpy"])
     return {
         "command": _command(sys.orig_argv),
         "commit": commit,
@@ -47,13 +43,6 @@ def provenance() -> dict[str, Any]:
         "cpu": _cpu(),
         "platform": platform.platform(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "deterministic": {  # whether the same run gives the same bits again
-            "algorithms": algorithms,
-            "cudnn_deterministic": torch.backends.cudnn.deterministic,
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
-            "float32_matmul": torch.get_float32_matmul_precision(),
-            "repeats": BITS if algorithms or not cuda else ROUNDING,
-        },
     }
 
 
@@ -71,21 +60,19 @@ def code() -> str:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The version of Python and of each package, "absent" if it is not installed.
+    """The version of Python, flatnb and each package, "absent" if it is not installed.
 
     >>> versions(["not-a-package"])["not-a-package"]
     'absent'
     """
-    from flatnb import __version__  # of the one that runs, installed or not
+    from flatnb import __version__
 
-    installed = {"python": platform.python_version()}
+    installed = {"python": platform.python_version(), "flatnb": __version__}
     for package in packages:
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             installed[package] = "absent"
-        if package == "flatnb":
-            installed[package] = __version__
     return installed
 
 
@@ -104,22 +91,22 @@ def _command(words: Sequence[str]) -> str:
     return " ".join(re.sub(r"(?<![\w.~:/-])/(?:[^/\s]+/)*", "", word) for word in words)
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str) -> str:
+    """What git says of the package's folder; CalledProcessError if it fails."""
     command = ["git", "-C", str(PACKAGE), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:  # there is no git
-        return None
-    return None if done.returncode else done.stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    top = _git("rev-parse", "--show-toplevel")
-    commit = _git("rev-parse", "HEAD")
-    # Installed below another project's folder, the package is not of that project.
-    if commit is None or top is None or Path(top).resolve() != PACKAGE.parent:
-        return None, None
-    return commit, bool(_git("status", "--porcelain", "--", "."))
+    try:
+        top = _git("rev-parse", "--show-toplevel").strip()
+        commit = _git("rev-parse", "HEAD").strip()
+        # Installed below another project's folder, the package is not of that project.
+        if Path(top).resolve() == PACKAGE.parent:
+            return commit, bool(_git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        pass
+    return None, None
 
 
 def _cpu() -> str:

@@ -154,10 +154,9 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
             return path
         raise RecordError(f"{path} holds another result: replace=True replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = {key: content[key] for key in form.schema()["properties"]}
     with whole(path) as file:
-        file.write(
-            form.dump({key: content[key] for key in form.schema()["properties"]})
-        )
+        file.write(form.dump(ordered) + "\n")
     return path
 
 

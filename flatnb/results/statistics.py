@@ -6,8 +6,10 @@ deviation of n - 1 degrees of freedom.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 LEVEL = 0.05  # of a test: p, adjusted by `holm`, below it is significant
+LEAST_NETS = 10  # of a seed, for its rank correlation in `flatness`
+TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
 
 
 def interval(values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -125,3 +129,44 @@ def correlations(
     return table.groupby(by, sort=False)[columns].apply(
         lambda group: spearman(*(group[column] for column in columns)).value
     )
+
+
+def flatness(
+    nets: pandas.DataFrame,
+    measures: Sequence[str],
+    targets: Sequence[str] = TARGETS,
+    *,
+    within: Sequence[str] = ("task",),
+    given: str | None = None,
+) -> pandas.DataFrame:
+    """Spearman's correlation of measures and targets over nets, per seed.
+
+    Nets that lack a number are left out, so that every measure orders the same nets; so
+    are seeds of fewer than LEAST_NETS nets.
+
+    Only nets that agree in the columns `within`, and in the seed, are ordered; the
+    column `given` is held constant, by partial rank correlation. Columns `within`,
+    measure, target, correlation (mean over seeds), interval (its half-width), n
+    (seeds), nets (per seed, on average).
+
+    >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
+    ...                          "trace": range(24), "test_loss": range(24)})
+    >>> flatness(nets, ["trace"], ["test_loss"])["correlation"].tolist()
+    [1.0]
+    """
+    if given in (*measures, *targets):
+        raise ValueError(
+            f"given={given!r} is a measure or a target; nothing of it would be left"
+        )
+    columns = [*measures, *targets, *([] if given is None else [given])]
+    nets = nets.dropna(subset=columns)
+    sizes = nets.groupby([*within, "seed"])["seed"].transform("size")
+    nets = nets[sizes >= LEAST_NETS]
+    rows = []
+    for key, group in nets.groupby([*within], sort=False):
+        size = len(group) / group["seed"].nunique()
+        for measure, target in itertools.product(measures, targets):
+            seeds = correlations(group, measure, target, by="seed", given=given)
+            rows.append((*key, measure, target, *summary(seeds), size))
+    names = [*within, "measure", "target", "correlation", "interval", "n", "nets"]
+    return pandas.DataFrame(rows, columns=names)

@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl, urlsplit
 import torch
 from tqdm import tqdm
 
-from flatnb._checks import flag, instance, integer, sequence, shown
+from flatnb._checks import integer, sequence, shown
 from flatnb.results.jobs import Job, Result, keep, read, work
 from flatnb.results.provenance import cores
 
@@ -72,14 +72,12 @@ def run(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     (result,) = run([job], folder, executor=futures.ThreadPoolExecutor(1))
     >>> sorted(result.value), result.error
-    (['python', 'torch'], None)
+    (['flatnb', 'python', 'torch'], None)
     """
     jobs = sequence("jobs", jobs, Job, "a list of Job")
     keyed = {job.key: job for job in jobs}
-    flag("retry", retry)
     if workers is not None:
         integer("workers", workers)
-    instance("folder", folder, (str, Path), "the path of a folder")
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     results: dict[str, Result] = {}

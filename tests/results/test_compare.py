@@ -5,7 +5,7 @@ import pandas
 import pytest
 from scipy import stats
 
-from flatnb.results import compare, population, records
+from flatnb.results import compare, records, statistics
 from flatnb.results.provenance import provenance
 from flatnb.results.statistics import holm
 
@@ -137,7 +137,7 @@ def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
         chosen=[0, 1],
         budget=2,
     )
-    found = population.grid(["a/*"], "ERM", "test_loss")
+    found = compare.grid(["a/*"], "ERM", "test_loss")
     assert found["method"].tolist() == ["SAM"] * 3
     assert found["rho"].tolist() == [0.1, 0.2, 0.05]
     # The baseline is 1 and 2; the last setting's second run failed.
@@ -145,9 +145,9 @@ def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
     assert found["n"].tolist() == [2, 2, 1]
     assert found["chosen"].tolist() == [0.5, 0.5, 0.0]
     with pytest.raises(ValueError, match="no run of the baseline 'SGD'"):
-        population.grid(["a/*"], "SGD", "test_loss")
+        compare.grid(["a/*"], "SGD", "test_loss")
     with pytest.raises(KeyError, match="ece"):
-        population.grid(["a/*"], "ERM", "ece")
+        compare.grid(["a/*"], "ERM", "ece")
 
 
 def test_common_tasks_are_those_with_all_the_methods():
@@ -317,7 +317,7 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
         )
 
     nets = compare.nets(["a/*"])
-    found = population.flatness(nets, ["trace"]).set_index("target")
+    found = statistics.flatness(nets, ["trace"]).set_index("target")
     for target, column, sign in (
         ("loss_gap", "gap", 1),
         ("test_loss", "test_loss", 1),
@@ -333,7 +333,7 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
 
     # Within a method, given the training loss: the correlation of what regressions of
     # ranks leave.
-    one = population.flatness(
+    one = statistics.flatness(
         nets, ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
     ).set_index("method")
     each = []
@@ -347,9 +347,9 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
         each.append(np.corrcoef(*left)[0, 1])
     assert one.loc["GNP", "correlation"] == pytest.approx(np.mean(each))
 
-    some = population.flatness(nets.query("train_loss < 0.6"), ["trace"], ["test_loss"])
+    some = statistics.flatness(nets.query("train_loss < 0.6"), ["trace"], ["test_loss"])
     each = [of(s).query("train_loss < 0.6") for s in range(3)]
-    assert min(map(len, each)) >= population.LEAST_NETS
+    assert min(map(len, each)) >= statistics.LEAST_NETS
     expected = np.mean(
         [stats.spearmanr(own["trace"], own["test_loss"])[0] for own in each]
     )
@@ -357,9 +357,9 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
     assert some["nets"][0] == pytest.approx(np.mean([len(own) for own in each]))
 
     with pytest.raises(KeyError, match="sharpness"):
-        population.flatness(nets, ["sharpness"])
+        statistics.flatness(nets, ["sharpness"])
     with pytest.raises(ValueError, match="given='trace' is a measure or a target"):
-        population.flatness(nets, ["trace"], given="trace")
+        statistics.flatness(nets, ["trace"], given="trace")
 
 
 def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
@@ -378,13 +378,13 @@ def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
     settings = [{"rho": i} for i in range(n)]
     saved("a/SAM", tables, settings=settings, chosen=[0, 0], budget=n)
     nets = compare.nets(["a/*"])
-    found = population.flatness(nets, ["trace"], ["test_loss"])
+    found = statistics.flatness(nets, ["trace"], ["test_loss"])
     left = [i for i in range(n) if i != 3]
     expected = stats.spearmanr([tables["trace"][i][0] for i in left], left)[0]
     assert found["correlation"].tolist() == [pytest.approx(expected)] and expected < 1
     assert found["n"].tolist() == [1] and found["nets"].tolist() == [11]
     # Of what the held metric determines nothing is left to correlate.
-    held = population.flatness(nets, ["trace"], ["test_loss"], given="rho")
+    held = statistics.flatness(nets, ["trace"], ["test_loss"], given="rho")
     assert math.isnan(held["correlation"][0])
 
 
@@ -436,23 +436,6 @@ def test_advice_follows_the_rule():
     # Better on one task alone, though that is more than half of them, is worth a try.
     one = pandas.DataFrame(rows).query("task == 0 and method == 'use'")
     assert compare.recommend(one, "test_loss")["advice"].tolist() == ["try"]
-
-
-def test_optimism_is_what_the_test_set_would_add(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
-    final = {
-        "test_accuracy": [[0.5, 0.6], [0.7, 0.5], [0.9, 0.9]],
-        "val_accuracy": [[0.8, 0.7], [0.8, 0.6], [1.0, 1.0]],
-    }
-    settings = [{"rho": rho} for rho in (0.1, 0.2, 0.3)]
-    saved("a/SAM", final, settings=settings, chosen=[0, 0], budget=2)
-    record = records.load("a/SAM")
-    curves = {"test_accuracy": [[1.0, 0.6, 0.5], [1.0, 0.6, 0.6]]}  # epoch 0 counts not
-    record["curves"] = {"epochs": [0, 1, 2], "setting": [0, 0], "metrics": curves}
-    gains = population.optimism(record)
-    assert gains["setting"].tolist() == pytest.approx([0.2, 0.0])
-    assert gains["epoch"].tolist() == pytest.approx([0.1, 0.0])
-    assert gains["tied"].tolist() == [1.0, 0.5]
 
 
 def test_differences_pair_runs_by_seed():

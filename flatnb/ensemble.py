@@ -35,11 +35,10 @@ class Ensemble(nn.Module):
     Member i starts with the parameters and buffers that `make_model()` gives right
     after `torch.manual_seed(seeds[i])`. The global random stream stays as it was.
 
-    **Input** is (n, ...), shared by all members, or (members, n, ...), an example being
-    what has as many entries as the first layer has inputs; where both readings fit, as
-    for (members, 1, 28, 28), it is (features,) or (channels, height, width). **Output**
-    is (members, n, classes). In eval mode and without gradients, examples are taken in
-    groups of bounded memory, and forward hooks see one group at a time.
+    **Input** is (n, features) or (n, channels, height, width), shared by all members,
+    or one of each member, (members, n, ...). **Output** is (members, n, classes). In
+    eval mode and without gradients, examples are taken in groups of bounded memory, and
+    forward hooks see one group at a time.
 
     Args:
         make_model: makes the plain net on the CPU: an `nn.Sequential`, possibly nested,
@@ -74,14 +73,6 @@ class Ensemble(nn.Module):
         self.net = _stacked(nets)
         # In a tuple, so that it is no submodule: it gives `member` the right classes.
         self._plain = (nets[0],)
-        kinds = nn.Linear | nn.BatchNorm1d
-        first = next((m for m in self.net.modules() if isinstance(m, kinds)), None)
-        if first is None:
-            raise ValueError("make_model gave a net without Linear; Ensemble needs one")
-        inputs = (
-            first.in_features if isinstance(first, nn.Linear) else first.num_features
-        )
-        self._features = int(inputs)
         if len(list(self.net.parameters())) != len(list(nets[0].parameters())):
             raise ValueError(
                 "make_model ties parameters of different layers; allowed: to use a layer "
@@ -95,7 +86,7 @@ class Ensemble(nn.Module):
         uses_batch = any(m.training or m.running_mean is None for m in norms)
         if torch.is_grad_enabled() or uses_batch:
             return self.net(x)
-        widest = max([p.shape[1] for p in self.net.parameters()] + [self._features])
+        widest = max(p.shape[1] for p in self.net.parameters())
         entries = _EVALUATED_AT_ONCE.get(x.device.type, _EVALUATED_AT_ONCE["cpu"])
         rows = max(1, entries // (self.members * widest))
         return torch.cat([self.net(group) for group in x.split(rows, dim=1)], dim=1)
@@ -115,16 +106,13 @@ class Ensemble(nn.Module):
 
     def _with_members(self, x: Tensor) -> Tensor:
         """`x` as (members, n, ...); a shared input is expanded, not copied."""
-        size = self._features
-        separate = len(x) == self.members and x.dim() > 2
-        separate &= x.shape[2:].numel() == size
-        if x.shape[1:].numel() == size and not (separate and x.dim() in (3, 5)):
+        if x.dim() in (2, 4):
             return x.expand(self.members, *x.shape)
-        if separate:
+        if x.dim() in (3, 5) and len(x) == self.members:
             return x
         raise ValueError(
-            f"input of shape {tuple(x.shape)}; allowed: (n, ...), shared by all members, "
-            f"or ({self.members}, n, ...), where ... has {self._features} entries"
+            f"input of shape {tuple(x.shape)}; allowed: (n, features) or (n, channels, "
+            f"height, width), or one of each member, ({self.members}, n, ...)"
         )
 
 

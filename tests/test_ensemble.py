@@ -145,25 +145,19 @@ def test_input_shared_or_one_batch_a_member():
     x = torch.randn(3, 2)  # as many examples as members: still shared
     assert ensemble(x).shape == (3, 3, CLASSES)
     torch.testing.assert_close(ensemble(x.expand(3, 3, 2).contiguous()), ensemble(x))
-    with pytest.raises(
-        ValueError, match=r"\(4, 5, 2\); allowed: .* or \(3, n, \.\.\.\)"
-    ):
+    with pytest.raises(ValueError, match=r"\(4, 5, 2\); allowed: .*, \(3, n, \.\.\.\)"):
         ensemble(torch.randn(4, 5, 2))
 
 
-def test_images_and_batches_differ_by_their_entries():
+def test_images_shared_or_one_batch_a_member():
     ensemble = Ensemble(lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, CLASSES)), 3)
-    for shape in [(3, 4), (12,), (1, 3, 4)]:
-        x = torch.randn(3, *shape)  # as many examples as members
-        assert ensemble(x).shape == (3, 3, CLASSES)
-        own = torch.randn(3, 5, *shape)
-        expected = torch.stack([ensemble.member(i)(own[i]) for i in range(3)])
-        torch.testing.assert_close(ensemble(own), expected)
-        single = own[:, :1]
-        read = ensemble(single).shape
-        assert read == ((3, 3, CLASSES) if single.dim() == 4 else (3, 1, CLASSES))
-    with pytest.raises(ValueError, match=r"12 entries"):
-        ensemble(torch.randn(3, 5, 7))
+    x = torch.randn(3, 1, 3, 4)  # as many examples as members: still shared
+    assert ensemble(x).shape == (3, 3, CLASSES)
+    own = torch.randn(3, 5, 1, 3, 4)
+    expected = torch.stack([ensemble.member(i)(own[i]) for i in range(3)])
+    torch.testing.assert_close(ensemble(own), expected)
+    with pytest.raises(ValueError, match=r"\(12,\); allowed: "):
+        ensemble(torch.randn(12))
 
 
 def test_flatten_after_linear_changes_nothing():
@@ -347,7 +341,6 @@ def tied() -> nn.Module:
         ((linear, 3, [1, 2]), ValueError, r"2 seeds for 3 members"),
         ((lambda: 3, 2), TypeError, r"make_model\(\)=3"),
         ((tied, 2), ValueError, r"ties parameters"),
-        ((lambda: nn.Sequential(nn.ReLU()), 2), ValueError, r"without Linear"),
         ((lambda: linear().to("meta"), 2), ValueError, r"made its net on meta"),
         (
             (lambda: nn.Linear(2, 2 + int(torch.randint(9, ()))), 5),

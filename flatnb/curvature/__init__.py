@@ -20,11 +20,7 @@ from flatnb.curvature.relative_flatness import (
     relative_flatness_by_layer,
 )
 from flatnb.curvature.result import Estimate
-from flatnb.curvature.sharpness import (
-    Sharpness,
-    average_sharpness,
-    worst_sharpness,
-)
+from flatnb.curvature.sharpness import Sharpness, average_sharpness, worst_sharpness
 from flatnb.curvature.spectral_density import SpectralDensity, spectral_density
 from flatnb.curvature.trace import trace
 
@@ -35,9 +31,4 @@ __all__ += ["relative_flatness", "relative_flatness_by_layer"]
 __all__ += ["average_sharpness", "worst_sharpness"]
 __all__ += ["FLATNESS", "ensemble_flatness"]
 __all__ += ["line", "random_direction"]
-__all__ += [
-    "Eigenpairs",
-    "Estimate",
-    "Sharpness",
-    "SpectralDensity",
-]
+__all__ += ["Eigenpairs", "Estimate", "Sharpness", "SpectralDensity"]

@@ -82,7 +82,7 @@ class Objective:
     @property
     def vector(self) -> Tensor:
         """The parameters as one vector (size,), in the order of `names`."""
-        return flatten(self.params)
+        return torch.cat([p.detach().reshape(-1) for p in self.params])
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """(size,) -> one tensor per parameter, views."""
@@ -178,11 +178,6 @@ class Objective:
                 f"a batch has the losses {loss:.6g} and {repeated:.6g}: the model is random "
                 "in eval mode; switch its dropout or noise off"
             )
-
-
-def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """One vector from one tensor per parameter."""
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
 
 
 def flat_gradient(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -63,16 +63,6 @@ def instance(name: str, value: Any, kind: Any, allowed: str) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{name}={shown(value)}; allowed: {allowed}")
     return value
-
-
-def flag(name: str, value: Any) -> bool:
-    """True or False."""
-    return instance(name, value, bool, "True or False")
-
-
-def function(name: str, value: Any, allowed: str) -> Any:
-    """What can be called; `allowed` says in words as what."""
-    return instance(name, value, Callable, allowed)
 
 
 def sequence(name: str, value: Any, kind: Any, allowed: str) -> list[Any]:

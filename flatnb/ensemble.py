@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flatnb._checks import function, instance, integer
+from flatnb._checks import instance, integer
 from flatnb._nets import along_members
 
 # Entries of the widest tensor between two layers in an evaluation. A CPU wants them in
@@ -62,7 +62,7 @@ class Ensemble(nn.Module):
         seeds: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        function("make_model", make_model, "a function that makes a net")
+        instance("make_model", make_model, Callable, "a function that makes a net")
         self.members = integer("members", members)
         self.seeds = list(range(members)) if seeds is None else [int(s) for s in seeds]
         if len(self.seeds) != members:

@@ -191,11 +191,6 @@ CASES: dict[
         lambda: {"patterns": ["a"]},
         {"patterns": "list texts"},
     ),
-    "save": (
-        lambda replace: records.save(example(), replace=replace),
-        lambda: {"replace": True},
-        {"replace": "True"},
-    ),
 }
 
 

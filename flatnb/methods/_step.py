@@ -59,7 +59,7 @@ class Step:
         weight: float,
         scaler: Any,
     ) -> None:
-        _checks.function("closure", closure, _refusals.CLOSURE)
+        _checks.instance("closure", closure, Callable, _refusals.CLOSURE)
         self._method = method
         self._model = model
         self._closure = closure

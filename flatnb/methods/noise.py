@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flatnb._checks import function
+from flatnb._checks import instance
 from flatnb.methods.method import count
 
 Distribution = Callable[[Tensor, torch.Generator], Any]
@@ -65,7 +65,7 @@ class Stream:
 
     def __init__(self, seed: int, fill: Distribution) -> None:
         allowed = "normal, laplace, … of flatnb.methods.noise, or a function like them"
-        self._fill: Distribution = function("noise", fill, allowed)
+        self._fill: Distribution = instance("noise", fill, Callable, allowed)
         self._seed = count("seed", seed, low=0)
         self._generators: dict[int, torch.Generator] = {}
         self._loaded: dict[int, Tensor] = {}

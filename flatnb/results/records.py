@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from flatnb._checks import flag, sequence, shown
+from flatnb._checks import sequence, shown
 from flatnb._files import whole
 from flatnb.results import form
 from flatnb.results.form import RecordError
@@ -144,7 +144,6 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
     >>> save(load("plane/gaussian-0/SAM/narrow-grid")).name  # it is there already
     'narrow-grid.json'
     """
-    flag("replace", replace)
     content = form.plain(record)
     form.check(content)
     path = root() / f"{content['name']}.json"

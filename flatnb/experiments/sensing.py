@@ -63,8 +63,10 @@ def experiments() -> Iterator[Experiment]:
 
 def experiment(method: str, sizes: dict[str, int]) -> Experiment:
     """The experiment of one algorithm, on problems of one size."""
-    rules, seeds = RULES[method], [0, 1, 2, 3, 4]
-    name, call = f"sensing/d{sizes['d']}-r{sizes['rank']}", f"{__name__}:train"
+    rules = RULES[method]
+    seeds = [0, 1, 2, 3, 4]
+    name = f"sensing/d{sizes['d']}-r{sizes['rank']}"
+    call = f"{__name__}:train"
     short = {**sizes, "epochs": 50, "every": 50}
     passes = int(rules[0]["sides"])
     return Experiment(

@@ -76,7 +76,8 @@ class Optimizer:
         >>> SGD.build(nn.Linear(2, 2), [{"lr": 0.3}]).param_groups[0]["lr"]
         0.3
         """
-        params, rates = list(model.parameters()), [s["lr"] for s in settings]
+        params = list(model.parameters())
+        rates = [setting["lr"] for setting in settings]
         decays = [setting.get("weight_decay", weight_decay) for setting in settings]
         if not isinstance(model, Ensemble):
             return self.make(params, lr=rates[0], weight_decay=decays[0])
@@ -92,27 +93,25 @@ ADAMW = Optimizer("AdamW", torch.optim.AdamW, ADAM.rates)
 _MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
 SGD = Optimizer("SGD, momentum 0.9", _MOMENTUM, log(1e-3, 1.0, 0.1))
 
-# Step t = 0, 1, ... -> how far the average then goes to the weights, (members,).
-Weight = Callable[[int], Tensor]
+# How far the average goes to the weights at step t = 0, 1, ... of so many, (members,).
 
 
-def swa(steps: int, start: Tensor) -> Weight:
+def swa(t: int, steps: int, start: Tensor) -> Tensor:
     """The mean over all steps from the share `start` on; before, the weights.
 
-    >>> [float(swa(4, torch.tensor([0.5]))(t)) for t in range(4)]
+    >>> [float(swa(t, 4, torch.tensor([0.5]))) for t in range(4)]
     [1.0, 1.0, 1.0, 0.5]
     """
-    first = (start * steps).ceil()
-    return lambda t: 1 / (t - first + 1).clamp(min=1)
+    return 1 / (t - (start * steps).ceil() + 1).clamp(min=1)
 
 
-def ema(steps: int, decay: Tensor) -> Weight:
+def ema(t: int, steps: int, decay: Tensor) -> Tensor:
     """average <- decay * average + (1 - decay) * weights, starting from the weights.
 
-    >>> ema(4, torch.tensor([0.75]))(3)
+    >>> ema(3, 4, torch.tensor([0.75]))
     tensor([0.2500])
     """
-    return lambda _: 1 - decay
+    return 1 - decay
 
 
 def adaflood(held_out: Tensor, gamma: Sequence[float]) -> Method:
@@ -156,7 +155,7 @@ class Tuned:
     design: Design = Design.NO_RUNS
     label: str = ""  # its name in records, if it is not that of the class
     optimizer: Optimizer | None = None  # instead of the task's
-    average: Callable[..., Weight] | None = None  # of the weights: `swa` or `ema`
+    average: Callable[..., Tensor] | None = None  # of the weights: `swa` or `ema`
     auxiliary: int = 0  # nets per seed, each of which scores a part of the examples
 
     @property
@@ -170,7 +169,8 @@ class Tuned:
         >>> METHODS["SAM"].settings(2, 0.1)
         [{'lr': 0.1, 'rho': 0.01}, {'lr': 0.1, 'rho': 2.0}]
         """
-        budget, ranges = integer("budget", budget), self._ranges(rates)
+        integer("budget", budget)
+        ranges = self._ranges(rates)
         points = _points(len(ranges), budget) if ranges else [[]]
         fixed = {} if isinstance(rates, Range) else {"lr": rates}
         pairs = [zip(ranges.items(), point, strict=True) for point in points]
@@ -236,14 +236,14 @@ class Tuned:
         self, model: nn.Module, settings: Sequence[Setting], steps: int
     ) -> AveragedModel | None:
         """Its average of the weights over so many steps, for `flatnb.fit`; or None."""
-        if self.average is None:
+        average = self.average
+        if average is None:
             return None
-        columns = {name: [s[name] for s in settings] for name in self.space}
-        weight = self.average(steps, **{n: torch.tensor(c) for n, c in columns.items()})
+        columns = {n: torch.tensor([s[n] for s in settings]) for n in self.space}
 
         @torch.no_grad()
         def update(averages: Any, params: Any, count: int | Tensor) -> None:
-            share = weight(int(count))
+            share = average(int(count), steps, **columns)
             for value, p in zip(averages, params, strict=True):
                 value.lerp_(p, along_members(share, p))
 

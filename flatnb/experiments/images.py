@@ -222,8 +222,8 @@ def train_perceptrons(
             Training(stated.epochs, stated.every, seed, checkpoint=checkpoint),
         )
 
-    first, *others = map(train, seeds)
-    for kind, value in itertools.product(("metrics", "flatness"), others):
+    first, *rest = map(train, seeds)
+    for kind, value in itertools.product(("metrics", "flatness"), rest):
         for name, table in first[kind].items():
             for row, column in zip(table, value[kind][name], strict=True):
                 row += column

@@ -227,15 +227,15 @@ def tune(
     setting ended with under the tuning seed.
     """
 
-    def run(index: int, seed: int) -> Value:
-        given = {"task": task, "method": method, "setting": settings[index]}
+    def train_at(index: int, seed: int) -> Value:
+        run = {"task": task, "method": method, "setting": settings[index], "seed": seed}
         file = checkpoint and checkpoint.with_suffix(f".{index}-{seed}.pt")
-        return Job(train, {**given, "seed": seed}).run(file)
+        return Job(train, run).run(file)
 
-    tried = [run(index, TUNING_SEED) for index in range(len(settings))]
+    tried = [train_at(index, TUNING_SEED) for index in range(len(settings))]
     ends = {m: [value["metrics"][m][0][0][-1] for value in tried] for m in METRICS}
     chosen = choose(ends["val_accuracy"], ends["val_loss"])
-    runs = [run(chosen, seed) for seed in seeds]
+    runs = [train_at(chosen, seed) for seed in seeds]
     epochs = runs[0]["epochs"]
     unused: list[Curve] = [[None] * len(epochs)] * len(seeds)
     metrics = {metric: [unused] * len(settings) for metric in METRICS}

@@ -49,6 +49,4 @@ class RandomFlip:
 
     def __call__(self, x: Tensor, generator: torch.Generator) -> Tensor:
         flip = torch.randint(2, (len(x),), generator=generator, dtype=torch.bool)
-        # The indices are found on the CPU, so that a GPU need not wait for their number.
-        flipped = flip.nonzero().flatten().to(x.device)
-        return x.index_copy(0, flipped, x.index_select(0, flipped).flip(3))
+        return torch.where(flip.to(x.device)[:, None, None, None], x.flip(3), x)

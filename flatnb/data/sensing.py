@@ -55,7 +55,8 @@ class Problem:
         """grad f at each matrix in u, shape (..., d, width)."""
         x = pack(u @ u.mT)
         flat = x.reshape(-1, x.shape[-1])
-        parts, rows = 1, len(self.train)
+        parts = 1
+        rows = len(self.train)
         if u.device.type == "cpu":  # each thread takes a part of its own, by blocks
             threads = range(1, torch.get_num_threads() + 1)
             parts = max(n for n in threads if len(self.train) % n == 0)

@@ -53,16 +53,14 @@ def top_eigenvalues(
 
     Stops when each residual `|H v - theta v|` is at most `tol |theta|`, or at the
     rounding of the products, `50 eps |H|`: after 15 to 20 products for the top five of
-    a trained net at tol 1e-3, each with a vector of `size` to hold. One more, with a
-    random combination of all vectors (up to 10,000 dimensions one with each), checks
-    the residuals. Copies of a multiple eigenvalue, as symmetries make them, are all
-    seen up to 10,000 dimensions; beyond, it is up to rounding whether a second shows.
+    a trained net at tol 1e-3, each with a vector of `size` to hold. Further products
+    check the residuals. Copies of a multiple eigenvalue, as symmetries make them, are
+    all seen up to 10,000 dimensions; beyond, rounding decides whether a second shows.
 
     Args:
         operator: or any symmetric one with `size`, `dtype`, `device`, `products` and
             `rows(vectors)`. Minus the products have minus the lowest eigenvalues.
-        tol: largest relative residual; None takes 1e-4 in float32 and 1e-8 in float64,
-            which leaves well separated eigenvalues with errors of rounding.
+        tol: largest relative residual; None takes 1e-4 in float32, 1e-8 in float64.
         max_products: give up after this many, with a warning and `converged=False`.
 
     Raises:

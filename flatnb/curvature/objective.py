@@ -40,7 +40,8 @@ class Objective:
     Args:
         model: called as `model(x)`. Compiled and data-parallel wrappers are taken off.
         loss_fn: `loss_fn(outputs, targets)`, the **mean** loss of a batch, a scalar.
-        batches: `(x, y)` pairs, weighted by `len(x)`; a list or a `DataLoader`.
+        batches: `(x, y)` pairs, weighted by `len(x)`; a list or a `DataLoader`. They
+            are kept on the model's device.
         params: what w consists of: names, or a predicate on name and tensor; None takes
             all that require a gradient. The other parameters stay fixed.
 
@@ -76,7 +77,7 @@ class Objective:
         self.dtype, self.device = self.params[0].dtype, self.params[0].device
         if self.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the model is {self.dtype}; allowed: float32, float64")
-        self.chunks = _read(batches)
+        self.chunks = _read(batches, self.device)
         self._try_out()
 
     @property
@@ -98,8 +99,7 @@ class Objective:
 
     def chunk_loss(self, chunk: Chunk, params: Sequence[Tensor]) -> Tensor:
         """Mean loss of a chunk, with its graph; to be called inside `evaluating()`."""
-        outputs = self.outputs(self.move(chunk.x), params)
-        return self.loss_fn(outputs, self.move(chunk.y))
+        return self.loss_fn(self.outputs(chunk.x, params), chunk.y)
 
     def loss(self, vector: Tensor | None = None) -> float:
         """L(w), summed over batches in float64; None is the model's w."""
@@ -121,9 +121,6 @@ class Objective:
                 value += loss.double().item()
                 total += flat_gradient(loss, params)
         return value, total
-
-    def move(self, data: Any) -> Any:
-        return data.to(self.device) if isinstance(data, Tensor) else data
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -158,13 +155,12 @@ class Objective:
         x, y, _ = self.chunks[0]
         if isinstance(y, Tensor) and y.ndim and len(y) == len(x):
             x, y = x[:_TRIED], y[:_TRIED]
-        return self.move(x), self.move(y)
+        return x, y
 
     def _try_out(self) -> None:
         """On a few examples: is the loss a finite scalar mean, and the same twice?"""
         x, y = self.sample()
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.enable_grad(), self.evaluating(), torch.random.fork_rng(devices):
+        with torch.enable_grad(), self.evaluating():
             outputs = self.outputs(x, self.params)
             loss = self.loss_fn(outputs, y)
             repeated = self.loss_fn(self.outputs(x, self.params), y)
@@ -241,7 +237,7 @@ def _select(
     return tuple(name for name in trained if name in wanted)
 
 
-def _read(batches: Batches) -> list[Chunk]:
+def _read(batches: Batches, device: torch.device) -> list[Chunk]:
     pairs = list(batches)
     for index, pair in enumerate(pairs):
         x = pair[0] if isinstance(pair, tuple | list) and len(pair) == 2 else None
@@ -253,7 +249,11 @@ def _read(batches: Batches) -> list[Chunk]:
     if not pairs:
         raise ValueError("batches=[]; allowed: at least one (x, y) pair")
     total = sum(len(x) for x, _ in pairs)
-    return [Chunk(x, y, len(x) / total) for x, y in pairs]
+    targets = [y.to(device) if isinstance(y, Tensor) else y for _, y in pairs]
+    return [
+        Chunk(x.to(device), y, len(x) / total)
+        for (x, _), y in zip(pairs, targets, strict=True)
+    ]
 
 
 def _check_mean(loss_fn: LossFunction, outputs: Any, y: Any) -> None:

@@ -142,10 +142,10 @@ class GaussNewtonOperator(HessianOperator):
 
     def _linearize(self, chunk: Chunk) -> _Product:
         objective, params = self.objective, self.objective.params
-        outputs = objective.outputs(objective.move(chunk.x), params)
+        outputs = objective.outputs(chunk.x, params)
         check_outputs(outputs)
         leaf = outputs.detach().requires_grad_()
-        loss = chunk.weight * objective.loss_fn(leaf, objective.move(chunk.y))
+        loss = chunk.weight * objective.loss_fn(leaf, chunk.y)
         check_loss(loss)
         (slope,) = torch.autograd.grad(loss, leaf, create_graph=True)
         # J v is the derivative of J' u in u: two backward passes make it.

@@ -123,12 +123,12 @@ def _of_batch(
         _refuse(name, "its layer has a hook or another forward")
     handle = layer.register_forward_hook(cut, with_kwargs=True)
     try:
-        outputs = objective.outputs(objective.move(chunk.x), objective.params)
+        outputs = objective.outputs(chunk.x, objective.params)
     finally:
         handle.remove()
     if len(calls) != 1 or calls[0][0].requires_grad:
         _refuse(name, "it is used more than once")
-    (inputs, leaf, copy), y = calls[0], objective.move(chunk.y)
+    (inputs, leaf, copy), y = calls[0], chunk.y
     untouched = outputs is copy and copy._version == 0
     if untouched and is_softmax_cross_entropy(objective.loss_fn, outputs, y):
         kappas = kappa_of_logits(inputs, outputs.detach(), weight.detach().double())
@@ -141,7 +141,7 @@ def _of_batch(
         _refuse(name, "it is used more than once")
     if not slope.requires_grad:  # the loss is linear in the output
         return 0.0, 0
-    if not rows_apart(slope, leaf, torch.Generator().manual_seed(0)):
+    if not rows_apart(slope, leaf):
         _refuse(name, "the rows of its layer's output meet further on")
     lengths = inputs.norm(dim=-1, keepdim=True)
     root = torch.linalg.qr(weight.detach().mT, mode="r").R.mT  # (d, min(d, m))

@@ -42,16 +42,14 @@ def trace(
     integer("max_probes", max_probes, _LEAST)
     start, used = time.perf_counter(), operator.products
     if operator.size > _LEAST:
-        estimator = "Hutchinson"
         fields = _hutchinson(operator, relative, max_probes, seed)
     else:
-        estimator = "exact"
         fields = {"value": float(operator.dense().diagonal().double().sum())}
     return Estimate(
         **fields,
         products=operator.products - used,
         seconds=time.perf_counter() - start,
-        settings={"estimator": estimator, "seed": seed},
+        settings={"relative": relative, "seed": seed},
     )
 
 

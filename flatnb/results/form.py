@@ -65,26 +65,22 @@ def _one_line(text: str) -> str:
     return text if len(text) <= 160 else f"{text[:80]} … {text[-77:]}"
 
 
-def _is_table(table: list[Any], *shape: int) -> bool:
-    """Whether it has numbers or nulls in rows of one length."""
-    array = np.array(table, dtype=object)
-    kinds = set(map(type, array.flat))
-    return array.shape == shape and kinds <= {int, float, type(None)}
-
-
 def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     """What a schema cannot say: lists that belong together have one length, indices are
     in range. `record` is of the schema's form."""
     settings, seeds = len(record["settings"]), record["seeds"]
     curves, selection = record["curves"], record["selection"]
-    for metric, table in record["final"].items():
-        if not _is_table(table, settings, len(seeds)):
-            size = f"{settings} settings × {len(seeds)} seeds of numbers"
-            yield f"record.final.{metric} is not {size}"
-    for metric, table in curves["metrics"].items():
-        if not _is_table(table, len(seeds), len(curves["epochs"])):
-            size = f"{len(seeds)} seeds × {len(curves['epochs'])} epochs of numbers"
-            yield f"record.curves.metrics.{metric} is not {size}"
+    tables = {
+        "final": (record["final"], (settings, len(seeds))),
+        "curves.metrics": (curves["metrics"], (len(seeds), len(curves["epochs"]))),
+    }
+    for place, (metrics, shape) in tables.items():
+        for metric, table in metrics.items():
+            array = np.array(table, dtype=object)
+            kinds = set(map(type, array.flat))
+            if array.shape != shape or not kinds <= {int, float, type(None)}:
+                size = " × ".join(map(str, shape))
+                yield f"record.{place}.{metric} is not {size} numbers or nulls"
     choices = {
         "curves.setting": curves["setting"],
         "selection.chosen": selection["chosen"],

@@ -141,13 +141,11 @@ def flatness(
 ) -> pandas.DataFrame:
     """Spearman's correlation of measures and targets over nets, per seed.
 
-    Nets that lack a number are left out, so that every measure orders the same nets; so
-    are seeds of fewer than LEAST_NETS nets.
-
-    Only nets that agree in the columns `within`, and in the seed, are ordered; the
-    column `given` is held constant, by partial rank correlation. Columns `within`,
-    measure, target, correlation (mean over seeds), interval (its half-width), n
-    (seeds), nets (per seed, on average).
+    Only nets that agree in the columns `within`, and in the seed, are ordered; `given`
+    is held constant. Nets that lack a number are left out, so that every measure orders
+    the same nets; so are seeds of fewer than LEAST_NETS nets. Columns `within`, measure,
+    target, correlation (mean over seeds), interval (its half-width), n (seeds), nets
+    (per seed, on average).
 
     >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
     ...                          "trace": range(24), "test_loss": range(24)})

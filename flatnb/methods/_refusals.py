@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-
-from flatnb._nets import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 NO_GRADIENT = "no parameter got a gradient: the losses do not depend on this model"
 OLD_GRAPH = (
@@ -18,9 +17,9 @@ CALLED_BACKWARD = (
     "the closure left a gradient in p.grad: it called backward(). It must only return "
     "the losses"
 )
-SPARSE = (
-    "a sparse gradient, as of nn.Embedding(sparse=True); allowed for this method: "
-    "dense ones, sparse=False"
+NO_GRAPH = (
+    "the closure returned losses without a graph; compute them outside "
+    "torch.no_grad(), without detach()"
 )
 CLOSURE = (
     "a function that computes the losses, "
@@ -29,14 +28,12 @@ CLOSURE = (
 _SPREAD = {"FullyShardedDataParallel", "DTensor"}
 
 
-def check_model(
-    model: nn.Module, modules: Sequence[nn.Module], params: Sequence[Tensor]
-) -> None:
+def check_model(modules: Sequence[nn.Module], params: Sequence[Tensor]) -> None:
     """Raise where some method's step would be wrong; `params` are those that train."""
     if not params:
         raise ValueError("the model has no parameter with requires_grad=True")
-    wrapper = distributed(model)
-    if wrapper is not None and wrapper.static_graph:
+    wrappers = [m for m in modules if isinstance(m, DistributedDataParallel)]
+    if any(wrapper.static_graph for wrapper in wrappers):
         raise ValueError("static_graph=True; allowed: False, as a step may be 2 passes")
     # By name: importing the classes takes seconds.
     if {type(part).__name__ for part in (*modules, *params)} & _SPREAD:
@@ -71,10 +68,8 @@ def check_inside(loss: Tensor, params: Sequence[Tensor]) -> None:
                 )
 
 
-def check_losses(
-    returned: Any, members: int | None, needs_graph: bool = True
-) -> Tensor:
-    """What the closure returned, as losses (n,) or (members, n), with a graph."""
+def check_losses(returned: Any, members: int | None) -> Tensor:
+    """What the closure returned, as losses (n,) or (members, n)."""
     shapes = "(n,) or ()" if members is None else f"({members}, n) or ({members},)"
     if not isinstance(returned, Tensor):
         raise TypeError(
@@ -84,7 +79,7 @@ def check_losses(
     shape = tuple(returned.shape)
     lead = () if members is None else (members,)
     losses = returned.unsqueeze(-1) if shape == lead else returned
-    if losses.dim() != len(lead) + 1 or losses.shape[:-1] != lead:
+    if losses.shape[:-1] != lead:
         raise ValueError(
             f"the closure returned losses of shape {shape}; allowed: {shapes}, one per "
             "example, or one number. Of (n, 1) return losses.squeeze(1); average "
@@ -93,9 +88,4 @@ def check_losses(
         )
     if losses.numel() == 0:
         raise ValueError(f"losses of shape {shape}: the batch is empty; skip it")
-    if needs_graph and not losses.requires_grad:
-        raise ValueError(
-            "the closure returned losses without a graph; compute them outside "
-            "torch.no_grad(), without detach()"
-        )
     return losses

@@ -34,9 +34,8 @@ class Replay:
         self, modules: Sequence[nn.Module], params: Sequence[Tensor], *, several: bool
     ) -> None:
         self._several = several
-        filled = [m for m in modules if m._buffers]  # few, and the next line is slow
         self._modules = [
-            m for m in filled if any(True for _ in m.buffers(recurse=False))
+            m for m in modules if any(b is not None for b in m._buffers.values())
         ]
         self._frozen = [(p, p._version) for p in params if not p.requires_grad]
         self._streams = _streams(params) if several else []

@@ -71,7 +71,7 @@ class Step:
         modules = list(model.modules())
         params = list(model.parameters())
         self.params: list[Tensor] = [p for p in params if p.requires_grad]
-        _refusals.check_model(model, modules, self.params)
+        _refusals.check_model(modules, self.params)
         self._wrapper = distributed(model)
         self._replay = Replay(modules, params, several="rule" in method.hooks())
         self._initial = [p.grad for p in self.params]  # when the step began
@@ -121,7 +121,7 @@ class Step:
         """One pass without gradient at w, if a forward may write buffers."""
         if self._replay.may_write:
             with torch.no_grad(), self._no_sync(), self._without_gradients():
-                self._call(needs_graph=False)
+                self._call()
 
     def add_gradient(self, grads: Gradient, coefficient: Real) -> None:
         """Add coefficient * `grads`, from `gradient`, to p.grad; they are used up."""
@@ -166,13 +166,13 @@ class Step:
             grads = [p.grad for p in self.params]
         if not present(grads):
             raise ValueError(_refusals.NO_GRADIENT)
-        if any(g.is_sparse for g in present(grads)):
-            raise ValueError(_refusals.SPARSE)
         return grads
 
     def _loss(self, factor: Real) -> Tensor:
         """Call the closure; factor * (objective + penalty), scaled, as one number."""
         losses = self._call()
+        if not losses.requires_grad:
+            raise ValueError(_refusals.NO_GRAPH)
         # An autocast region around the step is for the closure alone.
         with no_autocast(losses):
             objective = self._method.objective(losses)
@@ -196,7 +196,7 @@ class Step:
                 raise RuntimeError(_refusals.OLD_GRAPH) from error
             raise
 
-    def _call(self, needs_graph: bool = True) -> Tensor:
+    def _call(self) -> Tensor:
         self._replay.rewind()
         # An autocast region caches low-precision weights by tensor, not by value.
         torch.clear_autocast_cache()
@@ -205,7 +205,7 @@ class Step:
         self._replay.mark()
         if any(p.grad is not None for p in self.params):
             raise ValueError(_refusals.CALLED_BACKWARD)
-        losses = _refusals.check_losses(returned, self.members, needs_graph)
+        losses = _refusals.check_losses(returned, self.members)
         mean = losses.detach().mean(-1)
         if self._copies is None and not self._at_w:
             self._means = [mean]

@@ -1,6 +1,6 @@
 """Bayesian SAM (bSAM): an optimizer that learns a Gaussian over the weights."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from flatnb import _checks
 from flatnb._tensors import l2_norm, present
+from flatnb.methods._step import Closure
 from flatnb.methods.noise import Stream, normal
 
-Closure = Callable[[], Tensor]
 Params = dict[Tensor, dict[str, Any]]
 
 

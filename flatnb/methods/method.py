@@ -167,25 +167,20 @@ class ERM(Method):
 
 
 def real(
-    name: str,
-    value: Any,
-    *,
-    low: float = 0.0,
-    high: float = math.inf,
-    open_low: bool = False,
+    name: str, value: Any, *, high: float = math.inf, open_low: bool = False
 ) -> Real:
-    """A number in [low, high], or a 1-D tensor of them, one per member of an ensemble.
+    """A number in [0, high], or a 1-D tensor of them, one per member of an ensemble.
 
     >>> real("rho", 1)
     1.0
     """
     sign = ">" if open_low else ">="
     upper = f" and <= {high:g}" if high < math.inf else ""
-    allowed = f"a finite number {sign} {low:g}{upper}, or a 1-D tensor, one per member"
+    allowed = f"a finite number {sign} 0{upper}, or a 1-D tensor, one per member"
     members = isinstance(value, Tensor) and value.dim() == 1 and value.numel() > 0
     top = math.nextafter(high, math.inf)
     for entry in value.tolist() if members else [scalar(value)]:
-        number = _checks.number(name, entry, allowed, low, top, closed=not open_low)
+        number = _checks.number(name, entry, allowed, 0.0, top, closed=not open_low)
     # A copy: what the caller writes into the tensor later would not be checked.
     return value.detach().clone() if members else number
 
@@ -219,7 +214,8 @@ class Hyperparameter:
     def __init__(
         self, check: Callable[[str, Any], Any] = real, *, default: Any = _REQUIRED
     ) -> None:
-        self._check, self._default = check, default
+        self._check = check
+        self._default = default
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name

@@ -3,11 +3,10 @@
 Common to all of them: two passes; all trainable parameters are moved together, unless
 `perturb` selects some (see `flatnb.methods.perturb`); norms are over all perturbed
 parameters; a zero gradient moves nothing. The radius rho >= 0 is in units of the
-parameters. Weight decay and momentum are the optimizer's, at w. BatchNorm uses batch
-statistics in both passes. Under DistributedDataParallel each process moves by its own
-gradient (m-sharpness). The authors' JAX code of SAM has weight decay inside the loss,
-so that it also tilts the perturbation: for that, add 0.5 * l2 * sum(p.square().sum()
-for p in parameters) to the closure's losses, and set the optimizer's to 0.
+parameters. Weight decay and momentum are the optimizer's, at w. The authors' JAX code
+of SAM has weight decay inside the loss, so that it also tilts the perturbation: for
+that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's losses,
+and set the optimizer's to 0.
 """
 
 from dataclasses import KW_ONLY

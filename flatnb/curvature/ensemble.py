@@ -112,7 +112,7 @@ def ensemble_flatness(
         moved = {name: p + step for (name, p), step in steps}
         return _loss(functional_call(model, moved, (x,)), y) - loss
 
-    with torch.no_grad():  # where BatchNorm is merged: both losses round alike
+    with torch.no_grad():  # in the same groups: both losses round alike
         loss = _loss(model(x), y)
         sharpness = rise([torch.ones_like(p) for p in params], RHO)
         adaptive = rise([p.abs() for p in params], ADAPTIVE_RHO)

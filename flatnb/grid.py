@@ -12,14 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from flatnb._checks import sequence, shown
+from flatnb.data import Data, stack
 from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.methods import Method
 from flatnb.train import Callback, fit
 
 if TYPE_CHECKING:
     import pandas
-
-    from flatnb.data import Data
 
 
 def fit_grid(
@@ -72,8 +71,6 @@ def fit_grid(
     {0.05: 3, 0.1: 3}
     """
     import pandas
-
-    from flatnb.data import stack
 
     columns: dict[str, Sequence[Any]] = {**(grid or {})}
     if "seed" in columns:

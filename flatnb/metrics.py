@@ -7,7 +7,6 @@ put back. All values have the shape (), or (members,) for an `Ensemble`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,7 @@ from torch import Tensor, nn
 from flatnb._nets import in_mode, unwrap
 from flatnb._nets import members as members_of
 from flatnb._tensors import l2_norm, wide
-
-if TYPE_CHECKING:
-    from flatnb.data import Split
+from flatnb.data import Split
 
 # Bounds of an evaluation's memory: examples times members, and entries of the inputs,
 # at once; for a backward pass, which keeps activations, a quarter of both.

@@ -27,13 +27,12 @@ from flatnb._nets import distributed, unwrap
 from flatnb._nets import members as members_of
 from flatnb._tensors import l2_norm, present
 from flatnb.checkpoint import Checkpoint
+from flatnb.data import Data
 from flatnb.methods import Method
 from flatnb.metrics import cross_entropy, evaluate, gradient_norm
 
 if TYPE_CHECKING:
     import pandas
-
-    from flatnb.data import Data
 
 Callback = Callable[["Run", nn.Module], None]
 
@@ -291,8 +290,6 @@ def _identity(data: Data, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(model: Any, data: Any, method: Any, optimizer: Any) -> None:
-    from flatnb.data import Data
-
     instance("model", model, nn.Module, "a torch.nn.Module")
     if distributed(model) is not None:
         raise ValueError(

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from flatnb._checks import choice, integer, number, shown
@@ -126,6 +125,8 @@ def _torchvision(
     `classes` are by default those that it names, `parts` its arguments for the training
     and for the test part.
     """
+    from filelock import FileLock
+
     kind = getattr(load_torchvision().datasets, name)
 
     def read(download: bool) -> Pixels:

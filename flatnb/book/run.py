@@ -234,15 +234,16 @@ def _execute(run: Run, folder: Path, timeout: float | None) -> Run:
 def _environment(folder: Path, threads: int) -> dict[str, str]:
     """What a kernel's environment has besides ours: all it leaves lies in `folder`."""
     clone = Path(__file__).resolve().parents[2]
-    paths = [str(clone)] if (clone / "pyproject.toml").exists() else []
-    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    path = os.environ.get("PYTHONPATH", "")
+    if (clone / "pyproject.toml").exists():
+        path = f"{clone}{os.pathsep}{path}".rstrip(os.pathsep)
     return {
         "IPYTHONDIR": str(folder / "ipython"),  # the user's start-up files stay out
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",  # this interpreter is the kernel
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONPATH": path,
     }
 
 

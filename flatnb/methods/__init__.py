@@ -14,7 +14,7 @@ from flatnb.methods.flooding import (
 from flatnb.methods.method import ERM, Method
 from flatnb.methods.nso import NSO, WeightNoise
 from flatnb.methods.sam import ASAM, GNP, RSAM, SAM, USAM
-from flatnb.methods.schedules import FollowLR, Linear
+from flatnb.methods.schedules import Cosine, FollowLR, Linear
 from flatnb.methods.softad import SoftAD
 
 # The library page lists them in this order.
@@ -24,4 +24,4 @@ __all__ += ["SoftAD"]
 __all__ += ["ASAM", "GSAM", "RSAM", "SAM", "USAM", "FriendlySAM", "LookSAM"]
 __all__ += ["BSAM", "NSO", "WeightNoise"]
 __all__ += ["FAM", "GNP"]
-__all__ += ["FollowLR", "Linear"]
+__all__ += ["Cosine", "FollowLR", "Linear"]

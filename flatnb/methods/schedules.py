@@ -17,6 +17,7 @@ accumulation every micro-batch is a call: for n steps of k of them, give `steps=
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from torch.optim import Optimizer
@@ -39,9 +40,24 @@ class Linear:
     def __post_init__(self) -> None:
         count("steps", self.steps)
 
+    def share(self, calls: int) -> float:
+        """s, how far the value is from `start` to `end`."""
+        return min(1.0, calls / self.steps)
+
     def __call__(self, calls: int) -> Real:
-        s = min(1.0, calls / self.steps)
+        s = self.share(calls)
         return (1 - s) * self.start + s * self.end
+
+
+class Cosine(Linear):
+    """Half a cosine, then constant: `Linear` with (1 - cos(pi s)) / 2 for s.
+
+    >>> [round(Cosine(0.0, 1.0, steps=2)(calls), 6) for calls in range(3)]
+    [0.0, 0.5, 1.0]
+    """
+
+    def share(self, calls: int) -> float:
+        return (1 - math.cos(math.pi * super().share(calls))) / 2
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import inputs
@@ -19,6 +20,7 @@ from flatnb.methods import (
     GNP,
     NSO,
     SAM,
+    Cosine,
     Flooding,
     FollowLR,
     Linear,
@@ -47,9 +49,16 @@ def test_linear() -> None:
     assert [down(t) for t in range(4)] == pytest.approx([0.3, 0.2, 0.1, 0.0])
 
 
-def test_values_stay_between_their_ends() -> None:
+def test_cosine() -> None:
+    ramp = Cosine(1.0, 0.0, 10)
+    wanted = [(1 + math.cos(math.pi * t / 10)) / 2 for t in range(11)] + [0.0]
+    assert [ramp(t) for t in range(12)] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", [Linear, Cosine])
+def test_values_stay_between_their_ends(kind: type[Linear]) -> None:
     for start, end in ((0.1, 0.3), (0.7, 1.0), (1e-8, 0.05), (0.3, 0.1)):
-        ramp = Linear(start, end, 97)
+        ramp = kind(start, end, 97)
         values = [ramp(t) for t in range(100)]
         assert values == sorted(values, reverse=start > end)
         assert {values[0], values[-1]} == {start, end}
@@ -82,7 +91,7 @@ def test_a_learning_rate_below_the_lowest_is_refused_where_it_makes_no_radius() 
 
 
 def test_schedules_are_exported() -> None:
-    assert (flatnb.Linear, flatnb.FollowLR) == (Linear, FollowLR)
+    assert (flatnb.Linear, flatnb.Cosine, flatnb.FollowLR) == (Linear, Cosine, FollowLR)
 
 
 # -- in a method

@@ -5,8 +5,6 @@ A value of the wrong type raises TypeError, one out of range ValueError; `intege
 `number` raise ValueError for both.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import numbers

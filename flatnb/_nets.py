@@ -3,8 +3,6 @@
 Wrappers are known by their class: a net may have parts called `module` or `_orig_mod`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

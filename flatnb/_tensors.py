@@ -4,8 +4,6 @@ Norms and products are accumulated in float64 (float32 on MPS): float32 loses up
 three digits over a whole net. With `members`, each is one number per member.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

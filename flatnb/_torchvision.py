@@ -7,8 +7,6 @@ are declared to torch by their signatures alone, and the import is repeated. It 
 seconds: call `load` where torchvision is needed, not at the top of a module.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from types import ModuleType

@@ -3,8 +3,6 @@
 Loading verifies its checksums, runs no code from it and refuses that of another run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

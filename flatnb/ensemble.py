@@ -10,8 +10,6 @@ is, member by member, the gradient of each net trained alone, and an optimizer t
 treats entries separately (SGD with momentum, Adam, AdamW) steps each member as if alone.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ Nets are measured in eval mode and in their parameters' precision; each module's
 put back. All values have the shape (), or (members,) for an `Ensemble`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -4,8 +4,6 @@ All give logits of shape (n, classes). Nets of the same arguments, made after th
 `torch.manual_seed`, start with the same parameters.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from flatnb import _checks

@@ -26,6 +26,7 @@ from flatnb._checks import shown
 from flatnb.results import provenance, records
 
 FAILED = ".failed.ipynb"  # suffix of the executed copy of a run that failed
+TIMEOUTS = {"smoke": 600, "laptop": 3600, "paper": 24 * 3600}  # seconds per cell
 # Their versions can change a number or a figure.
 PACKAGES = (
     *("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn"),
@@ -159,9 +160,9 @@ def run(
 ) -> list[Run]:
     """Execute notebooks into _build/notebooks/<profile> of the book, or from here.
 
-    `given` has parameters as text, `timeout` is in seconds per cell. A notebook that
-    fails does not stop the others: `Run.error` says why. UserError, before anything
-    runs, if a notebook or a parameter does not fit.
+    `given` has parameters as text, `timeout` is in seconds per cell, by default that of
+    TIMEOUTS. A notebook that fails does not stop the others: `Run.error` says why.
+    UserError, before anything runs, if a notebook or a parameter does not fit.
     """
     jobs, threads = share(profile)
     folder = (root_of(Path.cwd()) or Path.cwd()) / "_build" / "notebooks" / profile
@@ -186,7 +187,8 @@ def run(
         # Its threads end with this process, however it ends, and so do the kernels.
         ThreadPool(jobs) as pool,
     ):
-        execute = partial(_execute, folder=Path(private), timeout=timeout)
+        limit = timeout or TIMEOUTS[profile]
+        execute = partial(_execute, folder=Path(private), timeout=limit)
         for count, run in enumerate(pool.imap_unordered(execute, changed), 1):
             state = "failed" if run.error else "finished"
             took = f"{run.source}, {run.seconds:.0f} s"
@@ -196,7 +198,7 @@ def run(
     return list(runs.values())
 
 
-def _execute(run: Run, folder: Path, timeout: float | None) -> Run:
+def _execute(run: Run, folder: Path, timeout: float) -> Run:
     """Execute one notebook in a private folder, and put its copy into place."""
     import papermill
 

@@ -25,7 +25,8 @@ class Eigenpairs(Result):
         residuals: (k,) norms `|H v - theta v|`: an eigenvalue lies at least this near,
             and if the next is at a distance gap, about residual^2 / gap near (Parlett
             1998, section 11.7).
-        converged: all residuals are within the tolerance, checked at the end.
+        converged: all residuals are within the tolerance, and the vectors orthonormal,
+            both checked at the end.
     """
 
     values: Tensor
@@ -100,7 +101,10 @@ def top_eigenvalues(
     values, basis = values[:k], lanczos.basis[: len(coordinates)]
     vectors = coordinates[:, :k].mT.to(basis) @ basis
     residuals = _checked(operator, values, vectors, residuals[:k], generator)
-    converged = bool((residuals <= limit).all())
+    rows = vectors.double()
+    defect = (rows @ rows.mT - torch.eye(k).to(rows)).abs().max()
+    orthonormal = bool(defect <= 1e4 * torch.finfo(vectors.dtype).eps)
+    converged = orthonormal and bool((residuals <= limit).all())
     products = operator.products - used
     if not converged:
         warnings.warn(

@@ -12,8 +12,6 @@ multiplies each member's own Hessian: a product costs the same for all as for on
 * The other measures are closed forms, or one gradient and one loss.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Sequence
 

@@ -8,8 +8,6 @@ with the operator's `objective`. Over a plane, loop over
 `objective.loss(w + a * d_1 + b * d_2)` with w = `objective.vector`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

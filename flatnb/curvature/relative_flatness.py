@@ -16,8 +16,6 @@ closed form. Otherwise it takes a product of A with each column of a root R of
 W W' = R R'.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any, NoReturn
 

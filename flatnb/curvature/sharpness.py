@@ -12,8 +12,6 @@ Measured over the parameters that require a gradient. A number out of range, and
 at that distance that is not finite, raise a ValueError.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

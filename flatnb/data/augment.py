@@ -5,8 +5,6 @@ generator on the CPU, and gives a new tensor of that shape on the device of x. E
 image has its own draws, which do not depend on the device.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

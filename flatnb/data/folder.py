@@ -1,7 +1,5 @@
 """Image folders, ``train/<class>/*`` and ``test/<class>/*``, as tensors of bytes."""
 
-from __future__ import annotations
-
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial

@@ -5,8 +5,6 @@ deviation over the training part (validation images are not part of it). Images 
 float32 (n, channels, height, width).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Callable, Sequence

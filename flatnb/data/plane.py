@@ -14,8 +14,6 @@ sinusoid and spiral descend from T. Ishida et al., "Do we need zero training los
 achieving zero training error?", ICML 2020.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -16,8 +16,6 @@ defaults; that gradient descent recovers X* from a small start: Li, Ma and Zhang
 Quadratic Activations", COLT 2018.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

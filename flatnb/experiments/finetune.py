@@ -8,8 +8,6 @@ as in training from scratch: ERM's best was the end of a first, narrower search,
 was widened for all methods, before any record was made.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from functools import lru_cache

@@ -7,8 +7,6 @@ batch order, augmentation, and the split into training and validation images. SG
 momentum 0.9 and a cosine schedule; the baseline AdamW has its own optimizer.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator

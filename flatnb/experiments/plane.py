@@ -8,8 +8,6 @@ method train as one ensemble, or as few as memory allows, and see the same order
 batches; points, labels and initial weights are each seed's own.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

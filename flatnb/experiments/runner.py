@@ -1,7 +1,5 @@
 """Training the settings of a method, all members at once or one net after another."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence

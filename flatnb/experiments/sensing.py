@@ -5,8 +5,6 @@ problem, a start and a noise. Nothing is tuned: the published values, and three 
 noises.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

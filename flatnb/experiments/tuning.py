@@ -9,8 +9,6 @@ points (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2
 .. math:: x_{nj} = \left(\tfrac12 + n\, g^{-j}\right) \bmod 1, \qquad g^{d+1} = g + 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

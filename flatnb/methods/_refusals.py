@@ -1,7 +1,5 @@
 """What a step refuses, by name: models, and what a closure returns."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

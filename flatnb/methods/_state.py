@@ -1,7 +1,5 @@
 """What a forward pass changes besides gradients: random streams, and buffers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

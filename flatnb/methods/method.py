@@ -1,7 +1,5 @@
 """What an author of a method reads: `Method`, its hooks and hyperparameters."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

@@ -19,8 +19,6 @@ The gradient is still that of all parameters.
 >>> method = SAM(rho=0.05, perturb=tenth_in_the_head)
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 

@@ -15,8 +15,6 @@ ensemble. A call that raises is not counted; one whose gradient is not finite is
 accumulation every micro-batch is a call: for n steps of k of them, give `steps=n * k`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

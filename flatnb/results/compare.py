@@ -5,8 +5,6 @@ that of `select`. Intervals are `statistics.interval`'s, over seeds (of ranks: o
 tasks). Seeds pair what they share: points, labels and initial weights.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence

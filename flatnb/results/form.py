@@ -4,8 +4,6 @@ records.schema.json says what each part is; `check` adds what a schema cannot sa
 Reading a text runs no code, whatever it holds. This module is for `records`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -5,8 +5,6 @@ locked while the job runs, `.<key>.json.*.part`, a result being written, and `<k
 the job's checkpoints. All may be deleted when no sweep runs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import inspect

@@ -5,8 +5,6 @@ says what each part is; `null` stands where there is no number. Reading or verif
 calls nothing that it names, so it may come from anyone.
 """
 
-from __future__ import annotations
-
 import difflib
 import glob
 import os

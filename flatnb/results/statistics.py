@@ -4,8 +4,6 @@ An interval is Student's of 95 %, mean ± t(0.975, n - 1) s / √n, with s the s
 deviation of n - 1 degrees of freedom.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import warnings

@@ -21,11 +21,10 @@ _Entry = tuple[dict[str, Tensor | None], str, Tensor, Tensor, int]
 class Replay:
     """Streams and buffers, the same in all passes of a step.
 
-    Each pass starts from those that the first one started from, so all of them evaluate
-    one function of the parameters; the step ends with what the first pass left. A
-    buffer is seen to be written by its version, or known by a batch norm's names.
-    Unless there are `several` passes, only activation checkpointing writes twice: the
-    forward runs again in the backward. `params` are all, frozen ones included.
+    Each pass starts where the first one did, so all evaluate one function of the
+    parameters; the step ends with what the first one left. A buffer is seen to be
+    written by its version, or known by a batch norm's names. Without `several` only
+    activation checkpointing writes twice, in the backward. `params`: frozen ones, too.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """The engine: one step of a method, its passes, and the moves in between.
 
-Parameters are moved from copies and put back bit for bit; every pass starts from the
-same buffers and random streams, which end as after the first one (`_state.py`);
-gradients that were there before stay, whatever the closure does to `p.grad`; and all
-passes but the last stay out of DistributedDataParallel's synchronization.
+Parameters are moved from copies and put back bit for bit; `Replay` keeps buffers and
+random streams; gradients that were there before stay, whatever the closure does to
+`p.grad`; only the last pass is synchronized by DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -103,10 +102,7 @@ class Step:
             raise ValueError(_refusals.NO_GRADIENT)
 
     def gradient(self) -> Gradient:
-        """The gradient at the current parameters, unweighted, unscaled; `p.grad` stays.
-
-        Never synchronized between processes.
-        """
+        """The local gradient at this point, unweighted, unscaled; `p.grad` stays."""
         grads = self._pass(1.0)
         if self._wrapper is not None and self._wrapper.find_unused_parameters:
             # DistributedDataParallel remembers who took part in an unsynchronized pass,
@@ -137,8 +133,7 @@ class Step:
     def average(self) -> None:
         """Average p.grad over the processes of DistributedDataParallel.
 
-        For a rule that ends with `add_gradient`, not with a last pass. Nothing is sent
-        within an outer `no_sync()`.
+        For a rule that ends with `add_gradient`. An outer `no_sync()` turns it off.
         """
         wrapper = self._wrapper
         if wrapper is None or not wrapper.require_backward_grad_sync:
@@ -297,9 +292,8 @@ class Step:
     ) -> Tensor:
         """Move to w + rho * grads / norm, the norm being ||grads|| unless given.
 
-        A zero gradient moves nothing. Returns 1, or NaN where the norm is not finite: a
-        coefficient for the last pass. Without it a ReLU might block the NaN, and a
-        GradScaler take the step.
+        A zero gradient moves nothing. Returns the last pass's coefficient: 1, or NaN if
+        the norm is not finite, which a ReLU might hide from a GradScaler.
         """
         norm = self.norm(grads, perturb) if norm is None else norm
         self.move(grads, rho / norm.clamp_min(TINY), perturb)

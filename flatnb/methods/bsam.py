@@ -26,17 +26,16 @@ class BSAM(torch.optim.Optimizer):
         w <- w - lr m / s                           (with s from before the step)
         s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
 
-    delta is the `prior_precision`, and `s_init` the first s. An optimizer, no `Method`,
-    since weight decay (the prior) and momentum are part of it. It knows no net, so
-    BatchNorm's running statistics see both passes, as in the authors' code, and dropout
-    draws new masks in each. GradScaler is not supported. Under DistributedDataParallel
-    all processes draw the same u.
+    delta is `prior_precision`, `s_init` the first s. No `Method`, since weight decay
+    (the prior) and momentum are part of it. BatchNorm's running statistics see both
+    passes, as in the authors' code, and dropout draws new masks in each. GradScaler is
+    not supported. Processes of DistributedDataParallel draw the same u.
 
-    Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, in
-    the form of the authors' code, whose settings for CIFAR-10 and ResNet-18 are the
-    defaults (the prior precision 10 printed in the paper is, by its author, a misprint
-    for 40); the learning rate follows a cosine, and rho is 0.01 to 0.05. There a batch
-    of 200 has 8 parts, each with its own u, and N is multiplied for augmented data.
+    Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, as
+    in the authors' code, whose settings for CIFAR-10 and ResNet-18 are the defaults
+    (the paper's prior precision 10 is, by its author, a misprint for 40), with a cosine
+    for lr and rho = 0.01 to 0.05. There a batch of 200 has 8 parts, each with its own
+    u, and N is multiplied for augmented data.
 
     >>> net = torch.nn.Linear(2, 1)
     >>> optimizer = BSAM(net.parameters(), lr=0.5, examples=50_000)
@@ -78,9 +77,8 @@ class BSAM(torch.optim.Optimizer):
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
         """One step; returns the detached loss at w + rho g / s.
 
-        `closure` computes the mean loss of the batch, calls `backward()`, and returns
-        the loss. g~ is in `p.grad` afterwards. Where a gradient is not finite no
-        parameter, m or s changes.
+        `closure` calls `backward()` on the batch's mean loss, and returns it. g~ is in
+        `p.grad` afterwards. If a gradient is not finite, no parameter, m or s changes.
         """
         params = self._params()
         with self._shift(params, self._scale(params, self._stream.draw(list(params)))):

@@ -74,9 +74,8 @@ class Composed(Joined):
 def compose(*methods: Method) -> Method:
     """Join at most one loss transform, one gradient rule, and any number of penalties.
 
-    `compose(SoftAD(theta=0.1), SAM(rho=0.05))` takes SAM's gradient of SoftAD's
-    objective: the ascent direction, too, is that of the transformed loss. ERM joins
-    anything and adds nothing. What cannot be joined raises ValueError.
+    SAM joined with SoftAD takes its gradients, the ascent's too, of SoftAD's objective.
+    ERM adds nothing. What cannot be joined raises ValueError.
 
     >>> from flatnb import SAM, SoftAD
     >>> compose(SoftAD(theta=0.1), SAM(rho=0.05)).passes
@@ -96,8 +95,7 @@ class Every(Joined):
 
     `Every(compose(SoftAD(0.1), SAM()), 5)` leaves both out in between,
     `compose(SoftAD(0.1), Every(SAM(), 5))` SAM alone. A step is a call of `backward`,
-    with accumulation a micro-batch; schedules of `method` count all steps, those in
-    between as well. k = 1 is the method.
+    with accumulation a micro-batch; schedules of `method` count them all.
 
     >>> from flatnb import SAM
     >>> Every(SAM(rho=0.05), k=5).passes

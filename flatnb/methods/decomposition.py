@@ -1,9 +1,8 @@
 """Variants of SAM that take gradients apart: Friendly-SAM, GSAM and LookSAM.
 
 Products are over all trainable parameters. What a method remembers is as large as the
-weights, and not updated by gradients that are not finite; each process of a distributed
-training has its own. GSAM and LookSAM take each process's gradients apart and average
-the results, outside of DistributedDataParallel's communication hooks.
+weights, untouched by gradients that are not finite, and each process's own. GSAM and
+LookSAM average over processes outside DistributedDataParallel's communication hooks.
 """
 
 from functools import partial
@@ -64,8 +63,7 @@ class GSAM(SAM):
         g_across = g - (<g, g_p> / ||g_p||^2) g_p
         gradient  g_p - alpha g_across
 
-    That lowers the surrogate gap L_p - L, and leaves L_p as it is, to first order.
-    alpha = 0 is SAM.
+    Lowers the surrogate gap L_p - L; to first order L_p stays. alpha = 0 is SAM.
 
     Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
     Training", ICLR 2022. There rho follows the learning rate: `FollowLR`.
@@ -94,11 +92,10 @@ class LookSAM(SAM):
         every k-th step, the first among them:
             g_s = grad L(w + rho g / ||g||),   g_v = g_s - (<g, g_s> / ||g||^2) g
             gradient  g_s
-        in between, with the last g_v:
+        in between, with the last g_v, 0 at first:
             gradient  g + alpha (||g|| / ||g_v||) g_v
 
-    (k + 1) / k passes on average; k = 1 is SAM. A step is a call of `backward`. Where
-    no g_v is remembered yet, or it is zero, the steps in between are plain.
+    k = 1 is SAM. Steps are calls of `backward`, plain in between while g_v is 0.
 
     Source: Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization",
     CVPR 2022. The defaults of k and alpha are those of public re-implementations.
@@ -146,8 +143,7 @@ class LookSAM(SAM):
 class Vector:
     """A remembered vector with an entry per weight, 0 at first.
 
-    Kept by the names of the parameters in the net, so that it survives saving, wrapping
-    the net and freezing a layer for a while.
+    Kept by parameter name, it survives saving, wrapping and freezing for a while.
     """
 
     def __init__(self) -> None:

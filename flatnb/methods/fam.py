@@ -17,22 +17,19 @@ class FAM(Method):
         objective  L(w) + lam kappa(W),   kappa(W) = sum_{s,s'} <w_s, w_s'> Tr H_{s,s'}
         kappa = mean_i ||phi_i||^2 (sum_c p_ic ||w_c||^2 - ||sum_c p_ic w_c||^2)
 
-    W has one row w_s per output, and H_{s,s'} is the block (d^2 L / d w_s d w_s') of
-    the Hessian of the plain mean loss L, also under `compose`. The layer is the last
-    `nn.Linear` that the closure executes: with its input phi and its output z = W phi +
-    b, L must be the softmax cross-entropy of z, which each pass checks, and p =
-    softmax(z). One pass. The gradient of kappa is exact and reaches all parameters that
-    W and phi depend on.
+    W has one row w_s per output, and H_{s,s'} is the block d^2 L / d w_s d w_s' of the
+    Hessian of the plain mean loss L, also under `compose`. The layer is the last
+    `nn.Linear` that the closure executes, from phi to z = W phi + b; L must be the
+    softmax cross-entropy of z, which each pass checks, and p = softmax(z). One pass.
+    The gradient of kappa is exact and reaches all parameters that W and phi depend on.
 
-    kappa scales as the loss's curvature, a few to hundreds. An `Ensemble` has one per
-    member. Under DistributedDataParallel the average of the processes' kappas is that
-    of the global batch, since kappa is a mean.
+    kappa, a few to hundreds, scales as the loss's curvature. An `Ensemble` has one per
+    member; DistributedDataParallel's average is that of the global batch.
 
     Source: Adilova et al., "FAM: Relative Flatness Aware Minimization", TAG-ML 2023,
-    whose experiments take the last layer, too; kappa is Definition 3 of Petzka et al.,
-    "Relative Flatness and Generalization", NeurIPS 2021. The authors' training code
-    divides kappa by the number of inputs of the layer, and holds the Hessian constant,
-    so that only W sees the penalty.
+    also on the last layer; kappa is Definition 3 of Petzka et al., "Relative Flatness
+    and Generalization", NeurIPS 2021. The authors' training code divides kappa by the
+    layer's number of inputs, and holds the Hessian constant: only W sees the penalty.
 
     >>> FAM(lam=0.1)
     FAM(lam=0.1)
@@ -47,8 +44,7 @@ class FAM(Method):
     def attach(self, model: nn.Module) -> None:
         """Prepare a model for `torch.compile`: call it once, before compiling.
 
-        A compiled graph holds only the hooks that were there when it was traced. Not
-        needed otherwise: then the hooks come and go with each pass.
+        A compiled graph has only hooks it was traced with; others come with each pass.
         """
         for layer in _linear(model):
             layer.register_forward_hook(self._record)

@@ -15,8 +15,7 @@ class Flooding(Method):
 
         objective  |L - b| + b              gradient  sign(L - b) grad L,  sign(0) = 0
 
-    One pass. L is the mean over the batch: the method depends on the batch size. b >= 0
-    is in units of the loss; papers search 0.01 to 0.5.
+    One pass. Batch size matters. b >= 0 is in units of the loss; papers: 0.01 to 0.5.
 
     Source: Ishida et al., "Do We Need Zero Training Loss After Achieving Zero Training
     Error?", ICML 2020, equation for J~. Their code takes b = 0 for "off"; so does this.
@@ -38,9 +37,7 @@ class IFlood(Flooding):
         objective  mean_i (|l_i - b| + b)
         gradient   mean_i sign(l_i - b) grad l_i,      sign(0) = 0
 
-    One pass. The limit sigma -> 0 of SoftAD, and Flooding where the batch is a single
-    example, as a loss that is one number is.
-
+    One pass. SoftAD as sigma -> 0, and Flooding where the batch is a single example.
     Source: Xie et al., "iFlood: A Stable and Effective Regularizer", ICLR 2022.
 
     >>> IFlood(level=1.0).objective(torch.tensor([0.5, 1.5])).item()
@@ -58,10 +55,9 @@ class AdaFlood(Method):
         objective  mean_i (|l_i - b_i| + b_i)
         gradient   mean_i sign(l_i - b_i) grad l_i,    sign(0) = 0
 
-    One pass. Equal levels are IFlood. `levels` has b_i >= 0 of the whole training set,
-    (examples,), or (members, examples) for an ensemble, from `held_out_losses` and
-    `adaflood_levels`. Before each `backward`, `select` says which examples the batch
-    holds; in `compose`, call it on this part.
+    One pass. Equal levels are IFlood. `levels`, from `held_out_losses` and
+    `adaflood_levels`, are b_i >= 0 of all training examples, (examples,) or (members,
+    examples). Before each `backward`, call `select`; in `compose`, on this part.
 
     Source: Bae et al., "AdaFlood: Adaptive Flood Regularization", TMLR 2024. Their code
     can also learn a scale and a shift of the auxiliary losses with the net.
@@ -114,11 +110,10 @@ def held_out_losses(
 ) -> Tensor:
     """Each training example's loss under an auxiliary model trained without it.
 
-    The examples are cut into 2 to n folds, contiguous in `order`, which holds the
-    indices of all, (n,), shuffled where the examples are sorted. For each fold
-    `train(indices)` trains a fresh auxiliary model, or an ensemble, on the others, and
-    returns a function from indices to plain per-example losses, (..., indices).
-    Returned are those of all examples in their own order, (..., n), on the CPU.
+    `order`, (n,), has all examples' indices, shuffled if those are sorted; its 2 to n
+    `folds` are contiguous. For each, `train(indices)` trains a fresh auxiliary model,
+    or ensemble, on the others, and returns a function from indices to plain losses,
+    (..., indices). Returned are all, (..., n), in the examples' order, on the CPU.
 
     >>> held_out_losses(torch.arange(4), 2, lambda others: lambda fold: fold + 0.5)
     tensor([0.5000, 1.5000, 2.5000, 3.5000])

@@ -22,8 +22,7 @@ from flatnb.methods.method import count
 
 Distribution = Callable[[Tensor, torch.Generator], Any]
 
-# A net is often initialized under the same small seed; its noise must not repeat its
-# weights.
+# Nets are often initialized under the same small seed; noise must not repeat weights.
 _OFFSET = 0x6E6F6973
 
 # Drawing on a CPU is serial and can be a quarter of a step. Longer tensors are drawn in

@@ -1,10 +1,9 @@
 """Noise stability optimization (NSO) and one-sided weight noise.
 
 No pass is at w. A net with buffers, such as BatchNorm's statistics, costs one more
-forward pass without gradient, which writes them, and the returned loss is that pass's;
-without buffers it is the average over all passes. The noise, fresh in each step, has a
-generator of its own: in an ensemble the member of seed s draws as a plain net under
-`seed + s`; all processes of a distributed training draw the same.
+forward pass without gradient, which writes them and gives the returned loss; without
+buffers that is the average over all passes. Noise has its own generator: an ensemble's
+member of seed s draws as a plain net under `seed + s`; all processes draw alike.
 """
 
 from flatnb.methods.method import KW_ONLY, Hyperparameter, Method, Perturb, Step, count
@@ -61,11 +60,10 @@ class NSO(WeightNoise):
     """NSO: the gradient averaged over both sides of random directions.
 
         gradient  1/(2k) sum_{j=1..k} [ grad L(w + sigma U_j) + grad L(w - sigma U_j) ]
-        U_j independent, mean 0, variance 1
 
     An unbiased gradient of E L(w + sigma U) = L + (sigma^2 / 2) Tr H + O(sigma^4): it
     penalizes the trace of the Hessian H. On a quadratic loss it is the plain gradient.
-    2k passes; the authors use k = 1 to 4. Arguments are those of `WeightNoise`.
+    2k passes; the authors use k = 1 to 4. U_j and arguments are as in `WeightNoise`.
 
     Source: Zhang, Li and Ju, "Noise Stability Optimization for Finding Flat Minima: A
     Hessian-based Regularization Approach". Their code has the second side off by

@@ -6,12 +6,10 @@ Methods that move the weights move all trainable parameters, unless given a func
 
 that is asked about each of them in every step: `name` is the parameter's name in the
 net ("net. ..." in an `Ensemble`), `module` the layer that holds it. Its answer f_t
-multiplies the move of tensor t, and norms are taken over the tensors with f_t > 0: SAM
-moves tensor t by
+multiplies the move of tensor t, and norms are over the tensors with f_t > 0; the
+gradient is still that of all parameters. SAM moves tensor t by
 
     eps_t = f_t rho g_t / ||g||_P,      ||g||_P^2 = sum of ||g_t||^2 over f_t > 0
-
-The gradient is still that of all parameters.
 
 >>> from flatnb import SAM
 >>> def tenth_in_the_head(name, parameter, module):
@@ -32,12 +30,9 @@ Perturb = Callable[[str, Tensor, nn.Module], float]
 def only_norms(name: str, parameter: Tensor, module: nn.Module) -> bool:
     """True for the scales and shifts of normalization layers: SAM-ON.
 
-    A layer counts if its class, or a class that it inherits from, has a name that ends
-    in Norm, Norm1d, Norm2d or Norm3d.
-
-    Source: Mueller, Vlaar, Rolnick and Hein, "Normalization Layers Are All That
-    Sharpness-Aware Minimization Needs", NeurIPS 2023. The authors' code goes by the
-    parameter's name.
+    A layer counts if its class, or a base, has a name that ends in Norm or Norm1d to
+    Norm3d. Source: Mueller et al., "Normalization Layers Are All That Sharpness-Aware
+    Minimization Needs", NeurIPS 2023. The authors' code goes by the parameter's name.
 
     >>> norm = nn.BatchNorm1d(3)
     >>> only_norms("body.1.weight", norm.weight, norm)

@@ -1,12 +1,11 @@
 """Sharpness-aware minimization and its variants: the gradient is taken uphill of w.
 
-Common to all of them: two passes; all trainable parameters are moved together, unless
-`perturb` selects some (see `flatnb.methods.perturb`); norms are over all perturbed
-parameters; a zero gradient moves nothing. The radius rho >= 0 is in units of the
-parameters. Weight decay and momentum are the optimizer's, at w. The authors' JAX code
-of SAM has weight decay inside the loss, so that it also tilts the perturbation: for
-that, add 0.5 * l2 * sum(p.square().sum() for p in parameters) to the closure's losses,
-and set the optimizer's to 0.
+Common to all: two passes; moves and norms are over all trainable parameters, or those
+that `perturb` selects (see `flatnb.methods.perturb`); a zero gradient moves nothing.
+The radius rho >= 0 is in units of the parameters. Weight decay and momentum are the
+optimizer's, at w. The authors' JAX code of SAM has weight decay in the loss, so that it
+tilts the perturbation: for that, add 0.5 * l2 * sum(p.square().sum() for p in
+parameters) to the losses, and set the optimizer's to 0.
 """
 
 from dataclasses import KW_ONLY
@@ -53,10 +52,9 @@ class ASAM(SAM):
         eps = rho T^2 g / ||T g||,  T = |w| + eta elementwise
         gradient  grad L(w + eps)
 
-    rho is relative to the weights; eta >= 0 lets zero weights move. T applies to the
-    parameters whose name contains "weight" (so also to BatchNorm's scale); for the
-    others T = 1, as in the authors' code. Re-implementations often take `T = |w|` for
-    every tensor (`all_tensors=True, eta=0`); rho does not carry over.
+    rho is relative to the weights; eta >= 0 lets zero weights move. T = 1 for tensors
+    without "weight" in their name (biases, not BatchNorm's scale), as in the authors'
+    code; others have `T = |w|` for all (`all_tensors=True, eta=0`), and another rho.
 
     Source: Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization for
     Scale-Invariant Learning of Deep Neural Networks", ICML 2021; rho = 0.5 to 1.
@@ -155,9 +153,8 @@ class GNP(Method):
         g1 = grad L(w),   g2 = grad L(w + r g1 / ||g1||)
         gradient  (1 - alpha) g1 + alpha g2
 
-    alpha = 0 is plain training, alpha = 1 is SAM(rho=r); alpha > 1 is allowed. The
-    warm-ups of the authors' follow-up are schedules: `r=Linear(0.0, 0.1, steps=n)`, and
-    `r=lambda calls: 0.1 * (calls >= n)`.
+    alpha = 0 is plain training, 1 is SAM(rho=r); > 1 is allowed. The authors' later
+    warm-ups: `r=Linear(0.0, 0.1, steps=n)`, `r=lambda calls: 0.1 * (calls >= n)`.
 
     Source: Zhao, Zhang and Hu, "Penalizing Gradient Norm for Efficiently Improving
     Generalization in Deep Learning", ICML 2022, with r = 0.05 to 0.1, alpha = 0.8. The

@@ -1,18 +1,15 @@
 """Schedules: a radius, a width or a level that changes during training.
 
 In place of a number, a hyperparameter takes a function of the number of earlier calls
-of the method's `backward`, 0 at the first: one of these, or any other.
+of `backward`: one of these, or any other. Its value, checked at each call, may be a
+tensor with one entry per member. A call that raises is not counted; one whose gradient
+is not finite is. Micro-batches are calls: for n steps of k of them, `steps=n * k`.
 
 >>> from flatnb import SAM
 >>> SAM(rho=Linear(0.0, 0.05, steps=1000))  # rises over the first 1000 calls
 SAM(rho=Linear(start=0.0, end=0.05, steps=1000))
->>> method = SAM(rho=lambda calls: 0.05 if calls >= 500 else 0.0)  # starts late
->>> method.rho  # that of the next call
+>>> SAM(rho=lambda calls: 0.05 if calls >= 500 else 0.0).rho  # starts late
 0.0
-
-The value is checked at each call, and may be a tensor with one entry per member of an
-ensemble. A call that raises is not counted; one whose gradient is not finite is. With
-accumulation every micro-batch is a call: for n steps of k of them, give `steps=n * k`.
 """
 
 import math
@@ -64,10 +61,7 @@ class FollowLR:
 
         low + (high - low) (eta - lr_low) / (lr_high - lr_low)
 
-    `lr_high` and `lr_low` are usually the extremes of the training's learning rate.
-
-    Source: Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware
-    Training", ICLR 2022, for GSAM's rho.
+    `lr_low` and `lr_high` are usually the extremes of eta. Source: that of `GSAM`.
 
     >>> import torch, flatnb
     >>> sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)

@@ -15,9 +15,8 @@ class SoftAD(Method):
         gradient   mean_i phi(x_i) grad l_i
         rho(x) = sqrt(x^2 + 1) - 1,   phi(x) = rho'(x) = x / sqrt(x^2 + 1)
 
-    One pass. Borderline examples (l_i near theta) count little, outliers at most 1;
-    sigma -> 0 is IFlood. A loss that is one number is one example. theta >= 0 and
-    sigma > 0 are in units of the loss; the paper searches theta = 0.01 to 2.
+    One pass. Examples near theta count little, outliers at most 1; sigma -> 0 is
+    IFlood. theta >= 0 (0.01 to 2 in the paper) and sigma > 0 are in units of the loss.
 
     Source: Holland and Nakatani, "Soft ascent-descent as a stable and flexible
     alternative to flooding", NeurIPS 2024, equations (7) and (8), which have sigma = 1.

@@ -1,8 +1,7 @@
-"""Checks of what users give: each returns the value, or raises with one grammar,
-`name=value; allowed: ...`.
+"""Checks of what users give; each returns the value or says `name=value; allowed: ...`.
 
-A value of the wrong type raises TypeError, one out of range ValueError; `integer` and
-`number` raise ValueError for both.
+A wrong type is a TypeError, a wrong value a ValueError; `integer` and `number` raise
+ValueError for both.
 """
 
 import contextlib

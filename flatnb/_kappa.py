@@ -1,7 +1,4 @@
-"""Relative flatness kappa of the layer of the logits, for training and measuring.
-
-Its definition is in `flatnb.curvature.relative_flatness`.
-"""
+"""Relative flatness (`flatnb.curvature.relative_flatness`) of the logits' layer."""
 
 from torch import Tensor
 

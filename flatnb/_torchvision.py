@@ -1,10 +1,9 @@
 """torchvision, also where its compiled operators do not match the installed torch.
 
-A wheel built for another torch (a common pairing: torch for the CPU from one index,
-torchvision for CUDA from another) fails at import, where it describes two operators that
-data sets, transforms and models do not need. After that failure, and only then, the two
-are declared to torch by their signatures alone, and the import is repeated. It takes
-seconds: call `load` where torchvision is needed, not at the top of a module.
+A wheel built for another torch (often: torch for the CPU, torchvision for CUDA) fails
+at import, where it describes two operators that data sets, transforms and models do not
+need. Only then are these declared to torch by their signatures alone, and the import is
+repeated. It takes seconds: call `load` where it is needed, not at the top of a module.
 """
 
 import importlib

@@ -1,9 +1,8 @@
 """One style for every figure of the book.
 
 Colors darken the Okabe-Ito set until each has a contrast of 3 to 1 with white. A method
-keeps its color, line and marker on every page, so a figure also reads in black and
-white: those that the book compares everywhere have a color each; variants share one,
-and differ in line and marker. Bands are `flatnb.results.statistics.interval`.
+keeps its color, line and marker on every page, so figures also read in black and white;
+variants share a color. Bands are `flatnb.results.statistics.interval`.
 """
 
 from __future__ import annotations
@@ -136,11 +135,8 @@ def curves(
 
     The rows of `frame` that share a method and an x are its repetitions: seeds, or
     members. Without a column "method" it is one unnamed curve. Axes without labels get
-    the names of the columns; `style` overrides the methods' own.
-
-    Raises:
-        ValueError: a curve has another number of repetitions at some x, so that the
-            band would change its meaning along it.
+    the names of the columns; `style` overrides the methods' own. ValueError: a curve
+    has another number of repetitions at some x, and so a band of changing meaning.
 
     >>> frame = pd.DataFrame({"method": "SAM", "epoch": [0, 1] * 2, "loss": [3, 2] * 2})
     >>> ax = plt.figure().gca()
@@ -171,11 +167,8 @@ def differences(
 
     A star above a point marks a significant difference. Of one task each method is a
     row; of several each task is a row, with its methods below one another: call
-    `ax.legend()` for their names.
-
-    Args:
-        tests: of `flatnb.results.compare.paired`.
-        seeds: of `flatnb.results.compare.differences`, drawn as gray points.
+    `ax.legend()` for their names. `tests` is of `flatnb.results.compare.paired`;
+    `seeds`, of its `differences`, become gray points.
 
     >>> tests = pd.DataFrame({"task": "plane", "method": ["SAM", "NSO"],
     ...                       "difference": [0.1, 0.2], "interval": [0.1, 0.1],
@@ -221,13 +214,10 @@ def gains(
 ) -> None:
     """Draw paired differences to a baseline as a map of methods by tasks.
 
-    Blue is better than the baseline, red is worse; the color is full from the 90th
-    percentile of the differences' sizes on. An upward triangle marks a significantly
-    better method, a downward one a significantly worse one.
-
-    Args:
-        table: of `flatnb.results.compare.paired`.
-        metric: that of the table; of an accuracy more is better, of all else less.
+    Blue is better than the baseline, red worse; colors are full from the 90th
+    percentile of the sizes on. An upward triangle marks a significantly better method,
+    a downward one a worse one. `table` is of `flatnb.results.compare.paired`; more is
+    better if `metric` is an accuracy, else less.
 
     >>> tests = pd.DataFrame({"task": ["plane"], "method": ["SAM"],
     ...                       "difference": [-0.1], "p_holm": [0.01]})

@@ -2,12 +2,10 @@
 
 The words are "significantly better" (or worse, lower, …), "no significant difference",
 and "inconclusive" where there are too few runs to say either. `tests` are tables of
-`compare.paired` or `compare.overall`; their differences are significant if Holm's
-adjusted p is below the level. `mean_interval` and `verdict` see one comparison alone:
-their 95 % intervals are not adjusted.
-
-A `spec` is the format of a number and its half-width, a sign in it the number's alone;
-`scale` multiplies both, as 100 for percent.
+`compare.paired` or `compare.overall`, significant if Holm's adjusted p is below the
+level; `mean_interval` and `verdict` see one comparison, and adjust nothing. A `spec` is
+the format of a number and its half-width, a sign in it the number's alone; `scale`
+multiplies both, as 100 for percent.
 """
 
 from __future__ import annotations
@@ -58,7 +56,6 @@ def verdict(
     noun: str = "difference",
 ) -> str:
     """What the 95 % interval of values (n,), one per repetition, says of their mean.
-
     The words are for one below and above zero, the noun is what the values are.
 
     >>> verdict([0.9, 1.0, 1.1]), verdict([-0.9, 1.0, 1.1], noun="correlation")
@@ -79,9 +76,8 @@ def differences(
     scale: float = 1,
     level: float = LEVEL,
 ) -> pandas.Series:
-    """Each test as "mean ± half-width", a star where significant.
-
-    Indexed by method and task (by method, if there is no task): unstack it to a table.
+    """Each test as "mean ± half-width", a star where significant; indexed by method and
+    task (by method, if there is no task): unstack it to a table.
 
     >>> tests = pandas.DataFrame({"method": ["SAM"], "task": ["a"], "p_holm": [0.01],
     ...                           "difference": [-0.5], "interval": [0.25]})
@@ -100,9 +96,8 @@ def differences(
 def table(
     tests: Mapping[str, pandas.DataFrame], spec: str = "+.3f"
 ) -> pandas.DataFrame:
-    """Difference, Holm's p and verdict of each metric's tests, as texts.
-
-    Indexed by metric, task (if there are several) and method.
+    """Difference, Holm's p and verdict of each metric's tests, as texts; indexed by
+    metric, task (if there are several) and method.
 
     >>> tests = pandas.DataFrame({"method": ["SAM"], "difference": [-0.5],
     ...                           "interval": [0.25], "p_holm": [0.01]})

@@ -1,7 +1,6 @@
 """The command line: `flatnb run | book | clean | address | records`.
 
-Exit status: 0; 1 when a notebook, a page or a check failed; 2 for a wrong command; 130
-when interrupted.
+Exit status: 0; 1: a notebook, page or check failed; 2: wrong command; 130: interrupted.
 """
 
 import argparse

@@ -44,9 +44,8 @@ class Missing:
 
 
 def optional(package: str) -> Any:
-    """A package, or a `Missing` after a line that says what to install.
-
-    A page can so define a class of a framework, and use it only where there is one.
+    """A package, or a `Missing` after a line that says what to install. A page can so
+    define a class of a framework, and use it only where there is one.
 
     >>> bool(optional("json"))
     True

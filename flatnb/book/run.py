@@ -1,10 +1,9 @@
 """Execute notebooks with papermill.
 
-A run is determined by its notebook, its parameters, the code of flatnb, the versions of
-packages and Python, the number of threads and the records that the notebook declares.
-`key` hashes these, and a run whose key is known is not repeated. A kernel works in its
-notebook's folder, as Jupyter's does. What only the book needs is imported in functions,
-so that `flatnb records` works without it.
+`key` hashes what determines a run: notebook, parameters, the code of flatnb, versions
+of packages and Python, threads, and the records that the notebook declares. A run of
+known key is not repeated. A kernel works in its notebook's folder, as Jupyter's does.
+What only the book needs is imported in functions: `flatnb records` works without it.
 """
 
 import hashlib
@@ -120,11 +119,9 @@ def key(path: Path, values: Mapping[str, Any], threads: int) -> str:
 
 
 def share(profile: str) -> tuple[int, int]:
-    """Notebooks run at a time, and threads of each, OMP_NUM_THREADS at the most.
-
-    One at the paper profile, whose GPU is not to be shared, else up to four, however
-    many notebooks there are: a run alone has the key of one among many.
-    """
+    """Notebooks run at a time, and threads of each, OMP_NUM_THREADS at the most. One at
+    the paper profile, whose GPU is not to be shared, else up to four, however many
+    notebooks there are: a run alone has the key of one among many."""
     cores = provenance.cores()
     jobs = 1 if profile == "paper" else min(4, cores)
     return jobs, min(cores // jobs, int(os.environ.get("OMP_NUM_THREADS") or cores))

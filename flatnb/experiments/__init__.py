@@ -1,7 +1,6 @@
 """The experiments of the book: tasks, methods, and what each method is tuned over.
 
-`EXPERIMENTS` lists them, the most valuable first; each makes the jobs of a sweep and,
-of their results, a record. `flatnb records make NAME` runs one.
+`EXPERIMENTS` lists them, the most valuable first; `flatnb records make NAME` runs one.
 """
 
 from flatnb.experiments import images, plane, sensing

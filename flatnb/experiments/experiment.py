@@ -17,10 +17,8 @@ _SAMPLED = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 class Cost(NamedTuple):
-    """What a task is worth (1: the most), and the minutes of a run of one pass.
-
-    A run is one net; in the plane all settings and seeds, in matrix sensing a setting.
-    """
+    """A task's value (1: the most), and the minutes of a run of one pass. A run is one
+    net; in the plane all settings and seeds, in matrix sensing a setting."""
 
     value: int
     gpu_minutes: float  # estimated
@@ -58,11 +56,7 @@ class Experiment:
         return [replace(self.job, cost=60 * self.cost.cpu_minutes), self.sample]
 
     def record(self, results: Sequence[Result]) -> dict[str, Any]:
-        """The record of the jobs' results, in their order.
-
-        Raises:
-            RuntimeError: a job failed; a record needs both.
-        """
+        """The record of the jobs' results, in order; RuntimeError if a job failed."""
         errors = [result.error for result in results if result.value is None]
         if errors:
             raise RuntimeError(

@@ -1,11 +1,10 @@
 """Fine-tuning on few examples: the setting in which NSO was proposed, offline.
 
-A net is trained by plain SGD on all images of the first half of the classes; then its
-last layer is replaced, and the whole net is trained by the method on few images of each
-class of the other half. (Zhang, Li and Ju start from nets trained on ImageNet.) A seed
-is that of both trainings, of the images taken and of the new layer. Rates are searched
-as in training from scratch: ERM's best was the end of a first, narrower search, so it
-was widened for all methods, before any record was made.
+Plain SGD trains a net on all images of the first half of the classes; then its last
+layer is replaced, and the method trains the whole net on few images of each other
+class. (Zhang, Li and Ju start from nets trained on ImageNet.) A seed is that of both
+trainings, the images taken and the new layer. Rates are searched as from scratch: ERM's
+best was the end of a first range, which was widened for all before any record was made.
 """
 
 import copy
@@ -49,10 +48,8 @@ def _with_shots(data: Data, shots: int, seed: int) -> Data:
 
 @lru_cache(maxsize=2)
 def start(task: FineTuning, seed: int) -> tuple[nn.Sequential, Data, float | None]:
-    """What fine-tuning starts from: a net, on the CPU; the data; and the first
-    training's accuracy on test images of its own classes.
-
-    ValueError: a class has fewer images than `shots`.
+    """What fine-tuning starts from: a net, on the CPU; the data; the first training's
+    test accuracy on its own classes. ValueError: a class has fewer images than `shots`.
 
     >>> task = FineTuning(name="few", source=images.DIGITS, shots=3, epochs=1)
     >>> net, data, accuracy = start(task, seed=0)

@@ -56,7 +56,6 @@ class Training:
         held_out: Tensor | None = None,
     ) -> tuple[Run, Any]:
         """Train an `Ensemble`, a setting per member, or a net, on a GPU in bfloat16.
-
         Returns the run, and what it measured: the weights' average, where there is one.
         """
         # GPUs want channels-last, which saves a quarter of a narrow net's time on CPUs.
@@ -120,11 +119,10 @@ def train_members(
     """Train each setting under each seed, in ensembles that fit the memory.
 
     `make_model` makes the plain net, under each member's seed; `data`, called with the
-    seeds of members, is theirs, stacked or shared by all.
-
-    Returns "epochs"; "metrics", {name of METRICS: [setting][seed][epoch]}; and
-    "flatness", {name of FLATNESS: [setting][seed]} of the first 2048 training examples
-    at the end. With an average of the weights, all are those of the average.
+    seeds of members, is theirs, stacked or shared. Returns "epochs"; "metrics", {name
+    of METRICS: [setting][seed][epoch]}; and "flatness", {name of FLATNESS:
+    [setting][seed]} of the first 2048 training examples at the end. All are of the
+    weights' average, if any.
     """
     members = list(itertools.product(settings, seeds))
     rows: dict[str, list[Any]] = {name: [] for name in (*METRICS, *FLATNESS)}
@@ -167,8 +165,7 @@ def _held_out(
     training: Training,
 ) -> Tensor:
     """Losses of the training examples under auxiliary nets, (seeds, examples); these
-    train plainly at the published learning rate.
-    """
+    train plainly at the published learning rate."""
     # One draw for all seeds, because examples may lie in order.
     generator = torch.Generator().manual_seed(training.seed)
     order = torch.randperm(len(data.train), generator=generator)
@@ -193,10 +190,8 @@ def train_net(
     model: nn.Module, data: Data, method: Tuned, setting: Setting, training: Training
 ) -> Value:
     """Train a net, which ends as the average of its weights, where there is one.
-
     Returns "epochs" and "metrics", {name of METRICS: [[curve]]}, a table of one setting
-    and seed; the curves of a run that stopped early are None throughout.
-    """
+    and seed; the curves of a run that stopped early are None throughout."""
     run, net = training.run(model, data, method, [setting])
     if net is not model:
         model.load_state_dict(net.state_dict())
@@ -218,12 +213,9 @@ def tune(
     checkpoint: Path | None = None,
 ) -> Value:
     """Train every setting under TUNING_SEED, then the best of them under each seed, by
-    calls of `train`, such as "flatnb.experiments.images:train_one".
-
-    Returns "epochs"; "metrics", {name: [setting][seed][epoch]}, None where nothing was
-    run; and "tuning", {tuning_name: [setting][seed]}, whose first column has what each
-    setting ended with under the tuning seed.
-    """
+    calls of `train`, such as "flatnb.experiments.images:train_one". Returns "epochs";
+    "metrics", {name: [setting][seed][epoch]}, None where nothing was run; and "tuning",
+    {tuning_name: [setting][seed]}, in its first column the ends under TUNING_SEED."""
 
     def train_at(index: int, seed: int) -> Value:
         run = {"task": task, "method": method, "setting": settings[index], "seed": seed}

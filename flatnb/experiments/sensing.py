@@ -1,8 +1,7 @@
 """Matrix sensing: gradient descent, one-sided noise and NSO recover a matrix or do not.
 
-The setting of Zhang, Li and Ju's code, see `flatnb.data.sensing`. Each seed is a
-problem, a start and a noise. Nothing is tuned: the published values, and three narrower
-noises.
+As in Zhang, Li and Ju's code, see `flatnb.data.sensing`. A seed is a problem, a start
+and a noise. Nothing is tuned: the published values, and three narrower noises.
 """
 
 from collections.abc import Iterator

@@ -141,11 +141,8 @@ PAPER_GRID = even(0.01, 2.0)
 
 @dataclass(frozen=True)
 class Tuned:
-    """A method as the experiments tune it.
-
-    `method` takes its hyperparameters, numbers or tensors (members,); with auxiliary
-    nets, held-out losses and lists.
-    """
+    """A method as the experiments tune it. `method` takes its hyperparameters, numbers
+    or tensors (members,); with auxiliary nets, held-out losses and lists."""
 
     method: Callable[..., Method]  # ERM, where the optimizer or the average is tuned
     space: Mapping[str, Range]  # besides the learning rate; axes show the first
@@ -211,7 +208,6 @@ class Tuned:
         self, settings: Sequence[Setting], held_out: Tensor | None = None
     ) -> Method:
         """One method with a setting per member; of a single setting, a plain one.
-
         `held_out` has losses of auxiliary nets, (members, examples).
 
         >>> METHODS["SAM"].build([{"lr": 0.1, "rho": 0.05}])

@@ -64,8 +64,7 @@ def _one_line(text: str) -> str:
 
 
 def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
-    """What a schema cannot say: lists that belong together have one length, indices are
-    in range. `record` is of the schema's form."""
+    """Unequal lengths and indices out of range, in a record of the schema's form."""
     settings, seeds = len(record["settings"]), record["seeds"]
     curves, selection = record["curves"], record["selection"]
     tables = {
@@ -119,10 +118,7 @@ def plain(value: Any, place: str = "record") -> Any:
 
 
 def dump(value: Any, depth: int = 0, listed: bool = False) -> str:
-    """JSON for readers and small diffs: innermost lists and objects on a line.
-
-    Keys below the top are sorted.
-    """
+    """JSON for diffs: innermost lists and objects on a line, inner keys sorted."""
     parts = list(value.values()) if isinstance(value, dict) else value
     nested = isinstance(parts, list) and any(
         isinstance(part, dict | list) for part in parts

@@ -32,10 +32,8 @@ class Job:
 
     Attributes:
         call: "package.module:function"; every worker must be able to import the module.
-        settings: the keyword arguments, all that determines the result. The function
-            gets them as JSON gives them back: a tuple is a list.
-        cost: expected seconds on one core. The largest runs first; it is no part of the
-            key.
+        settings: arguments, all that determines the result; JSON makes tuples lists.
+        cost: expected seconds on one core, no part of the key; the largest runs first.
 
     >>> Job("math:hypot", {"x": 3.0}).key
     'f559feb6dfd9c54d'
@@ -140,10 +138,8 @@ def work(
 
 
 def main(end: int) -> None:
-    """A process of its own: make the call that stdin states.
-
-    It ends, with all that the job started, when nobody can write to the pipe `end`.
-    """
+    """Make the call that stdin states; end, with all that the job started, when nobody
+    can write to the pipe `end`."""
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
     name, settings, folder = json.load(sys.stdin)
     call(Job(name, settings), Path(folder))

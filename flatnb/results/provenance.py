@@ -19,9 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 def provenance() -> dict[str, Any]:
     """How and where this process computes; the caller adds `seconds`, of all runs.
-
-    `commit` and `dirty` (whether the package's files differ from it) are None outside
-    its repository.
+    `commit` and `dirty` (its files differ) are None outside the package's repository.
 
     >>> sorted(provenance()["packages"])
     ['flatnb', 'numpy', 'torch', 'torchvision']

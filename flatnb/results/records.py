@@ -1,8 +1,7 @@
 """Records: results, their settings and provenance, a JSON file per task and method.
 
-A record lies at `root()/<name>.json` and has the form of records.schema.json, which
-says what each part is; `null` stands where there is no number. Reading or verifying one
-calls nothing that it names, so it may come from anyone.
+`root()/<name>.json` has the form of records.schema.json, `null` where there is no
+number. Reading or verifying it calls nothing that it names: it may come from anyone.
 """
 
 import difflib
@@ -112,10 +111,8 @@ def selected(record: Mapping[str, Any]) -> dict[str, list[float | None]]:
 
 
 def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
-    """A row for each setting and seed: `setting` (its index), hyperparameters, `seed`,
-    and the final metrics.
-
-    A metric of a failed run is NaN; so is a hyperparameter that a setting lacks.
+    """A row for each setting and seed: `setting` (its index), hyperparameters, `seed`
+    and the final metrics; NaN where a run failed or a setting lacks the hyperparameter.
 
     >>> record = load("plane/gaussian-0/SAM/narrow-grid")
     >>> len(frame(record)) == len(record["settings"]) * len(record["seeds"])
@@ -134,10 +131,9 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
     """Write a record to its file, whole or not at all; returns the file.
 
     Results (final, curves, the sample's metrics, provenance) are kept to 6 significant
-    digits, NaN and infinity as null; what was put in (task, settings, the sample's
-    settings) exactly. Arrays and tensors become lists. The same result with another
-    provenance leaves the file as it is; another result of that name is a RecordError
-    unless `replace` is set.
+    digits, NaN and infinity as null; all else exactly. Arrays and tensors become lists.
+    The same result with another provenance leaves the file as it is; another result of
+    that name is a RecordError unless `replace` is set.
 
     >>> save(load("plane/gaussian-0/SAM/narrow-grid")).name  # it is there already
     'narrow-grid.json'
@@ -158,10 +154,8 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
 
 
 def check_sample(record: Mapping[str, Any], sample: Job) -> None:
-    """RecordError unless the record's sample is that of its experiment.
-
-    What the record does not name may have been added since, with a default.
-    """
+    """RecordError unless the record's sample is that of its experiment; what it does
+    not name may have been added since, with a default."""
     stated = {key: record["sample"][key] for key in ("call", "settings")}
     expected = {"call": sample.call, "settings": form.plain(sample.settings)}
     if not _agrees(stated, expected):

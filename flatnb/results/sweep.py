@@ -1,9 +1,8 @@
 """Sweeps: many calls of functions, each in a process of its own, each result in a file.
 
-A job is a function's name and its settings; the hash of both is its key, and
-`<folder>/<key>.json` its result. What is there is never computed again, so a sweep that
-was interrupted, by Ctrl-C or by kill -9, is resumed by running it again, and several
-sweeps, on one machine or on several that share the folder, divide the jobs among them.
+The hash of a job's function and settings is its key, `<folder>/<key>.json` its result.
+What is there is never computed again: a sweep that was interrupted, even by kill -9,
+goes on when run again; sweeps that share a folder, on any machines, divide the jobs.
 """
 
 from __future__ import annotations
@@ -46,22 +45,19 @@ def run(
 ) -> list[Result]:
     """Run what has no result in `folder` yet; return all results, in the jobs' order.
 
-    A job that raises, or whose process dies, is kept with its error and does not stop
-    the others. A function with a parameter `checkpoint` is given a path there,
-    `<key>.pt`: it may save its state in that file, or in several `<key>*.pt`, and go on
-    from them; once there is a value, they are removed. A process of a job has no input,
-    and what it leaves running ends with it.
+    A job that raises, or whose process dies, is kept with its error; the others go on.
+    A function's parameter `checkpoint` is a path there, `<key>.pt`: it may save its
+    state in it, or in several `<key>*.pt`, and go on from them; a value removes them. A
+    job's process has no input, and what it leaves running ends with it.
 
     Args:
         folder: made if it is not there; workers elsewhere must see it at the same path.
-        executor: by default a process per job, on this machine. Or any
-            `concurrent.futures.Executor`, which is left open; or "dask://host:port", a
-            running scheduler; or "submitit://partition?timeout_min=60", Slurm with
-            submitit's parameters.
-        workers: jobs at a time: by default one for each GPU, without GPUs one for each
-            OMP_NUM_THREADS cores (1 if unset). Each computes with cores // workers
-            threads, OMP_NUM_THREADS at the most, and sees one GPU. With an executor,
-            jobs in its queue (64).
+        executor: by default a process per job, on this machine; or, left open, a
+            `concurrent.futures.Executor`; "dask://host:port", a running scheduler; or
+            "submitit://partition?timeout_min=60", Slurm with submitit's parameters.
+        workers: jobs at a time: by default one for each GPU, else one for each
+            OMP_NUM_THREADS cores (1 if unset). Each has cores // workers threads,
+            OMP_NUM_THREADS at the most, and one GPU. Of an executor: jobs queued (64).
         retry: also run jobs that are kept with an error.
 
     A file that is no result of its job is a ValueError. After Ctrl-C, or when the
@@ -210,11 +206,8 @@ def _environments(workers: int | None) -> list[dict[str, str]]:
 
 
 class _Processes:
-    """A process per job, each in one of the environments.
-
-    They end when the pipe to `end` has no `lifeline`: `kill` closes it, or the kernel
-    when this process dies.
-    """
+    """A process per job, each in one of the environments. They end when the pipe to
+    `end` has no `lifeline`: `kill` closes it, or the kernel when this process dies."""
 
     def __init__(
         self, environments: list[dict[str, str]], end: int, lifeline: IO[bytes]

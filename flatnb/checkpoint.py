@@ -1,6 +1,5 @@
-"""The checkpoint of a training: a file of `torch.save` that is whole or absent.
-
-Loading verifies its checksums, runs no code from it and refuses that of another run.
+"""The checkpoint of a training: a file of `torch.save` that is whole or absent. Loading
+verifies its checksums, runs no code from it and refuses that of another run.
 """
 
 import hashlib

@@ -41,8 +41,7 @@ class Ensemble(nn.Module):
     Args:
         make_model: makes the plain net on the CPU: an `nn.Sequential`, possibly nested,
             of Linear, BatchNorm1d, Flatten and elementwise activations; no Dropout.
-        members: how many. Small nets gain tenfold on a CPU, wide ones little: cut a
-            large grid of wide nets by `groups`.
+        members: how many. Small nets gain tenfold on a CPU; for wide ones see `groups`.
         seeds: one per member, repeats allowed; 0, 1, ..., members - 1 if not given.
 
     Attributes:
@@ -226,10 +225,7 @@ class EnsembleLinear(nn.Linear):
 
 
 class EnsembleBatchNorm(nn.BatchNorm1d):
-    """One BatchNorm1d per member: statistics per member and feature.
-
-    Input (members, n, features); `num_batches_tracked` is (members,).
-    """
+    """One BatchNorm1d per member: statistics per feature, x (members, n, features)."""
 
     def forward(self, x: Tensor) -> Tensor:
         # As (1, members * features, n) this is one BatchNorm1d of one long example: for

@@ -62,10 +62,7 @@ def fit_grid(
     >>> table, nets = flatnb.fit_grid(
     ...     lambda: models.mlp(2, 4, 1, 2),
     ...     lambda seed: data.plane("gaussian", n_test=100, seed=seed),
-    ...     flatnb.SAM,
-    ...     {"rho": [0.05, 0.1]},
-    ...     seeds=range(3),
-    ...     epochs=2,
+    ...     flatnb.SAM, {"rho": [0.05, 0.1]}, seeds=range(3), epochs=2,
     ... )
     >>> table.query("epoch == 2").groupby("rho").test_accuracy.count().to_dict()
     {0.05: 3, 0.1: 3}

@@ -50,11 +50,10 @@ def evaluate(model: nn.Module, split: Split) -> dict[str, Tensor]:
 
     .. math:: \sum_b \frac{|I_b|}{n} |\mathrm{acc}(I_b) - \mathrm{conf}(I_b)|
 
-    where :math:`I_b` holds the examples whose largest probability lies in
-    ((b-1)/15, b/15], conf is the mean of that probability, and acc the fraction of them
-    classified correctly. It is biased upwards where bins hold few examples.
-
-    Source: C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, (3).
+    where :math:`I_b` holds the examples whose largest probability lies in ((b-1)/15,
+    b/15], acc is their accuracy, conf the mean of that probability. It is biased
+    upwards where bins hold few examples. Source: C. Guo et al., "On Calibration of
+    Modern Neural Networks", ICML 2017, (3).
 
     >>> from flatnb.data import plane
     >>> sorted(evaluate(nn.Linear(2, 2), plane("spiral", n_test=100).test))

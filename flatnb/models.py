@@ -15,10 +15,9 @@ def mlp(
 ) -> nn.Sequential:
     """A perceptron: `hidden` times Linear, BatchNorm and ReLU, then Linear.
 
-    An example of any shape is flattened to its `inputs` entries. With BatchNorm the
-    hidden Linear layers have no bias, which it would subtract again. The flooding papers
-    (Ishida et al., ICML 2020; Holland and Nakatani, NeurIPS 2024) use width 500 and four
-    hidden layers in the plane; they count the output layer, too.
+    Flattens each example to `inputs` entries. With BatchNorm the hidden layers have no
+    bias, which it would subtract again. The flooding papers (Ishida et al., ICML 2020;
+    Holland and Nakatani, NeurIPS 2024) use width 500 and `hidden=4` in the plane.
 
     >>> mlp(2, 5, 1, 3)[-1]
     Linear(in_features=5, out_features=3, bias=True)
@@ -37,9 +36,8 @@ def mlp(
 def small_cnn(channels: int, classes: int, *, width: int = 32) -> nn.Sequential:
     """A small convolutional net for images of any size from 8 x 8.
 
-    Three blocks of 3 x 3 convolution, BatchNorm and ReLU, `width`, 2 `width` and 4
-    `width` channels wide, the first two followed by 2 x 2 max-pooling; then the mean
-    over the image, and Linear.
+    Three blocks of 3 x 3 convolution, BatchNorm and ReLU, with `width`, 2 and 4 `width`
+    channels, the first two max-pooled 2 x 2; then the mean over the image, and Linear.
 
     >>> small_cnn(1, 10, width=4)[-1]
     Linear(in_features=16, out_features=10, bias=True)

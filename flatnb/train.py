@@ -1,7 +1,5 @@
-"""The training loop: `fit` a model to data by a method.
-
-`train_epoch` is the loop of any PyTorch program, with `method.backward(...)` where
-`loss.backward()` stood.
+"""The training loop, `fit`. Its `train_epoch` is the loop of any PyTorch program, with
+`method.backward(...)` where `loss.backward()` stood.
 """
 
 from __future__ import annotations
@@ -42,12 +40,11 @@ class Run:
     """What `fit` returns: who trained, and the metrics of each evaluated epoch.
 
     Attributes:
-        history: one dict per evaluated epoch, epoch 0 (before training) included:
-            epoch, seconds (of training, so far), passes (forward-backward, so far),
-            {train, val, test}_{loss, accuracy, ece} (of `evaluate`), norm (l2, all
-            parameters), grad_norm (of `gradient_norm`); with an average its metrics
-            too, as average_train_loss and so on. For an ensemble each metric is a list
-            with one entry per member.
+        history: one dict per evaluated epoch, from 0, before training: epoch; seconds
+            of training and passes (forward-backward) so far; {train, val, test}_{loss,
+            accuracy, ece} (of `evaluate`); norm (l2, all parameters); grad_norm (of
+            `gradient_norm`); with an average its metrics too, as average_train_loss.
+            For an ensemble each metric is a list with an entry per member.
         stopped: why training ended early (a gradient that is not finite), or None.
         epoch, seconds: of training so far.
     """
@@ -177,15 +174,12 @@ def train_epoch(
     dtype: torch.dtype | None = None,
     average: AveragedModel | None = None,
 ) -> Tensor:
-    """One pass over `batches`, which are (indices of the examples, x, y) each.
-
-    Returns:
-        The mean training loss of each step, (steps,) or (steps, members).
+    """One pass over `batches`, which are (indices of the examples, x, y) each: the mean
+    training loss of each step, (steps,) or (steps, members).
 
     Raises:
-        FloatingPointError: a gradient that is not finite, on a CPU before its step is
-            taken, on a GPU, which would have to wait, after the last one; for an
-            ensemble only if, at the end, no member had a finite loss.
+        FloatingPointError: a gradient that is not finite, on a CPU before its step, on
+            a GPU after the last one; for an ensemble only if no loss was finite.
 
     >>> from flatnb import ERM, data, models
     >>> net, plane = models.mlp(2, 4, 1, 2), data.plane("gaussian", n_test=100)

@@ -1,12 +1,11 @@
 """How flat is this minimum? Curvature of the loss surface, with error and cost.
 
 A measure takes net, loss and batches, or an operator of them such as `HessianOperator`.
-
-The largest eigenvalues: `top_eigenvalues`; all of them, roughly: `spectral_density`.
-Their sum: `trace`, or `gauss_newton_trace`, which is exact and cheaper for nets of
-ReLUs. How much the loss rises nearby: `worst_sharpness` and `average_sharpness`; to
-draw it: `line`. Flatness that rescaling a layer does not change: `relative_flatness`.
-Every net of an ensemble: `ensemble_flatness`.
+The largest eigenvalues: `top_eigenvalues`; all, roughly: `spectral_density`; their sum:
+`trace`, or `gauss_newton_trace`, exact and cheaper for nets of ReLUs. How much the loss
+rises nearby: `worst_sharpness` and `average_sharpness`; to draw it: `line`. Invariant
+under rescaling of layers: `relative_flatness`. Every net of an ensemble:
+`ensemble_flatness`.
 """
 
 from flatnb.curvature.eigenvalues import Eigenpairs, top_eigenvalues

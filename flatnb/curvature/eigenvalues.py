@@ -22,11 +22,9 @@ class Eigenpairs(Result):
     Attributes:
         values: (k,) in float64.
         vectors: (size, k), orthonormal columns in the operator's precision.
-        residuals: (k,) norms `|H v - theta v|`: an eigenvalue lies at least this near,
-            and if the next is at a distance gap, about residual^2 / gap near (Parlett
-            1998, section 11.7).
-        converged: all residuals are within the tolerance, and the vectors orthonormal,
-            both checked at the end.
+        residuals: (k,) norms `|H v - theta v|`: an eigenvalue lies this near, and if
+            the next is at a distance gap, about residual^2 / gap (Parlett 1998, 11.7).
+        converged: residuals within the tolerance and vectors orthonormal, both checked.
     """
 
     values: Tensor
@@ -52,11 +50,10 @@ def top_eigenvalues(
 ) -> Eigenpairs:
     """The k largest eigenvalues, algebraically, with their vectors.
 
-    Stops when each residual `|H v - theta v|` is at most `tol |theta|`, or at the
-    rounding of the products, `50 eps |H|`: after 15 to 20 products for the top five of
-    a trained net at tol 1e-3, each with a vector of `size` to hold. Further products
-    check the residuals. Copies of a multiple eigenvalue, as symmetries make them, are
-    all seen up to 10,000 dimensions; beyond, rounding decides whether a second shows.
+    Stops when each residual is at most `tol |theta|`, or `50 eps |H|`, the rounding of
+    the products: after 15 to 20 for the top five of a trained net at tol 1e-3, each
+    with a vector of `size` to hold; further ones check the residuals. Copies of a
+    multiple eigenvalue are all seen up to 10,000 dimensions; beyond, rounding decides.
 
     Args:
         operator: or any symmetric one with `size`, `dtype`, `device`, `products` and
@@ -130,10 +127,8 @@ def _checked(
     residuals: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
-    """The residuals, replaced by those that products show where these are larger.
-
-    In a product with the sum of all vectors with random signs their squares add up, on
-    average over the signs.
+    """The residuals, or what products show where that is larger: in one with the sum of
+    all vectors with random signs, the squares of the residuals add up, on average.
     """
     if operator.size <= _SMALL:
         mix = torch.eye(len(values), dtype=torch.float64)

@@ -3,12 +3,10 @@
 Members share nothing, so that one product with the Hessian of the sum of their losses
 multiplies each member's own Hessian: a product costs the same for all as for one.
 
-* The largest eigenvalue by Lanczos' recurrence without a stored basis. Lost
-  orthogonality only repeats eigenvalues (Paige 1980), and the largest Ritz value, which
-  is wanted, lies within its residual of an eigenvalue.
-* The trace of the Gauss-Newton matrix, see `gauss_newton_trace`: exact, with one
-  backward pass per class, because a linear layer's gradient for one example has the
-  squared norm |input|^2 |output gradient|^2 (Goodfellow 2015).
+* The largest eigenvalue by Lanczos without a stored basis: lost orthogonality only
+  repeats eigenvalues (Paige 1980), and a Ritz value lies within its residual of one.
+* The Gauss-Newton trace, exact, by a backward pass per class: the gradient of a Linear
+  for one example has the squared norm |input|^2 |output gradient|^2 (Goodfellow 2015).
 * The other measures are closed forms, or one gradient and one loss.
 """
 
@@ -60,14 +58,12 @@ def ensemble_flatness(
     * `adaptive_sharpness`: the same with `rho w^2 g / ||w| g|`, rho = 0.5.
     * `relative_flatness`: kappa of the last layer, see `relative_flatness`.
 
-    NaN for a member whose loss is not finite, and for an eigenvalue that has not
-    converged. All examples are evaluated at once, with the activations kept: of
-    thousands, give a part. A member's numbers do not depend on the other members, up to
-    rounding.
+    NaN for a member whose loss is not finite and for an eigenvalue not converged. All
+    examples are evaluated at once, activations kept: of thousands, give a part. A
+    member's numbers do not depend on the others, up to rounding.
 
     Args:
-        x, y: (n, ...) and (n,), shared by all members, or (members, n, ...) and
-            (members, n).
+        x, y: (n, ...) and (n,), shared by all members, or with a leading member axis.
         max_products: with the Hessians, for the top eigenvalue.
 
     Raises:
@@ -187,8 +183,7 @@ def _largest(
 ) -> tuple[Tensor, Tensor]:
     """Each member's largest Ritz value, and its residual `|H v - theta v|`.
 
-    A recurrence of its own, because `Lanczos` would store a basis per member; records
-    depend on its numbers.
+    Not by `Lanczos`, which would store a basis each; records depend on its numbers.
     """
     members, sizes = len(finite), [p[0].numel() for p in params]
     # Not of signs: two can be orthogonal to the only eigenvector that matters.

@@ -74,9 +74,8 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
 
 
 def check_piecewise_linear(outputs: Tensor, params: Mapping[str, Tensor]) -> None:
-    """Raise unless the outputs are linear, up to kinks, in each parameter tensor.
-
-    The Hessian of a random combination of the outputs then has a zero block for each.
+    """Raise unless the outputs are linear, up to kinks, in each parameter tensor: the
+    Hessian of a random combination of them then has a zero block for each.
     """
     check_outputs(outputs)
     generator, tensors = torch.Generator().manual_seed(0), list(params.values())
@@ -108,9 +107,8 @@ def softmax_factor(p: Tensor, c: int) -> Tensor:
 
 
 def rows_apart(slope: Tensor, leaf: Tensor) -> bool:
-    """Whether the derivative A of `slope` (..., K) in `leaf` (..., K) couples no rows.
-
-    The product of A with a random v is then scaled row by row as v is.
+    """Whether the derivative A of `slope` (..., K) in `leaf` (..., K) couples no rows:
+    its product with a random v is then scaled row by row as v is.
     """
     generator = torch.Generator().manual_seed(0)
     v = gaussian(leaf.shape, generator, leaf)

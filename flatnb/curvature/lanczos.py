@@ -4,11 +4,10 @@ Of m orthonormal rows Q, the first p have been multiplied. To rounding,
 
     H Q_p' = Q' T,        Q (m, size),  Q_p its first p rows,  T (m, p)
 
-so that an eigenpair (theta, s) of the first p rows of T gives the Ritz pair theta,
-v = Q_p' s. Its residual |H v - theta v| = |(the last m - p rows of T) s| takes no
-product, and an eigenvalue of H lies within it of theta (Parlett 1998, "The symmetric
-eigenvalue problem", section 4.5). r start vectors (band Lanczos, Ruhe 1979) see r
-copies of a multiple eigenvalue.
+An eigenpair (theta, s) of the first p rows of T gives the Ritz pair theta, v = Q_p' s.
+Its residual |H v - theta v| = |(last m - p rows of T) s| takes no product, and an
+eigenvalue of H lies within it of theta (Parlett 1998, "The symmetric eigenvalue
+problem", 4.5). r start vectors (band Lanczos, Ruhe 1979) see r copies of an eigenvalue.
 """
 
 import torch
@@ -87,9 +86,7 @@ class Lanczos:
 
 
 def _project_out(row: Tensor, basis: Tensor) -> Tensor:
-    """One sweep of classical Gram-Schmidt: `row` (1, size) minus its part along the
-    rows of `basis`, in place. Returns the coefficients in float64, on the CPU.
-    """
+    """One Gram-Schmidt sweep of `row` (1, size), in place; returns the coefficients."""
     pieces = zip(basis.split(_COLUMNS, dim=1), row.split(_COLUMNS, dim=1), strict=True)
     overlaps = torch.stack([q @ w.mT for q, w in pieces]).sum(0, dtype=torch.float64)
     row.addmm_(overlaps.to(basis.dtype).mT, basis, alpha=-1)

@@ -1,11 +1,10 @@
 """Slices through the loss surface along a direction, a vector of an `Objective`.
 
-A random direction says nothing across nets whose weights differ in scale. Filter
-normalization gives every filter of the direction (a row of a weight, all that feeds one
-unit) the norm of the same filter of the net, and takes biases and normalization
-parameters out (Li et al. 2018). Other directions are the vectors of `top_eigenvalues`,
-with the operator's `objective`. Over a plane, loop over
-`objective.loss(w + a * d_1 + b * d_2)` with w = `objective.vector`.
+Random directions compare nets of different scale only with filter normalization: every
+filter (a row of a weight, all that feeds one unit) gets the norm of the net's, and
+biases and normalization parameters stay (Li et al. 2018). Other directions are the
+vectors of `top_eigenvalues`. Over a plane, loop over
+`objective.loss(w + a * d_1 + b * d_2)`, w = `objective.vector`.
 """
 
 from collections.abc import Sequence

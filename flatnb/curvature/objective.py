@@ -40,8 +40,7 @@ class Objective:
     Args:
         model: called as `model(x)`. Compiled and data-parallel wrappers are taken off.
         loss_fn: `loss_fn(outputs, targets)`, the **mean** loss of a batch, a scalar.
-        batches: `(x, y)` pairs, weighted by `len(x)`; a list or a `DataLoader`. They
-            are kept on the model's device.
+        batches: `(x, y)` pairs, weighted by `len(x)`; kept on the model's device.
         params: what w consists of: names, or a predicate on name and tensor; None takes
             all that require a gradient. The other parameters stay fixed.
 
@@ -204,9 +203,7 @@ def check_loss(loss: Any) -> None:
 
 def is_softmax_cross_entropy(loss_fn: LossFunction, outputs: Any, y: Any) -> bool:
     """Whether the loss is the mean softmax cross-entropy of logits (n, C), labels (n,).
-
-    Its Hessian in the logits is then (1/n) (diag(p) - p p') per example, whatever the
-    label.
+    Its Hessian in the logits is (1/n) (diag(p) - p p') per example, whatever the label.
     """
     plain = loss_fn is F.cross_entropy
     if type(loss_fn) is nn.CrossEntropyLoss:  # a subclass may be any other loss

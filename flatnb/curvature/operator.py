@@ -4,8 +4,7 @@
     G v = sum_b (n_b/N) J_b' (H_l (J_b v))    GaussNewtonOperator    (Schraudolph 2002)
 
 where J is the Jacobian of the outputs and H_l the Hessian of the loss in them. The
-graph of the gradient is built once and kept; a product is one more backward pass through
-it and costs 1 to 2 gradients.
+gradient's graph is kept; a product is a backward pass through it, 1 to 2 gradients.
 """
 
 from collections.abc import Callable
@@ -32,8 +31,7 @@ _ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
 class HessianOperator:
     """The Hessian (size, size) of the mean loss, in the order of `names`.
 
-    `operator @ v` takes a vector (size,), or (size, k) as k vectors; `products` counts
-    the vectors so far.
+    `operator @ v` takes (size,), or (size, k) as k vectors; `products` counts them all.
 
     Args:
         model, loss_fn, batches, params: as for `Objective`, which raises ValueErrors.

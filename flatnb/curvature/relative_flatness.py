@@ -4,16 +4,14 @@ For the weight W (d, m), with rows w_s and Hessian blocks H_{s,s'} (m, m),
 
     kappa = sum_{s,s'} <w_s, w_s'> tr H_{s,s'}       (Petzka et al. 2021, definition 3)
 
-It does not change when W is scaled by c and its input by 1/c, as ReLU nets allow; the
-Hessian's trace and eigenvalues do. Let phi_i be the rows of the layer's input and A_i
-the blocks of the Hessian of the mean loss in its output. Where these couple no two
-rows, as in perceptrons, the chain rule gives
+Scaling W by c and its input by 1/c, as ReLU nets allow, changes the Hessian's trace and
+eigenvalues, but not kappa. Let phi_i be the rows of the input, A_i the blocks of the
+mean loss's Hessian in the output. Where these couple no two rows, as in perceptrons,
 
     kappa = sum_i |phi_i|^2 tr(W' A_i W).
 
-For logits of a softmax cross-entropy, A_i = (diag(p_i) - p_i p_i') / N makes this a
-closed form. Otherwise it takes a product of A with each column of a root R of
-W W' = R R'.
+For logits of a softmax cross-entropy it is closed: A_i = (diag(p_i) - p_i p_i') / N;
+otherwise it takes a product of A with each column of a root R of W W' = R R'.
 """
 
 import time
@@ -40,9 +38,8 @@ def relative_flatness(
 ) -> Estimate:
     """kappa of the weight of `layer`, exact, in eval mode; its bias does not enter.
 
-    `products` are those with the Hessian in the layer's output, for all examples; each
-    costs less than two gradients. They are min(d, m), or none for logits of a softmax
-    cross-entropy.
+    `products` counts those with the Hessian in the layer's output, each less than two
+    gradients: min(d, m), or none for logits of a softmax cross-entropy.
 
     Args:
         layer: an `nn.Linear` of the model, or its name.

@@ -29,9 +29,7 @@ from flatnb.curvature.result import Estimate, moments
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Sharpness(Estimate):
-    """A rise of the loss, `value`, from L(w), `loss`; `products` counts losses and
-    gradients.
-    """
+    """The rise `value` from L(w), `loss`; `products` counts losses and gradients."""
 
     loss: float
 
@@ -43,9 +41,7 @@ class Sharpness(Estimate):
 def sam_step(
     slopes: Sequence[Tensor], scales: Sequence[Tensor], rho: float
 ) -> list[Tensor]:
-    """rho T^2 g / |T g| for each member, on the leading axis of all tensors, or 0 where
-    there is no slope.
-    """
+    """rho T^2 g / |T g| per member (leading axes), or 0 where there is no slope."""
     scaled = [t * g for t, g in zip(scales, slopes, strict=True)]
     length = l2_norm(scaled, len(scaled[0]))
     factor = torch.where(length > 0, rho / length, 0.0)

@@ -30,8 +30,7 @@ def trace(
     """tr H by Hutchinson's estimator, to a relative standard error.
 
     Takes at least 30 probes, or is exact where so many products are the whole matrix.
-    For nets of ReLUs `gauss_newton_trace` is cheaper, and exact. After `max_probes` a
-    warning says that the standard error is larger than `relative` times the trace.
+    Warns if the error is larger than `relative` times the trace after `max_probes`.
 
     >>> net = torch.nn.Linear(4, 1, bias=False)
     >>> data = [(torch.eye(4), torch.ones(4, 1))]

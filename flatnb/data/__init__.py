@@ -1,7 +1,4 @@
-"""Data sets that lie on the device as whole tensors: a `Data` is three `Split`s.
-
-`flatnb.data.augment` has the augmentations of their batches.
-"""
+"""Data sets that lie on the device as whole tensors: a `Data` is three `Split`s."""
 
 from flatnb.data import sensing
 from flatnb.data.base import Data, Split, stack

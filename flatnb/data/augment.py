@@ -16,8 +16,7 @@ from torch import Tensor
 class RandomCrop:
     """Reflect `pad` pixels at each side and crop back to size at a random place.
 
-    All (2 pad + 1)^2 places are equally likely, as with
-    ``torchvision.transforms.RandomCrop(size, padding=pad, padding_mode="reflect")``.
+    As torchvision's with reflected padding, all (2 pad + 1)^2 places equally likely.
 
     >>> RandomCrop(4)(torch.rand(8, 3, 32, 32), torch.Generator()).shape
     torch.Size([8, 3, 32, 32])

@@ -77,12 +77,10 @@ class Data:
         val: what hyperparameters are chosen by; `test` is what is reported.
         classes: the names of classes 0, 1, ...
         batch_size: examples per batch, for each member.
-        augment: called in turn as augment(x, generator) on each training batch x, (n,
-            ...); see `flatnb.data.augment`.
+        augment: called in turn on each training batch; see `flatnb.data.augment`.
 
     Raises:
-        TypeError, ValueError: splits that do not fit together, labels outside the
-            classes.
+        TypeError, ValueError: splits that do not fit together, labels out of range.
     """
 
     name: str
@@ -123,10 +121,9 @@ class Data:
     def batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """One epoch of (x, y), shuffled by `generator` and augmented.
 
-        The last batch may be short; a single example that is left over is not used,
-        because BatchNorm cannot train on one. The generator is on the CPU, so that an
-        epoch is the same on every device. All members see the same permutation and the
-        same draws of the augmentation.
+        The last batch may be short; a single example left over is not used: BatchNorm
+        cannot train on one. The generator is on the CPU, so that an epoch is the same
+        on every device. All members see the same permutation and augmentation.
         """
         return ((x, y) for _, x, y in self.index_batches(generator))
 
@@ -156,7 +153,6 @@ class Data:
 
 def stack(parts: Sequence[Data]) -> Data:
     """Data sets of equal sizes as one with a leading member axis, for an `Ensemble`.
-
     Names that differ are joined by commas.
 
     >>> from flatnb.data import plane, stack

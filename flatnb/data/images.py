@@ -1,8 +1,7 @@
 """Image data sets: the digits of scikit-learn, torchvision's sets, and image folders.
 
-Pixels are normalized per channel, :math:`(p - m_c) / s_c`, with mean and standard
-deviation over the training part (validation images are not part of it). Images are
-float32 (n, channels, height, width).
+Images are float32 (n, channels, height, width), with channels :math:`(p - m_c) / s_c`:
+mean and deviation are of the training part, without the validation images.
 """
 
 import contextlib
@@ -38,21 +37,18 @@ def images(
 ) -> Data:
     """An image classification task.
 
-    "digits" are 1,797 scans of 8 x 8 pixels that come with scikit-learn (a fixed,
-    stratified 20 % of them are the test set). "MNIST", "FashionMNIST", "CIFAR10",
-    "CIFAR100" and "SVHN" are read by torchvision from the folder $FLATNB_DATA, by
-    default ~/.cache/flatnb, and downloaded to it first if necessary. Any other name
-    takes a `folder` with ``train/<class>/*`` and ``test/<class>/*``.
+    "digits" are 1,797 scans of 8 x 8 pixels from scikit-learn, a fixed, stratified 20 %
+    of them for testing. "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100" and "SVHN" are
+    read by torchvision from $FLATNB_DATA or ~/.cache/flatnb, downloaded if absent. Any
+    other name takes a `folder` with ``train/<class>/*`` and ``test/<class>/*``.
 
     >>> few = images("digits", n_train=300, label_noise=0.2, seed=1)
     >>> few.train.x.shape, len(few.val), len(few.test)
     (torch.Size([300, 1, 8, 8]), 288, 360)
 
     Args:
-        val_fraction: share of the training set, in (0, 1), that becomes the validation
-            set, the same of each class up to rounding.
-        n_train: use only this many training images, drawn without replacement after the
-            set has been split and normalized.
+        val_fraction: share, in (0, 1), of each training class that is for validation.
+        n_train: so many training images, drawn after the split and the normalization.
         label_noise: probability, in [0, 1), that the label of a training image is
             redrawn, uniformly over all classes.
         seed: of the validation split, the images drawn, and the label noise.
@@ -120,8 +116,7 @@ def _torchvision(
 ) -> Pixels:
     """A class of ``torchvision.datasets``, read from a folder or downloaded to it.
 
-    `classes` are by default those that it names, `parts` its arguments for the training
-    and for the test part.
+    `classes` default to those it names; `parts` its arguments for training and test.
     """
     from filelock import FileLock
 

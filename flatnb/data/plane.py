@@ -47,8 +47,7 @@ def plane(
     Args:
         name: "gaussian", "sinusoid" or "spiral".
         n_train: training points; half are of each class with gaussian and spiral.
-        noise: share of the labels that are flipped, in [0, 0.5), rounded down; with
-            gaussian within each class.
+        noise: share of labels flipped, in [0, 0.5), rounded down; gaussian: per class.
     """
     points_of = _POINTS[choice("name", name, _POINTS)]
     number("noise", noise, "a share in [0, 0.5)", 0, 0.5, closed=True)

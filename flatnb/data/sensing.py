@@ -24,12 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Bytes of the measurement matrix that a thread takes at once, so that they stay in its
-# core's cache between the residuals and the gradient.
+# Bytes of the measurement matrix per block: cached from the residuals to the gradient.
 _BLOCK = 640 * 1024
 
-# Random streams, so that starts and noise do not repeat what the problem drew. Noise
-# has one stream per draw of a step, from the last on.
+# Random streams that do not overlap; from _NOISE on one per draw of a step's noise.
 _PROBLEM, _START, _NOISE = range(3)
 
 
@@ -127,8 +125,7 @@ def problem(
 ) -> Problem:
     """Draw a random problem, the same on each device and in each default dtype of torch.
 
-    There are `m` measurements for training, by default 5 d rank, and as many for
-    validation.
+    `m` measurements are for training, by default 5 d rank, and as many for validation.
 
     >>> problem(d=10, rank=2).train.shape
     torch.Size([100, 55])
@@ -138,8 +135,7 @@ def problem(
     factor = _normal(generator, d, rank)
     target = factor @ factor.T
     parts = [target]
-    # Off the diagonal A_i has variance 1/2, and `pack` multiplies by sqrt(2): packed,
-    # all entries are N(0, 1).
+    # `pack` gives the entries of A_i off the diagonal, of variance 1/2, variance 1.
     for _ in ("train", "val"):
         a = _normal(generator, rows, d * (d + 1) // 2)
         parts += [a, a @ pack(target)]
@@ -167,9 +163,8 @@ def descend(
         every: record the metrics every so many epochs, and at the last.
 
     Returns:
-        "epochs", those recorded, (t,), 0 being the start; "train_error", "val_error" and
-        "distance", see `Problem.metrics`, (rules, t); "u", the last iterates, (rules, d,
-        width).
+        "epochs", those recorded, (t,), 0 the start; "train_error", "val_error",
+        "distance", see `Problem.metrics`, (rules, t); "u", the last, (rules, d, width).
 
     >>> run = descend(problem(d=10, rank=1), [Rule(), Rule(sigma=0.1)], epochs=20)
     >>> run["distance"].shape

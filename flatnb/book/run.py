@@ -215,7 +215,7 @@ def _execute(run: Run, folder: Path, timeout: float) -> Run:
             language="python",
             progress_bar=False,
             execution_timeout=timeout,
-            extra_arguments=["--log-level=ERROR"],
+            extra_arguments=["--log-level=CRITICAL"],
             # The kernel's folder; `cwd` would be that of this process, too.
             resources={"metadata": {"path": str(run.source.resolve().parent)}},
         )

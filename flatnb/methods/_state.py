@@ -14,7 +14,8 @@ _WRITTEN = (
     "the forward wrote a frozen parameter, as of a momentum encoder; each pass of this "
     "method would write it again. Update it outside the closure"
 )
-# A module's dict of buffers, a name, the buffer, a copy of it, its version.
+# A module's dict of buffers, a name, the buffer, a copy of it, its version, -1 of one
+# that is known to be written.
 _Entry = tuple[dict[str, Tensor | None], str, Tensor, Tensor, int]
 
 
@@ -76,12 +77,15 @@ class Replay:
             put(state)
 
     def _buffers(self) -> list[_Entry]:
-        return [
-            (module._buffers, name, buffer, buffer.detach().clone(), buffer._version)
-            for module in self._modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None and not buffer.is_inference()
-        ]
+        entries: list[_Entry] = []
+        for module in self._modules:
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_inference():
+                    written = module.training and name in _STATISTICS
+                    version = -1 if written else buffer._version
+                    copy = buffer.detach().clone()
+                    entries.append((module._buffers, name, buffer, copy, version))
+        return entries
 
 
 @torch.no_grad()
@@ -91,7 +95,7 @@ def _restore(entries: Sequence[_Entry]) -> None:
     for buffers, name, tensor, copy, version in entries:
         buffers[name] = tensor
         # Others are let alone: writing would spoil graphs that hold them.
-        if name in _STATISTICS or tensor._version != version:
+        if tensor._version != version:
             written.append((tensor, copy))
     if written:
         torch._foreach_copy_([t for t, _ in written], [copy for _, copy in written])

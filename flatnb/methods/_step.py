@@ -7,6 +7,7 @@ random streams; gradients that were there before stay, whatever the closure does
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from flatnb import _checks, _tensors
 from flatnb._nets import distributed, ensemble, unwrap
-from flatnb._tensors import Real, no_autocast, per_member, present, wide
+from flatnb._tensors import Real, no_autocast, per_member, present, scalar, wide
 from flatnb.methods import _refusals
 from flatnb.methods._state import Replay
 from flatnb.methods.perturb import Perturb, factors
@@ -58,7 +59,10 @@ class Step:
         weight: float,
         scaler: Any,
     ) -> None:
+        nets = "an nn.Module, for several nets nn.ModuleList(nets)"
+        _checks.instance("model", model, nn.Module, nets)
         _checks.instance("closure", closure, Callable, _refusals.CLOSURE)
+        _checks.number("weight", scalar(weight), "a finite number", -math.inf)
         self._method = method
         self._model = model
         self._closure = closure
@@ -95,7 +99,8 @@ class Step:
             return
         with self._without_gradients():
             loss = self._loss(factor)
-        self._write()
+        if self._wrapper is not None:  # what it averages lies in p.grad before
+            self._write()
         self._differentiate(loss)
         initial = zip(self.params, self._initial, self._versions, strict=True)
         if all(p.grad is g and (g is None or g._version == v) for p, g, v in initial):

@@ -128,9 +128,10 @@ class Method:
                 f"state has the entries {sorted(state)}; allowed: those of {self!r}, "
                 f"{sorted({'calls', *parts})}"
             )
-        self.calls = count("calls", state["calls"], low=0)
+        calls = count("calls", state["calls"], low=0)
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        self.calls = calls
 
     def __repr__(self) -> str:
         """The call that makes it: arguments without default, or that differ from it."""

@@ -304,7 +304,7 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     {'SAM': 1.0, 'ERM': 2.0}
     """
     _check(runs)
-    means = runs.groupby(["task", "method"], sort=False)[metric].mean()
+    means = runs.groupby(["task", "method"], sort=False)[metric].agg(_mean)
     means = means.unstack("method")
     lacking = means.isna().stack()
     if lacking.any():
@@ -316,6 +316,10 @@ def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     columns = {"rank": mean, "interval": half, "tasks": len(means)}
     table = pandas.DataFrame(columns, by_task.columns).join(by_task.T)
     return table.sort_values("rank")
+
+
+def _mean(values: pandas.Series) -> float:
+    return values.mean(skipna=False)  # a run without a number is not left out
 
 
 def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:

@@ -89,9 +89,11 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     for failure in record["failures"]:
         if failure["setting"] >= settings or failure["seed"] not in seeds:
             yield f"record.failures has {failure}, of no setting or seed"
-    hyperparameters = {name for setting in record["settings"] for name in setting}
-    for name in sorted(hyperparameters & {"setting", "seed", *record["final"]}):
-        yield f"record.settings has a hyperparameter named like the column {name}"
+    columns = ["record", "task", "method", "passes", "setting", "seed", "loss_gap"]
+    columns += ["test_error", *record["final"]]
+    columns += {name for setting in record["settings"] for name in setting}
+    for name in sorted({name for name in columns if columns.count(name) > 1}):
+        yield f"record has a hyperparameter or metric named like the column {name}"
 
 
 _RESULTS = (

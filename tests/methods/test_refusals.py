@@ -377,3 +377,38 @@ def test_an_interrupt_of_bsam_leaves_no_weight_perturbed(stride: int) -> None:
             assert torch.equal(p, old) or torch.equal(p, new), f"line {at}"
         at += stride
     assert at > 100
+
+
+def test_a_weight_that_is_no_finite_number() -> None:
+    problem = inputs.plain()
+    for weight in (float("nan"), torch.ones(3)):
+        with pytest.raises((TypeError, ValueError), match=r"weight=.*finite number"):
+            ERM().backward(problem.model, problem, weight=weight)  # type: ignore[arg-type]
+
+
+def test_a_failure_in_the_last_backward_keeps_the_gradients_of_before() -> None:
+    net, calls = nn.Linear(3, 2), []
+    x, y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+
+    def hook(grad: torch.Tensor) -> None:
+        calls.append(grad)
+        if len(calls) == 2:
+            raise MemoryError
+
+    def closure() -> torch.Tensor:
+        z = net(x)
+        z.register_hook(hook)
+        return nn.functional.cross_entropy(z, y, reduction="none")
+
+    with pytest.raises(MemoryError):
+        NSO(0.1).backward(net, closure)
+    assert all(not p.grad.any() for p in net.parameters() if p.grad is not None)
+
+
+def test_batch_norm_in_eval_mode_leaves_older_graphs_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval()
+    older = net(torch.randn(4, 3)).square().mean()
+    ERM().backward(net, lambda: net(torch.randn(4, 3)).square().mean(1))
+    older.backward()

@@ -274,7 +274,7 @@ def test_reading_and_saving_need_no_package_of_the_book() -> None:
         ("final.test_loss", [[0.1, True]] * 3, "is not 3 × 2 numbers"),
         ("final.test_loss", 0.1, "final.test_loss: 0.1 is not of type 'array'"),
         ("final.test_loss", [[0.1, 0.2]], "is not 3 × 2 numbers"),
-        ("final.rho", [[0.1, 0.2]] * 3, "a hyperparameter named like the column rho"),
+        ("final.rho", [[0.1, 0.2]] * 3, "metric named like the column rho"),
         (
             "curves.metrics.test_loss",
             [[0.1, 0.2]] * 2,

@@ -31,24 +31,36 @@ _BLOCK = 1 << 17
 
 
 def normal(values: Tensor, generator: torch.Generator) -> None:
-    """Standard normal."""
+    """Standard normal.
+
+    >>> normal(torch.empty(3), torch.Generator())
+    """
     values.normal_(generator=generator)
 
 
 def laplace(values: Tensor, generator: torch.Generator) -> None:
-    """Laplace of scale 1/sqrt(2): heavier tails than normal."""
+    """Laplace of scale 1/sqrt(2): heavier tails than normal.
+
+    >>> laplace(torch.empty(3), torch.Generator())
+    """
     sign = torch.empty_like(values)
     rademacher(sign, generator)
     values.exponential_(generator=generator).mul_(sign).mul_(math.sqrt(0.5))
 
 
 def uniform(values: Tensor, generator: torch.Generator) -> None:
-    """Uniform on [-sqrt(3), sqrt(3))."""
+    """Uniform on [-sqrt(3), sqrt(3)).
+
+    >>> uniform(torch.empty(3), torch.Generator())
+    """
     values.uniform_(-math.sqrt(3.0), math.sqrt(3.0), generator=generator)
 
 
 def rademacher(values: Tensor, generator: torch.Generator) -> None:
-    """-1 or 1 with equal probability."""
+    """-1 or 1 with equal probability.
+
+    >>> rademacher(torch.empty(3), torch.Generator())
+    """
     values.uniform_(-1.0, 1.0, generator=generator).ge_(0.0).mul_(2.0).sub_(1.0)
 
 

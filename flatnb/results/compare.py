@@ -108,7 +108,11 @@ def _nets(record: Mapping[str, Any]) -> pandas.DataFrame:
 
 
 def task_of(record: Mapping[str, Any]) -> str:
-    """The task's name; a task whose learning rate is tuned, too, is another task."""
+    """The task's name; a task whose learning rate is tuned, too, is another task.
+
+    >>> task_of({"task": {"name": "plane", "design": "tuned"}})
+    'plane, tuned lr'
+    """
     name = record["task"]["name"]
     return f"{name}, tuned lr" if record["task"].get("design") == "tuned" else name
 

@@ -15,6 +15,10 @@ CALLED_BACKWARD = (
     "the closure left a gradient in p.grad: it called backward(). It must only return "
     "the losses"
 )
+SPARSE = (
+    "a gradient is sparse, as of nn.Embedding(sparse=True), and this method takes norms "
+    "of gradients; allowed: dense ones, sparse=False"
+)
 NO_GRAPH = (
     "the closure returned losses without a graph; compute them outside "
     "torch.no_grad(), without detach()"

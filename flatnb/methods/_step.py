@@ -109,6 +109,8 @@ class Step:
     def gradient(self) -> Gradient:
         """The local gradient at this point, unweighted, unscaled; `p.grad` stays."""
         grads = self._pass(1.0)
+        if any(g.is_sparse for g in present(grads)):
+            raise ValueError(_refusals.SPARSE)
         if self._wrapper is not None and self._wrapper.find_unused_parameters:
             # DistributedDataParallel remembers who took part in an unsynchronized pass,
             # and fails where such a parameter has no gradient to reduce in the end.

@@ -412,3 +412,17 @@ def test_batch_norm_in_eval_mode_leaves_older_graphs_alone() -> None:
     older = net(torch.randn(4, 3)).square().mean()
     ERM().backward(net, lambda: net(torch.randn(4, 3)).square().mean(1))
     older.backward()
+
+
+@pytest.mark.parametrize("method", [SAM(0.1), GNP(0.1, 0.5)], ids=repr)
+def test_sparse_gradients_are_refused_by_name(method: Method) -> None:
+    problem = inputs.words(sparse=True)
+    with pytest.raises(ValueError, match=r"is sparse.*sparse=False"):
+        method.backward(problem.model, problem)
+
+
+@pytest.mark.parametrize("method", [ERM(), Flooding(0.1), NSO(0.1)], ids=repr)
+def test_sparse_gradients_without_norms_are_taken(method: Method) -> None:
+    problem = inputs.words(sparse=True)
+    method.backward(problem.model, problem)
+    assert any(p.grad is not None and p.grad.is_sparse for p in problem.params)

@@ -142,7 +142,7 @@ def member_learning_rates(
     after each step, w_new being the optimizer's, whose rate lr is the largest of
     `rates`; a scheduler scales those of all. This is exactly training with rate_m if
     the optimizer's update is proportional to its learning rate and it remembers no
-    weights: SGD with momentum, Adam (with decays, AdamW).
+    weights: SGD with momentum, Adam (with decays, AdamW), `BSAM`.
 
     Raises:
         ValueError: rates that are not positive, or another rate of the optimizer.

@@ -94,6 +94,8 @@ def fit(
     ensemble is lost by itself. The library's page says more: "How fit behaves".
 
     Args:
+        optimizer: of `torch.optim`, or `flatnb.BSAM`, each of whose two passes takes
+            the method's gradient: `flatnb.ERM()` gives bSAM.
         seed: of batch order, augmentation and dropout; not of the initial weights.
         scheduler: of the learning rate, stepped once per epoch.
         callbacks: each called as callback(run, model) after each evaluation.
@@ -128,6 +130,7 @@ def fit(
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     run = Run(repr(method), seed)
+    passes = method.passes * getattr(optimizer, "passes", 1)
     parts: dict[str, Any] = {"model": net, "method": method, "optimizer": optimizer}
     if scheduler is not None:
         parts["scheduler"] = scheduler
@@ -139,7 +142,7 @@ def fit(
     progress = saved.load()
     vars(run).update(progress or {})
     if progress is None:
-        _record(run, model, data, method, average, callbacks)
+        _record(run, model, data, passes, average, callbacks)
 
     while run.epoch < epochs and run.stopped is None:
         run.epoch += 1
@@ -159,7 +162,7 @@ def fit(
         run.seconds += time.perf_counter() - start
         last = run.epoch == epochs or run.stopped is not None
         if last or run.epoch % every == 0:
-            _record(run, model, data, method, average, callbacks)
+            _record(run, model, data, passes, average, callbacks)
         if last or saved.due():
             saved.save(vars(run))
     return run
@@ -192,25 +195,37 @@ def train_epoch(
     net = unwrap(model)
     losses: list[Tensor] = []
     norms: list[Tensor] = []
+    # An optimizer with `passes`, such as BSAM, takes so many gradients in its step, and
+    # leaves a net as it was if one of them is not finite.
+    passes = getattr(optimizer, "passes", 1)
+
+    def backward(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = method.backward(model, partial(_losses, model, x, y, dtype))
+        if loss.dim() == 0:
+            grads = present([p.grad for p in net.parameters()])
+            norms.append(nn.utils.get_total_norm(grads))
+        return loss
+
     for index, x, y in batches:
         for part in _joined(method):
             if hasattr(part, "select"):
                 part.select(index)
-        optimizer.zero_grad()
-        loss = method.backward(model, partial(_losses, model, x, y, dtype))
+        gradient: Any = partial(backward, x, y)
+        loss: Any = gradient() if passes == 1 else optimizer.step(gradient)
         losses.append(loss)
-        if loss.dim() == 0:
-            grads = present([p.grad for p in net.parameters()])
-            norms.append(nn.utils.get_total_norm(grads))
-            if not (_is_asynchronous(loss.device) or norms[-1].isfinite()):
-                break
-        optimizer.step()
+        last = norms[-passes:]
+        if not (_is_asynchronous(loss.device) or all(n.isfinite() for n in last)):
+            break
+        if passes == 1:
+            optimizer.step()
         if average is not None:
             average.update_parameters(net)
     if not losses:
         raise ValueError("batches gave none; allowed: at least one batch")
-    for step, norm in enumerate(torch.stack(norms).tolist() if norms else []):
+    for count, norm in enumerate(torch.stack(norms).tolist() if norms else []):
         if not math.isfinite(norm):
+            step = count // passes
             raise FloatingPointError(
                 f"the gradient's norm was {norm:g} in step {step + 1}, where the "
                 f"training loss was {losses[step]:g}"
@@ -241,12 +256,12 @@ def _record(
     run: Run,
     model: nn.Module,
     data: Data,
-    method: Method,
+    passes: float,
     average: AveragedModel | None,
     callbacks: Sequence[Callback],
 ) -> None:
-    passes = run.epoch * data.steps * method.passes
-    entry: dict[str, Any] = dict(epoch=run.epoch, seconds=run.seconds, passes=passes)
+    entry: dict[str, Any] = dict(epoch=run.epoch, seconds=run.seconds)
+    entry["passes"] = run.epoch * data.steps * passes
     nets = {"": model}
     if average is not None and average.n_averaged > 0:
         device = data.train.x.device

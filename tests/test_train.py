@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import flatnb
 from flatnb import checkpoint, data, metrics, models, train
+from flatnb.ensemble import member_learning_rates
 
 
 def plane(seed=0, **kw):
@@ -37,16 +38,35 @@ def sgd(model, lr=0.1):
     return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
 
 
-def test_fit_is_the_plain_loop():
-    model, reference, d = net(), net(), plane(batch_size=10)
-    flatnb.fit(model, d, flatnb.ERM(), sgd(model), epochs=3, seed=7)
+def bsam(model):
+    seeds = model.seeds if isinstance(model, flatnb.Ensemble) else None
+    return flatnb.BSAM(model.parameters(), lr=0.1, examples=41, member_seeds=seeds)
 
-    optimizer, order = sgd(reference), torch.Generator().manual_seed(7)
+
+OPTIMIZERS = [sgd, bsam]
+
+
+def step(model, optimizer, x, y):
+    """A step of any optimizer: they all take a closure."""
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+
+
+@pytest.mark.parametrize("optimizer_of", OPTIMIZERS)
+def test_fit_is_the_plain_loop(optimizer_of):
+    model, reference, d = net(), net(), plane(batch_size=10)
+    flatnb.fit(model, d, flatnb.ERM(), optimizer_of(model), epochs=3, seed=7)
+
+    optimizer, order = optimizer_of(reference), torch.Generator().manual_seed(7)
     for _ in range(3):
         for x, y in d.batches(order):
-            optimizer.zero_grad()
-            F.cross_entropy(reference(x), y).backward()
-            optimizer.step()
+            step(reference, optimizer, x, y)
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(p, q, rtol=1e-5, atol=1e-6)
 
@@ -270,18 +290,18 @@ def spoilt(example=17, value=torch.inf):
     return replace(d, train=data.Split(x, d.train.y))
 
 
-def test_a_plain_model_stops_before_the_step_that_would_lose_it():
+@pytest.mark.parametrize("optimizer_of", OPTIMIZERS)
+def test_a_plain_model_stops_before_the_step_that_would_lose_it(optimizer_of):
     model, reference, d = net(), net(), spoilt()
-    run = flatnb.fit(model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7)
+    run = flatnb.fit(model, d, flatnb.ERM(), optimizer_of(model), epochs=5, seed=7)
 
-    optimizer, steps = sgd(reference), 0
+    optimizer, steps = optimizer_of(reference), 0
     for index, x, y in d.index_batches(torch.Generator().manual_seed(7)):
         if 17 in index:
             break
-        optimizer.zero_grad()
-        F.cross_entropy(reference(x), y).backward()
-        optimizer.step()
+        step(reference, optimizer, x, y)
         steps += 1
+    assert steps > 0
     assert (
         f"epoch 1: the gradient's norm was nan in step {steps + 1}, where the training "
         "loss was nan" in run.stopped
@@ -291,8 +311,9 @@ def test_a_plain_model_stops_before_the_step_that_would_lose_it():
         assert torch.isfinite(p).all() and torch.allclose(p, q, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer_of", OPTIMIZERS)
 def test_where_gradients_are_checked_after_the_epoch_the_model_returns_to_its_start(
-    monkeypatch,
+    optimizer_of, monkeypatch
 ):
     """What a GPU does, on a CPU."""
     monkeypatch.setattr(train, "_is_asynchronous", lambda device: True)
@@ -300,19 +321,43 @@ def test_where_gradients_are_checked_after_the_epoch_the_model_returns_to_its_st
     before = copy.deepcopy(model.state_dict())
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     run = flatnb.fit(
-        model, d, flatnb.ERM(), sgd(model), epochs=5, seed=7, average=average
+        model, d, flatnb.ERM(), optimizer_of(model), epochs=5, seed=7, average=average
     )
     assert "norm was nan in step" in run.stopped
     assert identical(model.state_dict(), before)
     assert average.n_averaged == 0 and "average_test_loss" not in run.history[-1]
 
 
-def test_one_lost_member_leaves_the_others_exact():
+@pytest.mark.parametrize("pass_", [1, 2])
+def test_a_gradient_of_either_pass_that_is_not_finite_stops_bsam(pass_, monkeypatch):
+    """In the third of five steps; no weight moves in it."""
+    model, d = net(), plane(batch_size=10)
+    optimizer, seen = bsam(model), []
+    backward = flatnb.ERM.backward
+
+    def spoiling(*arguments):
+        loss = backward(flatnb.ERM(), *arguments)
+        seen.append(copy.deepcopy(model.state_dict()))
+        if len(seen) == 4 + pass_:
+            next(model.parameters()).grad[0] = torch.inf
+        return loss
+
+    method = flatnb.ERM()
+    monkeypatch.setattr(method, "backward", spoiling)
+    run = flatnb.fit(model, d, method, optimizer, epochs=5, seed=7)
+    assert "epoch 1: the gradient's norm was inf in step 3" in run.stopped
+    assert len(seen) == 6
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("optimizer_of", OPTIMIZERS)
+def test_one_lost_member_leaves_the_others_exact(optimizer_of):
     def trained(third):
         ensemble = flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3)
         stacked = data.stack([plane(0, batch_size=10), plane(1, batch_size=10), third])
+        optimizer = optimizer_of(ensemble)
         run = flatnb.fit(
-            ensemble, stacked, flatnb.SAM(0.05), sgd(ensemble), epochs=3, seed=0
+            ensemble, stacked, flatnb.SAM(0.05), optimizer, epochs=3, seed=0
         )
         return ensemble, run
 
@@ -402,12 +447,27 @@ def ensemble(seed=0):
     return flatnb.Ensemble(lambda: models.mlp(2, 8, 2, 2), 3)
 
 
+def adam(model):
+    return torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def bsam_per_member(model):
+    optimizer, rho = bsam(model), torch.tensor([0.01, 0.1, 0.0])
+    optimizer.param_groups[0]["rho"] = rho
+    member_learning_rates(optimizer, [0.1, 0.03, 0.01])
+    return optimizer
+
+
 def start(
-    make_model=dropped_out, make_method=lambda: flatnb.SAM(0.05), ema=False, **kw
+    make_model=dropped_out,
+    make_method=lambda: flatnb.SAM(0.05),
+    make_optimizer=adam,
+    ema=False,
+    **kw,
 ):
     """Fresh objects, as another process would make them."""
     model = make_model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = make_optimizer(model)
     average = (
         AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9)) if ema else None
     )
@@ -458,6 +518,8 @@ RESUMED = {
     "dropout": dict(),
     "NSO": dict(make_method=lambda: flatnb.NSO(0.05, seed=4)),
     "ensemble": dict(make_model=ensemble),
+    "bSAM": dict(make_optimizer=bsam),
+    "bSAM of an ensemble": dict(make_model=ensemble, make_optimizer=bsam_per_member),
     "EMA": dict(ema=True),
     "EMA of an ensemble": dict(make_model=ensemble, ema=True),
     "bfloat16": dict(dtype=torch.bfloat16),

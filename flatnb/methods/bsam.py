@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from flatnb import _checks
-from flatnb._tensors import l2_norm, present
-from flatnb.methods._step import Closure
+from flatnb._nets import along_members
+from flatnb._tensors import Real, l2_norm, present
+from flatnb.methods.method import Closure, real
 from flatnb.methods.noise import Stream, normal
 
 Params = dict[Tensor, dict[str, Any]]
@@ -29,7 +30,11 @@ class BSAM(torch.optim.Optimizer):
     delta is `prior_precision`, `s_init` the first s. No `Method`, since weight decay
     (the prior) and momentum are part of it. BatchNorm's running statistics see both
     passes, as in the authors' code, and dropout draws new masks in each. GradScaler is
-    not supported. Processes of DistributedDataParallel draw the same u.
+    not supported. Processes of DistributedDataParallel draw the same u. Outside of a
+    step the net is at the mean w; the paper predicts by an average over draws, for
+    which there is `sampled`. With `member_seeds`, the `seeds` of an `Ensemble`, each
+    member trains as it would alone under `seed` plus its own, and `rho` may be a 1-D
+    tensor, one per member (so may the rate: `flatnb.ensemble.member_learning_rates`).
 
     Source: Moellenhoff and Khan, "SAM as an Optimal Relaxation of Bayes", ICLR 2023, as
     in the authors' code, whose settings for CIFAR-10 and ResNet-18 are the defaults
@@ -46,7 +51,12 @@ class BSAM(torch.optim.Optimizer):
     >>> loss = optimizer.step(closure)
     >>> with optimizer.sampled(torch.Generator().manual_seed(0)), torch.no_grad():
     ...     prediction = net(torch.ones(1, 2))
+
+    Attributes:
+        passes: forward-backward passes per step, each a call of the closure.
     """
+
+    passes = 2
 
     def __init__(
         self,
@@ -54,49 +64,71 @@ class BSAM(torch.optim.Optimizer):
         lr: float = 0.5,
         *,
         examples: float,
-        rho: float = 0.01,
+        rho: Real = 0.01,
         betas: tuple[float, float] = (0.9, 0.999),
         prior_precision: float = 40.0,
         damping: float = 0.1,
         s_init: float = 1.0,
         seed: int = 0,
+        member_seeds: Sequence[int] | None = None,
     ) -> None:
         positive = {"lr": lr, "examples": examples, "s_init": s_init}
-        weights = {"rho": rho, "prior_precision": prior_precision, "damping": damping}
+        weights = {"prior_precision": prior_precision, "damping": damping}
         for name, value in positive.items():
             _checks.number(name, value, "a finite number > 0", 0.0)
         for name, value in weights.items():
             _checks.number(name, value, "a finite number >= 0", 0.0, closed=True)
         for beta in betas:
             _checks.number("betas", beta, "two in [0, 1)", 0.0, 1.0, closed=True)
+        rho = real("rho", rho)
+        self._seeds = [0] if member_seeds is None else list(member_seeds)
+        self._members = None if member_seeds is None else len(self._seeds)
+        if isinstance(rho, Tensor) and len(rho) != self._members:
+            raise ValueError(
+                f"rho has {len(rho)} values, one per member, and {member_seeds=}; "
+                "allowed: a number, or as many seeds"
+            )
         self._stream = Stream(seed, normal)
         self._moved = False
-        super().__init__(params, {**positive, **weights, "betas": betas})
+        super().__init__(params, {**positive, **weights, "rho": rho, "betas": betas})
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if self._members not in (None, *p.shape[:1]):
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} with {member_seeds=}; "
+                    "allowed: the parameters of an Ensemble, one seed per member"
+                )
 
     @torch.no_grad()
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
-        """One step; returns the detached loss at w + rho g / s.
+        """One step; returns the detached loss at w + rho g / s, () or (members,).
 
-        `closure` calls `backward()` on the batch's mean loss, and returns it. g~ is in
-        `p.grad` afterwards. If a gradient is not finite, no parameter, m or s changes.
+        `closure` calls `backward()` on the batch's mean loss, and returns it; of an
+        ensemble, `backward()` on the sum of its members' mean losses, (members,). g~ is
+        in `p.grad` afterwards. If a gradient is not finite, no parameter, m or s
+        changes; a member of an ensemble is lost by itself: its parameters become NaN.
         """
         params = self._params()
-        with self._shift(params, self._scale(params, self._stream.draw(list(params)))):
-            grads, _ = _evaluate(params, closure)
+        noise = self._stream.draw(list(params), self._seeds)
+        with self._shift(params, self._scale(params, noise)):
+            grads, _ = self._evaluate(params, closure)
         sizes: list[Tensor | float] = []
         for p, g in zip(params, grads, strict=True):
             s = self.state[p]["s"]
             sizes.append(0.0 if g is None else s.sqrt().mul_(g.abs()))
             if g is not None:
-                g.mul_(params[p]["rho"]).div_(s)
+                g.mul_(along_members(params[p]["rho"], g)).div_(s)
         with self._shift(params, grads):
-            grads, loss = _evaluate(params, closure)
+            grads, loss = self._evaluate(params, closure)
         tensors = [t for t in (*sizes, *grads) if isinstance(t, Tensor)]
-        if not l2_norm(tensors).isfinite():
+        finite = l2_norm(tensors, self._members).isfinite()
+        if self._members is None and not finite:
             return loss
+        lost = torch.where(finite, 0.0, torch.nan)
         for p, size, grad in zip(params, sizes, grads, strict=True):
             if grad is None:
                 continue
+            if self._members is not None:
+                grad.add_(along_members(lost, grad))
             group = params[p]
             m = self.state[p]["m"]
             s = self.state[p]["s"]
@@ -134,6 +166,26 @@ class BSAM(torch.optim.Optimizer):
                 self.state[p]["m"] = torch.zeros_like(p)
                 self.state[p]["s"] = torch.full_like(p, group["s_init"])
         return params
+
+    def _evaluate(
+        self, params: Params, closure: Closure
+    ) -> tuple[list[Tensor | None], Tensor]:
+        for p in params:
+            p.grad = None
+        with torch.enable_grad():
+            loss = closure()
+        grads = [p.grad for p in params]
+        if not isinstance(loss, Tensor) or not present(grads):
+            raise ValueError(
+                "the closure must call backward() on the loss, and return it"
+            )
+        if loss.numel() != len(self._seeds):
+            raise ValueError(
+                f"the closure returned a loss of shape {tuple(loss.shape)}; allowed: a "
+                "number, or one per member with `member_seeds`, the seeds of an Ensemble"
+            )
+        shape = () if self._members is None else (self._members,)
+        return grads, loss.detach().reshape(shape)
 
     @contextmanager
     def _shift(self, params: Params, shifts: Sequence[Tensor | None]) -> Iterator[None]:
@@ -175,14 +227,3 @@ class BSAM(torch.optim.Optimizer):
         """Take back what `state_dict` gave."""
         self._stream.load_state_dict(state_dict["noise"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "noise"})
-
-
-def _evaluate(params: Params, closure: Closure) -> tuple[list[Tensor | None], Tensor]:
-    for p in params:
-        p.grad = None
-    with torch.enable_grad():
-        loss = closure()
-    grads = [p.grad for p in params]
-    if not isinstance(loss, Tensor) or not present(grads):
-        raise ValueError("the closure must call backward() on the loss, and return it")
-    return grads, loss.detach().reshape(())

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.methods import BSAM, Method
 from flatnb.methods.noise import Stream, normal
 
@@ -326,3 +327,75 @@ def test_is_an_optimizer_and_no_method() -> None:
     optimizer = BSAM(Net().parameters(), examples=10)
     assert isinstance(optimizer, torch.optim.Optimizer)
     assert not isinstance(optimizer, Method)
+
+
+# -- an ensemble
+# ---------------------------------------------------------------------
+
+SEEDS, RATES, RHOS = [4, 9, 4], [0.4, 0.1, 0.2], [0.05, 0.4, 0.0]
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def trained(model: nn.Module, optimizer: BSAM, spoiled: int | None = None) -> None:
+    """15 steps of cross-entropy; in the third a member's first gradient is infinite."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20, 2, generator=generator, dtype=torch.float64)
+    y = torch.randint(3, (20,), generator=generator)
+    calls = 0
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 1
+        logits = model(x)
+        losses = -logits.log_softmax(-1)[..., torch.arange(20), y].mean(-1)
+        losses.sum().backward()
+        if spoiled is not None and calls == 5:
+            next(model.parameters()).grad[spoiled, 0, 0] = torch.inf
+        return losses
+
+    for _ in range(15):
+        loss = optimizer.step(closure)
+    assert loss.shape == ((model.members,) if isinstance(model, Ensemble) else ())
+
+
+def ensemble(spoiled: int | None = None) -> Ensemble:
+    model = Ensemble(small, 3, SEEDS)
+    rho = torch.tensor(RHOS, dtype=torch.float64)
+    settings = {**SETTINGS, "lr": max(RATES), "rho": rho, "member_seeds": SEEDS}
+    optimizer = BSAM(model.parameters(), **settings)
+    member_learning_rates(optimizer, RATES)
+    trained(model, optimizer, spoiled)
+    return model
+
+
+def test_members_train_as_alone_with_a_rate_a_radius_and_a_seed_each() -> None:
+    model = ensemble()
+    for i, (seed, lr, rho) in enumerate(zip(SEEDS, RATES, RHOS, strict=True)):
+        torch.manual_seed(seed)
+        alone = small()
+        own = {"lr": lr, "rho": rho, "seed": SETTINGS["seed"] + seed}
+        trained(alone, BSAM(alone.parameters(), **{**SETTINGS, **own}))
+        for p, q in zip(model.member(i).parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-12)
+
+
+def test_a_member_that_is_not_finite_is_lost_alone() -> None:
+    whole, spoiled = ensemble(), ensemble(spoiled=1)
+    for p, q in zip(whole.parameters(), spoiled.parameters(), strict=True):
+        assert q[1].isnan().all()
+        assert torch.equal(p[[0, 2]], q[[0, 2]])
+
+
+def test_members_that_do_not_fit_are_refused() -> None:
+    model = Ensemble(small, 3)
+    with pytest.raises(ValueError, match=r"rho has 2 values.*as many seeds"):
+        BSAM(model.parameters(), examples=9, rho=torch.ones(2), member_seeds=[0, 1, 2])
+    with pytest.raises(ValueError, match=r"shape \(3, 5, 2\).*one seed per member"):
+        BSAM(model.parameters(), examples=9, member_seeds=[0, 1])
+    with pytest.raises(
+        ValueError, match=r"loss of shape \(3,\); allowed.*member_seeds"
+    ):
+        trained(model, BSAM(model.parameters(), examples=9))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from flatnb.experiments.runner import Curve, Value, choose
+from flatnb.experiments.runner import Curve, Value
+from flatnb.experiments.study import NOT_FINITE
 from flatnb.experiments.tuning import Setting
 from flatnb.results.provenance import provenance
 from flatnb.results.sweep import Job, Result
@@ -31,15 +32,11 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One task and one method, from `task` to `budget` as the record states them.
-
-    A setting is chosen per "seed", or per "task" by the tuning seed (`scope`); None:
-    nothing is tuned, the first is taken.
-    """
+    """One task and one method, from `task` to `budget` as the record states them."""
 
     name: str  # of the record
     cost: Cost  # of all runs
-    job: Job  # all runs; it returns a `runner.result` of tables [setting][seed]
+    job: Job  # all runs; it returns what `runner.study` does, or is not `tuned`
     sample: Job  # a cheap one, which verifying the record repeats
     task: Mapping[str, Any]
     method: str
@@ -48,7 +45,9 @@ class Experiment:
     seeds: Sequence[int]
     space: str  # what was searched, in words
     budget: int  # the settings that can be chosen, the first so many
-    scope: str | None = "seed"
+    tuned: bool = True  # False: the first setting is taken, and all runs are fresh
+    at_edge: Callable[[Setting], list[str]] = lambda chosen: []
+    run: Callable[[Setting, int], Job] | None = None  # one run, tables [setting][seed]
     sampled: Sequence[str] = _SAMPLED  # metrics of the sample that the record keeps
 
     def jobs(self) -> list[Job]:
@@ -69,11 +68,12 @@ class Experiment:
             name: np.array(t, dtype=object) for name, t in runs["metrics"].items()
         }
         final = {name: table[..., -1].tolist() for name, table in tables.items()}
-        final |= runs.get("flatness", {}) | runs.get("tuning", {})
-        selection = self._selection(final)
-        chosen = (selection["chosen"], range(len(self.seeds)))
+        final |= runs.get("flatness", {})
+        selection = self._selection(runs)
+        setting = selection["setting"]
+        evaluation = {"evaluation": runs["evaluation"]} if self.tuned else {}
         return {
-            "schema": 1,
+            "schema": 2,
             "name": self.name,
             "task": self.task,
             "method": self.method,
@@ -83,74 +83,67 @@ class Experiment:
             "final": final,
             "curves": {
                 "epochs": runs["epochs"],
-                "setting": selection["chosen"],
-                "metrics": {n: table[chosen].tolist() for n, table in tables.items()},
+                "setting": [setting] * len(self.seeds),
+                "metrics": {n: table[setting].tolist() for n, table in tables.items()},
             },
             "selection": selection,
-            "failures": self._failures(final, selection["chosen"]),
-            "sample": self._sample(sample),
+            **evaluation,
+            "failures": runs.get("failures") or self._failures(final),
+            "sample": self._check(self.sample, self._ends(sample)),
             "provenance": {
                 **provenance(),
-                "threads": runs["threads"],
-                "device": runs["device"],
+                **runs["machine"],
                 "seconds": sum(result.seconds for result in results),
             },
         }
 
-    def _selection(self, final: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
-        scope = self.scope or "task"
-        stated = {"space": self.space, "budget": self.budget, "per": scope}
-        if self.scope is None:
+    def whole_run(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The first run of a record's evaluation, to its last epoch, in the form of a
+        record's sample; ValueError if the record has none."""
+        if self.run is None or "evaluation" not in record:
+            raise ValueError(f"{self.name} has no evaluation of which to repeat a run")
+        first = record["evaluation"]["chosen"]
+        setting = record["settings"][first["settings"][0]]
+        ends = {metric: first["final"][metric][0] for metric in self.sampled}
+        return self._check(self.run(setting, first["seeds"][0]), ends)
+
+    def _selection(self, runs: Value) -> dict[str, Any]:
+        stated = {"space": self.space, "budget": self.budget, "per": "task"}
+        if not self.tuned:
             unused = dict.fromkeys(("split", "metric", "ties"))
-            return {**stated, **unused, "chosen": [0] * len(self.seeds)}
-
-        def column(metric: str, seed: int) -> Curve:
-            if self.scope == "task":
-                metric, seed = f"tuning_{metric}", 0
-            return [row[seed] for row in final[metric][: self.budget]]
-
-        seeds = range(len(self.seeds))
-        accuracies = [column("val_accuracy", seed) for seed in seeds]
-        losses = [column("val_loss", seed) for seed in seeds]
-        name = [*self.settings[0], "lr"][1]  # the first, but for the rate
-        sizes: Curve = [-setting[name] for setting in self.settings[: self.budget]]
+            nothing = {"setting": 0, "chosen": [0] * len(self.seeds), "at_edge": []}
+            return {**stated, **unused, **nothing}
+        setting = runs["choice"]["setting"]
         return {
             **stated,
             "split": "val",
             "metric": "accuracy",
             "ties": "loss",
-            "chosen": list(map(choose, accuracies, losses)),
-            "otherwise": {
-                "rule": "val accuracy, ties to the largest hyperparameter",
-                "chosen": [choose(values, sizes) for values in accuracies],
-            },
+            "setting": setting,
+            "chosen": runs["choice"]["by_seed"],
+            "at_edge": self.at_edge(self.settings[setting]),
         }
 
-    def _failures(
-        self, final: Mapping[str, Sequence[Curve]], chosen: Sequence[int]
-    ) -> list[dict[str, Any]]:
-        """The runs that ended without a number, of those that were made."""
-        metric = self.sampled[0]
-        error = "the loss was not finite"
-        failures = [
-            {"setting": i, "seed": self.seeds[j], "error": error}
-            for i, row in enumerate(final[metric])
+    def _failures(self, final: Mapping[str, Sequence[Curve]]) -> list[dict[str, Any]]:
+        """The runs that ended without a number, where all were made."""
+        return [
+            {"setting": i, "seed": self.seeds[j], "error": NOT_FINITE}
+            for i, row in enumerate(final[self.sampled[0]])
             for j, end in enumerate(row)
-            if end is None and (self.scope != "task" or i == chosen[j])
-        ]
-        return failures + [
-            {"setting": i, "seed": self.seeds[0], "error": f"tuning: {error}"}
-            for i, row in enumerate(final.get(f"tuning_{metric}", ()))
-            if row[0] is None
+            if end is None and not self.tuned
         ]
 
-    def _sample(self, sample: Value) -> dict[str, Any]:
-        """Where the sample's first run ended, and how far a repetition may lie: other
+    def _ends(self, value: Value) -> dict[str, Any]:
+        """Where the first run ended."""
+        return {m: value["metrics"][m][0][0][-1] for m in self.sampled}
+
+    def _check(self, job: Job, ends: Mapping[str, Any]) -> dict[str, Any]:
+        """A run that can be repeated, and how far a repetition may lie: other
         processors round otherwise, and training amplifies it."""
-        ends, tolerance = {}, {}
-        for metric in self.sampled:
-            path = f"metrics.{metric}.0.0.-1"
-            ends[path] = sample["metrics"][metric][0][0][-1]
-            tolerance[path] = 0.02 if self.scope else 0.02 * abs(ends[path] or 0.0)
-        job = {"call": self.sample.call, "settings": self.sample.settings}
-        return {**job, "metrics": ends, "tolerance": tolerance}
+        found = {f"metrics.{metric}.0.0.-1": end for metric, end in ends.items()}
+        tolerance = {
+            path: 0.02 if self.tuned else 0.02 * abs(end or 0.0)
+            for path, end in found.items()
+        }
+        stated = {"call": job.call, "settings": job.settings}
+        return {**stated, "metrics": found, "tolerance": tolerance}

@@ -1,19 +1,18 @@
 """Images from scratch: every method, tuned over equally many settings.
 
-Perceptrons train as ensembles: all settings under each seed, for which one is chosen.
-Convolutional nets train one after another: all settings under one seed that is used for
-nothing else, then the chosen one under fresh seeds. A seed is that of initial weights,
-batch order, augmentation, and the split into training and validation images. SGD with
-momentum 0.9 and a cosine schedule; the baseline AdamW has its own optimizer.
+Perceptrons train as ensembles, all settings under each of five seeds. Convolutional nets
+train one after another: all settings under one seed, the best two under two more. The
+chosen setting is evaluated under fresh seeds, see `flatnb.experiments.study`. A seed is that of
+initial weights, batch order, augmentation, and the split into training and validation
+images. SGD with momentum 0.9 and a cosine schedule; AdamW has its own optimizer.
 """
 
-import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -23,9 +22,11 @@ from flatnb import models
 from flatnb.data import Data, Split, augment
 from flatnb.data.images import BUILT_IN
 from flatnb.experiments import runner
+from flatnb.experiments import study as selection
 from flatnb.experiments.experiment import Cost, Experiment
-from flatnb.experiments.runner import Training, Value
-from flatnb.experiments.tuning import METHODS, SGD, Design, Setting, Tuned
+from flatnb.experiments.runner import TUNING_SEED, Member, Training, Value
+from flatnb.experiments.study import Trainer
+from flatnb.experiments.tuning import METHODS, SGD, Design, Range, Setting, Tuned
 from flatnb.results.sweep import Job
 
 AUGMENTATIONS: dict[str, Any] = {
@@ -44,8 +45,6 @@ class Images:
     width: int
     epochs: int
     batch: int
-    budget: int  # settings per method
-    seeds: int
     depth: int = 1
     n_train: int | None = None
     n_val: int | None = None
@@ -66,6 +65,17 @@ class FineTuning:
     every: int = 10
 
 
+class Plan(NamedTuple):
+    """What is run of a task, and what it costs."""
+
+    cost: Cost  # of a run
+    budget: int  # settings per method
+    seeds: Sequence[int]  # of the selection
+    fresh: Sequence[int]  # of the evaluation
+    finalists: int | None = None  # see `flatnb.experiments.study`
+    rates: Range = SGD.rates
+
+
 DIGITS = Images(
     name="digits-mlp",
     data="digits",
@@ -73,8 +83,25 @@ DIGITS = Images(
     width=64,
     epochs=40,
     batch=64,
-    budget=20,
-    seeds=5,
+)
+_MNIST = replace(
+    DIGITS,
+    name="MNIST-n5000-mlp",
+    data="MNIST",
+    epochs=20,
+    batch=100,
+    n_train=5000,
+    n_val=2000,
+)
+_FASHION = replace(
+    _MNIST,
+    name="FashionMNIST-mlp",
+    data="FashionMNIST",
+    width=1000,
+    epochs=50,
+    batch=200,
+    n_train=None,
+    n_val=None,
 )
 _CNN = Images(
     name="cifar10-jpeg-resnet18",
@@ -83,68 +110,48 @@ _CNN = Images(
     width=64,
     epochs=50,
     batch=128,
-    budget=4,
-    seeds=3,
     augment="crop, flip",
     weight_decay=5e-4,
 )
-_PART = replace(_CNN, n_train=4000, n_val=1000, n_test=2000)
+# No augmentation, and epochs enough: plain training passes 95 % training accuracy.
+_PART = replace(
+    _CNN,
+    name="cifar10-jpeg-n4000-small_cnn",
+    net="small_cnn",
+    width=32,
+    epochs=60,
+    n_train=4000,
+    n_val=1000,
+    n_test=10_000,
+    augment="none",
+    every=60,
+)
 _RESNET34 = replace(_CNN, net="resnet34")
-# Each task, and what it costs.
-TASKS: dict[Images | FineTuning, Cost] = {
-    DIGITS: Cost(4, 0.02, 0.055),
-    replace(
-        DIGITS,
-        name="MNIST-n5000-mlp",
-        data="MNIST",
-        epochs=20,
-        batch=100,
-        budget=12,
-        n_train=5000,
-        n_val=2000,
-    ): Cost(4, 0.1, 0.2),
-    replace(
-        _PART, name="cifar10-jpeg-n4000-small_cnn", net="small_cnn", width=16, epochs=15
-    ): Cost(5, 0.1, 0.8),
-    # A CPU's share of the next: few images, 1/8 of the width, 1/5 of the epochs.
-    replace(
-        _PART, name="cifar10-jpeg-n4000-resnet18", width=8, epochs=10, batch=64
-    ): Cost(5, 0.1, 2.3),
-    _CNN: Cost(5, 2.0, 2800.0),
-    replace(_RESNET34, name="CIFAR10-resnet34", data="CIFAR10"): Cost(8, 3.5, 5800.0),
-    replace(_RESNET34, name="CIFAR100-resnet34", data="CIFAR100"): Cost(8, 3.5, 5800.0),
-    replace(_CNN, name="SVHN-resnet18", data="SVHN", epochs=30): Cost(8, 2.0, 2400.0),
-    replace(
-        DIGITS,
-        name="FashionMNIST-mlp",
-        data="FashionMNIST",
-        width=1000,
-        epochs=50,
-        batch=200,
-        budget=12,
-    ): Cost(7, 1.0, 60.0),
-    FineTuning(
-        name="digits-10-shots",
-        source=replace(
-            DIGITS, name="digits", net="small_cnn", width=16, epochs=20, budget=8
-        ),
-        shots=10,
-        epochs=30,
-    ): Cost(5, 0.05, 0.15),
-    FineTuning(
-        name="cifar10-jpeg-20-shots",
-        source=replace(_CNN, name="cifar10-jpeg", epochs=30),
-        shots=20,
-        epochs=50,
-    ): Cost(7, 1.0, 850.0),
+_SELECTION, _FRESH = range(5), range(100, 115)
+_NETS = (range(TUNING_SEED, TUNING_SEED + 3), range(5), 2)
+TASKS: dict[Images, Plan] = {
+    DIGITS: Plan(Cost(2, 0.02, 0.055), 20, _SELECTION, _FRESH),
+    _MNIST: Plan(Cost(2, 0.1, 0.2), 12, _SELECTION, _FRESH),
+    _PART: Plan(Cost(2, 0.02, 2.6), 12, *_NETS, Range(0.05, 0.8, 0.1, ("low", "high"))),
+    _CNN: Plan(Cost(5, 2.0, 2800.0), 8, *_NETS),
+    replace(_RESNET34, name="CIFAR10-resnet34", data="CIFAR10"): Plan(
+        Cost(8, 3.5, 5800.0), 8, *_NETS
+    ),
+    replace(_RESNET34, name="CIFAR100-resnet34", data="CIFAR100"): Plan(
+        Cost(8, 3.5, 5800.0), 8, *_NETS
+    ),
+    replace(_CNN, name="SVHN-resnet18", data="SVHN", epochs=30): Plan(
+        Cost(8, 2.0, 2400.0), 8, *_NETS
+    ),
+    _FASHION: Plan(Cost(7, 1.0, 60.0), 12, _SELECTION, _FRESH),
 }
 
 
 def experiments() -> Iterator[Experiment]:
     """All experiments on images."""
-    for task, cost in TASKS.items():
+    for task, plan in TASKS.items():
         for method in methods(task):
-            yield experiment(task, method, cost)
+            yield experiment(task, method, plan)
 
 
 @lru_cache(maxsize=2)
@@ -200,32 +207,82 @@ def train_perceptrons(
     seeds: list[int],
     checkpoint: Path | None = None,
 ) -> Value:
-    """Train a task's perceptron, an ensemble per seed: `runner.train_members`.
+    """Train a task's perceptron under each setting and seed, an ensemble per seed, with
+    tables [setting][seed].
 
     >>> job = dict(task=asdict(DIGITS) | {"epochs": 1}, method="ERM", seeds=[0, 1])
     >>> value = train_perceptrons(settings=[{"lr": 0.1}], **job)
     >>> len(value["flatness"]["trace"][0])
     2
     """
+    members = [Member(setting, seed) for setting in settings for seed in seeds]
+    return selection.tables(_ensembles(task, method)(members, checkpoint), len(seeds))
+
+
+def study(
+    *,
+    train: str,
+    task: dict[str, Any],
+    method: str,
+    settings: list[Setting],
+    budget: int,
+    seeds: list[int],
+    fresh: list[int],
+    finalists: int | None = None,
+    checkpoint: Path | None = None,
+) -> Value:
+    """Select a setting and evaluate it: `flatnb.experiments.study`. `train` is
+    "ensembles", or what trains one net, as "flatnb.experiments.images:train_one"."""
+    alone = train != "ensembles"
+    return selection.study(
+        _one_by_one(train, task, method) if alone else _ensembles(task, method),
+        settings,
+        budget=budget,
+        seeds=seeds,
+        fresh=fresh,
+        finalists=finalists,
+        checkpoint=checkpoint,
+    )
+
+
+def _ensembles(task: dict[str, Any], method: str) -> Trainer:
     stated = Images(**task)
 
-    def train(seed: int) -> Value:
+    def train(members: Sequence[Member], seed: int, checkpoint: Path | None) -> Value:
         data = load(stated, seed)
         return runner.train_members(
             lambda: make_net(stated, data),
-            lambda seeds: data,
+            lambda members: data,
             METHODS[method],
-            settings,
-            [seed],
+            members,
             Training(stated.epochs, stated.every, seed, checkpoint=checkpoint),
         )
 
-    first, *rest = map(train, seeds)
-    for kind, value in itertools.product(("metrics", "flatness"), rest):
-        for name, table in first[kind].items():
-            for row, column in zip(table, value[kind][name], strict=True):
-                row += column
-    return first
+    def run(members: Sequence[Member], checkpoint: Path | None) -> Value:
+        places: dict[int, list[int]] = {}
+        for i, member in enumerate(members):
+            places.setdefault(member.seed, []).append(i)
+        values = [
+            train([members[i] for i in part], seed, checkpoint)
+            for seed, part in places.items()
+        ]
+        order = [i for part in places.values() for i in part]
+        return selection.joined(values, order)
+
+    return run
+
+
+def _one_by_one(call: str, task: dict[str, Any], method: str) -> Trainer:
+    def run(members: Sequence[Member], checkpoint: Path | None) -> Value:
+        values = []
+        for k, member in enumerate(members):
+            given = {"setting": member.setting, "seed": member.seed}
+            job = Job(call, {"task": task, "method": method, **given})
+            file = checkpoint and checkpoint.with_suffix(f".{k}.pt")
+            values.append(selection.flat(job.run(file)))
+        return selection.joined(values, range(len(values)))
+
+    return run
 
 
 def train_one(
@@ -246,62 +303,71 @@ def train_one(
     return runner.train_net(net, data, METHODS[method], setting, training)
 
 
-def _together(task: Images | FineTuning) -> bool:
-    return isinstance(task, Images) and task.net == "mlp"
-
-
-def methods(task: Images | FineTuning) -> list[Tuned]:
+def methods(task: Images) -> list[Tuned]:
     """Those tuned on images: auxiliary nets need an ensemble; SGD would be ERM."""
     return [
         method
         for method in METHODS.values()
         if method.design >= Design.TUNED
         and method.optimizer is not SGD
-        and (_together(task) or not method.auxiliary)
+        and (task.net == "mlp" or not method.auxiliary)
     ]
 
 
-def experiment(task: Images | FineTuning, method: Tuned, cost: Cost) -> Experiment:
+def experiment(task: Images, method: Tuned, plan: Plan) -> Experiment:
     """The experiment of one task and method; the learning rate is tuned, too."""
-    facts: dict[str, Any] = {"schedule": "cosine", "budget_unit": "epochs"}
-    if isinstance(task, FineTuning):
-        module, source = "finetune", task.source
-        facts["pretraining"] = "ERM, SGD, momentum 0.9, lr 0.1, cosine"
-    else:
-        module, source = "images", task
+    together = task.net == "mlp"
+    train = "ensembles" if together else f"{__name__}:train_one"
+    return study_of(f"images/{task.name}", task, train, method, plan)
+
+
+def study_of(
+    name: str, task: Any, train: str, method: Tuned, plan: Plan, **facts: Any
+) -> Experiment:
+    """The experiment of a task, a dataclass, whose runs `train` makes, see `study`."""
     optimizer = method.optimizer or SGD
-    stated = asdict(task)
-    settings = method.settings(source.budget, optimizer.rates)
-    seeds = list(range(source.seeds))
-    name = f"{module}/{task.name}"
-    runs: dict[str, Any] = {"task": stated, "method": method.name, "seeds": seeds}
-    short = {"task": {**stated, "epochs": 1, "every": 1}, "method": method.name}
-    if _together(task):
+    rates = plan.rates if optimizer is SGD else optimizer.rates
+    settings = method.settings(plan.budget, rates)
+    budget = len(settings)
+    together = train == "ensembles"
+    if together:
         settings.append(method.published(optimizer.rates.default))
-        count = method.work(len(settings)) / len(settings) * len(seeds)
-        call = f"{__name__}:train_perceptrons"
-        sample = Job(call, {**short, "settings": settings[:1], "seeds": [0]})
-        note = method.note
+        count = method.work(len(settings) * len(plan.seeds) + 2 * len(plan.fresh))
     else:
-        count = method.passes * (len(settings) + len(seeds))
-        call = f"{runner.__name__}:tune"
-        runs["train"] = f"{__package__}.{module}:train_one"
-        sample = Job(runs["train"], {**short, "setting": settings[0], "seed": 0})
-        facts["tuning_seed"] = runner.TUNING_SEED
-        note = "tuning_*: every setting under the tuning seed, in the first column"
-    if note:
-        facts["note"] = note
+        finals = (plan.finalists or 0) * (len(plan.seeds) - 1)
+        count = method.work(budget + finals + len(plan.fresh))
+    stated = asdict(task)
+    given = {"task": stated, "method": method.name}
+
+    def run(setting: Setting, seed: int, **changed: int) -> Job:
+        job = {**given, "task": {**stated, **changed}}
+        if together:
+            several = {"settings": [setting], "seeds": [seed]}
+            return Job(f"{__name__}:train_perceptrons", {**job, **several})
+        return Job(train, {**job, "setting": setting, "seed": seed})
+
+    studied = {
+        "train": train,
+        "settings": settings,
+        "budget": budget,
+        "seeds": list(plan.seeds),
+        "fresh": list(plan.fresh),
+        "finalists": plan.finalists,
+    }
+    described = {"optimizer": optimizer.name, "schedule": "cosine", **facts}
+    described |= {"note": method.note} if method.note else {}
     return Experiment(
         name=f"{name}/{method.name}",
-        cost=cost.times(count),
-        job=Job(call, {**runs, "settings": settings}),
-        sample=sample,
-        task={**stated, "name": name, "optimizer": optimizer.name, **facts},
+        cost=plan.cost.times(count),
+        job=Job(f"{__name__}:study", {**given, **studied}),
+        sample=run(settings[0], plan.seeds[0], epochs=1, every=1),
+        task={**stated, "name": name, "budget_unit": "epochs", **described},
         method=method.name,
         passes=method.passes,
         settings=settings,
-        seeds=seeds,
-        space=method.described(optimizer.rates),
-        budget=source.budget,
-        scope="seed" if _together(task) else "task",
+        seeds=list(plan.seeds),
+        space=method.described(rates),
+        budget=budget,
+        at_edge=partial(method.at_edge, settings[:budget], rates=rates),
+        run=run,
     )

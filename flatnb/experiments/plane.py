@@ -4,19 +4,25 @@ The perceptron, its training and the equal grid are those of M. J. Holland and K
 Nakatani, "Soft ascent-descent as a stable and flexible alternative to flooding",
 NeurIPS 2024 (their code: 4 hidden layers of 500, BatchNorm, Adam at 1e-3, batches of
 50, 500 epochs, 15 trials with these seeds, 40 values). All settings and seeds of a
-method train as one ensemble, or as few as memory allows, and see the same order of
-batches; points, labels and initial weights are each seed's own.
+method train as one ensemble, or as few as memory allows. Points, labels, initial
+weights, and the order of batches are each seed's own.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from flatnb import models
-from flatnb.data import plane, stack
+from flatnb.data import Data, plane, stack
+from flatnb.experiments import runner
+from flatnb.experiments import study as selection
 from flatnb.experiments.experiment import Cost, Experiment
-from flatnb.experiments.runner import Training, Value, train_members
+from flatnb.experiments.runner import Member, Training, Value
 from flatnb.experiments.tuning import ADAM, METHODS, Design, Setting, Tuned
 from flatnb.results.sweep import Job
 
@@ -27,6 +33,7 @@ SEEDS = [
     *(17716, 961412, 457707, 491380, 1029701, 288898, 594697, 624232),
     *(528913, 756479, 377024, 986748, 876711, 123711, 458350),
 ]
+FRESH = range(30_000, 31_000)  # of the evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,32 +45,34 @@ class Plane:
     scale: str  # a name for width, epochs, budget and seeds
     width: int
     epochs: int
-    every: int = 50  # epochs from one evaluation to the next
-    n_test: int = 2_000
+    every: int = 100  # epochs from one evaluation to the next
+    n_test: int = 20_000
     budget: int  # settings per method
-    seeds: int
+    seeds: int  # of the selection
+    fresh: int  # seeds of the evaluation
+    repeats: int = 0  # of the selected runs, see `flatnb.experiments.study`
     tuned: bool = False  # the learning rate, too; else LR for all
     equal_passes: bool = False  # p passes per step: 1/p of the epochs
 
 
-_PAPER = Plane(scale="paper", width=500, epochs=500, n_test=20_000, budget=40, seeds=15)
-# As many settings and seeds, in an hour and a quarter of one core for all methods and
-# sets: 200 epochs bring ERM's training loss as low as 500 do at a width of 16.
-NARROW = replace(_PAPER, scale="narrow", width=32, epochs=200, n_test=2_000)
+_PAPER = Plane(scale="paper", width=500, epochs=500, budget=40, seeds=15, fresh=15)
+# As many settings and seeds, in two hours of one core for all methods and sets: 200
+# epochs bring ERM's training loss as low as 500 do at a width of 16.
+NARROW = replace(_PAPER, scale="narrow", width=32, epochs=200, fresh=60, repeats=2)
 # The paper's net on a CPU, for an hour: every fourth value, 5 seeds, and one set.
-_COARSE = replace(_PAPER, scale="coarse", n_test=2_000, budget=10, seeds=5)
+_COARSE = replace(_PAPER, scale="coarse", budget=10, seeds=5)
 _ON_ALL_SETS = (
-    (NARROW, Cost(1, 0.5, 0.6)),
-    (_PAPER, Cost(3, 0.7, 75.0)),
-    (replace(NARROW, tuned=True), Cost(6, 0.5, 0.6)),
-    (replace(NARROW, equal_passes=True), Cost(7, 0.5, 0.6)),
-    (replace(_PAPER, tuned=True), Cost(7, 0.7, 75.0)),
+    (replace(NARROW, tuned=True), Cost(1, 0.05, 1.0)),
+    (replace(NARROW, tuned=True, equal_passes=True), Cost(2, 0.05, 1.0)),
+    (NARROW, Cost(3, 0.05, 1.0)),
+    (_PAPER, Cost(4, 1.5, 75.0)),
+    (replace(_PAPER, tuned=True), Cost(7, 1.5, 75.0)),
 )
 
 
 def experiments() -> Iterator[Experiment]:
     """All experiments in the plane."""
-    tasks = [(_COARSE, Cost(2, 0.5, 10.0))]
+    tasks = [(_COARSE, Cost(3, 0.2, 10.0))]
     for scale, cost in _ON_ALL_SETS:
         sets = itertools.product(("gaussian", "sinusoid", "spiral"), (0.0, 0.05, 0.1))
         tasks += [(replace(scale, data=data, noise=p), cost) for data, p in sets]
@@ -74,18 +83,13 @@ def experiments() -> Iterator[Experiment]:
 
 def train(
     *,
-    data: str,
-    noise: float,
-    n_test: int,
-    width: int,
-    epochs: int,
-    every: int,
-    method: str,
     settings: list[Setting],
     seeds: list[int],
     checkpoint: Path | None = None,
+    **task: Any,
 ) -> Value:
-    """Train the perceptron under each setting and seed: `runner.train_members`.
+    """Train the perceptron under each setting and seed: `runner.train_members`, with
+    tables [setting][seed]. `task` is as of `study`.
 
     >>> sizes = dict(data="spiral", noise=0.0, n_test=40, width=4, epochs=2, every=2)
     >>> settings = METHODS["SAM"].settings(3, 0.001)
@@ -93,15 +97,68 @@ def train(
     >>> [len(row) for row in value["flatness"]["trace"]]
     [2, 2, 2]
     """
-    sets = {s: plane(data, noise=noise, n_test=n_test, seed=s) for s in seeds}
-    return train_members(
-        lambda: models.mlp(2, width, 4, 2),
-        lambda drawn: stack([sets[seed] for seed in drawn]),
-        METHODS[method],
+    members = [Member(setting, seed) for setting in settings for seed in seeds]
+    return selection.tables(_trainer(**task)(members, checkpoint), len(seeds))
+
+
+def study(
+    *,
+    settings: list[Setting],
+    budget: int,
+    seeds: list[int],
+    fresh: list[int],
+    repeats: int = 0,
+    checkpoint: Path | None = None,
+    **task: Any,
+) -> Value:
+    """Select a setting and evaluate it: `flatnb.experiments.study`. `task` is data, noise and
+    n_test, of `flatnb.data.plane`; width, epochs, every, and the method's name."""
+    return selection.study(
+        _trainer(**task),
         settings,
-        seeds,
-        Training(epochs, every, 0, optimizer=ADAM, cosine=False, checkpoint=checkpoint),
+        budget=budget,
+        seeds=seeds,
+        fresh=fresh,
+        repeats=repeats,
+        checkpoint=checkpoint,
     )
+
+
+def _trainer(
+    *,
+    data: str,
+    noise: float,
+    n_test: int,
+    width: int,
+    epochs: int,
+    every: int,
+    method: str,
+) -> Callable[[Sequence[Member], Path | None], Value]:
+    def of(members: Sequence[Member]) -> Data:
+        sets = {member.seed: None for member in members}
+        made = {s: plane(data, noise=noise, n_test=n_test, seed=s) for s in sets}
+        return stack([_in_order(made[member.seed], member) for member in members])
+
+    def run(members: Sequence[Member], checkpoint: Path | None) -> Value:
+        return runner.train_members(
+            partial(models.mlp, 2, width, 4, 2),
+            of,
+            METHODS[method],
+            members,
+            Training(
+                epochs, every, 0, optimizer=ADAM, cosine=False, checkpoint=checkpoint
+            ),
+        )
+
+    return run
+
+
+def _in_order(data: Data, member: Member) -> Data:
+    """The training examples in a member's order: what an ensemble takes as one batch is
+    then another one for each of its members."""
+    generator = torch.Generator().manual_seed(member.stream)
+    order = torch.randperm(len(data.train), generator=generator)
+    return replace(data, train=data.train[order])
 
 
 def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
@@ -121,15 +178,16 @@ def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
     design = "tuned" if task.tuned else "grid"
     end = "-equal-passes" if task.equal_passes else ""
     note = "settings past the budget: the published default"
-    call = f"{__name__}:train"
     runs = {**sizes, "every": task.every, "method": method.name}
     short = {"epochs": 20, "every": 20, "settings": [settings[budget // 2]]}
+    studied = {"settings": settings, "budget": budget, "seeds": seeds}
+    studied |= {"fresh": list(FRESH[: task.fresh]), "repeats": task.repeats}
     count = method.work(len(settings)) / task.budget * epochs / task.epochs
     return Experiment(
         name=f"{name}/{method.name}/{task.scale}-{design}{end}",
         cost=cost.times(count),
-        job=Job(call, {**runs, "settings": settings, "seeds": seeds}),
-        sample=Job(call, {**runs, **short, "seeds": seeds[:2]}),
+        job=Job(f"{__name__}:study", {**runs, **studied}),
+        sample=Job(f"{__name__}:train", {**runs, **short, "seeds": seeds[:2]}),
         task={
             **sizes,
             "name": name,
@@ -146,6 +204,10 @@ def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
         seeds=seeds,
         space=method.described(rates),
         budget=budget,
+        at_edge=partial(method.at_edge, settings[:budget], rates=rates),
+        run=lambda setting, seed: Job(
+            f"{__name__}:train", {**runs, "settings": [setting], "seeds": [seed]}
+        ),
     )
 
 

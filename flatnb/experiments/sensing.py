@@ -85,6 +85,6 @@ def experiment(method: str, sizes: dict[str, int]) -> Experiment:
         seeds=seeds,
         space="the published setting first; the others show what the noise does",
         budget=1,
-        scope=None,
+        tuned=False,
         sampled=METRICS,
     )

@@ -1,14 +1,16 @@
 r"""One declaration per method: what is tuned, over which range, and how it is drawn.
 
 From `METHODS` follow sweeps, `flatnb records todo`, and the colors of `flatnb.plots`.
-The ranges were written before any run, and every method gets the same number of
-settings, learning rate included. One hyperparameter is spaced evenly; d > 1 of them
+Every method gets the same number of settings, learning rate included. The ranges were
+written before any run, and widened once, before the runs that are compared now, where
+an earlier choice lay at an end. One hyperparameter is spaced evenly; d > 1 of them
 take the first points of a sequence that fills the unit cube evenly for any number of
 points (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018),
 
 .. math:: x_{nj} = \left(\tfrac12 + n\, g^{-j}\right) \bmod 1, \qquad g^{d+1} = g + 1.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,30 +33,39 @@ Setting = dict[str, float]
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`, evenly in the logarithm or `linear`; a published default.
+    """From `low` to `high`: evenly, in the logarithm, or in that of what lacks to 1.
 
-    >>> log(0.01, 1.0).value(0.5), even(0.3, 0.9).value(0.5)
-    (0.1, 0.6)
+    `default` is the published one. `edges` are the ends ("low", "high") at which better
+    values may lie beyond: not where the method becomes ERM, or its definition stops.
+
+    >>> log(0.01, 1.0).value(0.5), even(0.3, 0.9).value(0.5), near(0.9, 0.999).value(0.5)
+    (0.1, 0.6, 0.99)
     """
 
     low: float
     high: float
     default: float = math.nan
-    linear: bool = False
+    edges: tuple[str, ...] = ("high",)
+    spacing: str = "in the logarithm"
 
     def value(self, share: float) -> float:
         """The value at a share in [0, 1] of the way, to 6 significant digits."""
-        if self.linear:
-            return float(f"{self.low + share * (self.high - self.low):.6g}")
-        return float(f"{self.low * (self.high / self.low) ** share:.6g}")
+        if self.spacing == "evenly":
+            value = self.low + share * (self.high - self.low)
+        elif self.spacing == "in the logarithm":
+            value = self.low * (self.high / self.low) ** share
+        else:
+            lack = 1 - self.low
+            value = 1 - lack * ((1 - self.high) / lack) ** share
+        return float(f"{value:.6g}")
 
     def __str__(self) -> str:
-        spacing = "evenly" if self.linear else "in the logarithm"
-        return f"[{self.low:g}, {self.high:g}] {spacing}"
+        return f"[{self.low:g}, {self.high:g}] {self.spacing}"
 
 
 log = Range  # (low, high, default), evenly in the logarithm
-even = partial(Range, linear=True)
+even = partial(Range, spacing="evenly")
+near = partial(Range, spacing="in the logarithm of what lacks to 1")
 
 
 @dataclass(frozen=True)
@@ -86,10 +97,11 @@ class Optimizer:
         return optimizer
 
 
-ADAM = Optimizer("Adam", torch.optim.Adam, log(1e-4, 1e-1, 1e-3))
+_BOTH = ("low", "high")
+ADAM = Optimizer("Adam", torch.optim.Adam, log(1e-5, 0.3, 1e-3, _BOTH))
 ADAMW = Optimizer("AdamW", torch.optim.AdamW, ADAM.rates)
 _MOMENTUM = partial(torch.optim.SGD, momentum=0.9)
-SGD = Optimizer("SGD, momentum 0.9", _MOMENTUM, log(1e-3, 1.0, 0.1))
+SGD = Optimizer("SGD, momentum 0.9", _MOMENTUM, log(1e-4, 1.0, 0.1, _BOTH))
 
 # How far the average goes to the weights at step t = 0, 1, ... of so many, (members,).
 
@@ -152,6 +164,7 @@ class Tuned:
     optimizer: Optimizer | None = None  # instead of the task's
     average: Callable[..., Tensor] | None = None  # of the weights: `swa` or `ema`
     auxiliary: int = 0  # nets per seed, each of which scores a part of the examples
+    forwards: int = 0  # per step, without gradient, in a net with BatchNorm
 
     @property
     def name(self) -> str:
@@ -182,6 +195,26 @@ class Tuned:
         end = "settings past the budget: the published default, not eligible"
         return "; ".join([*fixed, *searched, end])
 
+    def at_edge(
+        self, settings: Sequence[Setting], chosen: Setting, rates: Range | float
+    ) -> list[str]:
+        """The hyperparameters of which no tried value lies beyond the chosen one, at an
+        end of their range where better ones may lie.
+
+        >>> tried = METHODS["SAM"].settings(3, 0.1)
+        >>> [METHODS["SAM"].at_edge(tried, one, 0.1) for one in tried]
+        [[], [], ['rho']]
+        """
+        ends = {"low": min, "high": max}
+        return [
+            name
+            for name, span in self._ranges(rates).items()
+            if any(
+                chosen[name] == ends[edge](setting[name] for setting in settings)
+                for edge in span.edges
+            )
+        ]
+
     @property
     def note(self) -> str:
         """What a record states of auxiliary nets."""
@@ -190,7 +223,8 @@ class Tuned:
 
     @property
     def passes(self) -> float:
-        """Forward-backward passes per step, those of auxiliary nets included."""
+        """Forward-backward passes per step in a net with BatchNorm, those of auxiliary
+        nets included; a forward pass alone counts a third."""
         return self.work(1)
 
     def work(self, settings: int) -> float:
@@ -198,10 +232,10 @@ class Tuned:
         share of (n - 1) / n each, count once.
 
         >>> METHODS["SAM"].work(40), METHODS["AdaFlood"].work(40)
-        (80, 44)
+        (80.0, 44.0)
         """
         losses = torch.zeros(1, 1) if self.auxiliary else None
-        passes = self.build([self.published(1.0)], losses).passes
+        passes = self.build([self.published(1.0)], losses).passes + self.forwards / 3
         return settings * passes + max(0, self.auxiliary - 1)
 
     def build(
@@ -217,7 +251,8 @@ class Tuned:
         for setting in settings:
             if {"lr", *setting} != set(names):
                 raise ValueError(f"{setting=}; {self.name} allows: {', '.join(names)}")
-        columns = {name: [s[name] for s in settings] for name in self.space}
+        own = [name for name in self.space if name not in self._averaging]
+        columns = {name: [s[name] for s in settings] for name in own}
         if self.method is ERM:
             return ERM()
         if self.auxiliary:
@@ -233,7 +268,7 @@ class Tuned:
         average = self.average
         if average is None:
             return None
-        columns = {n: torch.tensor([s[n] for s in settings]) for n in self.space}
+        columns = {n: torch.tensor([s[n] for s in settings]) for n in self._averaging}
 
         @torch.no_grad()
         def update(averages: Any, params: Any, count: int | Tensor) -> None:
@@ -242,6 +277,13 @@ class Tuned:
                 value.lerp_(p, along_members(share, p))
 
         return AveragedModel(model, multi_avg_fn=update)
+
+    @property
+    def _averaging(self) -> set[str]:
+        """The hyperparameters of the average, not of the method."""
+        if self.average is None:
+            return set()
+        return set(self.space).intersection(inspect.signature(self.average).parameters)
 
     def _ranges(self, rates: Range | float) -> Mapping[str, Range]:
         if isinstance(rates, Range):
@@ -266,18 +308,18 @@ def _points(dimensions: int, count: int) -> list[list[float]]:
 # grid on images, 0.1 the size of what the SoftAD paper reports as selected.
 _LEVEL = {"level": log(0.005, 1.0, 0.05)}
 _THETA = {"theta": log(0.005, 1.0, 0.1)}
-_GAMMA = {"gamma": even(0.05, 0.95, 0.5)}  # 0: held-out losses as levels; 1: ERM
+_GAMMA = {"gamma": even(0.05, 0.95, 0.5, ())}  # 0: held-out losses as levels; 1: ERM
 _RHO = {"rho": log(0.01, 2.0, 0.05)}
 _ASAM = {"rho": log(0.05, 10.0, 0.5)}
-_RSAM = _RHO | {"sigma": log(0.001, 0.1, 0.01)}
+_RSAM = _RHO | {"sigma": log(0.001, 0.5, 0.01)}
 _LOOKSAM = _RHO | {"alpha": even(0.1, 1.0, 0.7)}
 _GSAM = _RHO | {"alpha": log(0.02, 1.0, 0.2)}
-_FRIENDLY = _RHO | {"lam": even(0.6, 0.95, 0.9)}
-_GNP = {"r": log(0.01, 2.0, 0.1), "alpha": even(0.1, 1.0, 0.8)}
-_SIGMA = {"sigma": log(0.002, 0.2, 0.01)}
+_FRIENDLY = _RHO | {"lam": even(0.6, 0.95, 0.9, _BOTH)}
+_GNP = {"r": log(0.01, 5.0, 0.1), "alpha": even(0.1, 1.0, 0.8, ())}  # 1: SAM
+_SIGMA = {"sigma": log(0.002, 0.5, 0.01)}
 _LAM = {"lam": log(1e-4, 1.0, 0.1)}
-_START = {"start": even(0.3, 0.95, 0.75)}
-_DECAY = {"decay": even(0.9, 0.999, 0.999)}
+_START = {"start": even(0.0, 0.95, 0.75, ())}  # 1: ERM
+_DECAY = {"decay": near(0.8, 0.9995, 0.999)}
 _WEIGHT_DECAY = {"weight_decay": log(1e-4, 1.0, 0.01)}
 _SHORT = (0, (2, 1))
 _LONG = (0, (7, 2))
@@ -292,21 +334,38 @@ _TABLE = (
     Tuned(methods.IFlood, _LEVEL, Look("maroon", ":", "D"), _PAPER),
     Tuned(methods.SoftAD, _THETA, Look("green", "-", "^"), _PAPER),
     Tuned(methods.SAM, _RHO, Look("blue", "-.", "P"), _PAPER),
-    Tuned(methods.NSO, _SIGMA, Look("gold", "-", "h"), _ONE_RATE),
-    Tuned(methods.WeightNoise, _SIGMA, Look("plum", ":", "d"), _ONE_RATE),
+    Tuned(methods.NSO, _SIGMA, Look("gold", "-", "h"), _ONE_RATE, forwards=1),
+    Tuned(methods.WeightNoise, _SIGMA, Look("plum", ":", "d"), _ONE_RATE, forwards=1),
     Tuned(methods.GNP, _GNP, Look("pink", _LONG, "*"), _ONE_RATE),
     Tuned(methods.ASAM, _ASAM, Look("violet", "--", "X"), _ONE_RATE),
     Tuned(methods.FAM, _LAM, Look("sky", _DASH_DOT_DOT, "H"), _ONE_RATE),
     Tuned(adaflood, _GAMMA, Look("red", "-.", "v"), _ONE_RATE, "AdaFlood", auxiliary=5),
     Tuned(methods.USAM, _RHO, Look("blue", ":", "<"), _TUNED),
-    Tuned(methods.RSAM, _RSAM, Look("blue", _SHORT, ">"), _TUNED),
+    Tuned(methods.RSAM, _RSAM, Look("blue", _SHORT, ">"), _TUNED, forwards=1),
     Tuned(ERM, _START, Look("indigo", "-.", "P"), _TUNED, "SWA", average=swa),
     Tuned(ERM, _DECAY, Look("indigo", ":", "X"), _TUNED, "EMA", average=ema),
     Tuned(ERM, _WEIGHT_DECAY, Look("indigo", "--", "s"), _TUNED, "AdamW", ADAMW),
     Tuned(ERM, {}, Look("black", "--", "s"), _TUNED, "SGD", SGD),
-    Tuned(methods.LookSAM, _LOOKSAM, Look("blue", _LONG, "v")),
-    Tuned(methods.GSAM, _GSAM, Look("blue", _DOTS, "D")),
-    Tuned(methods.FriendlySAM, _FRIENDLY, Look("blue", _DASH_DASH_DOT, "s")),
+    Tuned(methods.LookSAM, _LOOKSAM, Look("blue", _LONG, "v"), _TUNED),
+    Tuned(methods.GSAM, _GSAM, Look("blue", _DOTS, "D"), _TUNED),
+    Tuned(methods.FriendlySAM, _FRIENDLY, Look("blue", _DASH_DASH_DOT, "s"), _TUNED),
+    Tuned(
+        methods.SAM,
+        _RHO | _DECAY,
+        Look("indigo", "-", "P"),
+        _TUNED,
+        "SAM-EMA",
+        average=ema,
+    ),
+    Tuned(
+        methods.NSO,
+        _SIGMA | _DECAY,
+        Look("indigo", "-", "h"),
+        _TUNED,
+        "NSO-EMA",
+        average=ema,
+        forwards=1,
+    ),
 )
 METHODS: Mapping[str, Tuned] = {tuned.name: tuned for tuned in _TABLE}
 

@@ -78,6 +78,19 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
             if array.shape != shape or not kinds <= {int, float, type(None)}:
                 size = " × ".join(map(str, shape))
                 yield f"record.{place}.{metric} is not {size} numbers or nulls"
+    evaluation = record.get("evaluation", {})
+    for kind, runs in evaluation.items():
+        count = len(runs["seeds"])
+        for metric, values in runs["final"].items():
+            kinds = set(map(type, values))
+            if len(values) != count or not kinds <= {int, float, type(None)}:
+                place = f"record.evaluation.{kind}.final.{metric}"
+                yield f"{place} is not {count} numbers or nulls"
+        indices = runs["settings"]
+        if {len(indices), len(runs["orders"])} != {count} or max(indices) >= settings:
+            yield f"record.evaluation.{kind} is not a setting and an order for each seed"
+    if selection.get("setting", 0) >= settings:
+        yield "record.selection.setting is no index into settings"
     choices = {
         "curves.setting": curves["setting"],
         "selection.chosen": selection["chosen"],
@@ -87,7 +100,11 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
         if len(indices) != len(seeds) or max(indices, default=0) >= settings:
             yield f"record.{place} is not one index into settings for each seed"
     for failure in record["failures"]:
-        if failure["setting"] >= settings or failure["seed"] not in seeds:
+        drawn = {
+            *seeds,
+            *(seed for runs in evaluation.values() for seed in runs["seeds"]),
+        }
+        if failure["setting"] >= settings or failure["seed"] not in drawn:
             yield f"record.failures has {failure}, of no setting or seed"
     columns = ["record", "task", "method", "passes", "setting", "seed", "loss_gap"]
     columns += ["test_error", *record["final"]]
@@ -98,6 +115,7 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
 
 _RESULTS = (
     "record.final",
+    "record.evaluation",
     "record.curves",
     "record.sample.metrics",
     "record.provenance",

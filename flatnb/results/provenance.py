@@ -24,21 +24,32 @@ def provenance() -> dict[str, Any]:
     >>> sorted(provenance()["packages"])
     ['flatnb', 'numpy', 'torch', 'torchvision']
     """
-    cuda = torch.cuda.is_available()
     commit, dirty = _commit()
-    packages = versions(["torch", "torchvision", "numpy"])
     return {
         "command": _command(sys.orig_argv),
         "commit": commit,
         "dirty": dirty,
         "code": code(),
+        **machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What this process computes on, and with.
+
+    >>> machine()["threads"] >= 1
+    True
+    """
+    cuda = torch.cuda.is_available()
+    packages = versions(["torch", "torchvision", "numpy"])
+    return {
         "python": packages.pop("python"),
         "packages": packages,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "threads": torch.get_num_threads(),
         "cpu": _cpu(),
         "platform": platform.platform(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 

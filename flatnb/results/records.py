@@ -147,7 +147,8 @@ def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
             return path
         raise RecordError(f"{path} holds another result: replace=True replaces it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = {key: content[key] for key in form.schema()["properties"]}
+    keys = form.schema()["properties"]
+    ordered = {key: content[key] for key in keys if key in content}
     with whole(path) as file:
         file.write(form.dump(ordered) + "\n")
     return path

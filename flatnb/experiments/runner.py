@@ -60,7 +60,7 @@ class Training:
         model.to(device(), **layout)
         average = method.averaged(model, settings, self.epochs * data.steps)
         kind = method.optimizer or self.optimizer
-        optimizer = kind.build(model, settings, self.weight_decay)
+        optimizer = kind.build(model, settings, self.weight_decay, len(data.train))
         schedule = CosineAnnealingLR(optimizer, self.epochs) if self.cosine else None
         half = device().type == "cuda" and not isinstance(model, Ensemble)
         run = fit(

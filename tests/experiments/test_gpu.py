@@ -19,7 +19,7 @@ from flatnb.experiments.images import FineTuning, Images
 from flatnb.experiments.tuning import ADAM, METHODS, Design
 
 # Their noise is drawn on the device: another stream than a CPU's.
-DRAW = {"NSO", "WeightNoise", "RSAM"}
+DRAW = {"NSO", "WeightNoise", "RSAM", "BSAM"}
 CNN = Images(
     name="digits",
     data="digits",

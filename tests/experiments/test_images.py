@@ -19,7 +19,7 @@ def image_record(task, method):
     return record_of(images.experiment(task, METHODS[method], FREE))
 
 
-@pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW", "AdaFlood"])
+@pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW", "BSAM", "AdaFlood"])
 def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
     record = image_record(MLP, method)
     assert len(record["settings"]) == 3
@@ -28,7 +28,7 @@ def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
     assert record["selection"]["per"] == "seed"
 
 
-@pytest.mark.parametrize("method", ["FAM", "SWA", "AdamW"])
+@pytest.mark.parametrize("method", ["FAM", "SWA", "AdamW", "BSAM"])
 def test_convolutional_nets_are_tuned_under_a_seed_of_its_own(method):
     record = image_record(CNN, method)
     chosen = record["selection"]["chosen"][0]

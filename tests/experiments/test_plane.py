@@ -33,7 +33,8 @@ def made(method, task=TINY):
 
 
 @pytest.mark.parametrize(
-    "method", ["ERM", "SAM", "GNP", "SWA", "EMA", "AdamW", "SGD", "FAM", "AdaFlood"]
+    "method",
+    ["ERM", "SAM", "GNP", "SWA", "EMA", "AdamW", "SGD", "BSAM", "FAM", "AdaFlood"],
 )
 def test_makes_a_valid_record(method, tmp_path, monkeypatch):
     monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))

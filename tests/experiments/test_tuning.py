@@ -10,7 +10,7 @@ from flatnb import models
 from flatnb.data import Split, plane, stack
 from flatnb.ensemble import member_learning_rates
 from flatnb.experiments import EXPERIMENTS, tuning
-from flatnb.experiments.tuning import ADAM, ADAMW, METHODS, SGD, log
+from flatnb.experiments.tuning import ADAM, ADAMW, BSAM, METHODS, SGD, log
 from flatnb.results import records
 
 
@@ -82,7 +82,8 @@ def test_builds_a_method_of_one_value_a_member_or_of_numbers(method):
     single = method.build([method.published(0.1)], torch.ones(1, 4))
     several = method.build(method.settings(3, ADAM.rates), torch.ones(3, 4))
     assert type(single) is type(several)
-    assert isinstance(single, getattr(flatnb, method.name, flatnb.ERM))
+    of_optimizer = flatnb.ERM if method.optimizer else None
+    assert isinstance(single, of_optimizer or getattr(flatnb, method.name, flatnb.ERM))
     for name in method.space:
         if hasattr(several, name):
             assert getattr(several, name).shape == (3,)
@@ -112,6 +113,7 @@ def test_errors_say_what_is_allowed():
 # --- optimizers and averages --------------------------------------------------------
 
 RATES = [0.1, 0.003, 0.02]
+RHOS = [0.1, 0.01, 1.0]
 
 
 def net():
@@ -162,20 +164,21 @@ def test_each_member_trains_as_alone_with_its_own_learning_rate(kind, cosine):
             torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
 
 
+def double(one):
+    split = {
+        name: Split(getattr(one, name).x.double(), getattr(one, name).y)
+        for name in ("train", "val", "test")
+    }
+    return copy.copy(one).__class__(
+        one.name, **split, classes=one.classes, batch_size=50
+    )
+
+
 def test_under_fit_and_a_method_too():
     sets = [plane("gaussian", n_test=50, seed=s) for s in (0, 1)]
     model = flatnb.Ensemble(net, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     member_learning_rates(optimizer, [0.2, 0.05])
-
-    def double(one):
-        split = {
-            name: Split(getattr(one, name).x.double(), getattr(one, name).y)
-            for name in ("train", "val", "test")
-        }
-        return copy.copy(one).__class__(
-            one.name, **split, classes=one.classes, batch_size=50
-        )
 
     sets = [double(one) for one in sets]
     rho = torch.tensor([0.1, 0.3], dtype=torch.float64)
@@ -189,6 +192,34 @@ def test_under_fit_and_a_method_too():
         assert run.history[-1]["test_loss"][i] == pytest.approx(
             other.history[-1]["test_loss"]
         )
+
+
+def test_bsam_of_an_ensemble_trains_as_plain_nets_under_fit():
+    """A rate and a radius each; the noise is that of one seed, as for plain nets."""
+    settings = [{"lr": lr, "rho": rho} for lr, rho in zip(RATES, RHOS, strict=True)]
+    one = double(plane("gaussian", n_test=50))
+    model = flatnb.Ensemble(net, 3, seeds=[0, 0, 0])
+    optimizer = BSAM.build(model, settings, 0.01, len(one.train))
+    run = flatnb.fit(model, one, flatnb.ERM(), optimizer, epochs=5, seed=0)
+    for i, setting in enumerate(settings):
+        torch.manual_seed(0)
+        alone = net()
+        bsam = BSAM.build(alone, [setting], 0.01, len(one.train))
+        other = flatnb.fit(alone, one, flatnb.ERM(), bsam, epochs=5, seed=0)
+        for p, q in zip(model.member(i).parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+        losses = [entry["test_loss"] for entry in other.history]
+        assert [e["test_loss"][i] for e in run.history] == pytest.approx(losses)
+    assert run.history[-1]["passes"] == 5 * one.steps * METHODS["BSAM"].passes
+    assert METHODS["BSAM"].passes == 2
+
+
+def test_the_prior_of_bsam_is_the_weight_decay():
+    group = BSAM.build(net(), [{"lr": 0.1, "rho": 0.3}], 0.02, 50).param_groups[0]
+    assert (group["examples"], group["prior_precision"]) == (50, 1.0)
+    assert (group["lr"], group["rho"]) == (0.1, 0.3)
+    with pytest.raises(ValueError, match=r"examples=nan; allowed"):
+        BSAM.build(net(), [{"lr": 0.1, "rho": 0.3}])
 
 
 def test_refuses_rates_that_would_enlarge_rounding():

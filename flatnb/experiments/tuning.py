@@ -388,7 +388,7 @@ _TABLE = (
     Tuned(
         methods.SAM,
         _RHO | _DECAY,
-        Look("indigo", "-", "P"),
+        Look("indigo", "-", "p"),
         _TUNED,
         "SAM-EMA",
         average=ema,
@@ -396,7 +396,7 @@ _TABLE = (
     Tuned(
         methods.NSO,
         _SIGMA | _DECAY,
-        Look("indigo", "-", "h"),
+        Look("indigo", _LONG, "h"),
         _TUNED,
         "NSO-EMA",
         average=ema,

@@ -80,15 +80,14 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
                 yield f"record.{place}.{metric} is not {size} numbers or nulls"
     evaluation = record.get("evaluation", {})
     for kind, runs in evaluation.items():
-        count = len(runs["seeds"])
-        for metric, values in runs["final"].items():
-            kinds = set(map(type, values))
-            if len(values) != count or not kinds <= {int, float, type(None)}:
-                place = f"record.evaluation.{kind}.final.{metric}"
-                yield f"{place} is not {count} numbers or nulls"
-        indices = runs["settings"]
-        if {len(indices), len(runs["orders"])} != {count} or max(indices) >= settings:
-            yield f"record.evaluation.{kind} is not a setting and an order for each seed"
+        yield from _run_faults(f"record.evaluation.{kind}", runs, settings)
+        selected = set(seeds).intersection(runs["seeds"])
+        if selected and kind != "repeated":
+            yield f"record.evaluation.{kind} has {min(selected)}, a seed of the selection"
+    if evaluation and record["schema"] == 1:
+        yield "record.evaluation is of schema 2, the record of schema 1"
+    elif evaluation and set(evaluation["chosen"]["settings"]) != {selection["setting"]}:
+        yield "record.evaluation.chosen is not of record.selection.setting"
     if selection.get("setting", 0) >= settings:
         yield "record.selection.setting is no index into settings"
     choices = {
@@ -99,18 +98,28 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     for place, indices in choices.items():
         if len(indices) != len(seeds) or max(indices, default=0) >= settings:
             yield f"record.{place} is not one index into settings for each seed"
+    every_seed = {*seeds}.union(*(runs["seeds"] for runs in evaluation.values()))
     for failure in record["failures"]:
-        drawn = {
-            *seeds,
-            *(seed for runs in evaluation.values() for seed in runs["seeds"]),
-        }
-        if failure["setting"] >= settings or failure["seed"] not in drawn:
+        if failure["setting"] >= settings or failure["seed"] not in every_seed:
             yield f"record.failures has {failure}, of no setting or seed"
-    columns = ["record", "task", "method", "passes", "setting", "seed", "loss_gap"]
-    columns += ["test_error", *record["final"]]
+    columns = ["record", "task", "method", "passes", "setting", "seed", "order"]
+    columns += ["loss_gap", "test_error", *record["final"]]
     columns += {name for setting in record["settings"] for name in setting}
     for name in sorted({name for name in columns if columns.count(name) > 1}):
         yield f"record has a hyperparameter or metric named like the column {name}"
+
+
+def _run_faults(place: str, runs: Mapping[str, Any], settings: int) -> Iterator[str]:
+    """Of fresh runs, of which no two have one seed and order."""
+    seeds, orders, indices = runs["seeds"], runs["orders"], runs["settings"]
+    for metric, values in runs["final"].items():
+        kinds = set(map(type, values))
+        if len(values) != len(seeds) or not kinds <= {int, float, type(None)}:
+            yield f"{place}.final.{metric} is not {len(seeds)} numbers or nulls"
+    if not len(indices) == len(orders) == len(seeds) or max(indices) >= settings:
+        yield f"{place} is not a setting and an order for each seed"
+    elif len(set(zip(seeds, orders, strict=True))) < len(seeds):
+        yield f"{place} has a seed and order twice"
 
 
 _RESULTS = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hostile import MARK, places
-from test_records import NAME, example
+from test_records import NAME, example, of_schema_1
 
 from flatnb.results import form, records
 
@@ -57,10 +57,13 @@ def mutated(record: dict[str, Any], draw: random.Random) -> str:
     return json.dumps(record).replace(f'"{MARK}"', draw.choice(RAW))
 
 
-@pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(params=[1, 2], ids=["schema 1", "schema 2"])
+def file(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
     monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
-    return records.save(example())
+    record = example()
+    return records.save(of_schema_1(record) if request.param == 1 else record)
 
 
 def is_refused(file: Path, text: str) -> bool:
@@ -73,6 +76,10 @@ def is_refused(file: Path, text: str) -> bool:
         return True
     assert len(records.frame(record)) == len(record["settings"]) * len(record["seeds"])
     assert records.selected(record).keys() == record["final"].keys()
+    for runs in record.get("evaluation", {}).values():
+        size = len(runs["seeds"])
+        assert {len(values) for values in runs["final"].values()} <= {size}
+        assert [record["settings"][i] for i in runs["settings"]]
     assert form.parse(form.dump(record)) == record
     return False
 

@@ -23,9 +23,16 @@ NAME = "plane/circle-0.05/SAM"
 
 
 def example(name: str = NAME) -> dict[str, Any]:
-    """A record of three settings and two seeds; one run failed."""
+    """A record of three settings and two seeds, evaluated by three; one run failed."""
+
+    def fresh(settings: list[int], seeds: list[int], orders: list[int]) -> Any:
+        losses = [1 / 3, math.nan, 0.25, 0.5][: len(seeds)]
+        accuracies = [0.91, 0.5, 0.93, 0.92][: len(seeds)]
+        final = {"test_accuracy": accuracies, "test_loss": losses}
+        return dict(settings=settings, seeds=seeds, orders=orders, final=final)
+
     return {
-        "schema": 1,
+        "schema": 2,
         "name": name,
         "task": {
             "name": "plane",
@@ -51,13 +58,20 @@ def example(name: str = NAME) -> dict[str, Any]:
         },
         "selection": {
             "space": "lr 0.1, 1/3; rho 0.05, 0.1",
-            "budget": 3,
+            "budget": 2,
             "split": "val",
             "metric": "accuracy",
             "ties": "loss",
-            "per": "seed",
+            "per": "task",
+            "setting": 1,
+            "at_edge": ["rho"],
             "chosen": [1, 0],
             "otherwise": {"rule": "ties to the largest rho", "chosen": [1, 1]},
+        },
+        "evaluation": {
+            "chosen": fresh([1] * 3, [100, 101, 102], [0] * 3),
+            "default": fresh([2] * 3, [100, 101, 102], [0] * 3),
+            "repeated": fresh([1, 0] * 2, [0, 7] * 2, [1, 1, 2, 2]),
         },
         "failures": [{"setting": 2, "seed": 7, "error": "the loss was nan in epoch 1"}],
         "sample": {
@@ -68,6 +82,13 @@ def example(name: str = NAME) -> dict[str, Any]:
         },
         "provenance": {**provenance(), "seconds": 12.3456789},
     }
+
+
+def of_schema_1(record: dict[str, Any]) -> dict[str, Any]:
+    """The record as it was before selection and evaluation were apart."""
+    del record["evaluation"], record["selection"]["setting"]
+    del record["selection"]["at_edge"]
+    return record | {"schema": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -133,9 +154,19 @@ def test_what_is_saved_is_loaded_rounded_where_it_is_a_result(folder: Path) -> N
     assert loaded["sample"]["settings"] == {"values": [1 / 3, 1.0]}
     assert loaded["final"]["test_loss"] == [[0.3, 0.333333], [0.2, 0.25], [None, None]]
     assert loaded["curves"]["metrics"]["test_loss"][1][2] == 0.333333
+    fresh = loaded["evaluation"]["chosen"]["final"]["test_loss"]
+    assert fresh == [0.333333, None, 0.25]
     assert loaded["sample"]["metrics"]["loss"] == 0.666667
     assert loaded["provenance"]["seconds"] == 12.3457
     assert list(loaded) == list(form.schema()["properties"])
+
+
+def test_a_record_of_schema_1_is_read_as_it_is() -> None:
+    record = of_schema_1(example())
+    records.save(record)
+    loaded = records.load(NAME)
+    assert loaded["schema"] == 1 and "evaluation" not in loaded
+    assert records.selected(loaded)["test_accuracy"] == [0.94, 0.92]
 
 
 def test_arrays_and_tensors_become_lists() -> None:
@@ -221,7 +252,7 @@ def test_a_full_disk_loses_nothing(folder: Path, full_disk: Callable[[], None]) 
         ("[" * 100_000, "is not JSON"),
         (b"\xff", "is not JSON"),
         ("[]", r"a.json is not a valid record: record: \[\] is not of type 'object'"),
-        ('{"schema": 2}', r"record\.schema: 2 is not one of"),
+        ('{"schema": 3}', r"record\.schema: 3 is not one of"),
     ],
 )
 def test_other_files_are_refused(folder: Path, text: str | bytes, message: str) -> None:
@@ -293,6 +324,25 @@ def test_reading_and_saving_need_no_package_of_the_book() -> None:
             [{"setting": 0, "seed": 1, "error": ""}],
             "failures has .*, of no setting or seed",
         ),
+        ("selection.setting", 3, "record.selection.setting is no index"),
+        ("selection.setting", 0, "evaluation.chosen is not of record.selection.sett"),
+        ("evaluation.chosen.settings", [], r"chosen.settings: \[\] "),
+        ("evaluation.chosen.settings", [1, 1], "chosen is not a setting and an order"),
+        ("evaluation.default.settings", [2, 3, 2], "default is not a setting and an"),
+        ("evaluation.chosen.orders", [0, 0], "chosen is not a setting and an order"),
+        ("evaluation.chosen.orders", [0, 0, -1], "-1 is less than the minimum"),
+        ("evaluation.default.seeds", [5, 6, 5], "default has a seed and order twice"),
+        ("evaluation.chosen.seeds", [5, 6, 7], "chosen has 7, a seed of the selection"),
+        (
+            "evaluation.repeated.orders",
+            [1, 1, 1, 2],
+            "repeated has a seed and order tw",
+        ),
+        ("evaluation.chosen.final.test_loss", [0.1] * 2, "test_loss is not 3 numbers"),
+        ("evaluation.chosen.final.test_loss", [True] * 3, "test_loss is not 3 numbers"),
+        ("evaluation.other", {}, "'other' was unexpected"),
+        ("evaluation", {}, "'chosen' is a required property"),
+        ("schema", 1, "evaluation is of schema 2, the record of sch"),
         ("sample.call", "os:system", "record.sample.call: 'os:system' does not match"),
         ("provenance.date", "today", "record.provenance.date: 'today' does not match"),
     ],
@@ -307,6 +357,14 @@ def test_lists_that_do_not_fit_are_named(
         part = part[key]
     part[last] = value
     with pytest.raises(RecordError, match=message):
+        records.save(record)
+
+
+@pytest.mark.parametrize("key", ["setting", "at_edge"])
+def test_a_record_of_schema_2_says_what_was_chosen(key: str) -> None:
+    record = example()
+    del record["selection"][key]
+    with pytest.raises(RecordError, match=f"'{key}' is a required property"):
         records.save(record)
 
 

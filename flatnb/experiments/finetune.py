@@ -1,16 +1,14 @@
 """Fine-tuning on few examples: the setting in which NSO was proposed, offline.
 
-Plain SGD trains a net on all images of the first half of the classes; then its last
-layer is replaced, and the method trains the whole net on few images of each other
-class. (Zhang, Li and Ju start from nets trained on ImageNet.) A seed is that of both
-trainings, the images taken and the new layer. Rates are searched as from scratch: ERM's
-best was the end of a first range, which was widened for all before any record was made.
+Plain SGD trains a net on all images of the first half of the classes. Then its last
+layer is replaced, and a method trains the whole net on few images of each other class.
+(Zhang, Li and Ju start from nets trained on ImageNet.) A seed is that of the first
+training, of the images taken, and of the new layer.
 """
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +17,19 @@ from torch import nn
 from flatnb.data import Data, Split
 from flatnb.data.base import SPLITS
 from flatnb.experiments import images
-from flatnb.experiments.images import FineTuning, Images
-from flatnb.experiments.runner import Training, Value, train_net
-from flatnb.experiments.tuning import METHODS, Setting
+from flatnb.experiments.images import Images
+from flatnb.experiments.runner import Training, train_net
+from flatnb.experiments.tuning import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning:
+    """A net trained on half of the classes, fine-tuned on few images of the others."""
+
+    name: str
+    source: Images  # the first training
+    shots: int  # images of each class that are fine-tuned on
+    epochs: int  # of fine-tuning
 
 
 def _with_classes(data: Data, first: int, last: int) -> Data:
@@ -81,20 +89,3 @@ def renewed(net: nn.Sequential, classes: int, seed: int) -> nn.Sequential:
     assert isinstance(last, nn.Linear)
     net[-1] = nn.Linear(last.in_features, classes)
     return net
-
-
-def train_one(
-    *,
-    task: dict[str, Any],
-    method: str,
-    setting: Setting,
-    seed: int,
-    checkpoint: Path | None = None,
-) -> Value:
-    """Fine-tune once, or go on from a checkpoint: `runner.train_net`."""
-    stated = FineTuning(**{**task, "source": Images(**task["source"])})
-    net, data, _ = start(stated, seed)
-    net = renewed(net, len(data.classes), seed)
-    decay = stated.source.weight_decay
-    training = Training(stated.epochs, stated.every, seed, decay, checkpoint=checkpoint)
-    return train_net(net, data, METHODS[method], setting, training)

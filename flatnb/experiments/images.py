@@ -2,9 +2,10 @@
 
 Perceptrons train as ensembles, all settings under each of five seeds. Convolutional nets
 train one after another: all settings under one seed, the best two under two more. The
-chosen setting is evaluated under fresh seeds, see `flatnb.experiments.study`. A seed is that of
-initial weights, batch order, augmentation, and the split into training and validation
-images. SGD with momentum 0.9 and a cosine schedule; AdamW has its own optimizer.
+chosen setting is evaluated under fresh seeds: see `flatnb.experiments.study`. A seed is
+that of initial weights, batch order, augmentation, and the split into training and
+validation images. SGD with momentum 0.9 and a cosine schedule; AdamW has its own
+optimizer.
 """
 
 import os
@@ -52,17 +53,6 @@ class Images:
     augment: str = "none"  # or names of `AUGMENTATIONS`
     weight_decay: float = 0.0  # of SGD
     every: int = 10  # epochs from one evaluation to the next
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning:
-    """A net trained on half of the classes, fine-tuned on few images of the others."""
-
-    name: str
-    source: Images  # the first training
-    shots: int  # images of each class that are fine-tuned on
-    epochs: int
-    every: int = 10
 
 
 class Plan(NamedTuple):

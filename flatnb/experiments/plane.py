@@ -111,8 +111,8 @@ def study(
     checkpoint: Path | None = None,
     **task: Any,
 ) -> Value:
-    """Select a setting and evaluate it: `flatnb.experiments.study`. `task` is data, noise and
-    n_test, of `flatnb.data.plane`; width, epochs, every, and the method's name."""
+    """Select a setting and evaluate it: `flatnb.experiments.study`. `task` is data,
+    noise and n_test, of `flatnb.data.plane`; width, epochs, every, and the method."""
     return selection.study(
         _trainer(**task),
         settings,

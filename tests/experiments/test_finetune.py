@@ -1,17 +1,16 @@
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from made import FREE, record_of
 from test_runner import CNN
 
 from flatnb.experiments import finetune, images
-from flatnb.experiments.images import FineTuning
+from flatnb.experiments.finetune import FineTuning
+from flatnb.experiments.runner import Training, train_net
 from flatnb.experiments.tuning import METHODS
-from flatnb.results import records
 
 SOURCE = replace(CNN, epochs=1, n_train=None, n_val=None)
-TASK = FineTuning(name="tiny", source=SOURCE, shots=3, epochs=2, every=1)
+TASK = FineTuning(name="tiny", source=SOURCE, shots=3, epochs=2)
 
 
 def halves(data, shots):
@@ -30,13 +29,22 @@ def test_halves_share_no_class_and_few_images_are_trained_on():
         halves(data, 10_000)
 
 
-@pytest.mark.parametrize("method", ["NSO", "EMA"])
-def test_makes_a_valid_record(method):
-    one = images.experiment(TASK, METHODS[method], FREE)
-    record = record_of(one)
-    assert records.verify(record, one.sample)["inside"].all()
-
-
 def test_a_run_does_not_change_what_the_next_starts_from():
-    given = {"task": asdict(TASK), "method": "ERM", "setting": {"lr": 0.1}, "seed": 0}
-    assert finetune.train_one(**given) == finetune.train_one(**given)
+    def tuned():
+        start, data, _ = finetune.start(TASK, 0)
+        net = finetune.renewed(start, len(data.classes), 0)
+        before = [p.clone() for p in net.parameters()]
+        train_net(net, data, METHODS["ERM"], {"lr": 0.1}, Training(2, 2, 0))
+        assert not any(map(torch.equal, before, net.parameters()))
+        return before
+
+    assert all(map(torch.equal, tuned(), tuned()))
+
+
+def test_only_the_last_layer_is_new():
+    start, data, _ = finetune.start(TASK, 0)
+    net = finetune.renewed(start, len(data.classes), 0)
+    assert all(map(torch.equal, net[:-1].parameters(), start[:-1].parameters()))
+    assert not torch.equal(net[-1].weight, start[-1].weight)
+    other = finetune.renewed(start, len(data.classes), 1)
+    assert not torch.equal(net[-1].weight, other[-1].weight)

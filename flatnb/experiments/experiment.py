@@ -36,7 +36,7 @@ class Experiment:
 
     name: str  # of the record
     cost: Cost  # of all runs
-    job: Job  # all runs; it returns what `runner.study` does, or is not `tuned`
+    job: Job  # all runs; it returns what `study.study` does, or is not `tuned`
     sample: Job  # a cheap one, which verifying the record repeats
     task: Mapping[str, Any]
     method: str
@@ -88,7 +88,7 @@ class Experiment:
             },
             "selection": selection,
             **evaluation,
-            "failures": runs.get("failures") or self._failures(final),
+            "failures": runs["failures"] if self.tuned else self._failures(final),
             "sample": self._check(self.sample, self._ends(sample)),
             "provenance": {
                 **provenance(),
@@ -130,7 +130,7 @@ class Experiment:
             {"setting": i, "seed": self.seeds[j], "error": NOT_FINITE}
             for i, row in enumerate(final[self.sampled[0]])
             for j, end in enumerate(row)
-            if end is None and not self.tuned
+            if end is None
         ]
 
     def _ends(self, value: Value) -> dict[str, Any]:

@@ -3,11 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from flatnb import checkpoint, models
+import flatnb
+from flatnb import checkpoint, models, train
 from flatnb.data import Split, plane, stack
-from flatnb.experiments import runner
+from flatnb.experiments import images, runner
+from flatnb.experiments import plane as in_plane
 from flatnb.experiments.images import Images
-from flatnb.experiments.plane import train
 from flatnb.experiments.runner import Training
 from flatnb.experiments.tuning import ADAM, METHODS
 
@@ -19,8 +20,6 @@ CNN = Images(
     epochs=2,
     every=1,
     batch=64,
-    budget=2,
-    seeds=2,
     n_train=100,
     n_val=50,
 )
@@ -52,6 +51,41 @@ def test_a_label_does_not_train_the_nets_that_score_it():
     torch.testing.assert_close(before[1], after[1])
 
 
+@pytest.mark.parametrize("ensemble", [False, True])
+@pytest.mark.parametrize("name", ["SAM", "NSO"])
+def test_an_average_of_a_method_is_that_of_its_path(name, ensemble):
+    """SAM-EMA trains as SAM, bit for bit, and ends as EMA of that training."""
+    data = plane("spiral", n_test=20, seed=0)
+    combined = METHODS[f"{name}-EMA"]
+    settings = combined.settings(2 if ensemble else 1, ADAM.rates)
+    decays = [{"decay": setting["decay"]} for setting in settings]
+    own = [{k: v for k, v in one.items() if k != "decay"} for one in settings]
+
+    def make():
+        return models.mlp(2, 6, 2, 2)
+
+    def start():
+        torch.manual_seed(0)
+        return flatnb.Ensemble(make, 2) if ensemble else make()
+
+    training = Training(epochs=3, every=3, seed=1, optimizer=ADAM, cosine=False)
+    model = start()
+    _, averaged = training.run(model, data, combined, settings)
+
+    alone = start()
+    average = METHODS["EMA"].averaged(alone, decays, 3 * data.steps)
+    method, optimizer = METHODS[name].build(own), ADAM.build(alone, own)
+    options = dict(epochs=3, seed=1, every=3, average=average)
+    flatnb.fit(alone, data, method, optimizer, **options)
+    for found, expected in ((model, alone), (averaged, average.module)):
+        pairs = zip(
+            found.state_dict().items(), expected.state_dict().items(), strict=True
+        )
+        for (key, value), (_, other) in pairs:
+            assert torch.equal(value, other), key
+    assert not torch.equal(*[next(net.parameters()) for net in (model, averaged)])
+
+
 class Interrupted(Exception):
     pass
 
@@ -74,6 +108,19 @@ def interrupted(monkeypatch, trainings):
     monkeypatch.setattr(checkpoint, "_SECONDS", 0.0)
 
 
+def counted(monkeypatch):
+    """A list that gets an entry for each epoch that is trained."""
+    epochs = []
+    real = train.train_epoch
+
+    def train_epoch(*arguments, **options):
+        epochs.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(train, "train_epoch", train_epoch)
+    return epochs
+
+
 PLANE = {
     "data": "spiral",
     "noise": 0.1,
@@ -82,35 +129,52 @@ PLANE = {
     "epochs": 3,
     "every": 1,
     "method": "AdaFlood",
-    "settings": METHODS["AdaFlood"].settings(2, ADAM.rates),
+    "settings": METHODS["AdaFlood"].settings(3, ADAM.rates),
+    "budget": 2,
     "seeds": [1, 2],
+    "fresh": [3],
+    "repeats": 1,
 }
-IMAGES = {
+NETS = {
     "train": "flatnb.experiments.images:train_one",
     "task": dataclasses.asdict(CNN),
     "method": "ERM",
     "settings": [{"lr": 0.1}, {"lr": 0.01}],
-    "seeds": [0],
+    "budget": 2,
+    "seeds": [0, 1],
+    "fresh": [2],
+    "finalists": 1,
+}
+PERCEPTRONS = NETS | {
+    "train": "ensembles",
+    "task": dataclasses.asdict(dataclasses.replace(CNN, net="mlp", width=8)),
+    "finalists": None,
 }
 
 
 @pytest.mark.parametrize(
-    ("job", "given", "stop", "saved"),
-    [(train, PLANE, 6, 1), (runner.tune, IMAGES, 3, 3)],
+    ("job", "given", "stop", "saved", "left"),
+    [
+        # 5 auxiliary trainings, which have no checkpoint, and one, in each part. The
+        # last one is stopped: two of its three epochs are left.
+        (in_plane.study, PLANE, 12, 2, 2 * 5 * 3 + 2),
+        # One after another: 2 of the selection, 1 finalist, 1 evaluation.
+        (images.study, NETS, 4, 4, 1),
+        # An ensemble per seed.
+        (images.study, PERCEPTRONS, 3, 3, 1),
+    ],
 )
 def test_an_interrupted_job_goes_on_from_its_checkpoints(
-    job, given, stop, saved, tmp_path, monkeypatch
+    job, given, stop, saved, left, tmp_path, monkeypatch
 ):
     unbroken, path = job(**given), tmp_path / "key.pt"
     with monkeypatch.context() as patch:
         interrupted(patch, stop)
         with pytest.raises(Interrupted):
             job(**given, checkpoint=path)
-    files = {file.name for file in tmp_path.iterdir()}
+    files = [file.name for file in tmp_path.glob("key*.pt")]  # as a sweep removes them
     assert len(files) == saved and path.name not in files
+    assert len(list(tmp_path.iterdir())) == saved
+    epochs = counted(monkeypatch)
     assert job(**given, checkpoint=path) == unbroken
-
-
-def test_a_run_without_a_finite_loss_is_not_chosen():
-    assert runner.choose([0.9, 0.8], [None, 0.1]) == 1
-    assert runner.choose([None, None], [None, None]) == 0
+    assert len(epochs) == left

@@ -20,7 +20,7 @@ from torch import nn
 
 import flatnb
 from flatnb import models
-from flatnb.data import Data, Split, images, plane, stack
+from flatnb.data import Data, Split, images, mnist1d, plane, stack
 from flatnb.results import compare, records, sweep
 
 ODD: dict[str, Any] = {
@@ -131,6 +131,18 @@ CASES: dict[
             "batch_size": 2,
         },
         {"seed": "huge longest", "batch_size": "huge longest"},
+    ),
+    "mnist1d": (
+        mnist1d,
+        lambda: {
+            "n_train": 4,
+            "n_val": 4,
+            "n_test": 4,
+            "label_noise": 0.1,
+            "seed": 0,
+            "batch_size": 2,
+        },
+        {"label_noise": "half", "seed": "huge longest", "batch_size": "huge longest"},
     ),
     "images": (
         images,

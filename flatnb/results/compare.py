@@ -2,12 +2,13 @@
 
 `runs` is a table with the columns task, method, seed and a column per metric, such as
 that of `select`. Intervals are `statistics.interval`'s, over seeds (of ranks: over
-tasks). Seeds pair what they share: points, labels and initial weights.
+tasks). Seeds pair what they share: points, labels, initial weights and orders of
+batches. Runs of one seed in several orders count as one, their mean.
 """
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy import stats
 
 from flatnb._checks import choice, number
 from flatnb.results import records
+from flatnb.results.runs import KINDS, runs_of
 from flatnb.results.statistics import LEVEL, holm, interval, summary
 
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
@@ -47,38 +49,25 @@ def _read(name: str, path: Path, changed: int) -> dict[str, Any]:
     return records.load(name)
 
 
-def select(patterns: Iterable[str], setting: str = "chosen") -> pandas.DataFrame:
-    """The nets at the setting chosen for each seed, a row for each record and seed.
+def select(patterns: Iterable[str], runs: str = "fresh") -> pandas.DataFrame:
+    """The runs of one kind of the records, a row for each record, seed and order.
 
-    Or at the setting "default", the published one (past the budget, or the only one),
-    or "otherwise", what the record's other rule would have chosen; a record without
-    such a setting is left out. Columns as of `nets`.
+    - "fresh": of the setting chosen for the task, under seeds that did not choose it;
+    - "default": of the published one, under those seeds;
+    - "selected": of what each seed alone chose, as the selection trained it;
+    - "repeated": these again, in other orders of batches.
 
-    >>> "SAM" in set(select(["plane/gaussian-0/*/narrow-grid"])["method"])
+    A record without such runs is left out. Columns as of `nets`, order, and at_edge:
+    whether the setting chosen lies at an edge of what was tried. A run whose loss is
+    not finite counts as chance: accuracy 1/C, losses log C, of C classes.
+
+    >>> "SAM" in set(select(["plane/gaussian-0/*/narrow-grid"], "selected")["method"])
     True
     """
-    choice("setting", setting, ("chosen", "default", "otherwise"))
-    tables = []
-    for record in loaded(patterns):
-        seeds = len(record["seeds"])
-        indices = _settings(record, setting)
-        rows = [index * seeds + place for place, index in enumerate(indices)]
-        if rows:
-            tables.append(_nets(record).iloc[rows])
+    choice("runs", runs, KINDS)
+    tables = [_described(r, runs_of(r, runs)) for r in loaded(patterns)]
+    tables = [table for table in tables if len(table)]
     return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
-
-
-def _settings(record: Mapping[str, Any], setting: str) -> list[int]:
-    """The index of each seed's setting; empty if the record has none of that kind."""
-    selection = record["selection"]
-    if setting == "otherwise":
-        return selection.get("otherwise", {"chosen": []})["chosen"]
-    if setting == "default":
-        count = len(record["settings"])
-        has_default = count == 1 or selection["budget"] < count
-        default = min(selection["budget"], count - 1)
-        return [default] * len(record["seeds"]) if has_default else []
-    return selection["chosen"]
 
 
 def nets(patterns: Iterable[str]) -> pandas.DataFrame:
@@ -95,7 +84,11 @@ def nets(patterns: Iterable[str]) -> pandas.DataFrame:
 
 
 def _nets(record: Mapping[str, Any]) -> pandas.DataFrame:
-    table = records.frame(record)
+    return _described(record, records.frame(record))
+
+
+def _described(record: Mapping[str, Any], table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table with the columns that `nets` adds."""
     table.insert(0, "record", record["name"])
     table.insert(1, "task", task_of(record))
     table.insert(2, "method", record["method"])
@@ -160,18 +153,24 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
                 f"{task} has no run of the baseline {baseline!r}; there are: "
                 f"{', '.join(methods)}"
             )
-    wide = runs.pivot(index=["task", "seed"], columns="method", values=metric)
+    numbers = runs.assign(**{metric: runs[metric].astype(float)})
+    keys = ["task", "method", "seed"]
+    means = numbers.groupby(keys, as_index=False)[metric].agg(_mean)  # over orders
+    wide = means.pivot(index=["task", "seed"], columns="method", values=metric)
     methods = [name for name in runs["method"].unique() if name != baseline]
-    return wide[methods].astype(float).sub(wide[baseline].astype(float), axis=0)
+    return wide[methods].sub(wide[baseline], axis=0)
 
 
 def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
     """Each method minus the baseline, seed by seed, for each task.
 
     Columns task, method, difference (mean), interval (half-width), n (pairs), p (of the
-    two-sided t-test; NaN below LEAST_SEEDS pairs), p_holm (p, by `holm` in this table).
+    two-sided t-test; NaN below LEAST_SEEDS pairs), p_holm (p, by `holm` in this table),
+    two checks of the t-test, trimmed (mean without a tenth at each end) and
+    p_wilcoxon (of the signed-rank test), and at_edge (whether a setting that the row
+    compares lies at an edge, as `select` says; else False).
 
-    >>> runs = select(["plane/gaussian-0/*/narrow-grid"])
+    >>> runs = select(["plane/gaussian-0/*/narrow-grid"], "selected")
     >>> paired(runs, "ERM", "test_loss")["n"].unique().tolist()
     [15]
     """
@@ -183,7 +182,7 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
         for method in methods
         if method != baseline
     }
-    return _tests(gaps, "task")
+    return _tests(gaps, "task", _edges(runs, baseline))
 
 
 def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
@@ -210,23 +209,49 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
                 f"{', '.join(table)}; take tasks of the same seeds"
             )
         gaps[table.shape[1], method] = complete.mean(axis=1)
-    return _tests(gaps, "tasks")
+    return _tests(gaps, "tasks", _edges(runs, baseline))
 
 
-def _tests(gaps: Mapping[tuple[Any, str], pandas.Series], key: str) -> pandas.DataFrame:
-    rows = [(*names, *summary(values), _p(values)) for names, values in gaps.items()]
-    columns = [key, "method", "difference", "interval", "n", "p"]
+def _edges(runs: pandas.DataFrame, baseline: str) -> set[tuple[Any, str]]:
+    """(task, method), and (number of tasks, method) over all, at an edge."""
+    if "at_edge" not in runs:
+        return set()
+    pairs = runs.loc[runs["at_edge"], ["task", "method"]].itertuples(index=False)
+    at_edge = set(map(tuple, pairs))
+    edges = set()
+    methods = runs.groupby("task", sort=False)["method"].unique()
+    for task, names in methods.items():
+        for name in names:
+            if {(task, name), (task, baseline)} & at_edge:
+                edges |= {(task, name), (len(methods), name)}
+    return edges
+
+
+def _tests(
+    gaps: Mapping[tuple[Any, str], pandas.Series],
+    key: str,
+    edges: Collection[tuple[Any, str]],
+) -> pandas.DataFrame:
+    columns = [key, "method", "difference", "interval", "n"]
+    columns += ["p", "trimmed", "p_wilcoxon", "at_edge"]
+    rows = [
+        (*names, *summary(values), *_test(values.dropna()), names in edges)
+        for names, values in gaps.items()
+    ]
     table = pandas.DataFrame(rows, columns=columns)
-    return table.assign(p_holm=holm(table["p"]))
+    table.insert(columns.index("p") + 1, "p_holm", holm(table["p"]))
+    return table
 
 
-def _p(gaps: pandas.Series) -> float:
-    gaps = gaps.dropna()
+def _test(gaps: pandas.Series) -> tuple[float, float, float]:
+    """p of the t-test, the trimmed mean, and p of the signed-rank test."""
     if len(gaps) < LEAST_SEEDS:
-        return math.nan
+        return math.nan, math.nan, math.nan
+    trimmed = float(stats.trim_mean(gaps, 0.1))
+    wilcoxon = float(stats.wilcoxon(gaps).pvalue) if gaps.any() else 1.0
     if gaps.nunique() == 1:  # no spread, of which t is not defined
-        return float(gaps.iloc[0] == 0)
-    return float(stats.ttest_1samp(gaps, 0.0).pvalue)
+        return float(gaps.iloc[0] == 0), trimmed, wilcoxon
+    return float(stats.ttest_1samp(gaps, 0.0).pvalue), trimmed, wilcoxon
 
 
 def tally(
@@ -327,7 +352,7 @@ def _mean(values: pandas.Series) -> float:
 
 
 def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
-    """Each setting of each other method minus the baseline as chosen, seed by seed.
+    """Each setting of each other method minus what the baseline's seed chose.
 
     Columns task, method, setting (index), its hyperparameters, difference (mean),
     interval, n (seeds that both have), chosen (the share of seeds that chose it).
@@ -336,7 +361,7 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
     >>> "SAM" in set(table["method"])
     True
     """
-    runs = select(patterns)
+    runs = select(patterns, "selected")
     bases = runs[runs["method"] == baseline].set_index(["task", "seed"])[metric]
     rows = []
     for record in loaded(patterns):
@@ -356,8 +381,9 @@ def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFram
 
 
 def _check(runs: pandas.DataFrame) -> None:
-    """Whether there is one run per task, method and seed."""
-    twice = runs.duplicated(["task", "method", "seed"])
+    """Whether there is one run per task, method, seed and order."""
+    orders = ["order"] if "order" in runs else []
+    twice = runs.duplicated(["task", "method", "seed", *orders])
     if twice.any():
         run = runs[twice].iloc[0]
         place = f"{run['method']} on {run['task']} with seed {run['seed']}"

@@ -27,13 +27,13 @@ def runs(values, metric="test_accuracy"):
     return pandas.DataFrame(rows)
 
 
-def saved(name, final, *, settings, chosen, budget, otherwise=None, **task):
+def saved(name, final, *, settings, chosen, budget, **task):
     seeds = list(range(len(chosen)))
     method = name.rpartition("/")[2]
     record = {
         "schema": 1,
         "name": name,
-        "task": {"name": "t", **task},
+        "task": {"name": "t", "classes": 2, **task},
         "method": method,
         "passes": 2,
         "settings": settings,
@@ -58,9 +58,33 @@ def saved(name, final, *, settings, chosen, budget, otherwise=None, **task):
         },
         "provenance": {**provenance(), "seconds": 1.0},
     }
-    if otherwise:
-        record["selection"]["otherwise"] = {"rule": "-", "chosen": otherwise}
     records.save(record)
+    return record
+
+
+def evaluated(name, by_seed, setting, at_edge=(), split="val", **kinds):
+    """A record of schema 2: {kind: {(seed, order): (setting, test loss)}}."""
+    count = len(by_seed)
+    record = saved(
+        name,
+        {"test_loss": [[1.0] * count] * 3, "train_loss": [[1.0] * count] * 3},
+        settings=[{"rho": 0.1}, {"rho": 0.2}, {"rho": 0.05}],
+        chosen=by_seed,
+        budget=2,
+    )
+    evaluation = {}
+    for kind, runs in kinds.items():
+        losses = [loss for _, loss in runs.values()]
+        evaluation[kind] = {
+            "settings": [index for index, _ in runs.values()],
+            "seeds": [seed for seed, _ in runs],
+            "orders": [order for _, order in runs],
+            "final": {"test_loss": losses, "train_loss": losses},
+        }
+    record["selection"] |= {"setting": setting, "at_edge": list(at_edge)}
+    record["selection"] |= {"per": "task", "split": split}
+    record |= {"schema": 2} | ({"evaluation": evaluation} if evaluation else {})
+    records.save(record, replace=True)
 
 
 @pytest.fixture
@@ -75,12 +99,15 @@ def record(tmp_path, monkeypatch):
 
 
 def test_select_takes_the_chosen_setting_of_each_seed(record):
-    found = compare.select(["a/*"])
+    found = compare.select(["a/*"], "selected")
     assert found["test_loss"].tolist() == [3.0, 2.0]
     assert found["loss_gap"].tolist() == pytest.approx([2.7, 1.8])
-    default = compare.select(["a/*"], setting="default")
-    assert default["test_loss"].tolist()[0] == 5.0
-    assert math.isnan(default["loss_gap"][1])
+    default = compare.select(["a/*"], "default")
+    assert default["test_loss"].tolist() == [5.0, pytest.approx(math.log(2))]
+    assert default["loss_gap"][1] == 0
+    assert compare.select(["a/*"]).empty and compare.select(["a/*"], "repeated").empty
+    with pytest.raises(ValueError, match="runs='chosen'"):
+        compare.select(["a/*"], "chosen")
     one = {"test_loss": [[1.0, 2.0]]}
     saved("a/ERM", one, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1)
     saved(
@@ -90,7 +117,7 @@ def test_select_takes_the_chosen_setting_of_each_seed(record):
         chosen=[0],
         budget=2,
     )
-    default = compare.select(["a/*"], setting="default")
+    default = compare.select(["a/*"], "default")
     assert set(default["method"]) == {
         "SAM",
         "ERM",
@@ -105,7 +132,7 @@ def test_a_tuned_learning_rate_makes_another_task(record):
     saved(
         "c/SAM", final, settings=[{"lr": 0.1}], chosen=[0, 0], budget=1, design="grid"
     )
-    found = compare.select(["*"])
+    found = compare.select(["*"], "selected")
     assert dict(zip(found["record"], found["task"], strict=True)) == {
         "a/SAM": "t",
         "b/SAM": "t, tuned lr",
@@ -120,13 +147,72 @@ def test_a_record_that_changed_is_read_again(record):
     assert compare.loaded(["a/*"])[0]["passes"] == 1
 
 
-def test_select_takes_the_other_rules_choice_where_there_is_one(record):
-    final = {"test_loss": [[1.0, 2.0], [3.0, 4.0]]}
-    settings = [{"rho": 0.1}, {"rho": 0.2}]
-    saved("a/GNP", final, settings=settings, chosen=[0, 0], budget=2, otherwise=[1, 0])
-    found = compare.select(["a/*"], setting="otherwise")
-    assert found["method"].tolist() == ["GNP", "GNP"]
-    assert found["test_loss"].tolist() == [3.0, 2.0]
+def test_fresh_runs_are_those_of_the_evaluation(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    evaluated(
+        "a/SAM",
+        [0, 1],
+        1,
+        ["rho"],
+        chosen={(50, 0): (1, 0.5), (51, 0): (1, None)},
+        default={(50, 0): (2, 0.7)},
+        repeated={(0, 1): (0, 3.0), (1, 1): (1, 4.0), (0, 2): (0, 5.0)},
+    )
+    fresh = compare.select(["a/*"])
+    assert fresh["seed"].tolist() == [50, 51] and fresh["rho"].tolist() == [0.2] * 2
+    # A run that did not end counts as chance, of two classes.
+    assert fresh["test_loss"].tolist() == [0.5, pytest.approx(math.log(2))]
+    assert fresh["at_edge"].tolist() == [True, True]
+    default = compare.select(["a/*"], "default")
+    assert default["rho"].tolist() == [0.05] and default["test_loss"].tolist() == [0.7]
+    assert not default["at_edge"].any()
+    repeated = compare.select(["a/*"], "repeated")
+    assert repeated["order"].tolist() == [1, 1, 2]
+    assert repeated["rho"].tolist() == [0.1, 0.2, 0.1]
+    selected = compare.select(["a/*"], "selected")
+    assert selected["rho"].tolist() == [0.1, 0.2]
+    assert selected["seed"].tolist() == [0, 1]
+    assert set(selected) == set(fresh) == set(repeated)
+
+
+@pytest.mark.parametrize(
+    ("per", "split", "fresh"),
+    [("seed", "val", 0), ("task", "val", 2), ("task", None, 2)],
+)
+def test_of_schema_1_what_another_seed_chose_is_fresh(record, per, split, fresh):
+    (old,) = compare.loaded(["a/*"])
+    selection = old["selection"] | {"per": per, "split": split}
+    records.save(old | {"selection": selection}, replace=True)
+    assert len(compare.select(["a/*"])) == fresh
+
+
+def test_where_nothing_was_chosen_all_runs_are_fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATNB_RECORDS", str(tmp_path))
+    evaluated("a/GD", [0, 0, 0], 0, split=None)
+    assert len(compare.select(["a/*"])) == 3
+    assert compare.select(["a/*"], "default").empty
+
+
+def test_chance_needs_the_number_of_classes(record):
+    (old,) = compare.loaded(["a/*"])
+    records.save(old | {"task": {"name": "t"}}, replace=True)
+    with pytest.raises(ValueError, match="a/SAM has a run without a number"):
+        compare.select(["a/*"], "default")
+
+
+def test_orders_are_averaged_within_the_seed():
+    one = runs({("t", "ERM"): [1.0, 2.0], ("t", "SAM"): [3.0, 6.0]})
+    both = pandas.concat([one.assign(order=1), one.assign(order=2)])
+    both.loc[(both["order"] == 2) & (both["method"] == "SAM"), "test_accuracy"] += 1
+    gaps = compare.differences(both, "ERM", "test_accuracy")
+    assert gaps["SAM"].tolist() == [2.5, 4.5]
+    assert compare.paired(both, "ERM", "test_accuracy")["n"].tolist() == [2]
+    # One order that did not end leaves no mean.
+    both.loc[(both["order"] == 2) & (both["seed"] == 1), "test_accuracy"] = None
+    gaps = compare.differences(both, "ERM", "test_accuracy")
+    assert gaps["SAM"].isna().tolist() == [False, True]
+    with pytest.raises(ValueError, match="with seed 0 is there twice"):
+        compare.differences(both.drop(columns="order"), "ERM", "test_accuracy")
 
 
 def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
@@ -191,6 +277,34 @@ def test_paired_differences_are_scipys_and_holms():
     assert found["difference"].tolist() == pytest.approx([1.0, 0.06])
     with pytest.raises(ValueError, match="no run of the baseline 'SGD'; there are"):
         compare.paired(own, "SGD", "test_accuracy")
+
+
+def test_checks_of_the_t_test_are_scipys():
+    rng = np.random.default_rng(3)
+    erm, sam = rng.normal(size=(2, 20))
+    own = runs({("t", "ERM"): list(erm), ("t", "SAM"): list(sam)})
+    row = compare.paired(own, "ERM", "test_accuracy").loc[0]
+    assert row["p_wilcoxon"] == pytest.approx(stats.wilcoxon(sam, erm).pvalue)
+    assert row["trimmed"] == pytest.approx(np.sort(sam - erm)[2:-2].mean())
+
+
+def test_a_row_of_a_choice_at_an_edge_says_so():
+    """Of the method, or of the baseline; over all tasks, of any of them."""
+    pairs = [(task, method) for task in "tu" for method in ("ERM", "SAM", "NSO")]
+    own = runs({pair: [1.0, 2.0] for pair in pairs})
+
+    def at_edge(task, method, compared):
+        edge = (own["task"] == task) & (own["method"] == method)
+        table = compared(own.assign(at_edge=edge), "ERM", "test_accuracy")
+        keys = ["task", "method"] if "task" in table else ["method"]
+        rows = table.loc[table["at_edge"], keys].to_numpy()
+        return [" ".join(row) for row in rows]
+
+    assert at_edge("t", "SAM", compare.paired) == ["t SAM"]
+    assert at_edge("u", "ERM", compare.paired) == ["u SAM", "u NSO"]
+    assert at_edge("u", "SAM", compare.overall) == ["SAM"]
+    assert sorted(at_edge("t", "ERM", compare.overall)) == ["NSO", "SAM"]
+    assert not compare.paired(own, "ERM", "test_accuracy")["at_edge"].any()
 
 
 def test_over_all_tasks_a_seed_counts_once():

@@ -154,10 +154,12 @@ def _trainer(
 
 
 def _in_order(data: Data, member: Member) -> Data:
-    """The training examples in a member's order: what an ensemble takes as one batch is
-    then another one for each of its members."""
-    generator = torch.Generator().manual_seed(member.stream)
-    order = torch.randperm(len(data.train), generator=generator)
+    """The training examples in a member's order, so that what an ensemble takes as one
+    batch is another one for each of its members. Order k is the k-th permutation that
+    the seed draws, from 0: of a larger seed, PyTorch would use the last 32 bits only."""
+    generator = torch.Generator().manual_seed(member.seed)
+    for _ in range(member.order + 1):
+        order = torch.randperm(len(data.train), generator=generator)
     return replace(data, train=data.train[order])
 
 

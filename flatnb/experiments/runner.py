@@ -110,11 +110,6 @@ class Member(NamedTuple):
     seed: int
     order: int = 0
 
-    @property
-    def stream(self) -> int:
-        """The seed of the order of batches."""
-        return self.seed + (self.order << 32)
-
 
 def train_members(
     make_model: Callable[[], nn.Module],

@@ -86,6 +86,21 @@ def test_an_average_of_a_method_is_that_of_its_path(name, ensemble):
     assert not torch.equal(*[next(net.parameters()) for net in (model, averaged)])
 
 
+def test_auxiliary_nets_cost_what_is_declared(monkeypatch):
+    """n nets, each on the other n - 1 parts: n - 1 trainings, in steps."""
+    examples = []
+    real = runner.fit
+
+    def fit(model, data, *arguments, **options):
+        examples.append(len(data.train) * options["epochs"])
+        return real(model, data, *arguments, **options)
+
+    monkeypatch.setattr(runner, "fit", fit)
+    held_out({s: plane("gaussian", n_train=25, n_test=20, seed=s) for s in (7, 8)})
+    auxiliary = METHODS["AdaFlood"].passes - METHODS["Flooding"].passes
+    assert sum(examples) == auxiliary * 25 * 4
+
+
 class Interrupted(Exception):
     pass
 

@@ -110,6 +110,7 @@ _PART = replace(
     net="small_cnn",
     width=32,
     epochs=60,
+    batch=256,
     n_train=4000,
     n_val=1000,
     n_test=10_000,

@@ -21,7 +21,7 @@ from flatnb.experiments.tuning import SGD
 from flatnb.results.sweep import Job
 
 ALPHAS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-RADII = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+RADII = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # 0.02 is all but ERM, 2 is too far
 LR = 0.1
 _MNIST = replace(
     DIGITS, name="MNIST-n5000-mlp", data="MNIST", batch=100, n_train=5000, n_val=2000
@@ -43,7 +43,7 @@ def experiment(task: Images, cost: Cost, seeds: Sequence[int]) -> Experiment:
     """The map of one task, a setting per alpha and r; `cost` is that of a seed.
 
     >>> experiment(DIGITS, Cost(3, 0.05, 0.15), [0]).settings[6:8]
-    [{'lr': 0.1, 'r': 1.0, 'alpha': 0.0}, {'lr': 0.1, 'r': 0.01, 'alpha': 0.2}]
+    [{'lr': 0.1, 'r': 2.0, 'alpha': 0.0}, {'lr': 0.1, 'r': 0.02, 'alpha': 0.2}]
     """
     points = itertools.product(ALPHAS, RADII)
     settings = [{"lr": LR, "r": r, "alpha": alpha} for alpha, r in points]

@@ -46,4 +46,4 @@ def test_makes_a_valid_record_of_the_whole_map():
     assert records.verify(record, one.sample)["inside"].all()
     assert np.shape(record["final"]["test_loss"]) == (6 * 7, 1)
     corners = [record["settings"][k] for k in (0, -1)]
-    assert [(s["alpha"], s["r"]) for s in corners] == [(0.0, 0.01), (1.0, 1.0)]
+    assert [(s["alpha"], s["r"]) for s in corners] == [(0.0, 0.02), (1.0, 2.0)]

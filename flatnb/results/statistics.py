@@ -1,4 +1,4 @@
-"""Statistics of repeated runs: intervals of means, Holm's correction, rank correlation.
+"""Statistics of repeated runs: intervals, Holm's correction, power, rank correlation.
 
 An interval is Student's of 95 %, mean ± t(0.975, n - 1) s / √n, with s the standard
 deviation of n - 1 degrees of freedom.
@@ -13,10 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
+
+from flatnb._checks import sequence
 
 LEVEL = 0.05  # of a test: p, adjusted by `holm`, below it is significant
+POWER = 0.8  # of a test, for `detectable`
 LEAST_NETS = 10  # of a seed, for its rank correlation in `flatness`
+_GIVEN = "names of columns, such as ['lr']"
 TARGETS = ("loss_gap", "test_loss", "test_error")  # what flatness may go with
 
 
@@ -67,6 +71,34 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
+def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:
+    """The true mean that a two-sided t-test at the level finds with this power.
+
+    Of n pairs whose differences have the standard deviation sd: d with
+
+        P(|T| > t(1 - level/2, n - 1)) = power,
+
+    T noncentral t of n - 1 degrees of freedom and noncentrality d √n / sd. With k tests
+    in a family, level/k is the level of Holm's first step. NaN for n < 2.
+
+    >>> round(detectable(sd=1.0, n=60), 3)
+    0.368
+    """
+    if n < 2 or not math.isfinite(sd):
+        return math.nan
+    # T = (Z + shift) / S, integrated over S, because scipy's noncentral t has NaNs.
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    s = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
+    bounds = stats.t.isf(level / 2, n - 1) * s
+
+    def lacking(shift: float) -> float:
+        found = stats.norm.cdf(shift - bounds) + stats.norm.cdf(-shift - bounds)
+        return float(found @ weights) / 2 - power
+
+    shift = optimize.brentq(lacking, 0.0, bounds.max() + 10)
+    return shift * sd / math.sqrt(n)
+
+
 class Correlation(NamedTuple):
     """A rank correlation, its 95 % interval [low, high], and the number of pairs."""
 
@@ -76,36 +108,36 @@ class Correlation(NamedTuple):
     n: int
 
 
-def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Correlation:
-    """Spearman's rank correlation; with `given`, the partial one at constant `given`.
+def spearman(x: ArrayLike, y: ArrayLike, *given: ArrayLike) -> Correlation:
+    """Spearman's rank correlation; with `given`, the partial one at constant `given`:
+    that of what linear regressions on the ranks of `given` leave of the ranks.
 
-        partial = (r_xy - r_xz r_yz) / √((1 - r_xz²)(1 - r_yz²)),   z = given
+        partial = (r_xy - r_xz r_yz) / √((1 - r_xz²)(1 - r_yz²))     given z alone
 
     All have shape (n,); entries where a number is missing are left out. Fewer than 3
-    pairs, or a constant column, give NaN. The interval is Fisher's, for independent
-    pairs: tanh(atanh r ± 1.96 √(1.06 / (n - 3))), n - 4 for a partial correlation.
+    pairs, or x or y constant or determined by `given`, give NaN. The interval is
+    Fisher's, for independent pairs: tanh(atanh r ± 1.96 √(1.06 / (n - 3 - k))), k given.
     Source: E. C. Fieller, H. O. Hartley and E. S. Pearson, "Tests for rank correlation
     coefficients", Biometrika 44 (1957).
 
     >>> spearman([1, 2, 3, 4], [1, 4, 9, 16]).value
     1.0
     """
-    columns = [x, y] if given is None else [x, y, given]
-    table = np.stack([np.asarray(column, dtype=np.float64) for column in columns])
+    columns = [np.asarray(column, dtype=np.float64) for column in (x, y, *given)]
+    table = np.stack(columns)
     table = table[:, ~np.isnan(table).any(0)]
     n = table.shape[1]
     ranks = stats.rankdata(table, axis=1) - (n + 1) / 2
-    products = ranks @ ranks.T
+    left, held = ranks[:2].T, ranks[2:].T
+    if given:
+        left = left - held @ np.linalg.lstsq(held, left, rcond=1e-9)[0]
+    products = left.T @ left
     squares = products.diagonal()
     value = math.nan
-    if n >= 3 and squares.all():
-        r = (products / np.sqrt(np.outer(squares, squares))).clip(-1, 1)
-        value = float(r[0, 1])
-        if given is not None:
-            remainder = (1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)
-            value -= float(r[0, 2] * r[1, 2])
-            value = value / math.sqrt(remainder) if remainder >= 1e-12 else math.nan
-    pairs = n - (given is not None)
+    if n >= 3 and (squares > 1e-10 * (ranks[:2] ** 2).sum(1)).all():
+        value = float(products[0, 1] / math.sqrt(squares[0] * squares[1]))
+        value = min(1.0, max(-1.0, value))
+    pairs = n - len(given)
     variance = 1.06 / (pairs - 3) if pairs > 3 else math.nan
     margin = stats.norm.ppf(0.975) * math.sqrt(variance) * np.array([-1, 1])
     with np.errstate(divide="ignore"):  # where the value is 1
@@ -114,16 +146,17 @@ def spearman(x: ArrayLike, y: ArrayLike, given: ArrayLike | None = None) -> Corr
 
 
 def correlations(
-    table: pandas.DataFrame, x: str, y: str, *, by: str, given: str | None = None
+    table: pandas.DataFrame, x: str, y: str, *, by: str, given: Sequence[str] = ()
 ) -> pandas.Series:
-    """`spearman` of two columns within each group of `by`, which index the result.
+    """`spearman` of two columns within each group of `by`, which index the result;
+    the columns `given` are held constant.
 
     >>> nets = pandas.DataFrame({"seed": [0, 0, 0, 1, 1, 1], "trace": [1, 2, 3] * 2,
     ...                          "loss": [1, 2, 3, 3, 2, 1]})
     >>> correlations(nets, "trace", "loss", by="seed").tolist()
     [1.0, -1.0]
     """
-    columns = [x, y] if given is None else [x, y, given]
+    columns = [x, y, *sequence("given", given, str, _GIVEN)]
     return table.groupby(by, sort=False)[columns].apply(
         lambda group: spearman(*(group[column] for column in columns)).value
     )
@@ -135,26 +168,28 @@ def flatness(
     targets: Sequence[str] = TARGETS,
     *,
     within: Sequence[str] = ("task",),
-    given: str | None = None,
+    given: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """Spearman's correlation of measures and targets over nets, per seed.
 
-    Only nets that agree in the columns `within`, and in the seed, are ordered; `given`
-    is held constant. Nets that lack a number are left out, so that every measure orders
-    the same nets; so are seeds of fewer than LEAST_NETS nets. Columns `within`, measure,
-    target, correlation (mean over seeds), interval (its half-width), n (seeds), nets
-    (per seed, on average).
+    Only nets that agree in the columns `within`, and in the seed, are ordered; the
+    columns `given` are held constant. Nets that lack a number are left out, so that
+    every measure orders the same nets; so are seeds of fewer than LEAST_NETS nets.
+    Columns `within`, measure, target, correlation (mean over seeds), interval (its
+    half-width), n (seeds), nets (per seed, on average).
 
     >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
     ...                          "trace": range(24), "test_loss": range(24)})
     >>> flatness(nets, ["trace"], ["test_loss"])["correlation"].tolist()
     [1.0]
     """
-    if given in (*measures, *targets):
-        raise ValueError(
-            f"given={given!r} is a measure or a target; nothing of it would be left"
-        )
-    columns = [*measures, *targets, *([] if given is None else [given])]
+    given = sequence("given", given, str, _GIVEN)
+    for column in given:
+        if column in (*measures, *targets):
+            raise ValueError(
+                f"given={column!r} is a measure or a target; nothing of it would be left"
+            )
+    columns = [*measures, *targets, *given]
     nets = nets.dropna(subset=columns)
     sizes = nets.groupby([*within, "seed"])["seed"].transform("size")
     nets = nets[sizes >= LEAST_NETS]

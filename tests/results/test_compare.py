@@ -448,7 +448,7 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
     # Within a method, given the training loss: the correlation of what regressions of
     # ranks leave.
     one = statistics.flatness(
-        nets, ["trace"], ["test_loss"], within=("task", "method"), given="train_loss"
+        nets, ["trace"], ["test_loss"], within=("task", "method"), given=["train_loss"]
     ).set_index("method")
     each = []
     for seed in range(3):
@@ -473,7 +473,7 @@ def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
     with pytest.raises(KeyError, match="sharpness"):
         statistics.flatness(nets, ["sharpness"])
     with pytest.raises(ValueError, match="given='trace' is a measure or a target"):
-        statistics.flatness(nets, ["trace"], given="trace")
+        statistics.flatness(nets, ["trace"], given=["trace"])
 
 
 def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
@@ -498,7 +498,7 @@ def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
     assert found["correlation"].tolist() == [pytest.approx(expected)] and expected < 1
     assert found["n"].tolist() == [1] and found["nets"].tolist() == [11]
     # Of what the held metric determines nothing is left to correlate.
-    held = statistics.flatness(nets, ["trace"], ["test_loss"], given="rho")
+    held = statistics.flatness(nets, ["trace"], ["test_loss"], given=["rho"])
     assert math.isnan(held["correlation"][0])
 
 

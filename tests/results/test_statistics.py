@@ -7,7 +7,13 @@ import pandas
 import pytest
 from scipy import stats
 
-from flatnb.results.statistics import correlations, holm, interval, spearman
+from flatnb.results.statistics import (
+    correlations,
+    detectable,
+    holm,
+    interval,
+    spearman,
+)
 
 
 def test_interval_is_the_t_interval():
@@ -43,6 +49,34 @@ def test_interval_of_anything_else_is_refused(values):
         interval(values)
 
 
+@pytest.mark.parametrize(
+    ("n", "tests", "power"), [(5, 14, 0.8), (15, 30, 0.8), (60, 21, 0.8), (8, 1, 0.5)]
+)
+def test_a_detectable_mean_is_found_with_its_power(n, tests, power):
+    level, sd, count = 0.05 / tests, 0.7, 20_000
+    mean = detectable(sd, n, level, power)
+    sets = np.random.default_rng(n).normal(mean, sd, (count, n))
+    found = np.mean(stats.ttest_1samp(sets, 0, axis=1).pvalue < level)
+    assert abs(found - power) < 5 * math.sqrt(power * (1 - power) / count)
+
+
+@pytest.mark.parametrize(("n", "level"), [(5, 0.05), (5, 0.002), (15, 0.01)])
+def test_what_is_detectable_is_that_of_the_noncentral_t(n, level):
+    shift = detectable(1.0, n, level) * math.sqrt(n)
+    bound = stats.t.isf(level / 2, n - 1)
+    assert stats.nct.sf(bound, n - 1, shift) == pytest.approx(0.8, abs=1e-5)
+
+
+def test_what_is_detectable_scales_with_the_spread():
+    assert detectable(0.0, 10) == 0
+    assert detectable(3.0, 10) == pytest.approx(3 * detectable(1.0, 10))
+    assert detectable(1.0, 10, 0.05) < detectable(1.0, 10, 0.05 / 20)
+    # For many pairs it is that of the normal distribution.
+    normal = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
+    assert detectable(1.0, 10**4) == pytest.approx(normal / 100, rel=1e-3)
+    assert math.isnan(detectable(1.0, 1)) and math.isnan(detectable(math.nan, 5))
+
+
 def test_holm_on_a_worked_case():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
@@ -76,6 +110,21 @@ def test_partial_spearman_correlates_what_regressions_on_ranks_leave():
     assert math.isnan(spearman(x, y, x).value)  # nothing of x is left
 
 
+def test_several_columns_can_be_held():
+    """The partial correlation is that of the inverse of the matrix of correlations."""
+    columns = np.random.default_rng(2).normal(size=(4, 30)) + np.arange(30) / 10
+    inverse = np.linalg.inv(np.corrcoef([stats.rankdata(c) for c in columns]))
+    expected = -inverse[0, 1] / math.sqrt(inverse[0, 0] * inverse[1, 1])
+    assert spearman(*columns).value == pytest.approx(expected)
+    x, y, z, w = columns
+    # What is constant, or said twice, holds nothing more.
+    plain = spearman(x, y, z)
+    more = spearman(x, y, z, np.ones(30), z + z)
+    assert more.value == pytest.approx(plain.value)
+    assert plain.n == more.n == 30
+    assert math.isnan(spearman(x, y, w, z, x).value)  # nothing of x is left
+
+
 def test_the_interval_of_a_rank_correlation_covers():
     """That of Fieller, Hartley and Pearson, for normal pairs of correlation 0.6."""
     random, covered = np.random.default_rng(1), 0
@@ -98,5 +147,7 @@ def test_correlations_are_within_groups():
     table["z"] = np.random.default_rng(0).random(10)
     table.loc[table["seed"] == "b", "y"] *= -1
     assert correlations(table, "x", "y", by="seed").to_dict() == {"a": 1.0, "b": -1.0}
-    partial = correlations(table, "x", "z", by="seed", given="y")
+    partial = correlations(table, "x", "z", by="seed", given=["y"])
     assert partial.isna().all()
+    with pytest.raises(TypeError, match="given='y'; allowed: names of columns"):
+        correlations(table, "x", "z", by="seed", given="y")

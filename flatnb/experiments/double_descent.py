@@ -134,4 +134,5 @@ def experiment(sizes: dict[str, Any]) -> Experiment:
         space="nothing is chosen: every flood level is looked at, 0 first",
         budget=1,
         tuned=False,
+        kept=("train_loss", "test_loss", "test_accuracy"),
     )

@@ -49,6 +49,7 @@ class Experiment:
     at_edge: Callable[[Setting], list[str]] = lambda chosen: []
     run: Callable[[Setting, int], Job] | None = None  # one run, tables [setting][seed]
     sampled: Sequence[str] = _SAMPLED  # metrics of the sample that the record keeps
+    kept: Sequence[str] = ()  # metrics whose curves are kept of every setting
 
     def jobs(self) -> list[Job]:
         """The jobs of a sweep."""
@@ -72,6 +73,7 @@ class Experiment:
         selection = self._selection(runs)
         setting = selection["setting"]
         evaluation = {"evaluation": runs["evaluation"]} if self.tuned else {}
+        kept = {name: tables[name].tolist() for name in self.kept}
         return {
             "schema": 2,
             "name": self.name,
@@ -85,6 +87,7 @@ class Experiment:
                 "epochs": runs["epochs"],
                 "setting": [setting] * len(self.seeds),
                 "metrics": {n: table[setting].tolist() for n, table in tables.items()},
+                **({"all": kept} if kept else {}),
             },
             "selection": selection,
             **evaluation,

@@ -67,9 +67,11 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     """Unequal lengths and indices out of range, in a record of the schema's form."""
     settings, seeds = len(record["settings"]), record["seeds"]
     curves, selection = record["curves"], record["selection"]
+    epochs = len(curves["epochs"])
     tables = {
         "final": (record["final"], (settings, len(seeds))),
-        "curves.metrics": (curves["metrics"], (len(seeds), len(curves["epochs"]))),
+        "curves.metrics": (curves["metrics"], (len(seeds), epochs)),
+        "curves.all": (curves.get("all", {}), (settings, len(seeds), epochs)),
     }
     for place, (metrics, shape) in tables.items():
         for metric, table in metrics.items():

@@ -7,7 +7,7 @@ from flatnb import ERM, fit, models
 from flatnb.data import mnist1d
 from flatnb.experiments import double_descent
 from flatnb.experiments.double_descent import humps
-from flatnb.results import records
+from flatnb.results import form, records
 
 SIZES = {"n_train": 60, "n_test": 40, "label_noise": 0.15, "batch_size": 20}
 NET = {"width": 20, "hidden": 1}
@@ -19,6 +19,12 @@ def test_makes_a_valid_record_at_a_small_size():
     record = record_of(one)
     assert records.verify(record, one.sample)["inside"].all()
     assert np.shape(record["final"]["test_loss"]) == (8, 10)
+    assert np.shape(record["curves"]["all"]["test_loss"]) == (8, 10, 3)
+    record["curves"]["all"]["test_loss"].pop()
+    with pytest.raises(
+        form.RecordError, match=r"curves\.all\.test_loss is not 8 × 10 × 3"
+    ):
+        form.check(record)
     assert record["settings"][0]["level"] == 0
 
 

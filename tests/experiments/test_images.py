@@ -8,37 +8,83 @@ from test_runner import CNN as PLAIN
 import flatnb
 from flatnb.curvature import FLATNESS
 from flatnb.experiments import images
+from flatnb.experiments.images import Plan
 from flatnb.experiments.runner import Training, train_net
 from flatnb.experiments.tuning import METHODS
+from flatnb.results import records
+from flatnb.results.sweep import Job
 
 CNN = replace(PLAIN, augment="crop, flip")
 MLP = replace(PLAIN, net="mlp", width=64)
 
 
-def image_record(task, method):
-    return record_of(images.experiment(task, METHODS[method], FREE))
+ENSEMBLES = Plan(FREE, budget=2, seeds=[0, 1], fresh=[5, 6])
+ONE_BY_ONE = Plan(FREE, budget=3, seeds=[1000, 1001], fresh=[0, 1], finalists=2)
 
 
 @pytest.mark.parametrize("method", ["SAM", "EMA", "AdamW", "BSAM", "AdaFlood"])
 def test_perceptrons_give_a_table_of_all_settings_and_seeds(method):
-    record = image_record(MLP, method)
-    assert len(record["settings"]) == 3
+    one = images.experiment(MLP, METHODS[method], ENSEMBLES)
+    record = record_of(one)
+    assert len(record["settings"]) == 3  # and the published default
     for metric in ("test_loss", *FLATNESS):
         assert all(None not in row for row in record["final"][metric])
-    assert record["selection"]["per"] == "seed"
+    evaluation = record["evaluation"]
+    assert evaluation.keys() == {"chosen", "default"}
+    assert evaluation["default"]["settings"] == [2, 2]
+    for runs in evaluation.values():
+        assert runs["seeds"] == [5, 6]
+        for metric in ("test_loss", *FLATNESS):
+            assert None not in runs["final"][metric]
+    assert records.verify(record, one.sample)["inside"].all()
 
 
 @pytest.mark.parametrize("method", ["FAM", "SWA", "AdamW", "BSAM"])
-def test_convolutional_nets_are_tuned_under_a_seed_of_its_own(method):
-    record = image_record(CNN, method)
-    chosen = record["selection"]["chosen"][0]
-    other = 1 - chosen
-    assert record["task"]["tuning_seed"] not in record["seeds"]
-    assert record["final"]["test_loss"][other] == [None, None]
-    assert None not in record["final"]["test_loss"][chosen]
-    tuned = [row[0] for row in record["final"]["tuning_val_accuracy"]]
-    assert tuned[chosen] == max(tuned)
+def test_convolutional_nets_have_finalists(method):
+    one = images.experiment(CNN, METHODS[method], ONE_BY_ONE)
+    record = record_of(one)
+    accuracies = [row[0] for row in record["final"]["val_accuracy"]]
+    made = [None not in row for row in record["final"]["val_accuracy"]]
+    assert sum(made) == 2
+    out = made.index(False)
+    assert accuracies[out] == min(accuracies)
+    assert record["final"]["test_loss"][out][1] is None
+    assert record["selection"]["setting"] != out
+    assert out not in record["selection"]["chosen"]
     assert record["failures"] == []
+    assert record["evaluation"].keys() == {"chosen"}
+    assert record["evaluation"]["chosen"]["seeds"] == [0, 1]
+    assert len(record["settings"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "plan"),
+    [(MLP, "SAM", ENSEMBLES), (CNN, "SWA", ONE_BY_ONE), (MLP, "AdaFlood", ENSEMBLES)],
+)
+def test_a_run_of_an_evaluation_can_be_repeated_to_its_last_epoch(task, method, plan):
+    one = images.experiment(task, METHODS[method], plan)
+    record = record_of(one)
+    whole = one.whole_run(record)
+    job = Job(whole["call"], whole["settings"])
+    assert job.settings["task"]["epochs"] == task.epochs
+    checks = records.verify({**record, "sample": whole}, job)
+    assert len(checks) == 4 and checks["inside"].all()
+    final = record["evaluation"]["chosen"]["final"]
+    for name, curves in job.run()["metrics"].items():
+        assert curves[0][0][-1] == pytest.approx(final[name][0], rel=1e-3), name
+
+
+def test_each_run_of_a_perceptron_is_in_its_place():
+    settings = [{"lr": 0.1}, {"lr": 0.01}]
+    given = {"task": asdict(MLP), "method": "ERM"}
+    value = images.train_perceptrons(**given, settings=settings, seeds=[3, 1, 2])
+    losses = value["metrics"]["test_loss"]
+    assert len({curve[-1] for row in losses for curve in row}) == 6
+    for i, setting in enumerate(settings):
+        for j, seed in enumerate([3, 1, 2]):
+            job = {**given, "settings": [setting], "seeds": [seed]}
+            alone = images.train_perceptrons(**job)["metrics"]["test_loss"][0][0]
+            assert losses[i][j] == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.parametrize(

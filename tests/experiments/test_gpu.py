@@ -15,11 +15,14 @@ import torch
 import flatnb
 from flatnb import checkpoint, models
 from flatnb.experiments import finetune, images, plane, sensing
-from flatnb.experiments.images import FineTuning, Images
+from flatnb.experiments.experiment import Cost
+from flatnb.experiments.finetune import FineTuning
+from flatnb.experiments.images import Images
+from flatnb.experiments.runner import Training, train_net
 from flatnb.experiments.tuning import ADAM, METHODS, Design
 
 # Their noise is drawn on the device: another stream than a CPU's.
-DRAW = {"NSO", "WeightNoise", "RSAM", "BSAM"}
+DRAW = {"NSO", "NSO-EMA", "WeightNoise", "RSAM", "BSAM"}
 CNN = Images(
     name="digits",
     data="digits",
@@ -28,8 +31,9 @@ CNN = Images(
     epochs=2,
     every=1,
     batch=64,
-    budget=1,
-    seeds=1,
+)
+TINY = replace(
+    plane.NARROW, width=8, epochs=4, n_test=100, budget=3, seeds=2, fresh=2, tuned=True
 )
 
 
@@ -68,6 +72,7 @@ def assert_near(found, expected, name, rel):
     "method", [name for name, one in METHODS.items() if one.design >= Design.TUNED]
 )
 def test_an_ensemble_trains_as_on_a_cpu(method):
+    rates = (METHODS[method].optimizer or ADAM).rates
     given = dict(
         data="gaussian",
         noise=0.05,
@@ -76,11 +81,11 @@ def test_an_ensemble_trains_as_on_a_cpu(method):
         epochs=2,
         every=1,
         method=method,
-        settings=METHODS[method].settings(3, ADAM.rates),
+        settings=METHODS[method].settings(3, rates),
         seeds=[1, 2],
     )
     found = plane.train(**given)
-    assert found["device"] != "cpu"
+    assert found["machine"]["device"] != "cpu"
     with on_cpu():
         expected = plane.train(**given)
     for kind in ("metrics", "flatness"):
@@ -113,10 +118,25 @@ def test_a_net_trains_in_bfloat16_near_what_float32_gives():
 
 def test_fine_tuning_starts_from_a_net_trained_on_the_gpu():
     task = FineTuning(name="digits", source=CNN, shots=10, epochs=2)
-    found = finetune.train_one(
-        task=asdict(task), method="ERM", setting={"lr": 0.05}, seed=0
-    )
+    start, data, accuracy = finetune.start(task, 0)
+    assert next(start.parameters()).is_cpu and accuracy > 0.2
+    net = finetune.renewed(start, len(data.classes), 0)
+    found = train_net(net, data, METHODS["ERM"], {"lr": 0.05}, Training(2, 2, 0))
     assert flat(found["metrics"]["test_loss"]).isfinite().all()
+
+
+def test_a_study_selects_and_evaluates():
+    one = plane.experiment(TINY, METHODS["SAM"], Cost(9, 0.0, 0.0))
+    value = one.job.run()
+    assert value["failures"] == []
+    for runs in value["evaluation"].values():
+        assert flat(runs["final"]["test_loss"]).isfinite().all()
+    # Order 0 of an evaluation is that of a run alone.
+    chosen = value["evaluation"]["chosen"]
+    alone = one.run(one.settings[chosen["settings"][0]], chosen["seeds"][0]).run()
+    for name in ("train_loss", "test_loss", "norm"):
+        found = chosen["final"][name][0]
+        assert_near(alone["metrics"][name][0][0][-1], found, name, 1e-3)
 
 
 def test_matrix_sensing_descends_as_on_a_cpu():

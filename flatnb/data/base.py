@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,3 +177,18 @@ def stack(parts: Sequence[Data]) -> Data:
         splits[name] = Split(x, y)
     names = dict.fromkeys(part.name for part in parts)
     return replace(parts[0], name=", ".join(names), **splits)
+
+
+def stratified(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of two parts of the labels y (n,), in order: the second has this fraction
+    of each class.
+
+    >>> [part.tolist() for part in stratified(torch.tensor([0, 0, 1, 1]), 0.5, seed=0)]
+    [[1, 2], [0, 3]]
+    """
+    from sklearn.model_selection import train_test_split
+
+    first, second = train_test_split(
+        np.arange(len(y)), test_size=fraction, stratify=y.numpy(), random_state=seed
+    )
+    return torch.from_numpy(np.sort(first)), torch.from_numpy(np.sort(second))

@@ -1,6 +1,10 @@
-"""Image folders, ``train/<class>/*`` and ``test/<class>/*``, as tensors of bytes."""
+"""Image folders as tensors of bytes: ``train/<class>/*`` and ``test/<class>/*``, or
+``<class>/*`` without a split.
+"""
 
 import contextlib
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -12,6 +16,9 @@ from torch import Tensor
 
 from flatnb._checks import shown
 from flatnb._torchvision import load as load_torchvision
+from flatnb.data.base import stratified
+
+_TEST_SHARE = 0.2  # of a folder without a split
 
 
 class Pixels(NamedTuple):
@@ -27,35 +34,56 @@ class Pixels(NamedTuple):
 def read_folder(folder: Path, size: int | None) -> Pixels:
     """All images of a folder; what counts as one is decided by torchvision's ImageFolder.
 
+    A folder with neither ``train`` nor ``test`` has its classes at the top, and 20 % of
+    each, drawn under seed 0, are for testing: the same for every run.
+
     Pixels are gray (one channel) if every image is, else RGB; transparency is dropped,
     the EXIF orientation applied. With `size`, the middle square of each image is resized
     to so many pixels per side (bilinear, antialiased).
 
     Raises:
-        FileNotFoundError: no ``train`` or ``test``, or a class without images.
+        FileNotFoundError: no folder, only one of ``train`` and ``test``, or a class
+            without images.
         ValueError: fewer than two classes, other classes in test than in train, a file
             that cannot be read, or images of different sizes without `size`.
     """
-    if not (folder / "train").is_dir() or not (folder / "test").is_dir():
-        allowed = "a folder with train/<class>/* and test/<class>/*"
-        raise FileNotFoundError(f"folder={folder}; allowed: {allowed}")
     kind = load_torchvision().datasets.ImageFolder
-    train, test = kind(folder / "train"), kind(folder / "test")
+    parts = [folder / "train", folder / "test"]
+    if folder.is_dir() and not any(map(os.path.lexists, parts)):
+        whole = kind(folder)
+        if len(whole.classes) < 2:
+            names = shown(whole.classes)
+            raise ValueError(
+                f"folder={folder} has classes {names}; allowed: two or more"
+            )
+        x, y = _decoded(whole.samples, size), torch.tensor(whole.targets)
+        train, test = stratified(y, _TEST_SHARE, seed=0)
+        return Pixels(x[train], y[train], x[test], y[test], tuple(whole.classes))
+    if not all(part.is_dir() for part in parts):
+        allowed = "a folder with train/<class>/* and test/<class>/*, or <class>/* alone"
+        raise FileNotFoundError(f"folder={folder}; allowed: {allowed}")
+    train, test = map(kind, parts)
     if len(train.classes) < 2 or train.classes != test.classes:
         raise ValueError(
             f"folder={folder} has classes {shown(train.classes)} in train and "
             f"{shown(test.classes)} in test; allowed: the same in both, two or more"
         )
-    files = []
-    for path, _ in (*train.samples, *test.samples):
-        stat = Path(path).stat()
-        files.append((path, stat.st_size, stat.st_mtime_ns))
-    x, n = _decode_all(tuple(files), size), len(train)
+    x, n = _decoded([*train.samples, *test.samples], size), len(train)
     train_y, test_y = torch.tensor(train.targets), torch.tensor(test.targets)
     return Pixels(x[:n], train_y, x[n:], test_y, tuple(train.classes))
 
 
-@lru_cache(maxsize=1)  # for the next seed; a file that has changed is another argument
+def _decoded(samples: Sequence[tuple[str, int]], size: int | None) -> Tensor:
+    """Images of (path, class), as `_decode_all` keeps them."""
+    files = []
+    for path, _ in samples:
+        stat = Path(path).stat()
+        files.append((path, stat.st_size, stat.st_mtime_ns))
+    return _decode_all(tuple(files), size)
+
+
+# Of two folders, for the next seed; a file that has changed is another argument.
+@lru_cache(maxsize=2)
 def _decode_all(files: tuple[tuple[str, int, int], ...], size: int | None) -> Tensor:
     """uint8 (n, channels, height, width) of files (path, bytes, time of change)."""
     with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock

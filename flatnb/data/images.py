@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flatnb._checks import choice, integer, number, shown
 from flatnb._torchvision import load as load_torchvision
-from flatnb.data.base import Data, Split
+from flatnb.data.base import Data, Split, stratified
 from flatnb.data.folder import Pixels, read_folder
 
 _DIGITS = tuple("0123456789")
@@ -40,7 +40,8 @@ def images(
     "digits" are 1,797 scans of 8 x 8 pixels from scikit-learn, a fixed, stratified 20 %
     of them for testing. "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100" and "SVHN" are
     read by torchvision from $FLATNB_DATA or ~/.cache/flatnb, downloaded if absent. Any
-    other name takes a `folder` with ``train/<class>/*`` and ``test/<class>/*``.
+    other name takes a `folder` with ``train/<class>/*`` and ``test/<class>/*``, or with
+    ``<class>/*``, of which the same 20 % are for testing whatever the seed.
 
     >>> few = images("digits", n_train=300, label_noise=0.2, seed=1)
     >>> few.train.x.shape, len(few.val), len(few.test)
@@ -59,7 +60,7 @@ def images(
     number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
     number("label_noise", label_noise, "a share in [0, 1)", 0, 1, closed=True)
     pixels = _pixels(name, folder, size)
-    train, val = _validation_split(pixels.train_y, val_fraction, seed)
+    train, val = stratified(pixels.train_y, val_fraction, seed)
     mean, std = _statistics(pixels.train_x[train])
     random = torch.Generator().manual_seed(seed)
     if n_train is not None:
@@ -103,7 +104,7 @@ def _digits(root: Path) -> Pixels:
     scans = load_digits()
     x = torch.from_numpy(scans.images.astype(np.uint8))[:, None]
     y = torch.from_numpy(scans.target.astype(np.int64))
-    train, test = _validation_split(y, 0.2, seed=0)
+    train, test = stratified(y, 0.2, seed=0)
     return Pixels(x[train], y[train], x[test], y[test], _DIGITS)
 
 
@@ -164,16 +165,6 @@ BUILT_IN: dict[str, Callable[..., Pixels]] = {
         _torchvision, "SVHN", _DIGITS, ({"split": "train"}, {"split": "test"})
     ),
 }
-
-
-def _validation_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of two parts, in order, with the same share of each class."""
-    from sklearn.model_selection import train_test_split
-
-    train, val = train_test_split(
-        np.arange(len(y)), test_size=fraction, stratify=y.numpy(), random_state=seed
-    )
-    return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(val))
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatnb.data import Data, Split
 from flatnb.data.base import SPLITS
@@ -42,16 +42,28 @@ def _with_classes(data: Data, first: int, last: int) -> Data:
     return replace(data, **parts, classes=data.classes[first:last])
 
 
-def _with_shots(data: Data, shots: int, seed: int) -> Data:
-    """The data with `shots` training images of each class, drawn under a seed."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(data.train), generator=generator)
-    labels = data.train.y[order]
-    chosen = [order[labels == label][:shots] for label in range(len(data.classes))]
+def shots_of(y: Tensor, classes: int, shots: int, seed: int) -> Tensor:
+    """Indices of `shots` examples of each class, drawn under a seed from the labels y
+    (n,): (classes, shots). ValueError: a class has fewer.
+
+    >>> labels = torch.tensor([1, 0, 0, 1, 1])
+    >>> labels[shots_of(labels, classes=2, shots=2, seed=0)]
+    tensor([[0, 0],
+            [1, 1]])
+    """
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    labels = y[order]
+    chosen = [order[labels == label][:shots] for label in range(classes)]
     fewest = min(map(len, chosen))
     if fewest < shots:
         raise ValueError(f"{shots=}; allowed: at most {fewest} of each class")
-    return replace(data, train=data.train[torch.cat(chosen)])
+    return torch.stack(chosen)
+
+
+def _with_shots(data: Data, shots: int, seed: int) -> Data:
+    """The data with `shots` training images of each class, drawn under a seed."""
+    chosen = shots_of(data.train.y, len(data.classes), shots, seed)
+    return replace(data, train=data.train[chosen.flatten()])
 
 
 @lru_cache(maxsize=2)

@@ -180,11 +180,71 @@ def test_a_name_beside_a_built_in_one_is_allowed(pictures) -> None:
     assert data.images("cifar10-jpeg", folder=pictures[0]).name == "cifar10-jpeg"
 
 
+def test_a_folder_without_a_split_holds_a_fifth_of_each_class_out(
+    pictures,
+) -> None:
+    path, arrays = pictures
+    (path / "train" / "LICENSE").write_text("no class")
+    read_once = folder.read_folder(path / "train", None)
+    assert read_once.classes == ("ant", "bee")
+    assert read_once.train_y.tolist() == [0] * 8 + [1] * 8
+    assert read_once.test_y.tolist() == [0] * 2 + [1] * 2
+    # Every image is in one of the parts, under its own label.
+    kept = torch.cat([read_once.train_x, read_once.test_x])
+    labels = torch.cat([read_once.train_y, read_once.test_y])
+    for name, array in arrays.items():
+        if name.startswith("train"):
+            (place,) = (
+                (kept == torch.from_numpy(array).movedim(2, 0))
+                .all(dim=(1, 2, 3))
+                .nonzero()
+            )
+            assert labels[place] == int("bee" in name)
+
+
+def test_the_images_held_out_are_the_same_under_every_seed(pictures) -> None:
+    path = pictures[0] / "train"
+    parts = [read(path, val_fraction=0.25, seed=seed) for seed in (0, 1)]
+    own = folder.read_folder(path, None)
+    assert [len(s) for s in (parts[0].train, parts[0].val, parts[0].test)] == [12, 4, 4]
+    for made in parts:
+        x = made.test.x - made.test.x.mean((0, 2, 3), keepdim=True)
+        y = own.test_x.float() - own.test_x.float().mean((0, 2, 3), keepdim=True)
+        assert torch.corrcoef(torch.stack([x[:, 0].flatten(), y[:, 0].flatten()]))[
+            0, 1
+        ] == pytest.approx(1)
+    assert not torch.equal(parts[0].val.x, parts[1].val.x)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_folder_with_half_a_split_is_refused(pictures, part: str) -> None:
+    path, _ = pictures
+    shutil.rmtree(path / part)
+    with pytest.raises(FileNotFoundError, match=r"allowed: a folder with train/"):
+        read(path)
+
+
+def test_a_folder_of_one_class_without_a_split_is_refused(pictures) -> None:
+    path, _ = pictures
+    shutil.rmtree(path / "train" / "bee")
+    with pytest.raises(
+        ValueError, match=r"has classes \['ant'\]; allowed: two or more"
+    ):
+        read(path / "train")
+
+
+def test_two_folders_are_kept_decoded(pictures, decoded) -> None:
+    path, _ = pictures
+    for part in ("train", "test", "train", "test"):
+        folder.read_folder(path / part, None)
+    assert len(decoded) == 26
+
+
 def test_errors_of_a_folder_name_what_is_wrong(pictures, tmp_path: Path) -> None:
     path, _ = pictures
     archive = tmp_path / "set.tar.xz"
     archive.write_bytes(b"")
-    for wrong in (tmp_path / "nowhere", path / "train", archive):
+    for wrong in (tmp_path / "nowhere", archive):
         with pytest.raises(FileNotFoundError, match=f"folder={wrong}; allowed"):
             read(wrong)
     (path / "test" / "cat").mkdir()

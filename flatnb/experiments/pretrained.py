@@ -1,0 +1,156 @@
+"""Fine-tuning of a net with ImageNet weights on few examples per class, as in NSO's
+paper (Zhang, Li and Ju).
+
+The last layer is replaced, and the method trains the whole net: SGD with momentum 0.9
+and a cosine schedule, without weight decay, dropout or augmentation. BatchNorm is in
+train mode while training and in eval mode whenever the net is measured; its running
+statistics have torch's momentum of 0.1, because at that of ImageNet's training, 0.01,
+the few steps here would end in statistics of both. Images are scaled as they were for ImageNet, not
+by the mean and deviation of the data set.
+
+A seed draws the validation images, the training images and the new layer, and is that
+of the batch order. Test images are the same for all seeds.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flatnb import pretrained
+from flatnb.curvature import (
+    GaussNewtonOperator,
+    HessianOperator,
+    top_eigenvalues,
+    trace,
+)
+from flatnb.data import Data, Split
+from flatnb.data.folder import read_folder
+from flatnb.experiments import finetune, runner
+from flatnb.experiments.depthwise import twice_differentiable
+from flatnb.experiments.runner import Training, Value
+from flatnb.experiments.tuning import METHODS, Setting
+
+NETS = {"efficientnet_lite0": pretrained.pretrained_efficientnet_lite0}
+FLATNESS = ("trace", "trace_error", "top_eigenvalue")
+_VALIDATION_SHOTS = 20  # validation images of each class
+_TEST_IMAGES = 2000  # at most
+_TRACE_ERROR = 0.04  # relative standard error
+_MOST_PROBES = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A folder of images, a net with ImageNet weights, and how it is fine-tuned."""
+
+    name: str
+    data: str  # of a folder in $FLATNB_DATA
+    shots: int  # training images of each class
+    size: int  # pixels per side, to which images are resized
+    epochs: int
+    batch: int
+    budget: int  # settings per method
+    seeds: int
+    every: int  # epochs from one evaluation to the next
+    rates: tuple[float, float]  # learning rates searched, evenly in the logarithm
+    net: str = "efficientnet_lite0"  # of `NETS`
+
+
+@lru_cache(maxsize=2)
+def load(task: Pretrained, seed: int) -> Data:
+    """The task's images. Of each class 20 training images are for validation, and
+    `shots` others are trained on: under one seed, fewer shots are some of the more.
+
+    Raises:
+        FileNotFoundError: $FLATNB_DATA has no such folder.
+        ValueError: a class has fewer images.
+    """
+    folder = Path(os.path.expandvars(f"$FLATNB_DATA/{task.data}"))
+    pixels = read_folder(folder, task.size)
+    each = _VALIDATION_SHOTS + task.shots
+    drawn = finetune.shots_of(pixels.train_y, len(pixels.classes), each, seed)
+    generator = torch.Generator().manual_seed(0)
+    tested = torch.randperm(len(pixels.test_y), generator=generator)[:_TEST_IMAGES]
+
+    def split(x: Tensor, y: Tensor, index: Tensor) -> Split:
+        return Split(pretrained.scaled(x[index]), y[index])
+
+    train_x, train_y = pixels.train_x, pixels.train_y
+    return Data(
+        task.data,
+        split(train_x, train_y, drawn[:, _VALIDATION_SHOTS:].flatten()),
+        split(train_x, train_y, drawn[:, :_VALIDATION_SHOTS].flatten()),
+        split(pixels.test_x, pixels.test_y, tested),
+        classes=pixels.classes,
+        batch_size=task.batch,
+    )
+
+
+def start(task: Pretrained, classes: int, seed: int) -> nn.Sequential:
+    """The net that training starts from, its last layer drawn under a seed."""
+    net = finetune.renewed(NETS[task.net](), classes, seed)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
+    return net
+
+
+def train_one(
+    *,
+    task: dict[str, Any],
+    method: str,
+    setting: Setting,
+    seed: int,
+    checkpoint: Path | None = None,
+) -> Value:
+    """Fine-tune once, or go on from a checkpoint: `runner.train_net`, with "flatness",
+    {name: [[value]]}, of the net as it ends."""
+    stated = Pretrained(**{**task, "rates": tuple(task["rates"])})  # JSON has lists
+    data = load(stated, seed)
+    net = start(stated, len(data.classes), seed)
+    training = Training(stated.epochs, stated.every, seed, checkpoint=checkpoint)
+    value = runner.train_net(net, data, METHODS[method], setting, training)
+    flatness: dict[str, float | None] = dict.fromkeys(FLATNESS)
+    if value["metrics"]["train_loss"][0][0][-1] is not None:
+        flatness = measured(net, data.train)
+    tables = {name: [[number]] for name, number in flatness.items()}
+    return runner.result(value["epochs"], value["metrics"], flatness=tables)
+
+
+def measured(net: nn.Module, split: Split) -> dict[str, float | None]:
+    """Trace of the Hessian of the mean cross-entropy, the trace's standard error, and
+    the largest eigenvalue: in eval mode and float32, over all parameters. The
+    eigenvalue is None where Lanczos did not converge.
+
+    The trace is that of the Gauss-Newton matrix, which has the Hessian's diagonal in a
+    net piecewise linear in each parameter tensor, as these are, and entries beside it
+    that are smaller: a probe says more.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
+    >>> nn.init.zeros_(net[1].weight)
+    Parameter containing:
+    tensor([[0., 0.],
+            [0., 0.]], requires_grad=True)
+    >>> found = measured(net, Split(torch.eye(2), torch.tensor([0, 1])))
+    >>> {name: round(value, 4) for name, value in found.items()}
+    {'trace': 0.5, 'trace_error': 0.0, 'top_eigenvalue': 0.25}
+    """
+    net = twice_differentiable(net)
+    batches = [(split.x.to(runner.device()), split.y)]
+    matrices = [
+        kind(net, F.cross_entropy, batches)
+        for kind in (GaussNewtonOperator, HessianOperator)
+    ]
+    with warnings.catch_warnings():
+        # Of too large an error, which is returned, and of no convergence: None.
+        warnings.simplefilter("ignore")
+        traced = trace(matrices[0], relative=_TRACE_ERROR, max_probes=_MOST_PROBES)
+        top = top_eigenvalues(matrices[1])
+    value = float(top.values[0]) if top.converged else None
+    return dict(zip(FLATNESS, (traced.value, traced.stderr, value), strict=True))

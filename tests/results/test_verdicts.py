@@ -1,0 +1,139 @@
+"""Verdicts follow the plan's words; ratios at the end of training are those of pairs."""
+
+import math
+
+import numpy as np
+import pandas
+import pytest
+from scipy import stats
+from test_compare import runs
+
+from flatnb.results import compare, statistics, verdicts
+
+
+def of(gain, half, p, *, n=60, at_edge=False):
+    """A table of one test, whose checks agree."""
+    row = {"method": "SAM", "difference": gain, "interval": half, "n": n, "p": p}
+    row |= {"p_holm": p, "trimmed": gain, "p_wilcoxon": p, "at_edge": at_edge}
+    return pandas.DataFrame([row])
+
+
+@pytest.mark.parametrize(
+    ("tests", "verdict"),
+    [
+        (of(0.01, 0.004, 0.001), "better"),
+        (of(0.001, 0.0005, 0.001), "better"),  # as small as it is
+        (of(-0.01, 0.004, 0.001), "worse"),
+        (of(0.001, 0.003, 0.4), "no gain worth having"),
+        (of(-0.001, 0.003, 0.4), "no gain worth having"),
+        (of(0.004, 0.003, 0.06), "inconclusive"),
+        (of(0.004, 0.001, 0.04, n=4), "too few seeds"),
+        (of(0.01, 0.004, 0.001, at_edge=True), "at an edge"),
+        (of(0.01, 0.004, math.nan, n=3, at_edge=True), "too few seeds"),
+    ],
+)
+def test_verdicts(tests, verdict):
+    found = verdicts.verdicts(tests, "test_accuracy", 0.005)
+    assert found["verdict"].tolist() == [verdict]
+    # Of a loss less is better.
+    tests = tests.assign(difference=-tests["difference"])
+    found = verdicts.verdicts(tests, "test_loss", 0.005)
+    assert found["verdict"].tolist() == [verdict]
+
+
+def test_without_a_smallest_gain_there_is_no_verdict_on_it():
+    found = verdicts.verdicts(of(0.001, 0.003, 0.4), "test_loss")
+    assert found["verdict"].tolist() == ["inconclusive"]
+    with pytest.raises(ValueError, match="level=2"):
+        verdicts.verdicts(of(0, 1, 1), "test_loss", level=2)
+
+
+def test_the_detectable_gain_is_that_of_the_spread_and_the_family():
+    rng = np.random.default_rng(0)
+    erm, sam, gnp = rng.normal(size=(3, 12))
+    values = {"ERM": erm, "SAM": sam, "GNP": gnp, "NSO": erm[:1]}
+    own = runs({("t", name): list(row) for name, row in values.items()})
+    tests = compare.paired(own, "ERM", "test_accuracy")
+    found = verdicts.verdicts(tests, "test_accuracy").set_index("method")
+    sd = np.std(sam - erm, ddof=1)
+    expected = statistics.detectable(sd, 12, 0.05 / 2)  # NSO has no test
+    assert found.loc["SAM", "detectable"] == pytest.approx(expected)
+    assert math.isnan(found.loc["NSO", "detectable"])
+
+
+def test_checks_agree_or_not():
+    assert verdicts.verdicts(of(0.01, 0.004, 0.001), "test_accuracy")["agree"].all()
+    for column, value in (("p_wilcoxon", 0.2), ("trimmed", -0.01)):
+        tests = of(0.01, 0.004, 0.001).assign(**{column: value})
+        assert not verdicts.verdicts(tests, "test_accuracy")["agree"].any()
+
+
+def test_a_family_is_adjusted_over_all_its_tables():
+    tables = {"t": of(0.1, 0.1, 0.01), "u": of(0.1, 0.1, 0.03)}
+    found = verdicts.family(tables)
+    assert found["family"].tolist() == ["t", "u"]
+    assert found["p_holm"].tolist() == [0.02, 0.03]
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Fresh runs of two tasks and six seeds, as `select` gives them."""
+    rng = np.random.default_rng(1)
+    keys = [(t, m, s) for t in "tu" for m in ("ERM", "SAM") for s in range(6)]
+    table = pandas.DataFrame(keys, columns=["task", "method", "seed"])
+    for name in ("trace", "sharpness", "grad_norm"):
+        table[name] = rng.uniform(0.5, 2, len(table))
+    table["train_loss"] = rng.uniform(0, 0.02, len(table))
+    table = table.assign(at_edge=False)
+    monkeypatch.setattr(verdicts, "select", lambda patterns: table.copy())
+    return table
+
+
+def logarithms(table, measure):
+    """SAM minus ERM, [seed][task]."""
+    rows = table.set_index(["method", "seed", "task"])[measure].map(np.log)
+    return (rows["SAM"] - rows["ERM"]).unstack()
+
+
+def test_ratios_are_of_seeds(ends):
+    found = verdicts.endings(["*"]).set_index("measure")
+    assert list(found.index) == ["trace", "sharpness", "grad_norm", "train_loss"]
+    for measure, row in found.iterrows():
+        means = logarithms(ends, measure).mean(axis=1)
+        test = stats.ttest_1samp(means, 0)
+        low, high = test.confidence_interval()
+        assert row["ratio"] == pytest.approx(np.exp(means.mean()))
+        assert (row["low"], row["high"]) == pytest.approx((np.exp(low), np.exp(high)))
+        assert row["p"] == pytest.approx(test.pvalue)
+        assert (row["n"], row["pairs"]) == (6, 12)
+    tested = found.loc[["trace", "sharpness"]]
+    assert tested["p_holm"].tolist() == pytest.approx(statistics.holm(tested["p"]))
+    assert found.loc[["grad_norm", "train_loss"], "p_holm"].isna().all()
+    losses = ends.groupby("method")["train_loss"].mean()
+    assert found["train_loss"].tolist() == pytest.approx([losses["SAM"]] * 4)
+    assert found["baseline_loss"].tolist() == pytest.approx([losses["ERM"]] * 4)
+
+
+def test_ratios_of_the_nets_that_fit(ends):
+    losses = ends.set_index(["method", "seed", "task"])["train_loss"]
+    fit = (losses["SAM"] < 0.01) & (losses["ERM"] < 0.01)
+    gaps = logarithms(ends, "trace").where(fit.unstack())
+    row = verdicts.endings(["*"], below=0.01).set_index("measure").loc["trace"]
+    assert 0 < fit.sum() < 12 and row["pairs"] == fit.sum()
+    assert row["n"] == gaps.mean(axis=1).notna().sum()
+    assert row["ratio"] == pytest.approx(np.exp(gaps.mean(axis=1).mean()))
+    assert row["train_loss"] == pytest.approx(losses["SAM"][fit].mean())
+
+
+def test_values_that_are_not_positive_have_no_ratio(ends):
+    place = (ends["method"] == "SAM") & (ends["seed"] == 2) & (ends["task"] == "t")
+    ends.loc[place, "trace"] = 0.0
+    found = verdicts.endings(["*"]).set_index("measure")
+    assert found["pairs"].tolist() == [11, 12, 12, 12]
+    assert found["n"].tolist() == [6] * 4
+    assert np.isfinite(found["ratio"]).all()
+
+
+def test_where_a_choice_lies_at_an_edge_the_ratio_says_so(ends):
+    ends["at_edge"] = (ends["method"] == "SAM") & (ends["task"] == "u")
+    assert verdicts.endings(["*"])["at_edge"].all()

@@ -144,6 +144,14 @@ def test_finalists_alone_train_under_the_other_seeds():
     assert [len(members) for _, members in train.calls] == [4, 2 * 2, 1]
 
 
+def test_a_default_past_the_budget_is_no_finalist():
+    train = Looked(lambda i, seed: [0.5, 0.8, 0.6, 0.9][i])
+    value = study(train, SETTINGS, budget=3, seeds=SEEDS, fresh=[1], finalists=2)
+    _, (_, added), _ = train.calls
+    assert {SETTINGS.index(member.setting) for member in added} == {1, 2}
+    assert value["choice"] == {"setting": 1, "by_seed": [1, 1, 1]}
+
+
 def test_failures_are_the_runs_without_a_loss_of_selection_and_evaluation():
     lost = {(0, 7), (1, 8), (2, 1)}  # (setting, seed)
     ends = [0.9, 0.8, 0.7, 0.6]

@@ -178,7 +178,8 @@ def records_make(arguments: Namespace) -> int:
 
 
 def records_verify(arguments: Namespace) -> int:
-    """Repeat a cheap sample of each record; status 1 if one falls outside."""
+    """Repeat a cheap sample of each record, or with --whole a fresh run to its last
+    epoch, and keep what was found in verified.json; status 1 if one falls outside."""
     experiments = _experiments()
     names = records.names()
     if arguments.names:
@@ -189,12 +190,23 @@ def records_verify(arguments: Namespace) -> int:
             unknown = "no experiment of flatnb has this name, and only those are run"
             raise UserError(f"{name} is not verified: {unknown}")
         records.check_sample(record, experiments[name].sample)
+        fresh = arguments.whole and "evaluation" in record
+        if fresh and record["settings"] != experiments[name].settings:
+            other = "its settings are not those of the experiment of this name"
+            raise UserError(f"{name} is not verified: {other}")
+    part = "whole" if arguments.whole else "sample"
     inside = True
     for name, record in loaded.items():
+        if arguments.whole and "evaluation" not in record:
+            print(f"skipped  {name}  it has no fresh run", flush=True)
+            continue
+        checks = None
         try:
-            checks = records.verify(record, experiments[name].sample)
+            checks = _repeated(record, experiments[name], arguments.whole)
         except Exception as error:  # the code has moved on: say so, check the others
             print(f"outside  {name}  {type(error).__name__}: {error}", flush=True)
+        records.keep_check(record, part, checks)
+        if checks is None:
             inside = False
             continue
         for check in checks.itertuples():
@@ -204,6 +216,17 @@ def records_verify(arguments: Namespace) -> int:
             print(f"{verdict}  {name}  {metric}", flush=True)
             inside &= check.inside
     return int(not inside)
+
+
+def _repeated(record: Any, experiment: Any, whole: bool) -> Any:
+    """The checks of `records.verify`, of the sample or of a whole run."""
+    from flatnb.results.jobs import Job
+
+    if not whole:
+        return records.verify(record, experiment.sample)
+    run = experiment.whole_run(record)
+    job = Job(run["call"], run["settings"])
+    return records.verify({**record, "sample": run}, job)
 
 
 NOTEBOOKS: dict[str, Any] = {"type": Path, "metavar": "NOTEBOOK"}
@@ -221,6 +244,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--folder": {"type": Path, "help": "for the results of single runs"},
     "--executor": {"help": "dask://host:port or submitit://partition"},
     "--retry": {"action": "store_true", "help": "run what failed again"},
+    "--whole": {"action": "store_true", "help": "a fresh run, to its last epoch"},
     "--replace": {"action": "store_true", "help": "also what is recorded already"},
 }
 COMMANDS = {
@@ -234,7 +258,7 @@ COMMANDS = {
         records_make,
         "names --workers --folder --executor --retry --replace",
     ),
-    "records verify": (records_verify, "[names]"),
+    "records verify": (records_verify, "[names] --whole"),
 }
 
 

@@ -2,10 +2,13 @@
 
 `root()/<name>.json` has the form of records.schema.json, `null` where there is no
 number. Reading or verifying it calls nothing that it names: it may come from anyone.
+`root()/verified.json` keeps what verifying found.
 """
 
+import datetime
 import difflib
 import glob
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -14,13 +17,16 @@ from typing import Any
 
 import numpy as np
 import pandas
+from filelock import FileLock
 
 from flatnb._checks import sequence, shown
 from flatnb._files import whole
 from flatnb.results import form
 from flatnb.results.form import RecordError
 from flatnb.results.jobs import Job
-from flatnb.results.provenance import PACKAGE
+from flatnb.results.provenance import PACKAGE, code, machine
+
+_VERIFIED = "verified.json"
 
 
 def root() -> Path:
@@ -46,7 +52,7 @@ def names() -> list[str]:
     True
     """
     paths = glob.glob("**/*.json", root_dir=root(), recursive=True)  # no hidden ones
-    return sorted(path.removesuffix(".json") for path in paths)
+    return sorted(path.removesuffix(".json") for path in paths if path != _VERIFIED)
 
 
 def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
@@ -203,3 +209,84 @@ def verify(record: Mapping[str, Any], sample: Job) -> pandas.DataFrame:
         equal_nan=True,
     )
     return table.assign(inside=inside)
+
+
+def verified() -> dict[str, Any]:
+    """What `keep_check` wrote: name -> part -> what a repetition found.
+
+    >>> isinstance(verified(), dict)
+    True
+    """
+    path = root() / _VERIFIED
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise RecordError(
+            f"{path} is not JSON: {error}; restore or remove it"
+        ) from None
+
+
+def keep_check(
+    record: Mapping[str, Any], part: str, checks: pandas.DataFrame | None
+) -> None:
+    """Write what repeating a part ("sample", "whole") of a record found to the file of
+    `verified`; entries of other records, and of the other part, stay.
+
+    An entry has the date of the record, date, code and device of the repetition, and
+    from the table of `verify`, off, {metric: |repeated - recorded|}, and inside. With
+    None, of a repetition that failed, nothing was inside.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    entry: dict[str, Any] = {
+        "record": record["provenance"]["date"],
+        "date": now,
+        "code": code(),
+        "device": machine()["device"],
+        "off": {},
+        "inside": checks is not None and bool(checks["inside"].all()),
+    }
+    if checks is not None:
+        gaps = (checks["repeated"] - checks["recorded"]).abs()
+        gaps[checks["repeated"].isna() & checks["recorded"].isna()] = 0.0
+        off = dict(zip(checks["metric"], gaps, strict=True))
+        entry["off"] = form.plain(off, "record.sample.metrics")
+    with FileLock(root() / f".{_VERIFIED}.lock"):
+        entries = verified()
+        entries.setdefault(record["name"], {})[part] = entry
+        with whole(root() / _VERIFIED) as file:
+            file.write(form.dump(dict(sorted(entries.items()))) + "\n")
+
+
+def dashboard() -> pandas.DataFrame:
+    """A row for each record and part of it that was repeated; one, if nothing was.
+
+    Columns name, method, schema, device, date (of the record), repeated ("sample",
+    "whole", or ""), on (the day), off (the largest difference of a metric; NaN if a
+    number was missing), inside (or None). What was repeated of an earlier record of that name
+    does not count.
+
+    >>> "plane/gaussian-0/SAM/narrow-grid" in set(dashboard()["name"])
+    True
+    """
+    entries, rows = verified(), []
+    for name in names():
+        record = load(name)
+        made = record["provenance"]
+        facts = {key: record[key] for key in ("name", "method", "schema")}
+        facts |= {"device": made["device"], "date": made["date"][:10]}
+        nothing = {"repeated": "", "on": "", "off": None, "inside": None}
+        found = [
+            {
+                "repeated": part,
+                "on": entry["date"][:10],
+                "off": max(np.array(list(entry["off"].values()), float), default=None),
+                "inside": entry["inside"],
+            }
+            for part, entry in sorted(entries.get(name, {}).items())
+            if entry["record"] == made["date"]
+        ]
+        rows += [facts | entry for entry in found or [nothing]]
+    table = pandas.DataFrame(rows)
+    return table.astype({"off": float}) if rows else table

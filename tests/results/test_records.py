@@ -8,15 +8,17 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
 from flatnb.results import form, records, sweep
-from flatnb.results.provenance import provenance
+from flatnb.results.provenance import code, provenance
 from flatnb.results.records import RecordError
 
 NAME = "plane/circle-0.05/SAM"
@@ -133,7 +135,7 @@ def test_names_are_paths_and_temporary_files_have_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../a", "/a", "a/../b", "a//b", "", "a/", "a b", ".a"]
+    "name", ["../a", "/a", "a/../b", "a//b", "", "a/", "a b", ".a", "verified"]
 )
 def test_a_name_cannot_leave_the_folder(name: str) -> None:
     with pytest.raises(RecordError, match="no record"):
@@ -452,3 +454,88 @@ def test_verifying_repeats_the_sample() -> None:
     record["sample"]["metrics"] = record["sample"]["tolerance"] = {"gone": 0.0}
     with pytest.raises(RecordError, match="no 'gone' in gone"):
         records.verify(record, job)
+
+
+# --- what verifying found -----------------------------------------------------------
+
+
+def checked(recorded: list[float], repeated: list[float], tolerance: float) -> Any:
+    """A table as `verify` returns it."""
+    frame = {"metric": [f"m{i}" for i in range(len(recorded))]}
+    table = pandas.DataFrame({**frame, "recorded": recorded, "repeated": repeated})
+    table["tolerance"] = tolerance
+    close = np.isclose(recorded, repeated, rtol=0, atol=tolerance, equal_nan=True)
+    return table.assign(inside=close)
+
+
+def test_what_verifying_found_is_kept_beside_the_records(folder: Path) -> None:
+    assert records.verified() == {} and records.dashboard().empty
+    for name in ("b", "a"):
+        records.save(example(name))
+    record = records.load("b")
+    found = checked([1.0, 2.0, math.nan], [1.25, 1.5, math.nan], 0.5)
+    records.keep_check(record, "whole", found)
+    records.keep_check(record, "sample", checked([1.0], [1.0], 0.0))
+    assert records.names() == ["a", "b"]
+    entry = records.verified()["b"]["whole"]
+    assert entry["off"] == {"m0": 0.25, "m1": 0.5, "m2": 0.0} and entry["inside"]
+    assert entry["code"] == code() and entry["record"] == record["provenance"]["date"]
+    table = records.dashboard()
+    assert table["name"].tolist() == ["a", "b", "b"]
+    assert table["repeated"].tolist() == ["", "sample", "whole"]
+    assert table["off"].tolist()[1:] == [0.0, 0.5] and math.isnan(table["off"][0])
+    assert table["inside"].tolist() == [None, True, True]
+    assert table["on"].tolist()[1] == entry["date"][:10]
+    assert table["schema"].tolist() == [2, 2, 2]
+
+
+def test_a_repetition_that_failed_or_lost_a_number_is_not_inside() -> None:
+    records.save(example())
+    record = records.load(NAME)
+    records.keep_check(record, "sample", None)
+    assert records.verified()[NAME]["sample"]["off"] == {}
+    assert records.dashboard()["inside"].tolist() == [False]
+    records.keep_check(record, "sample", checked([1.0, 1.0], [math.nan, 1.0], 0.5))
+    assert records.verified()[NAME]["sample"]["off"] == {"m0": None, "m1": 0.0}
+    (row,) = records.dashboard().to_dict("records")
+    assert row["inside"] is False and math.isnan(row["off"])
+
+
+def test_what_was_found_of_an_earlier_record_does_not_count() -> None:
+    record = example()
+    record["provenance"]["date"] = "2026-01-02T03:04:05+00:00"
+    records.save(record)
+    records.keep_check(records.load(NAME), "sample", checked([1.0], [1.0], 0.0))
+    assert records.dashboard()["repeated"].tolist() == ["sample"]
+    record["provenance"]["date"] = "2026-01-02T03:04:06+00:00"
+    record["final"]["test_loss"][0][0] = 0.31
+    records.save(record, replace=True)
+    assert records.dashboard()["repeated"].tolist() == [""]
+
+
+def test_checks_kept_at_once_lose_none(folder: Path) -> None:
+    made = [example(f"a/{i}") for i in range(12)]
+    for record in made:
+        records.save(record)
+    table = checked([1.0], [1.0], 0.0)
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(lambda r: records.keep_check(r, "sample", table), made))
+    assert sorted(records.verified()) == sorted(record["name"] for record in made)
+
+
+def test_an_error_leaves_what_was_found(
+    folder: Path, full_disk: Callable[[], None]
+) -> None:
+    made = [example(f"a/{i}") for i in range(4)]
+    table = checked([1.0], [1.0], 0.0)
+    for record in made[:3]:
+        records.save(record)
+        records.keep_check(record, "sample", table)
+    before = (folder / "verified.json").read_bytes()
+    full_disk()
+    with pytest.raises(OSError, match="too large"):
+        records.keep_check(made[3], "sample", checked([1.0] * 60, [1.0] * 60, 0.0))
+    assert (folder / "verified.json").read_bytes() == before
+    (folder / "verified.json").write_text("{")
+    with pytest.raises(RecordError, match=r"verified.json is not JSON: .* remove it"):
+        records.keep_check(made[0], "sample", table)

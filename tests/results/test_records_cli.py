@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from test_records import NAME, example
+from test_records import NAME, example, of_schema_1
 
 from flatnb.book import cli
 from flatnb.experiments.experiment import Cost
@@ -287,6 +287,50 @@ def test_verify_takes_what_a_record_does_not_name_from_the_experiment(
 ) -> None:
     experiments += [sampled("a", 3.0, 1.5, 0.0, settings={})]
     assert out(capsys, "verify").startswith("inside a half: recorded 1.5, now 1.5")
+
+
+def test_verify_keeps_what_it_found(
+    experiments: list[Any], called: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 4.0, 1.9, 0.09)]
+    experiments += [sampled("c", "4", 2.0, 0.0)]
+    out(capsys, "verify", status=1)
+    table = records.dashboard().set_index("name")
+    assert table["inside"].tolist() == [True, False, False]
+    assert table["off"].tolist()[:2] == [0.0, pytest.approx(0.1)]
+    assert table["repeated"].tolist() == ["sample"] * 3
+    out(capsys, "verify", "a")
+    assert len(records.dashboard()) == 3
+
+
+def test_verify_repeats_a_whole_run_when_asked(
+    experiments: list[Any], called: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, old = sampled("a", 3.0, 1.5, 0.0), sampled("b", 3.0, 1.5, 0.0)
+    for each in (one, old):
+        each.settings = example()["settings"]
+    one.whole_run = lambda record: {
+        "call": one.sample.call,
+        "settings": {"x": 7.0},
+        "metrics": {"half": record["evaluation"]["chosen"]["final"]["test_loss"][2]},
+        "tolerance": {"half": 4.0},
+    }
+    records.save(of_schema_1(records.load("b")), replace=True)
+    experiments += [one, old]
+    assert out(capsys, "verify", "--whole").splitlines() == [
+        "inside a half: recorded 0.25, now 3.5, tolerance 4",
+        "skipped b it has no fresh run",
+    ]
+    assert called == [7.0]
+    found = records.verified()
+    assert list(found) == ["a"] and found["a"]["whole"]["off"] == {"half": 3.25}
+    out(capsys, "verify", "a")
+    assert set(records.verified()["a"]) == {"sample", "whole"}
+    # The settings that would be trained are never those of a stranger.
+    one.settings = one.settings[:2]
+    text = out(capsys, "verify", "--whole", status=2)
+    assert text.startswith("flatnb: a is not verified: its settings are not those of")
+    assert called == [7.0, 3.0]
 
 
 # What a stranger's record may ask for; none is called, and no other sample either.

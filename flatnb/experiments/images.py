@@ -141,7 +141,7 @@ TASKS: dict[Images, Plan] = {
 def experiments() -> Iterator[Experiment]:
     """All experiments on images."""
     for task, plan in TASKS.items():
-        for method in methods(task):
+        for method in methods(large=task.net != "mlp"):
             yield experiment(task, method, plan)
 
 
@@ -294,12 +294,12 @@ def train_one(
     return runner.train_net(net, data, METHODS[method], setting, training)
 
 
-def methods(task: Images) -> list[Tuned]:
+def methods(large: bool) -> list[Tuned]:
     """Those tuned on images. SGD would be ERM; with large nets, which take long, only
     the methods of the plane's one learning rate, and averages of the weights; auxiliary
     nets need an ensemble."""
     tuned = [m for m in METHODS.values() if m.design >= Design.TUNED]
-    if task.net == "mlp":
+    if not large:
         return [method for method in tuned if method.optimizer is not SGD]
     return [
         method

@@ -14,7 +14,8 @@ of the batch order. Test images are the same for all seeds.
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from flatnb.data import Data, Split
 from flatnb.data.folder import read_folder
 from flatnb.experiments import finetune, runner
 from flatnb.experiments.depthwise import twice_differentiable
-from flatnb.experiments.runner import Training, Value
-from flatnb.experiments.tuning import METHODS, Setting
+from flatnb.experiments.experiment import Cost, Experiment
+from flatnb.experiments.images import Plan, methods, study_of
+from flatnb.experiments.runner import TUNING_SEED, Training, Value
+from flatnb.experiments.tuning import METHODS, Range, Setting
 
 NETS = {"efficientnet_lite0": pretrained.pretrained_efficientnet_lite0}
 FLATNESS = ("trace", "trace_error", "top_eigenvalue")
@@ -56,11 +59,38 @@ class Pretrained:
     size: int  # pixels per side, to which images are resized
     epochs: int
     batch: int
-    budget: int  # settings per method
-    seeds: int
     every: int  # epochs from one evaluation to the next
-    rates: tuple[float, float]  # learning rates searched, evenly in the logarithm
     net: str = "efficientnet_lite0"  # of `NETS`
+
+
+_SIGNS = Pretrained(
+    name="sign-language-digits-10-shots",
+    data="sign-language-digits",
+    shots=10,
+    size=96,
+    epochs=30,
+    batch=32,
+    every=30,
+)
+_PHOTOS = replace(_SIGNS, name="cifar10-jpeg-10-shots", data="cifar10-jpeg")
+# Rates in a range where plain training fits 100 images: at 0.003 not yet, at 0.2 never.
+_PLAN = Plan(
+    cost=Cost(3, 0.05, 8.0),
+    budget=10,
+    seeds=range(TUNING_SEED, TUNING_SEED + 2),
+    fresh=range(5),
+    finalists=2,
+    rates=Range(0.005, 0.2, 0.02, ("low", "high")),
+)
+TASKS = (_SIGNS, _PHOTOS, replace(_SIGNS, name="sign-language-digits-5-shots", shots=5))
+
+
+def experiments() -> Iterator[Experiment]:
+    """Each task with each method that images train large nets with."""
+    for task in TASKS:
+        for method in methods(large=True):
+            train = f"{__name__}:train_one"
+            yield study_of(f"finetune/{task.name}", task, train, method, _PLAN)
 
 
 @lru_cache(maxsize=2)
@@ -112,7 +142,7 @@ def train_one(
 ) -> Value:
     """Fine-tune once, or go on from a checkpoint: `runner.train_net`, with "flatness",
     {name: [[value]]}, of the net as it ends."""
-    stated = Pretrained(**{**task, "rates": tuple(task["rates"])})  # JSON has lists
+    stated = Pretrained(**task)
     data = load(stated, seed)
     net = start(stated, len(data.classes), seed)
     training = Training(stated.epochs, stated.every, seed, checkpoint=checkpoint)

@@ -318,7 +318,8 @@ def experiment(task: Images, method: Tuned, plan: Plan) -> Experiment:
 def study_of(
     name: str, task: Any, train: str, method: Tuned, plan: Plan, **facts: Any
 ) -> Experiment:
-    """The experiment of a task, a dataclass, whose runs `train` makes, see `study`."""
+    """The experiment of a task, a dataclass; `train` makes its runs, see `study`. The
+    record states `facts` of the task as well."""
     optimizer = method.optimizer or SGD
     rates = plan.rates if optimizer is SGD else optimizer.rates
     settings = method.settings(plan.budget, rates)
@@ -326,10 +327,10 @@ def study_of(
     together = train == "ensembles"
     if together:
         settings.append(method.published(optimizer.rates.default))
-        count = method.work(len(settings) * len(plan.seeds) + 2 * len(plan.fresh))
+        runs = len(settings) * len(plan.seeds) + 2 * len(plan.fresh)
     else:
         finals = (plan.finalists or 0) * (len(plan.seeds) - 1)
-        count = method.work(budget + finals + len(plan.fresh))
+        runs = budget + finals + len(plan.fresh)
     stated = asdict(task)
     given = {"task": stated, "method": method.name}
 
@@ -352,7 +353,7 @@ def study_of(
     described |= {"note": method.note} if method.note else {}
     return Experiment(
         name=f"{name}/{method.name}",
-        cost=plan.cost.times(count),
+        cost=plan.cost.times(method.work(runs)),
         job=Job(f"{__name__}:study", {**given, **studied}),
         sample=run(settings[0], plan.seeds[0], epochs=1, every=1),
         task={**stated, "name": name, "budget_unit": "epochs", **described},

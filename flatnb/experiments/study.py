@@ -35,19 +35,29 @@ def study(
 
     **Selection** trains the settings under `seeds`. It chooses, of the first `budget`,
     that of the best mean validation accuracy over the seeds, ties by the lower mean
-    loss; one with a run that has no number is not eligible. With so many `finalists`,
-    all settings train under the first seed, and only the best under the others.
+    loss. A setting with a run that has no number is not eligible; if none is, the first
+    is taken. With `finalists`, all settings train under the first seed, and only so
+    many, the best of the first `budget`, under the other seeds.
 
-    **Evaluation** trains the chosen setting under the `fresh` seeds, and so the setting
-    past the budget, the published default, if there is one. With `repeats` it trains
-    again what each seed alone would choose, with the same data and start, in so many
-    other orders of batches.
+    **Evaluation** trains the chosen setting under the `fresh` seeds. A setting past the
+    budget, the published default, is evaluated in the same way. With `repeats`, what
+    each seed alone would choose trains again, on the same data from the same start, in
+    so many other orders of batches.
 
     Returns:
         "epochs"; "metrics" [setting][seed][epoch] and "flatness" [setting][seed], of
         the selection; "choice", see `choice`; "evaluation", of "chosen", "default" and
         "repeated" the "settings", "seeds" and "orders" of the runs, and "final",
         {metric: [run]}; and the "failures" of both.
+
+    >>> def train(members, checkpoint):
+    ...     ends = [[member.setting["lr"]] for member in members]
+    ...     names = ("train_loss", "val_loss", "val_accuracy")
+    ...     return {"epochs": [1], "metrics": dict.fromkeys(names, ends)}
+    >>> settings = [{"lr": 0.1}, {"lr": 0.2}]
+    >>> value = study(train, settings, budget=2, seeds=[0, 1], fresh=[2, 3, 4])
+    >>> value["choice"]["setting"], value["evaluation"]["chosen"]["seeds"]
+    (1, [2, 3, 4])
     """
 
     def run(runs: Sequence[_Run], name: str) -> Value:
@@ -74,21 +84,7 @@ def study(
         orders = range(1, repeats + 1)
         parts["repeated"] = [_Run(*pair, order) for order in orders for pair in pairs]
     evaluated = run([r for part in parts.values() for r in part], "evaluation")
-    ends = {n: [curve[-1] for curve in t] for n, t in evaluated["metrics"].items()}
-    remaining = {
-        n: iter(t) for n, t in {**ends, **evaluated.get("flatness", {})}.items()
-    }
-    evaluation: dict[str, dict[str, Any]] = {
-        kind: {
-            "settings": [r.setting for r in part],
-            "seeds": [r.seed for r in part],
-            "orders": [r.order for r in part],
-            "final": {
-                n: [next(values) for _ in part] for n, values in remaining.items()
-            },
-        }
-        for kind, part in parts.items()
-    }
+    evaluation = _by_part(parts, evaluated)
     losses = value["metrics"]["train_loss"]
     selected = [losses[r.setting][seeds.index(r.seed)][-1] for r in runs]
     failures = _failures(runs, selected, NOT_FINITE)
@@ -98,10 +94,29 @@ def study(
     return {**value, "choice": chosen, "evaluation": evaluation, "failures": failures}
 
 
+def _by_part(parts: Mapping[str, Sequence[_Run]], value: Value) -> dict[str, Any]:
+    """What a record states of the parts of an evaluation. The tables of the value are
+    [member], with the runs of one part after those of another."""
+    ends = {n: [curve[-1] for curve in t] for n, t in value["metrics"].items()}
+    ends |= value.get("flatness", {})
+    stated: dict[str, Any] = {}
+    first = 0
+    for name, runs in parts.items():
+        last = first + len(runs)
+        stated[name] = {
+            "settings": [run.setting for run in runs],
+            "seeds": [run.seed for run in runs],
+            "orders": [run.order for run in runs],
+            "final": {metric: table[first:last] for metric, table in ends.items()},
+        }
+        first = last
+    return stated
+
+
 def choice(metrics: Mapping[str, Any], budget: int) -> dict[str, Any]:
     """What validation chooses of the first `budget` settings, from curves
-    [setting][seed][epoch]: "setting", the best mean over the seeds; and "by_seed", the
-    best one under each.
+    [setting][seed][epoch]: "setting", that of the best mean over the seeds, and
+    "by_seed", the best one under each seed.
 
     >>> curves = [[[0.5], [0.9]], [[0.6], [0.7]]]
     >>> choice({"val_accuracy": curves, "val_loss": curves}, budget=2)
@@ -151,7 +166,11 @@ def _failures(runs: Sequence[_Run], losses: Curve, error: str) -> list[dict[str,
 
 
 def tables(value: Value, count: int) -> Value:
-    """A value whose tables are [member], as one of [setting][seed], so many seeds."""
+    """A value whose tables are [member], as one of [setting][seed] with `count` seeds.
+
+    >>> tables({"metrics": {"test_loss": [1, 2, 3, 4]}}, count=2)
+    {'metrics': {'test_loss': [[1, 2], [3, 4]]}}
+    """
 
     def rows(members: Sequence[Any]) -> list[Any]:
         return [list(members[i : i + count]) for i in range(0, len(members), count)]
@@ -160,13 +179,22 @@ def tables(value: Value, count: int) -> Value:
 
 
 def flat(value: Value) -> Value:
-    """A value whose tables are [setting][seed], as one of [member]."""
+    """A value whose tables are [setting][seed], as one of [member].
+
+    >>> flat({"metrics": {"test_loss": [[1, 2], [3, 4]]}})
+    {'metrics': {'test_loss': [1, 2, 3, 4]}}
+    """
     return _mapped([value], lambda parts: [run for row in parts[0] for run in row])
 
 
 def joined(values: Sequence[Value], order: Sequence[int]) -> Value:
-    """Values whose tables are [member], as one: of all in a row, the k-th is member
-    order[k]."""
+    """Values whose tables are [member], as one. In all of them one after another, what
+    is at place k belongs to member `order[k]`.
+
+    >>> parts = [{"metrics": {"test_loss": row}} for row in ([5, 7], [6])]
+    >>> joined(parts, order=[0, 2, 1])
+    {'metrics': {'test_loss': [5, 6, 7]}}
+    """
 
     def put(parts: Sequence[Any]) -> list[Any]:
         rows = [row for part in parts for row in part]

@@ -185,7 +185,7 @@ CASES: dict[
     "stack": (stack, lambda: {"parts": [points(), points()]}, {}),
     "select": (
         compare.select,
-        lambda: {"patterns": [NAME], "setting": "chosen"},
+        lambda: {"patterns": [NAME], "runs": "selected"},
         {"patterns": "list"},
     ),
     "tally": (

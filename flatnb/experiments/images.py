@@ -1,7 +1,7 @@
 """Images from scratch: every method, tuned over equally many settings.
 
 Perceptrons train as ensembles, all settings under each of five seeds. Convolutional
-nets train one after another: all settings under one seed, the best two under two more.
+nets train one after another: all settings under one seed, the best two under another.
 The chosen setting is evaluated under fresh seeds: see `flatnb.experiments.study`. A
 seed is that of initial weights, batch order, augmentation, and the split into training
 and validation images. The optimizer is SGD with momentum 0.9 and a cosine schedule;

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from test_compare import evaluated
 
+from flatnb.experiments import EXPERIMENTS
 from flatnb.results import compare, records, verdicts
+from flatnb.results.runs import CLASSES
 
 # Methods that are optimizers of their own, which take other learning rates.
 OWN_OPTIMIZER = {"SGD", "AdamW", "BSAM"}
@@ -100,6 +102,14 @@ def test_no_verdict_is_from_a_choice_at_an_edge_or_from_few_fresh_seeds(
                 few = min(len(r["evaluation"]["chosen"]["seeds"]) for r in pair) < 5
                 at_edge = any(r["selection"]["at_edge"] for r in pair)
                 assert (row.verdict in VERDICTS) == (not few and not at_edge), design
+
+
+def test_chance_is_known_for_all_tasks_that_are_compared() -> None:
+    """A run without a number counts as chance, of the task's classes."""
+    for experiment in EXPERIMENTS:
+        task = experiment.task
+        known = "classes" in task or task.get("data") in CLASSES
+        assert known or not experiment.tuned, experiment.name
 
 
 # --- the same of records that are made up -------------------------------------------

@@ -66,6 +66,8 @@ def test_checks_agree_or_not():
     for column, value in (("p_wilcoxon", 0.2), ("trimmed", -0.01)):
         tests = of(0.01, 0.004, 0.001).assign(**{column: value})
         assert not verdicts.verdicts(tests, "test_accuracy")["agree"].any()
+        few = tests.assign(n=14)  # too few for a check
+        assert verdicts.verdicts(few, "test_accuracy")["agree"].all()
 
 
 def test_a_family_is_adjusted_over_all_its_tables():

@@ -185,15 +185,14 @@ def records_verify(arguments: Namespace) -> int:
     if arguments.names:
         names = records.match(arguments.names, names)
     loaded = {name: records.load(name) for name in names}
-    for name, record in loaded.items():  # refuse what is odd before running anything
-        if name not in experiments:
-            unknown = "no experiment of flatnb has this name, and only those are run"
-            raise UserError(f"{name} is not verified: {unknown}")
-        records.check_sample(record, experiments[name].sample)
-        fresh = arguments.whole and "evaluation" in record
-        if fresh and record["settings"] != experiments[name].settings:
-            other = "its settings are not those of the experiment of this name"
-            raise UserError(f"{name} is not verified: {other}")
+    for name, record in list(loaded.items()):  # before anything runs
+        try:
+            _check_experiment(record, experiments.get(name), arguments.whole)
+        except ValueError as error:
+            if arguments.names:
+                raise UserError(str(error)) from error
+            print(f"skipped  {error}", flush=True)
+            del loaded[name]
     part = "whole" if arguments.whole else "sample"
     inside = True
     for name, record in loaded.items():
@@ -216,6 +215,19 @@ def records_verify(arguments: Namespace) -> int:
             print(f"{verdict}  {name}  {metric}", flush=True)
             inside &= check.inside
     return int(not inside)
+
+
+def _check_experiment(record: Any, experiment: Any, whole: bool) -> None:
+    """ValueError unless what would be repeated is what the experiment runs."""
+    name = record["name"]
+    if experiment is None:
+        unknown = "no experiment of flatnb has this name, and only those are run"
+        raise ValueError(f"{name} is not verified: {unknown}")
+    records.check_sample(record, experiment.sample)
+    fresh = whole and "evaluation" in record
+    if fresh and record["settings"] != experiment.settings:
+        other = "its settings are not those of the experiment of this name"
+        raise ValueError(f"{name} is not verified: {other}")
 
 
 def _repeated(record: Any, experiment: Any, whole: bool) -> Any:

@@ -238,8 +238,14 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"width": (4, 2), "epochs": (2, 1), "examples": 16},
     ),
     "11_scoreboard": (
-        {"board": "images/*", "methods": "ERM, SAM, NSO", "level": 0.1},
-        {},
+        {
+            "plane": "plane/gaussian*/narrow-tuned",
+            "images": "none/*",
+            "one_rate": "none/*",
+            "baseline": "SAM",
+            "level": 0.1,
+        },
+        {"again": ("SAM",), "seeds": 1},
     ),
     "12_audit": (
         {"seed": 1, "sigma": 0.3, "rho": 0.05, "alpha": 0.6},
@@ -255,6 +261,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"seeds": 1, "settings": 2, "epochs": 1},
     ),
+    "A4_records": ({"pattern": "sensing/*"}, {"rows": 5}),
     "A1_in_your_own_loop": ({"rho": 0.1, "seed": 1}, {"epochs": 1}),
     "A2_adding_a_method": ({"seed": 1}, {"seeds": 2, "epochs": 1}),
     "A3_recipes": ({"rho": 0.1, "micro_batches": 2, "seed": 1}, {"steps": 6}),
@@ -387,7 +394,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("10_hessian_eigenvalues", {"dataset": "MNIST", "plane_set": "gaussian"}),
     (
         "11_scoreboard",
-        {"board": "plane/*/narrow-grid", "wide": "none/*", "baseline": "SAM"},
+        {"plane": "plane/s*/narrow-tuned", "baseline": "EMA"},
     ),
     ("12_audit", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
     (
@@ -437,9 +444,9 @@ def test_a_board_that_names_no_record_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path, given = ROOT / "notebooks" / "11_scoreboard.ipynb", {"board": "none/*"}
+    path, given = ROOT / "notebooks" / "11_scoreboard.ipynb", {"plane": "none/*"}
     (result,) = runner.run([path], profile="smoke", given=given)
-    assert "RecordError: nothing is named none/*" in str(result.error)
+    assert "RecordError: no record of fresh runs is named none/*" in str(result.error)
 
 
 @each

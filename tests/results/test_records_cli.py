@@ -328,7 +328,7 @@ def test_verify_repeats_a_whole_run_when_asked(
     assert set(records.verified()["a"]) == {"sample", "whole"}
     # The settings that would be trained are never those of a stranger.
     one.settings = one.settings[:2]
-    text = out(capsys, "verify", "--whole", status=2)
+    text = out(capsys, "verify", "--whole", "a", status=2)
     assert text.startswith("flatnb: a is not verified: its settings are not those of")
     assert called == [7.0, 3.0]
 
@@ -357,17 +357,19 @@ def test_verify_runs_nothing_when_a_record_asks_for_something_else(
     folder: Path,
 ) -> None:
     experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 3.0, 1.5, 0.0, **sample)]
-    text = out(capsys, "verify", status=2)
-    assert text.startswith(
-        "flatnb: b is not verified, because its sample is not that of the exp"
-    )
-    assert len(text.splitlines()) == 1
-    experiments.pop()
-    text = out(capsys, "verify", status=2)
-    assert text.startswith(
-        "flatnb: b is not verified: no experiment of flatnb has this name"
-    )
-    assert called == [] and list(folder.parent.iterdir()) == [folder]
+    for reason in (
+        "b is not verified, because its sample is not that of the exp",
+        "b is not verified: no experiment of flatnb has this name",
+    ):
+        text = out(capsys, "verify", "[ab]", status=2)
+        assert text.startswith(f"flatnb: {reason}") and len(text.splitlines()) == 1
+        assert called == [] and list(folder.parent.iterdir()) == [folder]
+        # Of all records, those that are of an experiment are repeated.
+        text = out(capsys, "verify")
+        assert f"skipped {reason}" in text and called == [3.0]
+        called.clear()
+        (folder / "verified.json").unlink()
+        experiments[1:] = []
 
 
 @pytest.mark.parametrize("call", ["os:system", "flatnb.a:b c", "flatnb.a.b"])

@@ -7,7 +7,7 @@ from markers import faults, value
 from scipy import stats
 from test_records import NAME, example
 
-from flatnb.results import records
+from flatnb.results import compare, records
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +91,20 @@ def test_markers_that_do_not_hold_are_named_with_their_line(
 
 def test_other_comments_are_left_alone() -> None:
     assert faults("1<!-- recorded elsewhere --> <!-- a --> <!--\nrecord: no\n") == []
+
+
+def test_a_gain_is_held_against_the_fresh_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLATNB_RECORDS")
+    pattern = "plane/*/narrow-tuned"
+    runs = compare.select(["plane/*/ERM/narrow-tuned", "plane/*/SAM/narrow-tuned"])
+    tests = compare.overall(runs, "ERM", "test_accuracy")
+    row = tests.set_index("method").loc["SAM"]
+    for path, number in (
+        ("SAM", 100 * row["difference"]),
+        ("SAM.interval", 100 * row["interval"]),
+    ):
+        assert faults(f"{number:.2f}<!-- gain: {pattern}:{path} -->") == []
+        assert faults(f"{number + 0.02:.2f}<!-- gain: {pattern}:{path} -->") != []
+    for path in ("none", "SAM.half"):
+        assert "no gain" in faults(f"1<!-- gain: {pattern}:{path} -->")[0]
+    assert "nothing is named" in faults("1<!-- gain: none/*:SAM -->")[0]

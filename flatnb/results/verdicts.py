@@ -112,7 +112,8 @@ def endings(
     below `below`.
 
     Columns measure, method, ratio, low, high (its 95 % interval), n (seeds), pairs, p,
-    p_holm (over ENDINGS; NaN for BESIDE), at_edge (as of `paired`), and train_loss and
+    p_holm (over ENDINGS; NaN for BESIDE), detectable (the ratio below 1 that the design
+    finds, as of `verdicts`), at_edge (as of `paired`), and train_loss and
     baseline_loss, the mean training losses of the pairs.
 
     >>> "ratio" in endings(["sensing/*"], "GD")  # without training losses
@@ -134,8 +135,12 @@ def endings(
             parts.append(table.assign(measure=measure))
     table = pandas.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"].where(table["measure"].isin(ENDINGS)))
+    count = max(1, int(table["p_holm"].notna().sum()))
+    halves = zip(np.log(table["high"] / table["ratio"]), table["n"], strict=True)
+    found = [_detectable(half, int(n), LEVEL / count) for half, n in halves]
+    table["detectable"] = np.exp(np.negative(found))
     columns = ["measure", "method", "ratio", "low", "high", "n", "pairs", "p", "p_holm"]
-    return table[[*columns, "at_edge", "train_loss", "baseline_loss"]]
+    return table[[*columns, "detectable", "at_edge", "train_loss", "baseline_loss"]]
 
 
 def _ratios(

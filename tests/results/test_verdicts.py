@@ -111,6 +111,9 @@ def test_ratios_are_of_seeds(ends):
     tested = found.loc[["trace", "sharpness"]]
     assert tested["p_holm"].tolist() == pytest.approx(statistics.holm(tested["p"]))
     assert found.loc[["grad_norm", "train_loss"], "p_holm"].isna().all()
+    spread = logarithms(ends, "trace").mean(axis=1).std()
+    smallest = np.exp(-statistics.detectable(spread, 6, 0.05 / 2))
+    assert found.loc["trace", "detectable"] == pytest.approx(smallest)
     losses = ends.groupby("method")["train_loss"].mean()
     assert found["train_loss"].tolist() == pytest.approx([losses["SAM"]] * 4)
     assert found["baseline_loss"].tolist() == pytest.approx([losses["ERM"]] * 4)

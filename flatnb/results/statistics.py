@@ -127,22 +127,33 @@ def spearman(x: ArrayLike, y: ArrayLike, *given: ArrayLike) -> Correlation:
     table = np.stack(columns)
     table = table[:, ~np.isnan(table).any(0)]
     n = table.shape[1]
-    ranks = stats.rankdata(table, axis=1) - (n + 1) / 2
-    left, held = ranks[:2].T, ranks[2:].T
-    if given:
-        left = left - held @ np.linalg.lstsq(held, left, rcond=1e-9)[0]
-    products = left.T @ left
-    squares = products.diagonal()
     value = math.nan
-    if n >= 3 and (squares > 1e-10 * (ranks[:2] ** 2).sum(1)).all():
-        value = float(products[0, 1] / math.sqrt(squares[0] * squares[1]))
-        value = min(1.0, max(-1.0, value))
+    if n >= 3:
+        value = float(_rank_correlations(table[:2], table[2:])[0, 1])
     pairs = n - len(given)
     variance = 1.06 / (pairs - 3) if pairs > 3 else math.nan
     margin = stats.norm.ppf(0.975) * math.sqrt(variance) * np.array([-1, 1])
     with np.errstate(divide="ignore"):  # where the value is 1
         low, high = np.tanh(np.arctanh(value) + margin).tolist()
     return Correlation(value, low, high, n)
+
+
+def _rank_correlations(
+    columns: NDArray[np.float64], given: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Of all pairs of columns (k, n), partial given others (h, n): (k, k), NaN where
+    nothing is left of a column."""
+    ranks = stats.rankdata(columns, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    left = ranks
+    if len(given):
+        held = stats.rankdata(given, axis=1)
+        held -= held.mean(1, keepdims=True)
+        left = ranks - np.linalg.lstsq(held.T, ranks.T, rcond=1e-9)[0].T @ held
+    products = left @ left.T
+    squares = products.diagonal().copy()
+    squares[squares <= 1e-10 * (ranks**2).sum(1)] = np.nan
+    return np.clip(products / np.sqrt(np.outer(squares, squares)), -1, 1)
 
 
 def correlations(
@@ -168,15 +179,18 @@ def flatness(
     targets: Sequence[str] = TARGETS,
     *,
     within: Sequence[str] = ("task",),
+    strata: Sequence[str] = (),
     given: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """Spearman's correlation of measures and targets over nets, per seed.
 
     Only nets that agree in the columns `within`, and in the seed, are ordered; the
-    columns `given` are held constant. Nets that lack a number are left out, so that
-    every measure orders the same nets; so are seeds of fewer than LEAST_NETS nets.
-    Columns `within`, measure, target, correlation (mean over seeds), interval (its
-    half-width), n (seeds), nets (per seed, on average).
+    columns `given` are held constant. With `strata` only those are ordered that agree
+    in these columns, too, and a seed's correlation is the mean over its strata. Nets
+    that lack a number are left out, so that every measure orders the same nets; so is
+    what has fewer than LEAST_NETS nets of a seed (and stratum). Columns `within`,
+    measure, target, correlation (mean over seeds), interval (its half-width), n
+    (seeds), nets (per seed, on average).
 
     >>> nets = pandas.DataFrame({"task": "a", "seed": [0] * 12 + [1] * 12,
     ...                          "trace": range(24), "test_loss": range(24)})
@@ -191,13 +205,22 @@ def flatness(
             )
     columns = [*measures, *targets, *given]
     nets = nets.dropna(subset=columns)
-    sizes = nets.groupby([*within, "seed"])["seed"].transform("size")
+    sizes = nets.groupby([*within, *strata, "seed"])["seed"].transform("size")
     nets = nets[sizes >= LEAST_NETS]
+    count = len(measures)
+    targets_end = count + len(targets)
     rows = []
     for key, group in nets.groupby([*within], sort=False):
-        size = len(group) / group["seed"].nunique()
-        for measure, target in itertools.product(measures, targets):
-            seeds = correlations(group, measure, target, by="seed", given=given)
-            rows.append((*key, measure, target, *summary(seeds), size))
+        by_seed: dict[int, list[NDArray[np.float64]]] = {}
+        for (*_, seed), part in group.groupby([*strata, "seed"]):
+            table = part[columns].to_numpy(np.float64).T
+            pairs = _rank_correlations(table[:targets_end], table[targets_end:])
+            by_seed.setdefault(seed, []).append(pairs[:count, count:])
+        with warnings.catch_warnings(action="ignore"):  # where nothing is left
+            means = np.array([np.nanmean(parts, axis=0) for parts in by_seed.values()])
+        size = len(group) / len(by_seed)
+        for i, j in itertools.product(range(count), range(len(targets))):
+            seeds = summary(pandas.Series(means[:, i, j]))
+            rows.append((*key, measures[i], targets[j], *seeds, size))
     names = [*within, "measure", "target", "correlation", "interval", "n", "nets"]
     return pandas.DataFrame(rows, columns=names)

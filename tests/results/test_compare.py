@@ -502,6 +502,29 @@ def test_flatness_leaves_out_nets_without_a_number_and_seeds_of_few_nets(
     assert math.isnan(held["correlation"][0])
 
 
+def test_flatness_within_strata_is_the_mean_of_theirs():
+    """Inside each rate the measure orders as the loss does, in one of three rates with
+    the reverse; between rates it is reversed. A rate of few nets does not count."""
+    rows = [
+        {
+            "task": "t",
+            "seed": seed,
+            "rate": rate,
+            "trace": x - 100 * rate,
+            "test_loss": (x if rate else -x) + 100 * rate,
+        }
+        for seed in (0, 1)
+        for rate, count in enumerate((10, 10, 10, 9))
+        for x in range(count)
+    ]
+    nets = pandas.DataFrame(rows)
+    (plain,) = statistics.flatness(nets, ["trace"], ["test_loss"])["correlation"]
+    assert plain < -0.8
+    found = statistics.flatness(nets, ["trace"], ["test_loss"], strata=["rate"])
+    assert found["correlation"].tolist() == [pytest.approx(1 / 3)]
+    assert found["nets"].tolist() == [30] and found["n"].tolist() == [2]
+
+
 def test_two_scales_of_one_task_do_not_mix():
     own = runs({("t", "SAM"): [0.9, 0.8]})
     with pytest.raises(ValueError, match="SAM on t with seed 0 is there twice"):

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from test_compare import evaluated
 
 from flatnb.experiments import EXPERIMENTS
 from flatnb.results import compare, records, verdicts
 from flatnb.results.runs import CLASSES
+from flatnb.results.statistics import flatness
 
 # Methods that are optimizers of their own, which take other learning rates.
 OWN_OPTIMIZER = {"SGD", "AdamW", "BSAM"}
@@ -110,6 +112,43 @@ def test_chance_is_known_for_all_tasks_that_are_compared() -> None:
         task = experiment.task
         known = "classes" in task or task.get("data") in CLASSES
         assert known or not experiment.tuned, experiment.name
+
+
+def test_what_chapter_13_opens_with(book: list[dict[str, Any]]) -> None:
+    """Signs over the sets, among all nets and among those of nearly one rate; ratios of
+    the trace to ERM's, at the rate chosen for the method."""
+    loaded = [r for r in book if re.fullmatch(r"plane/.*/narrow-tuned", r["name"])]
+    nets = pandas.concat([records.frame(r).assign(**_place(r)) for r in loaded])
+    nets = nets[(nets["setting"] < 40) & ~nets["method"].isin(OWN_OPTIMIZER)]
+    nets["rate"] = np.floor(4 * np.log10(nets["lr"]) + 1e-9)
+    measures = ["trace", "top_eigenvalue", "sharpness", "relative_flatness"]
+    plain = flatness(nets, measures[:1], ["test_loss"])["correlation"]
+    assert (plain > 0.1).any() and (plain < -0.1).any()
+    held = flatness(
+        nets, measures, ["test_loss"], strata=["rate"], given=["train_loss"]
+    ).set_index("measure")
+    flat = held.loc[measures[:3]]
+    assert len(flat) == 27 and (flat["correlation"] > flat["interval"]).all()
+    assert flat["correlation"].groupby("measure").mean().between(0.15, 0.35).all()
+    assert (held.loc[measures[3], "correlation"] < 0).any()
+    for method in ("NSO", "SAM", "WeightNoise"):
+        ratios = []
+        for record in loaded:
+            if record["method"] == method:
+                of_task = nets[nets["task"] == record["task"]["name"]]
+                own = of_task[of_task["method"] == method]
+                own = own[own["setting"] == record["selection"]["setting"]]
+                erm = of_task[of_task["method"] == "ERM"]
+                far = np.log(erm["lr"] / own["lr"].iloc[0]).abs()
+                erm = erm[far == far.min()]
+                logs = [np.log(t[["trace", "train_loss"]]).mean() for t in (own, erm)]
+                ratios.append(logs[0] - logs[1])
+        trace, loss = np.exp(np.mean(ratios, axis=0))
+        assert 0.15 < trace < 0.26 and loss > 1.5
+
+
+def _place(record: dict[str, Any]) -> dict[str, str]:
+    return {"task": record["task"]["name"], "method": record["method"]}
 
 
 # --- the same of records that are made up -------------------------------------------

@@ -1,0 +1,60 @@
+"""What the scoreboard opens with, and no marker holds, is what the records say."""
+
+import pandas as pd
+import pytest
+
+from flatnb.results import compare, verdicts
+
+TUNED = ["plane/*/narrow-tuned"]
+
+
+def whole(runs: str) -> pd.DataFrame:
+    """The runs of the methods that are recorded on all nine tasks."""
+    table = compare.select(TUNED, runs)
+    tasks = table.groupby("method")["task"].nunique()
+    return table[table["method"].isin(tasks.index[tasks == 9])]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> pd.DataFrame:
+    return whole("fresh")
+
+
+def judged(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    tests = compare.overall(runs, baseline, "test_accuracy")
+    table = verdicts.verdicts(tests, "test_accuracy", 0.005)
+    return table.set_index("method")
+
+
+def test_the_verdicts_of_the_opening(fresh: pd.DataFrame) -> None:
+    table = judged(fresh, "ERM")
+    better = ["NSO-EMA", "NSO", "EMA", "SAM", "GNP", "WeightNoise", "ASAM"]
+    assert (table.loc[better, "verdict"] == "better").all()
+    assert table.loc[better, "interval"].max() <= 0.0011
+    assert (table.loc[["Flooding", "FAM"], "verdict"] == "no gain worth having").all()
+    assert table.loc["SoftAD", "verdict"] == "worse"
+    assert 100 * table.loc["SoftAD", "difference"] == pytest.approx(-0.26, abs=0.005)
+
+
+def test_only_nso_with_the_average_is_better_than_the_average(
+    fresh: pd.DataFrame,
+) -> None:
+    table = judged(fresh, "EMA")
+    assert list(table.index[table["verdict"] == "better"]) == ["NSO-EMA"]
+
+
+def test_tuning_the_rate_gains_more_than_any_method(fresh: pd.DataFrame) -> None:
+    default = whole("default")
+    default = default[default["method"] == "ERM"].assign(method="default")
+    pair = pd.concat([fresh[fresh["method"] == "ERM"], default])
+    gain = judged(pair, "default").loc["ERM", "difference"]
+    assert 100 * gain == pytest.approx(1.6, abs=0.05)
+    assert judged(fresh, "ERM")["difference"].max() < gain
+
+
+def test_a_selected_run_of_plain_training_owes_nine_tenths_of_a_point_to_luck() -> None:
+    means = [
+        table[table["method"] == "ERM"].groupby("seed")["test_accuracy"].mean()
+        for table in (whole("selected"), whole("repeated"))
+    ]
+    assert 100 * (means[0] - means[1]).mean() == pytest.approx(0.9, abs=0.05)

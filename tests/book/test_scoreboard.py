@@ -43,6 +43,12 @@ def test_only_nso_with_the_average_is_better_than_the_average(
     assert list(table.index[table["verdict"] == "better"]) == ["NSO-EMA"]
 
 
+def test_at_equal_passes_sam_and_nso_gain_nothing_worth_having() -> None:
+    shorter = [f"plane/*/{name}/narrow-tuned-equal-passes" for name in ("SAM", "NSO")]
+    runs = compare.select([*shorter, "plane/*/ERM/narrow-tuned"])
+    assert (judged(runs, "ERM")["verdict"] == "no gain worth having").all()
+
+
 def test_tuning_the_rate_gains_more_than_any_method(fresh: pd.DataFrame) -> None:
     default = whole("default")
     default = default[default["method"] == "ERM"].assign(method="default")

@@ -128,8 +128,10 @@ def test_what_chapter_13_opens_with(book: list[dict[str, Any]]) -> None:
         nets, measures, ["test_loss"], strata=["rate"], given=["train_loss"]
     ).set_index("measure")
     flat = held.loc[measures[:3]]
-    assert len(flat) == 27 and (flat["correlation"] > flat["interval"]).all()
-    assert flat["correlation"].groupby("measure").mean().between(0.15, 0.35).all()
+    assert len(flat) == 27 and (flat["correlation"] > 0).all()
+    told = (flat["correlation"] > flat["interval"]).groupby("measure").sum()
+    assert (told >= 8).all() and told["sharpness"] == 9
+    assert flat["correlation"].groupby("measure").mean().between(0.15, 0.25).all()
     assert (held.loc[measures[3], "correlation"] < 0).any()
     for method in ("NSO", "SAM", "WeightNoise"):
         ratios = []

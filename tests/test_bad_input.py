@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas
 import pytest
 import torch
 from test_records import NAME, example
@@ -69,27 +68,6 @@ def training() -> dict[str, Any]:
         "dtype": None,
         "checkpoint": None,
     }
-
-
-def runs() -> pandas.DataFrame:
-    rows = [
-        {
-            "task": "t",
-            "method": method,
-            "seed": seed,
-            "test_loss": seed + len(method),
-            "train_loss": 0.5 * seed,
-            "test_accuracy": 0.5,
-            "trace": 1.0 + seed**2,
-        }
-        for method in ("ERM", "SAM2")
-        for seed in range(6)
-    ]
-    return pandas.DataFrame(rows)
-
-
-def paired_tables() -> dict[str, pandas.DataFrame]:
-    return {"test_loss": compare.paired(runs(), "ERM", "test_loss")}
 
 
 # function, arguments that it takes, and by parameter the odd ones that it may take,
@@ -187,11 +165,6 @@ CASES: dict[
         compare.select,
         lambda: {"patterns": [NAME], "runs": "selected"},
         {"patterns": "list"},
-    ),
-    "tally": (
-        lambda level: compare.tally(paired_tables(), level),
-        lambda: {"level": 0.05},
-        {"level": "half"},
     ),
     "run": (
         lambda jobs, workers: sweep.run(jobs, "runs", workers=workers),

@@ -5,7 +5,7 @@ import pandas
 import pytest
 
 from flatnb import report
-from flatnb.results import compare
+from flatnb.results import statistics
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def plain(text):
 
 def test_a_mean_comes_with_the_half_width_of_its_interval():
     values = [0.5, 0.75, 0.25]
-    mean, half = compare.interval(values)
+    mean, half = statistics.interval(values)
     assert plain(report.mean_interval(values)) == f"{mean:.3f} ± {half:.3f}"
     in_percent = f"{100 * mean:+.1f} ± {100 * half:.1f}"
     assert plain(report.mean_interval(values, "+.1f", scale=100)) == in_percent

@@ -1,9 +1,9 @@
 """Statistics over runs: what was reached, and which differences are significant.
 
 `runs` is a table with the columns task, method, seed and a column per metric, such as
-that of `select`. Intervals are `statistics.interval`'s, over seeds (of ranks: over
-tasks). Seeds pair what they share: points, labels, initial weights and orders of
-batches. Runs of one seed in several orders count as one, their mean.
+that of `select`. Intervals are `statistics.interval`'s, over seeds. Seeds pair what
+they share: points, labels, initial weights and orders of batches. Runs of one seed in
+several orders count as one, their mean.
 """
 
 import functools
@@ -15,10 +15,10 @@ from typing import Any
 import pandas
 from scipy import stats
 
-from flatnb._checks import choice, number
+from flatnb._checks import choice
 from flatnb.results import records
 from flatnb.results.runs import KINDS, runs_of
-from flatnb.results.statistics import LEVEL, holm, interval, summary
+from flatnb.results.statistics import holm, summary
 
 LEAST_SEEDS = 5  # for a test; below, differences are shown without
 
@@ -123,20 +123,6 @@ def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
     return order.drop_duplicates(by).sort_values(by).reset_index(drop=True)
 
 
-def common(runs: pandas.DataFrame, column: str = "method") -> pandas.DataFrame:
-    """The runs on those tasks that have the most methods, all the same ones. With
-    "seed" they share the seeds, as `overall` needs. Of equals the first decides.
-
-    >>> runs = pandas.DataFrame({"task": list("abb"), "method": ["SAM", "SAM", "GNP"]})
-    >>> common(runs)["task"].unique().tolist()
-    ['b']
-    """
-    if runs.empty:
-        return runs
-    sets = runs.groupby("task", sort=False)[column].agg(frozenset)
-    return runs[runs["task"].map(sets) == max(sets, key=len)]
-
-
 def wide(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     """A row for each task and seed, a column for each method: the metric, its mean over
     orders of batches, NaN where a run is missing.
@@ -151,6 +137,10 @@ def wide(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     keys = ["task", "method", "seed"]
     means = numbers.groupby(keys, as_index=False)[metric].agg(_mean)
     return means.pivot(index=["task", "seed"], columns="method", values=metric)
+
+
+def _mean(values: pandas.Series) -> float:
+    return values.mean(skipna=False)  # a run without a number is not left out
 
 
 def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
@@ -277,132 +267,6 @@ def _test(gaps: pandas.Series) -> tuple[float, float, float]:
     if gaps.nunique() == 1:  # no spread, of which t is not defined
         return float(gaps.iloc[0] == 0), trimmed, wilcoxon
     return float(stats.ttest_1samp(gaps, 0.0).pvalue), trimmed, wilcoxon
-
-
-def tally(
-    tests: Mapping[str, pandas.DataFrame], level: float = LEVEL
-) -> pandas.DataFrame:
-    """On how many tasks each method is significantly better or worse than the baseline.
-
-    `tests` has each metric's table of `paired`; p_holm below the level is significant.
-    A row per method; columns (metric, "better"), (metric, "worse"), (metric, "tasks").
-
-    >>> tests = pandas.DataFrame({"method": ["SAM", "SAM"], "task": ["a", "b"],
-    ...                           "difference": [-0.1, -0.2], "p_holm": [0.01, 0.3]})
-    >>> tally({"test_loss": tests})["test_loss"].loc["SAM"].to_dict()
-    {'better': 1, 'worse': 0, 'tasks': 2}
-    """
-    level = number("level", level, "a number in (0, 1)", 0, 1)
-    counts = {}
-    for metric, table in tests.items():
-        gain = table["difference"] * sign(metric)
-        significant = table["p_holm"] < level  # NaN, of a difference without a test: no
-        flags = {
-            "method": table["method"],
-            "better": significant & (gain > 0),
-            "worse": significant & (gain < 0),
-            "tasks": True,
-        }
-        counts[metric] = pandas.DataFrame(flags).groupby("method", sort=False).sum()
-    return pandas.concat(counts, axis=1)
-
-
-def recommend(
-    tests: pandas.DataFrame, metric: str, level: float = LEVEL
-) -> pandas.DataFrame:
-    """What paired tests against the baseline say about using each method.
-
-    - "use": better on more than half of the tasks (and on more than one), never worse;
-    - "try": better on some task, never worse;
-    - "depends": better on some task and worse on another;
-    - "avoid": worse on some task, never better;
-    - "no evidence": no significant difference.
-
-    `tests` is the metric's table of `paired`. Columns better, worse, tasks (as of
-    `tally`), rank (mean over tasks, 1 the best of the methods), advice; indexed by
-    method, "use" first, then "try", the most often better first.
-
-    >>> tests = pandas.DataFrame({"method": ["SAM", "NSO"] * 2, "task": list("aabb"),
-    ...                           "difference": [-0.1, 0.1] * 2, "p_holm": [0.01] * 4})
-    >>> recommend(tests, "test_loss")["advice"].to_dict()
-    {'SAM': 'use', 'NSO': 'avoid'}
-    """
-    table = tally({metric: tests}, level)[metric]
-    gain = tests.set_index(["method", "task"])["difference"] * sign(metric)
-    ranks = gain.groupby("task").rank(ascending=False)
-    table["rank"] = ranks.groupby("method").mean()
-    advice = [_advice(*row) for row in table[["better", "worse", "tasks"]].to_numpy()]
-    table["advice"] = pandas.Series(advice, table.index, dtype=object)
-    order = ["advice", "better", "rank"]
-    return table.sort_values(order, ascending=[False, False, True])
-
-
-def _advice(better: int, worse: int, tasks: int) -> str:
-    if worse:
-        return "depends" if better else "avoid"
-    if better > max(1, tasks / 2):
-        return "use"
-    return "try" if better else "no evidence"
-
-
-def ranks(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
-    """Mean rank of each method over tasks, 1 the best; indexed by method, best first.
-
-    On each task the methods are ranked by their mean over seeds, ties sharing the mean
-    of their ranks. Columns rank, interval (half-width over tasks), tasks (how many),
-    and the rank on each task. Every method must have a number on every task.
-
-    >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"], "seed": 0,
-    ...                          "test_loss": [3.0, 2.0]})
-    >>> ranks(runs, "test_loss")["rank"].to_dict()
-    {'SAM': 1.0, 'ERM': 2.0}
-    """
-    _check(runs)
-    means = runs.groupby(["task", "method"], sort=False)[metric].agg(_mean)
-    means = means.unstack("method")
-    lacking = means.isna().stack()
-    if lacking.any():
-        task, method = lacking.idxmax()
-        reason = "rank only what ran on all tasks"
-        raise ValueError(f"{method} has no {metric} on {task}; {reason}")
-    by_task = means.rank(axis=1, ascending=sign(metric) < 0)
-    mean, half = interval(by_task)
-    columns = {"rank": mean, "interval": half, "tasks": len(means)}
-    table = pandas.DataFrame(columns, by_task.columns).join(by_task.T)
-    return table.sort_values("rank")
-
-
-def _mean(values: pandas.Series) -> float:
-    return values.mean(skipna=False)  # a run without a number is not left out
-
-
-def grid(patterns: Iterable[str], baseline: str, metric: str) -> pandas.DataFrame:
-    """Each setting of each other method minus what the baseline's seed chose.
-
-    Columns task, method, setting (index), its hyperparameters, difference (mean),
-    interval, n (seeds that both have), chosen (the share of seeds that chose it).
-
-    >>> table = grid(["plane/gaussian-0/*/narrow-grid"], "ERM", "test_loss")
-    >>> "SAM" in set(table["method"])
-    True
-    """
-    runs = select(patterns, "selected")
-    bases = runs[runs["method"] == baseline].set_index(["task", "seed"])[metric]
-    rows = []
-    for record in loaded(patterns):
-        task, chosen = task_of(record), record["selection"]["chosen"]
-        if task not in bases:
-            raise ValueError(f"{task} has no run of the baseline {baseline!r}")
-        if record["method"] == baseline:
-            continue
-        final = pandas.DataFrame(record["final"][metric], columns=record["seeds"])
-        gaps = final.astype(float) - bases[task].reindex(record["seeds"])
-        for index, setting in enumerate(record["settings"]):
-            row = {"task": task, "method": record["method"], "setting": index}
-            mean, half, n = summary(gaps.loc[index])
-            row |= setting | {"difference": mean, "interval": half, "n": n}
-            rows.append(row | {"chosen": chosen.count(index) / len(chosen)})
-    return pandas.DataFrame(rows)
 
 
 def _check(runs: pandas.DataFrame) -> None:

@@ -215,58 +215,6 @@ def test_orders_are_averaged_within_the_seed():
         compare.differences(both.drop(columns="order"), "ERM", "test_accuracy")
 
 
-def test_grid_pairs_every_setting_with_the_baseline_as_chosen(record):
-    saved(
-        "a/ERM",
-        {"test_loss": [[1.0, 1.0], [0.5, 2.0]]},
-        settings=[{"lr": 1.0}, {"lr": 2.0}],
-        chosen=[0, 1],
-        budget=2,
-    )
-    found = compare.grid(["a/*"], "ERM", "test_loss")
-    assert found["method"].tolist() == ["SAM"] * 3
-    assert found["rho"].tolist() == [0.1, 0.2, 0.05]
-    # The baseline is 1 and 2; the last setting's second run failed.
-    assert found["difference"].tolist() == [0.0, 2.0, 4.0]
-    assert found["n"].tolist() == [2, 2, 1]
-    assert found["chosen"].tolist() == [0.5, 0.5, 0.0]
-    with pytest.raises(ValueError, match="no run of the baseline 'SGD'"):
-        compare.grid(["a/*"], "SGD", "test_loss")
-    with pytest.raises(KeyError, match="ece"):
-        compare.grid(["a/*"], "ERM", "ece")
-
-
-def test_common_tasks_are_those_with_all_the_methods():
-    own = runs(
-        {("t", "A"): [1.0], ("u", "A"): [1.0], ("u", "B"): [1.0], ("v", "B"): [1.0]}
-    )
-    assert set(compare.common(own)["task"]) == {"u"}
-    more = pandas.concat([own, runs({("w", m): [1.0] for m in ("B", "A")})])
-    found = compare.common(more)
-    assert sorted(zip(found["task"], found["method"], strict=True)) == [
-        ("u", "A"),
-        ("u", "B"),
-        ("w", "A"),
-        ("w", "B"),
-    ]
-
-
-def test_tally_counts_significant_differences():
-    tests = pandas.DataFrame(
-        {
-            "task": ["t", "u", "v", "t"],
-            "method": ["A", "A", "A", "B"],
-            "difference": [0.1, -0.1, 0.2, 0.1],
-            "p_holm": [0.01, 0.04, 0.06, math.nan],
-        }
-    )
-    found = compare.tally({"test_accuracy": tests, "test_loss": tests})
-    assert found.loc["A", "test_accuracy"].tolist() == [1, 1, 3]
-    assert found.loc["A", "test_loss"].tolist() == [1, 1, 3]
-    assert found.loc["B", "test_loss"].tolist() == [0, 0, 1]
-    assert compare.tally({"norm": tests}, level=0.02).loc["A"].tolist() == [0, 1, 3]
-
-
 def test_paired_differences_are_scipys_and_holms():
     erm, sam, gnp = [1, 2, 3, 4, 5.0], [2, 2.5, 4, 5, 6.5], [1.1, 2, 3, 4.2, 5]
     own = runs({("t", "ERM"): erm, ("t", "SAM"): sam, ("t", "GNP"): gnp})
@@ -343,15 +291,6 @@ def test_over_all_tasks_a_seed_counts_once():
     )
 
 
-def test_tasks_of_the_same_seeds_are_those_with_the_most():
-    few = runs({("few", "ERM"): [1, 2], ("few", "SAM"): [1, 2]})
-    two = runs({(task, "ERM"): [1, 2, 3] for task in ("t", "u")})
-    other = two[two["task"] == "t"].assign(task="v", seed=lambda t: t["seed"] + 1)
-    found = compare.common(pandas.concat([few, two, other]), "seed")
-    assert found["task"].unique().tolist() == ["t", "u"] and len(found) == 6
-    assert compare.common(few[:0], "seed").empty
-
-
 def test_over_all_tasks_methods_and_seeds_must_be_shared():
     own = runs({("t", "ERM"): [0.8, 0.9], ("t", "SAM"): [0.7, 0.9]})
     other = own.assign(task="u", seed=own["seed"] + 2)
@@ -381,28 +320,6 @@ def test_too_few_seeds_are_not_tested_and_failed_runs_are_not_paired():
 def test_equal_results_differ_by_nothing():
     own = runs({("t", "ERM"): [1.0] * 5, ("t", "SAM"): [1.0] * 5})
     assert compare.paired(own, "ERM", "test_accuracy")["p"].tolist() == [1.0]
-
-
-@pytest.mark.parametrize(
-    ("metric", "best"), [("test_accuracy", "A"), ("test_error", "C")]
-)
-def test_ranks_are_over_tasks_and_know_what_is_better(metric, best):
-    values = {
-        ("t", "A"): [3.0, 3.0],
-        ("t", "B"): [2.0, 2.0],
-        ("t", "C"): [1.0, 1.0],
-        ("u", "A"): [3.0, 3.0],
-        ("u", "B"): [2.0, 2.0],
-        ("u", "C"): [2.0, 2.0],
-    }
-    found = compare.ranks(runs(values, metric), metric)
-    assert found.index[0] == best
-    assert found["tasks"].tolist() == [2, 2, 2]
-    assert found["rank"].sum() == pytest.approx(6)
-    assert found.loc["C", "u"] == found.loc["B", "u"]
-    del values["u", "B"]
-    with pytest.raises(ValueError, match=f"B has no {metric} on u"):
-        compare.ranks(runs(values, metric), metric)
 
 
 def test_flatness_orders_all_nets_of_a_seed(tmp_path, monkeypatch):
@@ -525,12 +442,6 @@ def test_flatness_within_strata_is_the_mean_of_theirs():
     assert found["nets"].tolist() == [30] and found["n"].tolist() == [2]
 
 
-def test_two_scales_of_one_task_do_not_mix():
-    own = runs({("t", "SAM"): [0.9, 0.8]})
-    with pytest.raises(ValueError, match="SAM on t with seed 0 is there twice"):
-        compare.ranks(pandas.concat([own, own]), "test_loss")
-
-
 def test_the_best_run_is_that_of_the_highest_accuracy_then_the_lowest_loss():
     rows = [
         ("A", 0, 0.5, 1.0),
@@ -547,36 +458,14 @@ def test_the_best_run_is_that_of_the_highest_accuracy_then_the_lowest_loss():
         compare.best(tries, by=["task"])
 
 
-def test_advice_follows_the_rule():
-    p = {"use": [0.01] * 3 + [0.5], "try": [0.01, 0.5, 0.5, 0.5], "none": [0.5] * 4}
-    signs = {"depends": [1, 1, 1, -1], "avoid": [-1] * 4}
-    rows = [
-        {
-            "task": task,
-            "method": method,
-            "difference": -0.1 * signs.get(method, [1] * 4)[task],
-            "p_holm": p.get(method, [0.01] * 4)[task],
-        }
-        for method in ("none", "avoid", "depends", "try", "use")
-        for task in range(4)
-    ]
-    advice = compare.recommend(pandas.DataFrame(rows), "test_loss")
-    assert advice["advice"].to_dict() == {
-        "use": "use",
-        "try": "try",
-        "none": "no evidence",
-        "depends": "depends",
-        "avoid": "avoid",
-    }
-    assert advice.index[:2].tolist() == ["use", "try"]
-    assert advice.loc["avoid", "rank"] == (5 + 5 + 5 + 4.5) / 4
-    # Better on one task alone, though that is more than half of them, is worth a try.
-    one = pandas.DataFrame(rows).query("task == 0 and method == 'use'")
-    assert compare.recommend(one, "test_loss")["advice"].tolist() == ["try"]
-
-
 def test_differences_pair_runs_by_seed():
     own = runs({("t", "ERM"): [1, 2, 3.0], ("t", "SAM"): [2, 2.5], ("u", "ERM"): [1.0]})
     gaps = compare.differences(own, "ERM", "test_accuracy")
     assert gaps.loc["t", "SAM"].tolist()[:2] == [1.0, 0.5]
     assert gaps["SAM"].isna().sum() == 2 and list(gaps) == ["SAM"]
+
+
+def test_two_scales_of_one_task_do_not_mix():
+    own = runs({("t", "SAM"): [0.9, 0.8]})
+    with pytest.raises(ValueError, match="SAM on t with seed 0 is there twice"):
+        compare.paired(pandas.concat([own, own]), "SAM", "test_loss")

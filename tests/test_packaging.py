@@ -246,7 +246,7 @@ def test_the_three_commands_are_the_same_everywhere(file: str) -> None:
     block = """```console
 $ make book                                    # run the notebooks, build the pages
 $ make test                                    # checks and tests
-$ .venv/bin/flatnb run notebooks/02_*.ipynb    # run one notebook into a copy
+$ .venv/bin/flatnb run notebooks/04_*.ipynb    # run one notebook into a copy
 ```"""
     assert block in (ROOT / file).read_text(encoding="utf-8")
 

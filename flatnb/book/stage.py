@@ -1,4 +1,5 @@
-"""Build the pages: a staged copy of the book, with its notebooks as they were executed.
+"""Build the pages: a staged copy of the book, with its notebooks as they were executed,
+their set-up folded.
 
 Paths in the stage are those of the repository, so that source, edit and Colab links
 made from them point at real files.
@@ -23,6 +24,9 @@ PRECEDING = {
     ".yml": (r'^(  url: ")[^"]*', r"^(  branch: )\S*"),
     ".ipynb": (r'(REPOSITORY = \\")[^"\\]*', r'(REVISION = \\")[^"\\]*'),
 }
+
+# Tags of the cells that come before the first section of a notebook.
+SETUP = {"bootstrap", "parameters", "injected-parameters", "setup"}
 
 
 def toc_files(root: Path) -> list[Path]:
@@ -74,7 +78,9 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     shutil.copytree(root / "book", folder / "book", ignore=ignore)
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(executed.get(page, root / page), folder / page)
+        text = executed.get(page, root / page).read_text(encoding="utf-8")
+        text = with_one_setup(text) if page.suffix == ".ipynb" else text
+        (folder / page).write_text(text, encoding="utf-8")
     status = folder / "book" / "status.md"
     if status.exists():
         text = status.read_text(encoding="utf-8")
@@ -84,6 +90,27 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     config = yaml.safe_dump(staged_settings(root), allow_unicode=True)
     (folder / "_config.yml").write_text(config, encoding="utf-8")
     return folder
+
+
+def with_one_setup(notebook: str) -> str:
+    """The text of an executed notebook whose cells of set-up (fetching the library,
+    parameters, those injected, imports) are one folded cell."""
+    content = json.loads(notebook)
+    kept: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
+    for cell in content["cells"]:
+        is_setup = SETUP.intersection(cell["metadata"].get("tags", ()))
+        (parts if is_setup else kept).append(cell)
+    if not parts:
+        return notebook
+    merged = {
+        **parts[0],
+        "metadata": {"tags": ["hide-cell"], "mystnb": {"code_prompt_show": "Set-up"}},
+        "source": "\n\n".join("".join(cell["source"]) for cell in parts),
+        "outputs": [output for cell in parts for output in cell["outputs"]],
+    }
+    kept.insert(content["cells"].index(parts[0]), merged)
+    return json.dumps({**content, "cells": kept}, indent=1, ensure_ascii=False)
 
 
 def _status(executed: Mapping[Path, Path]) -> str:

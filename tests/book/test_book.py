@@ -73,11 +73,12 @@ def test_sources_hold_no_trace_of_a_run(tmp_path: Path) -> None:
 
 
 @each
-def test_opening_is_title_first_cell_parameters(path: Path) -> None:
-    title, first, parameters = runner.read(path)["cells"][:3]
+def test_opening_is_title_first_cell_parameters_setup(path: Path) -> None:
+    title, first, parameters, setup = runner.read(path)["cells"][:4]
     assert title["cell_type"] == "markdown" and text_of(title).startswith("# ")
     assert first["metadata"]["tags"] == ["bootstrap", "hide-input"]
     assert "parameters" in parameters["metadata"]["tags"]
+    assert setup["metadata"]["tags"] == ["setup", "hide-input"]
     declared = list(runner.parameters(path).values())
     assert declared[0][:3] == ("profile", "str", '"laptop"')
     assert len(declared) == len(text_of(parameters).splitlines())
@@ -184,35 +185,35 @@ def test_numbers_in_prose_are_those_of_their_records(path: Path) -> None:
 # Of each notebook: parameters that are not its defaults, and settings below those of
 # the smoke profile, so that all notebooks together take seconds.
 OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "01_what_is_a_flat_minimum": (
+    "01_two_valleys": (
         {"seed": 1, "batch": 20, "noise": 0.1, "label_noise": 0.1, "rescale": 2.0},
         {"seeds": 2, "max_steps": 20, "draws": 2},
     ),
-    "02_flooding": (
+    "04_flooding": (
         {"seed": 1, "level": 0.1, "label_noise": 0.2},
         {"seeds": 2, "width": 4, "steps": 12, "every": 2, "draws": 2},
     ),
-    "03_soft_ascent_descent": (
+    "05_soft_ascent_descent": (
         {"points": "spiral", "theta": 0.5, "seed": 1, "label_noise": 0.0},
         {"seeds": 2, "width": 4, "epochs": 2, "values": 2, "n_test": 50},
     ),
-    "04_two_classes_in_the_plane": (
+    "10_two_classes_in_the_plane": (
         {"seeds": 2, "label_noise": 0.0},
         {"width": 4, "epochs": 2, "n_test": 50, "every": 1},
     ),
-    "05_sharpness_aware_minimization": (
+    "06_sharpness_aware_minimization": (
         {"examples": 100, "seeds": 2, "label_noise": 0.0},
         {"width": 4, "epochs": 6, "rounds": 1},
     ),
-    "06_noise_stability": (
+    "08_noise_stability": (
         {"seed": 1, "sigma": 0.05, "net_sigma": 0.02},
         {"draws": 20, "d": 8, "steps": 20, "epochs": 1},
     ),
-    "07_relative_flatness": (
+    "09_relative_flatness": (
         {"examples": 100, "seeds": 2, "label_noise": 0.0},
         {"width": 4, "epochs": 1, "batches": (100,), "draws": 5},
     ),
-    "08_images": (
+    "11_images": (
         {
             "dataset": "pictures",
             "folder": "of the test",
@@ -222,7 +223,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"width": 2},
     ),
-    "09_fine_tuning": (
+    "12_fine_tuning": (
         {"methods": "ERM, SAM", "shots": 5},
         {
             "width": 2,
@@ -233,11 +234,11 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "n_train": 100,
         },
     ),
-    "10_hessian_eigenvalues": (
+    "14_measuring_curvature": (
         {"plane_set": "spiral", "seeds": 2, "rescale": 2.0, "label_noise": 0.0},
         {"width": (4, 2), "epochs": (2, 1), "examples": 16},
     ),
-    "11_scoreboard": (
+    "13_scoreboard": (
         {
             "plane": "plane/gaussian*/narrow-tuned",
             "images": "none/*",
@@ -247,11 +248,11 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"again": ("SAM",), "seeds": 1},
     ),
-    "12_audit": (
+    "19_audit_losses": (
         {"seed": 1, "sigma": 0.3, "rho": 0.05, "alpha": 0.6},
         {"draws": 10, "path": 5},
     ),
-    "13_which_flatness_tells": (
+    "16_which_measure_predicts": (
         {
             "board": "plane/gaussian*/narrow-tuned",
             "fitted": 0.05,
@@ -381,22 +382,22 @@ def test_recipes_run_without_the_frameworks(monkeypatch: pytest.MonkeyPatch) -> 
 # More values, run with OTHER's at the smoke profile itself. $FLATNB_DATA holds these
 # sets.
 MORE: list[tuple[str, dict[str, Any]]] = [
-    ("01_what_is_a_flat_minimum", {"seed": 2, "noise": 0.2, "batch": 50}),
-    ("02_flooding", {"seed": 2, "level": 0.4, "label_noise": 0.0}),
-    ("03_soft_ascent_descent", {"points": "sinusoid", "theta": 1.0, "seed": 3}),
-    ("04_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
-    ("05_sharpness_aware_minimization", {"dataset": "MNIST"}),
-    ("06_noise_stability", {"seed": 2, "sigma": 0.2, "net_sigma": 0.1}),
-    ("07_relative_flatness", {"dataset": "MNIST"}),
-    ("09_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
-    ("10_hessian_eigenvalues", {"dataset": "MNIST", "plane_set": "gaussian"}),
+    ("01_two_valleys", {"seed": 2, "noise": 0.2, "batch": 50}),
+    ("04_flooding", {"seed": 2, "level": 0.4, "label_noise": 0.0}),
+    ("05_soft_ascent_descent", {"points": "sinusoid", "theta": 1.0, "seed": 3}),
+    ("10_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
+    ("06_sharpness_aware_minimization", {"dataset": "MNIST"}),
+    ("08_noise_stability", {"seed": 2, "sigma": 0.2, "net_sigma": 0.1}),
+    ("09_relative_flatness", {"dataset": "MNIST"}),
+    ("12_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
+    ("14_measuring_curvature", {"dataset": "MNIST", "plane_set": "gaussian"}),
     (
-        "11_scoreboard",
+        "13_scoreboard",
         {"plane": "plane/s*/narrow-tuned", "baseline": "EMA"},
     ),
-    ("12_audit", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
+    ("19_audit_losses", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
     (
-        "13_which_flatness_tells",
+        "16_which_measure_predicts",
         {
             "board": "plane/s*/narrow-tuned",
             "fitted": 0.02,
@@ -442,7 +443,7 @@ def test_a_board_that_names_no_record_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path, given = ROOT / "notebooks" / "11_scoreboard.ipynb", {"plane": "none/*"}
+    path, given = ROOT / "notebooks" / "13_scoreboard.ipynb", {"plane": "none/*"}
     (result,) = runner.run([path], profile="smoke", given=given)
     assert "RecordError: no record of fresh runs is named none/*" in str(result.error)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_book import ROOT, book
+from small_book import ROOT, book, code
 
 from flatnb.book import stage
 from flatnb.book.run import UserError
@@ -17,17 +17,30 @@ URL = "https://github.com/acme/flatnb"
 def test_stage_keeps_paths_and_takes_executed_copies(tmp_path: Path) -> None:
     root = book(tmp_path)
     copy = tmp_path / "copy.ipynb"
-    copy.write_text("executed")
+    copy.write_text('{"cells": []}')
     (root / "book" / "records" / "plane").mkdir(parents=True)
     (root / "book" / "records" / "plane" / "a.json").write_text("{}")
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     assert folder == root / "_build" / "stage"
-    assert (folder / "notebooks" / "01_a.ipynb").read_text() == "executed"
+    assert (folder / "notebooks" / "01_a.ipynb").read_text() == '{"cells": []}'
     names = ("intro.md", "references.bib", "_static/custom.css")
     for same in ("_toc.yml", *(f"book/{name}" for name in names)):
         assert (folder / same).read_bytes() == (root / same).read_bytes()
     # Pages are made of notebooks, not of records.
     assert not list(folder.rglob("*.json"))
+
+
+def test_cells_of_the_setup_become_one_folded_cell() -> None:
+    tags = ["bootstrap", "parameters", "injected-parameters", "setup"]
+    said = {"output_type": "stream", "name": "stdout", "text": ["version\n"]}
+    cells = [{**code(f"{tag} = 1", tag), "outputs": [said]} for tag in tags]
+    cells.insert(0, {"cell_type": "markdown", "metadata": {}, "source": ["# Title"]})
+    cells.append(code("last = 1"))
+    folded = json.loads(stage.with_one_setup(json.dumps({"cells": cells})))["cells"]
+    assert [folded[0], folded[2]] == [cells[0], cells[-1]] and len(folded) == 3
+    assert folded[1]["metadata"]["tags"] == ["hide-cell"]
+    assert folded[1]["source"].split() == "\n\n".join(f"{t} = 1" for t in tags).split()
+    assert folded[1]["outputs"] == 4 * [said]
 
 
 def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> None:
@@ -36,7 +49,7 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     copy = tmp_path / "copy.ipynb"
     papermill = {"parameters": {"profile": "smoke"}, "duration": 12.4}
     metadata = {"papermill": papermill, "run": {"threads": 7}}
-    copy.write_text(json.dumps({"metadata": metadata}))
+    copy.write_text(json.dumps({"metadata": metadata, "cells": []}))
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     text = (folder / "book" / "status.md").read_text()
     assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text

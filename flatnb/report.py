@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pandas
 
-from flatnb.results import compare
+from flatnb.results import compare, verdicts
 from flatnb.results.statistics import LEVEL, interval
 
 if TYPE_CHECKING:
@@ -93,6 +93,31 @@ def differences(
     return pandas.Series(texts, tests.set_index(keys).index, dtype=object)
 
 
+def gain(method: str, pattern: str = "plane/*/narrow-tuned") -> str:
+    """In words, what a method gains over plain training when both are tuned: of all
+    tasks of a pattern together, as of `verdicts.gains`.
+
+    >>> gain("SAM").split(", ")[0]
+    'SAM minus plain training'
+    """
+    tests = verdicts.gains(pattern)
+    if method not in tests.index:
+        return f"{method} is not recorded on all tasks of {pattern} yet."
+    row = tests.loc[method]
+    points = plus_minus(100 * row["difference"], 100 * row["interval"], "+.2f")
+    text = (
+        f"{method} minus plain training, each tuned with equally many settings: {points} "
+        f"points of test accuracy, {row['passes']:.3g} passes per step (mean and 95 % "
+        f"interval over {row['n']} fresh seeds of {row['tasks']} tasks). "
+        f"Verdict: {row['verdict']}"
+    )
+    if row["verdict"] == "at an edge":
+        return f"{text}; a chosen setting was the largest or smallest one tried."
+    if row["verdict"] in ("no gain worth having", "inconclusive"):
+        return f"{text}; a gain of {100 * row['detectable']:.2f} would have been found."
+    return f"{text}."
+
+
 def table(
     tests: Mapping[str, pandas.DataFrame], spec: str = "+.3f"
 ) -> pandas.DataFrame:
@@ -108,12 +133,12 @@ def table(
     for metric, rows in tests.items():
         p = rows["p_holm"]
         better = rows["difference"] * compare.sign(metric) > 0
-        verdicts = "significantly " + better.map({True: "better", False: "worse"})
-        verdicts = verdicts.where(p < LEVEL, "no significant difference")
+        words = "significantly " + better.map({True: "better", False: "worse"})
+        words = words.where(p < LEVEL, "no significant difference")
         columns = {
             "difference": differences(rows, spec).tolist(),
             "Holm's p": p.map("{:.2g}".format),
-            "verdict": verdicts.where(p.notna(), "inconclusive"),
+            "verdict": words.where(p.notna(), "inconclusive"),
         }
         several = "task" in rows and rows["task"].nunique() > 1
         keys = ["task", "method"] if several else ["method"]

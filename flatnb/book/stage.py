@@ -79,7 +79,7 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         text = executed.get(page, root / page).read_text(encoding="utf-8")
-        text = with_one_setup(text) if page.suffix == ".ipynb" else text
+        text = as_page(text) if page.suffix == ".ipynb" else text
         (folder / page).write_text(text, encoding="utf-8")
     status = folder / "book" / "status.md"
     if status.exists():
@@ -92,25 +92,53 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     return folder
 
 
-def with_one_setup(notebook: str) -> str:
-    """The text of an executed notebook whose cells of set-up (fetching the library,
-    parameters, those injected, imports) are one folded cell."""
+def as_page(notebook: str) -> str:
+    """The text of an executed notebook as the pages show it: below the title the times
+    to read and to run, and the cells of set-up (fetching the library, parameters, those
+    injected, imports) as one folded cell."""
     content = json.loads(notebook)
-    kept: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    for cell in content["cells"]:
-        is_setup = SETUP.intersection(cell["metadata"].get("tags", ()))
-        (parts if is_setup else kept).append(cell)
-    if not parts:
-        return notebook
-    merged = {
-        **parts[0],
-        "metadata": {"tags": ["hide-cell"], "mystnb": {"code_prompt_show": "Set-up"}},
-        "source": "\n\n".join("".join(cell["source"]) for cell in parts),
-        "outputs": [output for cell in parts for output in cell["outputs"]],
-    }
-    kept.insert(content["cells"].index(parts[0]), merged)
-    return json.dumps({**content, "cells": kept}, indent=1, ensure_ascii=False)
+    cells = content["cells"]
+    run = content["metadata"].get("papermill")
+    if run:
+        profile, seconds = run["parameters"]["profile"], _time(run["duration"])
+        times = f"{_minutes(cells)} min to read, computed in {seconds} (`{profile}`)."
+        cells[0]["source"] = f"{''.join(cells[0]['source'])}\n\n*{times}*"
+    parts = [cell for cell in cells if SETUP.intersection(_tags(cell))]
+    if parts:
+        merged = {
+            **parts[0],
+            "metadata": {
+                "tags": ["hide-cell"],
+                "mystnb": {"code_prompt_show": "Set-up"},
+            },
+            "source": "\n\n".join("".join(cell["source"]) for cell in parts),
+            "outputs": [output for cell in parts for output in cell["outputs"]],
+        }
+        place = cells.index(parts[0])
+        others = [cell for cell in cells if cell not in parts]
+        content["cells"] = [*others[:place], merged, *others[place:]]
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _tags(cell: dict[str, Any]) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def _minutes(cells: list[dict[str, Any]]) -> int:
+    """To read the prose at 200 words, and the code that is not folded at 20 lines, per
+    minute."""
+    minutes = 1.0
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            minutes += len(source.split()) / 200
+        elif not {*SETUP, "hide-input"}.intersection(_tags(cell)):
+            minutes += len(source.splitlines()) / 20
+    return round(minutes)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _status(executed: Mapping[Path, Path]) -> str:

@@ -17,6 +17,7 @@ from flatnb.results.compare import (
     LEAST_SEEDS,
     differences,
     edges,
+    overall,
     select,
     sign,
     tests_of,
@@ -92,6 +93,31 @@ def verdicts(
     agree = (wilcoxon == significant) & (same_sign | ~significant)
     agree |= tests["n"] < CHECKED
     return tests.assign(verdict=words, detectable=found, agree=agree)
+
+
+def gains(
+    pattern: str = "plane/*/narrow-tuned",
+    metric: str = "test_accuracy",
+    gain: float | None = 0.005,
+    baseline: str = "ERM",
+) -> pandas.DataFrame:
+    """Verdicts on the methods that have fresh runs on every task of a pattern, over all
+    its tasks together: of `compare.overall`, indexed by method, with their passes.
+
+    Raises:
+        ValueError: no record of fresh runs fits the pattern.
+
+    >>> gains().loc["SAM", "verdict"]
+    'better'
+    """
+    runs = select([pattern])
+    if runs.empty:
+        raise ValueError(f"{pattern=}; no record of fresh runs has such a name")
+    counts = runs.groupby("method")["task"].nunique()
+    runs = runs[runs["method"].isin(counts.index[counts == counts.max()])]
+    table = verdicts(overall(runs, baseline, metric), metric, gain)
+    table = table.set_index("method")
+    return table.assign(passes=runs.groupby("method")["passes"].first())
 
 
 def _detectable(half: float, n: int, level: float) -> float:

@@ -17,12 +17,14 @@ URL = "https://github.com/acme/flatnb"
 def test_stage_keeps_paths_and_takes_executed_copies(tmp_path: Path) -> None:
     root = book(tmp_path)
     copy = tmp_path / "copy.ipynb"
-    copy.write_text('{"cells": []}')
+    copy.write_text('{"metadata": {}, "cells": []}')
     (root / "book" / "records" / "plane").mkdir(parents=True)
     (root / "book" / "records" / "plane" / "a.json").write_text("{}")
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     assert folder == root / "_build" / "stage"
-    assert (folder / "notebooks" / "01_a.ipynb").read_text() == '{"cells": []}'
+    assert (
+        folder / "notebooks" / "01_a.ipynb"
+    ).read_text() == '{"metadata": {}, "cells": []}'
     names = ("intro.md", "references.bib", "_static/custom.css")
     for same in ("_toc.yml", *(f"book/{name}" for name in names)):
         assert (folder / same).read_bytes() == (root / same).read_bytes()
@@ -36,7 +38,9 @@ def test_cells_of_the_setup_become_one_folded_cell() -> None:
     cells = [{**code(f"{tag} = 1", tag), "outputs": [said]} for tag in tags]
     cells.insert(0, {"cell_type": "markdown", "metadata": {}, "source": ["# Title"]})
     cells.append(code("last = 1"))
-    folded = json.loads(stage.with_one_setup(json.dumps({"cells": cells})))["cells"]
+    folded = json.loads(stage.as_page(json.dumps({"metadata": {}, "cells": cells})))[
+        "cells"
+    ]
     assert [folded[0], folded[2]] == [cells[0], cells[-1]] and len(folded) == 3
     assert folded[1]["metadata"]["tags"] == ["hide-cell"]
     assert folded[1]["source"].split() == "\n\n".join(f"{t} = 1" for t in tags).split()
@@ -49,11 +53,15 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     copy = tmp_path / "copy.ipynb"
     papermill = {"parameters": {"profile": "smoke"}, "duration": 12.4}
     metadata = {"papermill": papermill, "run": {"threads": 7}}
-    copy.write_text(json.dumps({"metadata": metadata, "cells": []}))
+    title = {"cell_type": "markdown", "metadata": {}, "source": ["# A"]}
+    copy.write_text(json.dumps({"metadata": metadata, "cells": [title]}))
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     text = (folder / "book" / "status.md").read_text()
     assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text
     assert "flatnb" in text and "<!--" not in text
+    page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())
+    times = "*1 min to read, computed in 12 s (`smoke`).*"
+    assert page["cells"][0]["source"] == f"# A\n\n{times}"
 
 
 def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ class Plan(NamedTuple):
     fresh: Sequence[int]  # of the evaluation
     finalists: int | None = None  # see `flatnb.experiments.study`
     rates: Range = SGD.rates
+    to_ends: bool = False  # settings reach both ends of each range
 
 
 DIGITS = Images(
@@ -322,7 +323,7 @@ def study_of(
     record states `facts` of the task as well."""
     optimizer = method.optimizer or SGD
     rates = plan.rates if optimizer is SGD else optimizer.rates
-    settings = method.settings(plan.budget, rates)
+    settings = method.settings(plan.budget, rates, plan.to_ends)
     budget = len(settings)
     together = train == "ensembles"
     if together:
@@ -361,7 +362,7 @@ def study_of(
         passes=method.passes,
         settings=settings,
         seeds=list(plan.seeds),
-        space=method.described(rates),
+        space=method.described(rates, plan.to_ends),
         budget=budget,
         at_edge=partial(method.at_edge, settings[:budget], rates=rates),
         run=run,

@@ -8,6 +8,9 @@ take the first points of a sequence that fills the unit cube evenly for any numb
 points (M. Roberts, "The unreasonable effectiveness of quasirandom sequences", 2018),
 
 .. math:: x_{nj} = \left(\tfrac12 + n\, g^{-j}\right) \bmod 1, \qquad g^{d+1} = g + 1.
+
+The first few of these do not reach the ends of the cube: ten of them in two dimensions
+span 0.77 of one side and 0.86 of the other. With `to_ends` they are stretched to all.
 """
 
 import inspect
@@ -204,8 +207,12 @@ class Tuned:
         """In records, tables and figures."""
         return self.label or self.method.__name__
 
-    def settings(self, budget: int, rates: Range | float) -> list[Setting]:
+    def settings(
+        self, budget: int, rates: Range | float, to_ends: bool = False
+    ) -> list[Setting]:
         """The settings tried, learning rate first; one, where nothing is searched.
+        `to_ends` stretches them, so that those of each hyperparameter reach both ends
+        of its range.
 
         >>> METHODS["SAM"].settings(2, 0.1)
         [{'lr': 0.1, 'rho': 0.01}, {'lr': 0.1, 'rho': 2.0}]
@@ -213,6 +220,7 @@ class Tuned:
         integer("budget", budget)
         ranges = self._ranges(rates)
         points = _points(len(ranges), budget) if ranges else [[]]
+        points = _stretched(points) if to_ends else points
         fixed = {} if isinstance(rates, Range) else {"lr": rates}
         pairs = [zip(ranges.items(), point, strict=True) for point in points]
         return [fixed | {name: r.value(x) for (name, r), x in row} for row in pairs]
@@ -221,12 +229,13 @@ class Tuned:
         """The published default, at a learning rate."""
         return {"lr": lr, **{name: r.default for name, r in self.space.items()}}
 
-    def described(self, rates: Range | float) -> str:
+    def described(self, rates: Range | float, to_ends: bool = False) -> str:
         """The space in words, for a record."""
         fixed = [] if isinstance(rates, Range) else [f"lr {rates:g}"]
         searched = [f"{name} {span}" for name, span in self._ranges(rates).items()]
         end = "settings past the budget: the published default, not eligible"
-        return "; ".join([*fixed, *searched, end])
+        reach = ["settings reach both ends of each range"] if to_ends else []
+        return "; ".join([*fixed, *searched, *reach, end])
 
     def at_edge(
         self, settings: Sequence[Setting], chosen: Setting, rates: Range | float
@@ -335,6 +344,15 @@ def _points(dimensions: int, count: int) -> list[list[float]]:
         g = (1 + g) ** (1 / (dimensions + 1))
     shares = [g ** -(j + 1) for j in range(dimensions)]
     return [[math.fmod(0.5 + n * share, 1.0) for share in shares] for n in range(count)]
+
+
+def _stretched(points: list[list[float]]) -> list[list[float]]:
+    """The points, such that the outermost of each dimension are at 0 and 1."""
+    if len(points) == 1:
+        return points
+    x = torch.tensor(points, dtype=torch.float64)
+    low, high = x.aminmax(dim=0)
+    return ((x - low) / (high - low)).tolist()
 
 
 # Hyperparameters besides the learning rate: where each is searched, and its default.

@@ -121,7 +121,7 @@ def test_a_run_has_curves_and_flatness_of_the_net_as_it_ends(method, monkeypatch
     flatness = {name: table[0][0] for name, table in value["flatness"].items()}
     assert list(flatness) == list(pretrained.FLATNESS)
     assert flatness["trace"] > 0 and flatness["top_eigenvalue"] > 0
-    assert flatness["trace_error"] < 0.1 * flatness["trace"]
+    assert flatness["trace_error"] < 0.3 * flatness["trace"]  # of 40 probes
     assert pretrained.train_one(**given) == value
 
 
@@ -192,10 +192,10 @@ def test_measured_is_the_trace_and_the_top_of_the_dense_hessian():
     split = Split(torch.randn(30, 3, 2, 2), torch.randint(3, (30,)))
     dense = HessianOperator(net, F.cross_entropy, [(split.x, split.y)]).dense()
     found = pretrained.measured(net, split)
-    assert found["trace"] == pytest.approx(float(dense.trace()), rel=0.2)
+    assert abs(found["trace"] - float(dense.trace())) < 4 * found["trace_error"]
     top = float(torch.linalg.eigvalsh(dense)[-1])
     assert found["top_eigenvalue"] == pytest.approx(top, rel=1e-3)
-    assert 0 < found["trace_error"] <= 0.04 * found["trace"]
+    assert 0 < found["trace_error"] <= 0.1 * found["trace"]
 
 
 @pytest.mark.slow

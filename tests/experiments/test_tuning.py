@@ -68,6 +68,23 @@ def test_more_budget_keeps_the_first_settings():
     assert method.settings(20, rates)[:7] == method.settings(7, rates)
 
 
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_settings_stretched_to_the_ends_keep_their_order_and_shares(method):
+    ranges = {"lr": SGD.rates, **method.space}
+    plain, stretched = [method.settings(10, SGD.rates, ends) for ends in (False, True)]
+    for name, span in ranges.items():
+        before, after = [[one[name] for one in part] for part in (plain, stretched)]
+        assert [min(after), max(after)] == pytest.approx([span.low, span.high])
+        order = sorted(range(10), key=before.__getitem__)
+        assert order == sorted(range(10), key=after.__getitem__), name
+    if len(ranges) == 1:
+        assert stretched == plain
+    points = torch.tensor(tuning._stretched([[0.2, 0.1], [0.4, 0.5], [0.3, 0.2]]))
+    expected = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.5, 0.25]])
+    torch.testing.assert_close(points, expected)
+    assert len(method.settings(1, SGD.rates, to_ends=True)) == 1
+
+
 def test_the_four_of_the_paper_share_one_grid():
     grids = [
         [list(s.values())[1] for s in METHODS[name].settings(40, 1e-3)]

@@ -93,7 +93,7 @@ def differences(
     return pandas.Series(texts, tests.set_index(keys).index, dtype=object)
 
 
-def gain(method: str, pattern: str = "plane/*/narrow-tuned") -> str:
+def gain(method: str, pattern: str = verdicts.PLANE) -> str:
     """In words, what a method gains over plain training when both are tuned: of all
     tasks of a pattern together, as of `verdicts.gains`.
 

@@ -78,3 +78,11 @@ def test_the_table_has_a_row_for_each_test(tests):
     (both,) = tests.values()
     single = report.table({"test_loss": both[both["task"] == "a"]})
     assert single.loc[("test_loss", "NSO"), "verdict"] == "significantly better"
+
+
+def test_a_gain_in_words() -> None:
+    assert "points of test accuracy, 2 passes per step" in report.gain("SAM")
+    assert report.gain("SAM").endswith("Verdict: better.")
+    assert "would have been found" in report.gain("FAM")
+    assert "largest or smallest" in report.gain("RSAM")
+    assert report.gain("none").startswith("none is not recorded on all tasks")

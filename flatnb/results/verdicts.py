@@ -4,8 +4,10 @@
 training is compared here too, by ratios.
 """
 
+import fnmatch
 import math
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from flatnb.results.compare import (
     tests_of,
     wide,
 )
+from flatnb.results.records import names
 from flatnb.results.statistics import LEVEL, detectable, holm
 
 CHECKED = 15  # seeds, from which on Wilcoxon's test and the trimmed mean are checks
@@ -95,29 +98,67 @@ def verdicts(
     return tests.assign(verdict=words, detectable=found, agree=agree)
 
 
+@dataclass(frozen=True)
+class Situation:
+    """What somebody wants to train for, and the records that are nearest to it."""
+
+    words: str
+    pattern: str  # of the names of records, whose tasks share their seeds
+    metric: str = "test_accuracy"
+    gain: float | None = 0.005  # the smallest worth having, in units of the metric
+
+
+PLANE = "plane/*/*/narrow-tuned"
+SITUATIONS = (
+    Situation("noisy labels", "plane/*-0.*/*/narrow-tuned"),
+    Situation("clean labels", "plane/*-0/*/narrow-tuned"),
+    Situation("small images", "images/digits-mlp/*"),
+    Situation("fine-tuning on few examples", "finetune/*", gain=0.01),
+    Situation("calibrated probabilities", PLANE, "test_ece", None),
+    Situation("a low test loss", PLANE, "test_loss", None),
+)
+
+
 def gains(
-    pattern: str = "plane/*/narrow-tuned",
+    pattern: str = PLANE,
     metric: str = "test_accuracy",
     gain: float | None = 0.005,
     baseline: str = "ERM",
 ) -> pandas.DataFrame:
-    """Verdicts on the methods that have fresh runs on every task of a pattern, over all
-    its tasks together: of `compare.overall`, indexed by method, with their passes.
-
-    Raises:
-        ValueError: no record of fresh runs fits the pattern.
+    """Verdicts on the methods that have fresh runs on every task of the records, over
+    all these tasks together: of `compare.overall`, indexed by method, with their passes.
+    Empty without such records.
 
     >>> gains().loc["SAM", "verdict"]
     'better'
     """
-    runs = select([pattern])
+    runs = select([pattern]) if fnmatch.filter(names(), pattern) else pandas.DataFrame()
     if runs.empty:
-        raise ValueError(f"{pattern=}; no record of fresh runs has such a name")
+        return runs
     counts = runs.groupby("method")["task"].nunique()
     runs = runs[runs["method"].isin(counts.index[counts == counts.max()])]
     table = verdicts(overall(runs, baseline, metric), metric, gain)
     table = table.set_index("method")
     return table.assign(passes=runs.groupby("method")["passes"].first())
+
+
+def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series | None:
+    """The method to try first, a row of `gains`; None: stay with plain training.
+
+    The rule: of the methods of at most so many passes per step whose verdict in this
+    situation is "better", the one of the largest gain. Two methods that are better than
+    plain training need not differ from each other.
+
+    >>> recommended(SITUATIONS[0], passes=1).name
+    'EMA'
+    """
+    table = gains(situation.pattern, situation.metric, situation.gain)
+    if table.empty:
+        return None
+    table = table[(table["verdict"] == "better") & (table["passes"] <= passes)]
+    if table.empty:
+        return None
+    return table.loc[(table["difference"] * sign(situation.metric)).idxmax()]
 
 
 def _detectable(half: float, n: int, level: float) -> float:

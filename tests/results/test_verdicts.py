@@ -142,3 +142,33 @@ def test_values_that_are_not_positive_have_no_ratio(ends):
 def test_where_a_choice_lies_at_an_edge_the_ratio_says_so(ends):
     ends["at_edge"] = (ends["method"] == "SAM") & (ends["task"] == "u")
     assert verdicts.endings(["*"])["at_edge"].all()
+
+
+@pytest.mark.parametrize(
+    ("passes", "metric", "expected"),
+    [(1, "test_accuracy", "EMA"), (2, "test_accuracy", "SAM"), (2, "test_loss", "EMA")],
+)
+def test_the_best_of_the_better_methods_that_can_be_afforded_is_recommended(
+    monkeypatch: pytest.MonkeyPatch, passes: float, metric: str, expected: str
+) -> None:
+    judged = pd.DataFrame(
+        {
+            "difference": [0.9, 0.1, 0.2, 0.3],
+            "verdict": ["at an edge", "better", "better", "better"],
+            "passes": [1, 1, 2, 3],
+        },
+        index=["SWA", "EMA", "SAM", "NSO"],
+    )
+    monkeypatch.setattr(verdicts, "gains", lambda *given: judged)
+    sign = 1 if metric == "test_accuracy" else -1
+    if sign < 0:
+        judged.loc["EMA", "difference"] = -0.5
+    found = verdicts.recommended(verdicts.Situation("", "", metric), passes)
+    assert found is not None and found.name == expected
+    judged["verdict"] = "inconclusive"
+    assert verdicts.recommended(verdicts.Situation("", "", metric)) is None
+
+
+def test_of_no_record_there_is_no_gain_and_nothing_is_recommended() -> None:
+    assert verdicts.gains("none/*").empty
+    assert verdicts.recommended(verdicts.Situation("", "none/*")) is None

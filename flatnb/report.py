@@ -11,7 +11,7 @@ multiplies both, as 100 for percent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas
@@ -93,9 +93,9 @@ def differences(
     return pandas.Series(texts, tests.set_index(keys).index, dtype=object)
 
 
-def gain(method: str, pattern: str = verdicts.PLANE) -> str:
+def gain(method: str, pattern: str | Sequence[str] = verdicts.PLANE) -> str:
     """In words, what a method gains over plain training when both are tuned: of all
-    tasks of a pattern together, as of `verdicts.gains`.
+    tasks of a pattern, or of several, together, as of `verdicts.gains`.
 
     >>> gain("SAM").split(", ")[0]
     'SAM minus plain training'

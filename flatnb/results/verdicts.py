@@ -6,7 +6,7 @@ training is compared here too, by ratios.
 
 import fnmatch
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,19 +120,21 @@ SITUATIONS = (
 
 
 def gains(
-    pattern: str = PLANE,
+    pattern: str | Sequence[str] = PLANE,
     metric: str = "test_accuracy",
     gain: float | None = 0.005,
     baseline: str = "ERM",
 ) -> pandas.DataFrame:
     """Verdicts on the methods that have fresh runs on every task of the records, over
     all these tasks together: of `compare.overall`, indexed by method, with their passes.
-    Empty without such records.
+    Several patterns name records together. Empty if one of them has none.
 
     >>> gains().loc["SAM", "verdict"]
     'better'
     """
-    runs = select([pattern]) if fnmatch.filter(names(), pattern) else pandas.DataFrame()
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    recorded = all(fnmatch.filter(names(), each) for each in patterns)
+    runs = select(patterns) if recorded else pandas.DataFrame()
     if runs.empty:
         return runs
     counts = runs.groupby("method")["task"].nunique()

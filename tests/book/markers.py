@@ -16,6 +16,7 @@ final metric of each seed at the setting chosen for it; and behind a list of num
 
 A gain is that over ERM in test accuracy, in points: of the fresh runs of all records that
 fit the pattern, by `compare.overall`; with `.interval`, the half-width of its interval.
+Several patterns are parted by commas.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def value(name: str, path: str) -> Any:
 def gain(pattern: str, path: str) -> float:
     """The gain of the method that the path begins with, or its interval, in points."""
     method, _, end = path.partition(".")
-    runs = compare.select([pattern])
+    runs = compare.select(pattern.split(","))
     runs = runs[runs["method"].isin(["ERM", method])]
     tests = compare.overall(runs, "ERM", "test_accuracy").set_index("method")
     if method not in tests.index or end not in ("", "interval"):

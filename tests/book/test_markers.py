@@ -7,7 +7,7 @@ from markers import faults, value
 from scipy import stats
 from test_records import NAME, example
 
-from flatnb.results import compare, records
+from flatnb.results import compare, records, verdicts
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +108,11 @@ def test_a_gain_is_held_against_the_fresh_runs(monkeypatch: pytest.MonkeyPatch) 
     for path in ("none", "SAM.half"):
         assert "no gain" in faults(f"1<!-- gain: {pattern}:{path} -->")[0]
     assert "nothing is named" in faults("1<!-- gain: none/*:SAM -->")[0]
+
+
+def test_a_gain_of_several_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FLATNB_RECORDS")
+    names = ["plane/*/SAM/narrow-tuned-equal-passes", "plane/*/ERM/narrow-tuned"]
+    number = 100 * verdicts.gains(names).loc["SAM", "difference"]
+    assert faults(f"{number:.2f}<!-- gain: {','.join(names)}:SAM -->") == []
+    assert faults(f"{number + 0.02:.2f}<!-- gain: {','.join(names)}:SAM -->") != []

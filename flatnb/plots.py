@@ -215,7 +215,7 @@ def gains(
     """Draw paired differences to a baseline as a map of methods by tasks.
 
     Blue is better than the baseline, red worse; colors are full from the 90th
-    percentile of the sizes on. An upward triangle marks a significantly better method,
+    percentile of the sizes on. A hatched cell has no record. An upward triangle marks a significantly better method,
     a downward one a worse one. `table` is of `flatnb.results.compare.paired`; more is
     better if `metric` is an accuracy, else less.
 
@@ -231,6 +231,7 @@ def gains(
     wide = gain.pivot(index="method", columns="task", values="gain")
     wide = wide.loc[methods, tasks]
     full = float(np.nanquantile(wide.abs(), 0.9)) or 1.0
+    ax.patch.set(hatch="///", edgecolor="0.8")  # seen where there is no value
     ax.imshow(wide, cmap=_GAIN, vmin=-full, vmax=full, aspect="auto")
     for row in gain[gain["p_holm"] < level].itertuples():
         place = tasks.index(row.task), methods.index(row.method)

@@ -199,7 +199,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "10_two_classes_in_the_plane": (
         {"seeds": 2, "label_noise": 0.0},
-        {"width": 4, "epochs": 2, "n_test": 50, "every": 1},
+        {"width": 4, "epochs": 2, "n_test": 50},
     ),
     "06_sharpness_aware_minimization": (
         {"examples": 100, "seeds": 2, "label_noise": 0.0},

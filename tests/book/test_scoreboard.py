@@ -76,3 +76,21 @@ def test_the_gains_of_selected_runs_are_not_larger_and_less_certain(
     later = judged(fresh, "ERM").loc[selected.index]
     assert (selected["difference"] - later["difference"]).mean() < 0.0005
     assert 2 < (selected["interval"] / later["interval"]).mean() < 4
+
+
+def test_what_chapter_10_opens_with(fresh: pd.DataFrame) -> None:
+    """Of nine methods recorded both ways, in points."""
+    grid = compare.select(["plane/*/narrow-grid"], "selected")
+    tasks = grid.groupby("method")["task"].nunique()
+    methods = set(tasks.index[tasks == 9]) & set(fresh["method"])
+    assert len(methods) == 10  # ERM among them
+    single, tuned = (
+        judged(runs[runs["method"].isin(methods)], "ERM") for runs in (grid, fresh)
+    )
+    gains = 100 * single.loc[single["p_holm"] < 0.05, "difference"]
+    assert len(gains) == 8
+    assert gains.min() == pytest.approx(0.8, abs=0.05)
+    assert gains.max() == pytest.approx(2.0, abs=0.05)
+    left = tuned[tuned["verdict"] == "better"]
+    assert len(left) == 5
+    assert 100 * left["difference"].max() == pytest.approx(0.4, abs=0.05)

@@ -16,7 +16,8 @@ final metric of each seed at the setting chosen for it; and behind a list of num
 
 A gain is that over ERM in test accuracy, in points: of the fresh runs of all records that
 fit the pattern, by `compare.overall`; with `.interval`, the half-width of its interval.
-Several patterns are parted by commas.
+Several patterns are parted by commas. `SoftAD/Flooding` is the gain of SoftAD over
+Flooding.
 """
 
 from __future__ import annotations
@@ -55,10 +56,14 @@ def value(name: str, path: str) -> Any:
 
 def gain(pattern: str, path: str) -> float:
     """The gain of the method that the path begins with, or its interval, in points."""
-    method, _, end = path.partition(".")
+    names, _, end = path.partition(".")
+    method, _, baseline = names.partition("/")
+    baseline = baseline or "ERM"
     runs = compare.select(pattern.split(","))
-    runs = runs[runs["method"].isin(["ERM", method])]
-    tests = compare.overall(runs, "ERM", "test_accuracy").set_index("method")
+    if not {method, baseline} <= set(runs["method"]):
+        raise records.RecordError(f"no gain {path} in {pattern}")
+    runs = runs[runs["method"].isin([baseline, method])]
+    tests = compare.overall(runs, baseline, "test_accuracy").set_index("method")
     if method not in tests.index or end not in ("", "interval"):
         raise records.RecordError(f"no gain {path} in {pattern}")
     return 100 * float(tests.loc[method, end or "difference"])

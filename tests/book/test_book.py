@@ -191,11 +191,11 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "04_flooding": (
         {"seed": 1, "level": 0.1, "label_noise": 0.2},
-        {"seeds": 2, "width": 4, "steps": 12, "every": 2, "draws": 2},
+        {"seeds": 2, "width": 4, "steps": 12, "draws": 2},
     ),
     "05_soft_ascent_descent": (
         {"points": "spiral", "theta": 0.5, "seed": 1, "label_noise": 0.0},
-        {"seeds": 2, "width": 4, "epochs": 2, "values": 2, "n_test": 50},
+        {"seeds": 2, "width": 4, "epochs": 2, "n_test": 50},
     ),
     "10_two_classes_in_the_plane": (
         {"seeds": 2, "label_noise": 0.0},

@@ -105,7 +105,10 @@ def test_a_gain_is_held_against_the_fresh_runs(monkeypatch: pytest.MonkeyPatch) 
     ):
         assert faults(f"{number:.2f}<!-- gain: {pattern}:{path} -->") == []
         assert faults(f"{number + 0.02:.2f}<!-- gain: {pattern}:{path} -->") != []
-    for path in ("none", "SAM.half"):
+    both = compare.overall(runs, "SAM", "test_accuracy").set_index("method")
+    number = 100 * both.loc["ERM", "difference"]
+    assert faults(f"{number:.2f}<!-- gain: {pattern}:ERM/SAM -->") == []
+    for path in ("none", "SAM.half", "SAM/none"):
         assert "no gain" in faults(f"1<!-- gain: {pattern}:{path} -->")[0]
     assert "nothing is named" in faults("1<!-- gain: none/*:SAM -->")[0]
 

@@ -202,8 +202,12 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"width": 4, "epochs": 2, "n_test": 50},
     ),
     "06_sharpness_aware_minimization": (
-        {"examples": 100, "seeds": 2, "label_noise": 0.0},
-        {"width": 4, "epochs": 6, "rounds": 1},
+        {"rho": 0.2, "seed": 1},
+        {"width": 4, "points": 5, "nets": 2, "rounds": 1},
+    ),
+    "07_gradient_norm_penalty": (
+        {"label_noise": 0.0},
+        {"width": 4, "epochs": 4, "seeds": 2, "steps": 5},
     ),
     "08_noise_stability": (
         {"seed": 1, "sigma": 0.05, "net_sigma": 0.02},
@@ -387,6 +391,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("05_soft_ascent_descent", {"points": "sinusoid", "theta": 1.0, "seed": 3}),
     ("10_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
     ("06_sharpness_aware_minimization", {"dataset": "MNIST"}),
+    ("07_gradient_norm_penalty", {"dataset": "MNIST"}),
     ("08_noise_stability", {"seed": 2, "sigma": 0.2, "net_sigma": 0.1}),
     ("09_relative_flatness", {"dataset": "MNIST"}),
     ("12_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),

@@ -239,8 +239,12 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "14_measuring_curvature": (
-        {"plane_set": "spiral", "seeds": 2, "rescale": 2.0, "label_noise": 0.0},
-        {"width": (4, 2), "epochs": (2, 1), "examples": 16},
+        {"seeds": 2},
+        {"width": 4, "depths": 3, "epochs": 1, "cnn": 2, "examples": 16, "draws": 2},
+    ),
+    "15_edge_of_stability": (
+        {"points": "spiral", "label_noise": 0.1, "rescale": 2.0, "seeds": 2},
+        {"width": 4, "steps": 12, "looks": 4, "epochs": 10, "cnn": 2},
     ),
     "13_scoreboard": (
         {
@@ -319,10 +323,7 @@ def pictures(tmp_path: Path) -> Path:
 SIZES = {"width", "hidden", "d", "rank"}
 SMALL_RUNS = [(path, "smoke") for path in NOTEBOOKS]
 SMALL_RUNS += [
-    (path, "paper")
-    for path in NOTEBOOKS
-    # The spectra of nets of that size take many minutes.
-    if SIZES & OTHER[path.stem][1].keys() and path.stem[:2] != "10"
+    (path, "paper") for path in NOTEBOOKS if SIZES & OTHER[path.stem][1].keys()
 ]
 
 
@@ -330,11 +331,10 @@ SMALL_RUNS += [
 @pytest.mark.parametrize(
     ("path", "profile"),
     [
-        # The spectra of many nets take their time, whatever the settings.
         pytest.param(
             path,
             profile,
-            marks=[pytest.mark.slow] * (profile == "paper" or path.stem[:2] == "10"),
+            marks=[pytest.mark.slow] * (profile == "paper"),
             id=f"{path.stem}-{profile}",
         )
         for path, profile in SMALL_RUNS
@@ -395,7 +395,8 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("08_noise_stability", {"seed": 2, "sigma": 0.2, "net_sigma": 0.1}),
     ("09_relative_flatness", {"dataset": "MNIST"}),
     ("12_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
-    ("14_measuring_curvature", {"dataset": "MNIST", "plane_set": "gaussian"}),
+    ("14_measuring_curvature", {"dataset": "MNIST"}),
+    ("15_edge_of_stability", {"points": "gaussian", "rescale": 0.2}),
     (
         "13_scoreboard",
         {"plane": "plane/s*/narrow-tuned", "baseline": "EMA"},

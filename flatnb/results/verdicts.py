@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas
+from numpy.typing import NDArray
 from scipy import stats
 
 from flatnb._checks import number
@@ -132,16 +133,60 @@ def gains(
     >>> gains().loc["SAM", "verdict"]
     'better'
     """
-    patterns = [pattern] if isinstance(pattern, str) else pattern
+    runs = _of_all_tasks([pattern] if isinstance(pattern, str) else pattern)
+    if runs.empty:
+        return runs
+    table = verdicts(overall(runs, baseline, metric), metric, gain)
+    table = table.set_index("method")
+    return table.assign(passes=runs.groupby("method")["passes"].first())
+
+
+def flatter(
+    pattern: str = PLANE,
+    measure: str = "trace",
+    metric: str = "test_loss",
+) -> pandas.DataFrame:
+    """How often the flatter of two nets is the better one, a row per task.
+
+    A pair is two fresh runs of one task and seed, trained by different methods, each
+    as tuned; only methods that have such runs on every task count, and no pair that
+    ties in the measure or in the metric. Columns pairs; wins, those in which the net of
+    the smaller `measure` has the better `metric`; share = wins / pairs.
+
+    Empty without records of fresh runs.
+
+    >>> bool(flatter("plane/gaussian-0/*/narrow-tuned")["share"].gt(0.5).all())
+    True
+    """
+    runs = _of_all_tasks([pattern])
+    if runs.empty:
+        return runs
+    values = wide(runs, measure)
+    scores = sign(metric) * wide(runs, metric)
+    rows = {}
+    for task, flatness in values.groupby("task"):
+        gaps = _gaps(-flatness) * _gaps(scores.loc[[task]])
+        pairs, wins = int((gaps != 0).sum()), int((gaps > 0).sum())
+        rows[task] = {"pairs": pairs, "wins": wins, "share": wins / pairs}
+    return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("task")
+
+
+def _gaps(table: pandas.DataFrame) -> NDArray[np.float64]:
+    """Signs of the differences of all pairs of columns, 0 where one is missing."""
+    first, second = np.triu_indices(table.shape[1], 1)
+    numbers = table.to_numpy(np.float64)
+    return np.nan_to_num(np.sign(numbers[:, first] - numbers[:, second]))
+
+
+def _of_all_tasks(patterns: Sequence[str]) -> pandas.DataFrame:
+    """The fresh runs of all patterns, by methods that have them on every task; empty if
+    one of the patterns names no record."""
     recorded = all(fnmatch.filter(names(), each) for each in patterns)
     runs = select(patterns) if recorded else pandas.DataFrame()
     if runs.empty:
         return runs
     counts = runs.groupby("method")["task"].nunique()
-    runs = runs[runs["method"].isin(counts.index[counts == counts.max()])]
-    table = verdicts(overall(runs, baseline, metric), metric, gain)
-    table = table.set_index("method")
-    return table.assign(passes=runs.groupby("method")["passes"].first())
+    return runs[runs["method"].isin(counts.index[counts == counts.max()])]
 
 
 def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series | None:

@@ -18,6 +18,11 @@ A gain is that over ERM in test accuracy, in points: of the fresh runs of all re
 fit the pattern, by `compare.overall`; with `.interval`, the half-width of its interval.
 Several patterns are parted by commas. `SoftAD/Flooding` is the gain of SoftAD over
 Flooding.
+
+    lower in 56 %<!-- flatter: plane/*/narrow-tuned:trace --> of the pairs
+
+Of all pairs of fresh runs, the share in which the net of the smaller measure has the
+lower test loss, by `verdicts.flatter`; of another metric with `trace.test_error`.
 """
 
 from __future__ import annotations
@@ -27,12 +32,14 @@ import re
 from decimal import Decimal
 from typing import Any
 
-from flatnb.results import compare, records
+from flatnb.results import compare, records, verdicts
 from flatnb.results.statistics import interval
 
 # Whatever means to be a marker, right or wrong.
-_COMMENT = re.compile(r"<!--\s*(?:record|gain)\b.*?-->", re.S | re.I)
-_MARKER = re.compile(r"<!-- (?P<kind>record|gain): (?P<name>[^\s:]+):(?P<path>\S+) -->")
+_COMMENT = re.compile(r"<!--\s*(?:record|gain|flatter)\b.*?-->", re.S | re.I)
+_MARKER = re.compile(
+    r"<!-- (?P<kind>record|gain|flatter): (?P<name>[^\s:]+):(?P<path>\S+) -->"
+)
 _NUMBER = re.compile(
     r"(?<![\w.,])(?P<number>[-−+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-−+]?[0-9]+)?)(?P<percent>\s?%)?\Z"
 )
@@ -69,6 +76,16 @@ def gain(pattern: str, path: str) -> float:
     return 100 * float(tests.loc[method, end or "difference"])
 
 
+def flatter(pattern: str, path: str) -> float:
+    """The share of pairs in which the flatter net is the better one."""
+    measure, _, metric = path.partition(".")
+    try:
+        table = verdicts.flatter(pattern, measure, metric or "test_loss")
+        return float(table["wins"].sum() / table["pairs"].sum())
+    except KeyError as error:
+        raise records.RecordError(f"no pairs of {path} in {pattern}") from error
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -87,11 +104,11 @@ def faults(text: str) -> list[str]:
 def _fault(comment: str, before: str) -> str | None:
     marker, typed = _MARKER.fullmatch(comment), _NUMBER.search(before)
     if marker is None:
-        return "not of the form <!-- record: name:key.path --> or <!-- gain: … -->"
+        return "not of the form <!-- record: name:key.path -->, <!-- gain: … -->, …"
     if typed is None:
         return f"no number stands directly before it, but {before[-10:]!r}"
     try:
-        find = gain if marker["kind"] == "gain" else value
+        find = {"record": value, "gain": gain, "flatter": flatter}[marker["kind"]]
         held = find(marker["name"], marker["path"])
     except records.RecordError as error:
         return str(error)

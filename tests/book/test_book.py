@@ -186,8 +186,16 @@ def test_numbers_in_prose_are_those_of_their_records(path: Path) -> None:
 # the smoke profile, so that all notebooks together take seconds.
 OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "01_two_valleys": (
-        {"seed": 1, "batch": 20, "noise": 0.1, "label_noise": 0.1, "rescale": 2.0},
-        {"seeds": 2, "max_steps": 20, "draws": 2},
+        {"seed": 1, "batch": 20, "noise": 0.1, "label_noise": 0.1},
+        {"seeds": 2, "max_steps": 20},
+    ),
+    "02_same_function_any_sharpness": (
+        {"points": "spiral", "rescale": 4.0, "seed": 1},
+        {"steps": 5, "width": 4},
+    ),
+    "03_one_valley_every_method": (
+        {"seed": 1, "w1": 2.5, "w2": 0.8, "steps": 20, "lr": 0.1},
+        {"draws": 2},
     ),
     "04_flooding": (
         {"seed": 1, "level": 0.1, "label_noise": 0.2},
@@ -267,6 +275,10 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "drawn": "none",
         },
         {"seeds": 1, "epochs": 1},
+    ),
+    "18_pac_bayes": (
+        {"seed": 1, "noise": 0.05, "delta": 0.1},
+        {"seeds": 2, "epochs": 1, "draws": 2},
     ),
     "A4_records": ({"pattern": "sensing/*"}, {"rows": 5}),
     "A1_in_your_own_loop": ({"rho": 0.1, "seed": 1}, {"epochs": 1}),
@@ -387,6 +399,8 @@ def test_recipes_run_without_the_frameworks(monkeypatch: pytest.MonkeyPatch) -> 
 # sets.
 MORE: list[tuple[str, dict[str, Any]]] = [
     ("01_two_valleys", {"seed": 2, "noise": 0.2, "batch": 50}),
+    ("02_same_function_any_sharpness", {"points": "gaussian", "rescale": 100.0}),
+    ("03_one_valley_every_method", {"w1": 0.8, "w2": 2.0, "lr": 0.3}),
     ("04_flooding", {"seed": 2, "level": 0.4, "label_noise": 0.0}),
     ("05_soft_ascent_descent", {"points": "sinusoid", "theta": 1.0, "seed": 3}),
     ("10_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),

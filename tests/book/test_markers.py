@@ -119,3 +119,17 @@ def test_a_gain_of_several_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
     number = 100 * verdicts.gains(names).loc["SAM", "difference"]
     assert faults(f"{number:.2f}<!-- gain: {','.join(names)}:SAM -->") == []
     assert faults(f"{number + 0.02:.2f}<!-- gain: {','.join(names)}:SAM -->") != []
+
+
+def test_a_share_of_pairs_is_held_against_the_fresh_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("FLATNB_RECORDS")
+    pattern = "plane/gaussian-0/*/narrow-tuned"
+    (row,) = verdicts.flatter(pattern).itertuples()
+    for number, agrees in ((100 * row.share, True), (100 * row.share + 1.1, False)):
+        found = faults(f"{number:.0f} %<!-- flatter: {pattern}:trace -->")
+        assert (found == []) == agrees
+    share = 100 * verdicts.flatter(pattern, metric="test_error")["share"].item()
+    assert faults(f"{share:.0f} %<!-- flatter: {pattern}:trace.test_error -->") == []
+    assert "no pairs of none" in faults(f"1 %<!-- flatter: {pattern}:none -->")[0]

@@ -169,3 +169,24 @@ def test_the_best_of_the_better_methods_that_can_be_afforded_is_recommended(
 def test_of_no_record_there_is_no_gain_and_nothing_is_recommended() -> None:
     assert verdicts.gains("none/*").empty
     assert verdicts.recommended(verdicts.Situation("", "none/*")) is None
+
+
+def test_the_flatter_of_a_pair_wins_or_not(monkeypatch):
+    keys = [("t", m, s) for s in (0, 1) for m in ("ERM", "SAM", "NSO")]
+    table = pandas.DataFrame(keys, columns=["task", "method", "seed"])
+    table["trace"] = [3.0, 2.0, 1.0, 3.0, 2.0, 2.0]
+    table["test_loss"] = [0.3, 0.2, 0.4, 0.1, 0.2, math.nan]
+    table["test_accuracy"] = [0.7, 0.8, 0.6, 0.9, 0.8, 0.9]
+    monkeypatch.setattr(verdicts, "select", lambda patterns: table.copy())
+    monkeypatch.setattr(verdicts, "names", lambda: ["t"])
+    # Seed 0: SAM beats ERM, and NSO neither; of seed 1 the flatter SAM loses to ERM,
+    # and NSO has no loss.
+    assert verdicts.flatter("*").loc["t"].tolist() == [4, 1, 0.25]
+    # By accuracy ERM and NSO of seed 1 tie, and SAM and NSO do in the trace.
+    found = verdicts.flatter("*", metric="test_accuracy")
+    assert found.loc["t"].tolist() == [4, 1, 0.25]
+    other = table.assign(task="u")[lambda rows: rows["method"] != "NSO"]
+    both = pandas.concat([table, other])
+    monkeypatch.setattr(verdicts, "select", lambda patterns: both.copy())
+    assert verdicts.flatter("*")["pairs"].tolist() == [2, 2]  # ERM and SAM have both
+    assert verdicts.flatter("none").empty

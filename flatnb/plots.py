@@ -215,9 +215,9 @@ def gains(
     """Draw paired differences to a baseline as a map of methods by tasks.
 
     Blue is better than the baseline, red worse; colors are full from the 90th
-    percentile of the sizes on. A hatched cell has no record. An upward triangle marks a significantly better method,
-    a downward one a worse one. `table` is of `flatnb.results.compare.paired`; more is
-    better if `metric` is an accuracy, else less.
+    percentile of the sizes on. A hatched cell has no record. An upward triangle marks a
+    significantly better method, a downward one a worse one. `table` is of
+    `flatnb.results.compare.paired`; more is better if `metric` is an accuracy, else less.
 
     >>> tests = pd.DataFrame({"task": ["plane"], "method": ["SAM"],
     ...                       "difference": [-0.1], "p_holm": [0.01]})

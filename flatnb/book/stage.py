@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flatnb._checks import shown
+from flatnb.book import headline
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, plain
 from flatnb.results.provenance import provenance
@@ -81,6 +82,9 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
         text = executed.get(page, root / page).read_text(encoding="utf-8")
         text = as_page(text) if page.suffix == ".ipynb" else text
         (folder / page).write_text(text, encoding="utf-8")
+    intro = folder / "book" / "intro.md"
+    if headline.FILE in intro.read_text(encoding="utf-8"):
+        headline.save(folder / "book" / "_static")
     status = folder / "book" / "status.md"
     if status.exists():
         text = status.read_text(encoding="utf-8")

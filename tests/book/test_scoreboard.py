@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from flatnb.book import headline
 from flatnb.results import compare, verdicts
 
 TUNED = ["plane/*/narrow-tuned"]
@@ -78,19 +79,34 @@ def test_the_gains_of_selected_runs_are_not_larger_and_less_certain(
     assert 2 < (selected["interval"] / later["interval"]).mean() < 4
 
 
-def test_what_chapter_10_opens_with(fresh: pd.DataFrame) -> None:
-    """Of nine methods recorded both ways, in points."""
-    grid = compare.select(["plane/*/narrow-grid"], "selected")
-    tasks = grid.groupby("method")["task"].nunique()
-    methods = set(tasks.index[tasks == 9]) & set(fresh["method"])
-    assert len(methods) == 10  # ERM among them
-    single, tuned = (
-        judged(runs[runs["method"].isin(methods)], "ERM") for runs in (grid, fresh)
-    )
+def test_what_chapter_10_opens_with() -> None:
+    """And the landing page: of nine methods recorded both ways, in points."""
+    single, tuned = headline.tests().values()
+    assert len(single) == len(tuned) == 9
     gains = 100 * single.loc[single["p_holm"] < 0.05, "difference"]
     assert len(gains) == 8
     assert gains.min() == pytest.approx(0.8, abs=0.05)
     assert gains.max() == pytest.approx(2.0, abs=0.05)
-    left = tuned[tuned["verdict"] == "better"]
+    left = tuned[(tuned["p_holm"] < 0.05) & (tuned["difference"] > 0)]
     assert len(left) == 5
     assert 100 * left["difference"].max() == pytest.approx(0.4, abs=0.05)
+
+
+def test_calibration_on_the_landing_page() -> None:
+    table = verdicts.gains(metric="test_ece", gain=None)
+    assert (table.loc[["EMA", "NSO-EMA"], "verdict"] == "better").all()
+    found = -100 * table.loc[["EMA", "NSO-EMA"], "difference"]
+    assert found.tolist() == pytest.approx([1.2, 1.6], abs=0.05)
+
+
+def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
+    names = {
+        "noisy labels": ("EMA", "NSO-EMA"),
+        "clean labels": ("EMA", "NSO-EMA"),
+        "small images": (None, "SAM"),
+        "calibrated probabilities": ("EMA", "NSO-EMA"),
+    }
+    situations = {each.words: each for each in verdicts.SITUATIONS}
+    for words, expected in names.items():
+        rows = [verdicts.recommended(situations[words], n) for n in (1, 99)]
+        assert tuple(row if row is None else row.name for row in rows) == expected

@@ -1,0 +1,69 @@
+"""The figure that the book opens with: gains at one learning rate, and when all tune."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+
+from flatnb import plots
+from flatnb.results import compare
+from flatnb.results.statistics import LEVEL
+
+FILE = "headline.svg"
+
+
+def tests() -> dict[str, pandas.DataFrame]:
+    """Gains in test accuracy over plain training, of `compare.overall` and indexed by
+    method, of the methods that are recorded on all nine sets of the plane both ways:
+    with one learning rate (selected runs), and when everyone tunes (fresh runs).
+
+    >>> sorted(tests())
+    ['everyone tunes', 'one learning rate for all']
+    """
+    designs = {
+        "one learning rate for all": ("narrow-grid", "selected"),
+        "everyone tunes": ("narrow-tuned", "fresh"),
+    }
+    tables = {}
+    for title, (design, runs) in designs.items():
+        table = compare.select([f"plane/*/*/{design}"], runs)
+        tasks = table.groupby("method")["task"].nunique()
+        tables[title] = table[table["method"].isin(tasks.index[tasks == tasks.max()])]
+    shared = set.intersection(*(set(table["method"]) for table in tables.values()))
+    return {
+        title: compare.overall(
+            table[table["method"].isin(shared)], "ERM", "test_accuracy"
+        ).set_index("method")
+        for title, table in tables.items()
+    }
+
+
+def figure() -> Figure:
+    """Both tables of `tests`, side by side: dots are significant, crosses are not."""
+    tables = tests()
+    order = tables["everyone tunes"]["difference"].sort_values().index
+    places = np.arange(len(order))
+    fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharex=True, sharey=True)
+    for ax, (title, table) in zip(axes, tables.items(), strict=True):
+        points = 100 * table.loc[order, ["difference", "interval"]].to_numpy()
+        significant = (table.loc[order, "p_holm"] < LEVEL).to_numpy()
+        looks = ((significant, "o", plots.BLUE), (~significant, "x", "0.5"))
+        for shown, marker, color in looks:
+            gains, halves = points[shown].T
+            look = {"fmt": marker, "color": color, "capsize": 2}
+            ax.errorbar(gains, places[shown], xerr=halves, **look)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set(title=title, xlabel="points of accuracy minus plain training")
+    axes[0].set_yticks(places, order)
+    return fig
+
+
+def save(folder: Path) -> None:
+    """Draw it into a folder, as `FILE`."""
+    with plt.rc_context():
+        plots.use_style()
+        fig = figure()
+        fig.savefig(folder / FILE, metadata={"Date": None})
+        plt.close(fig)

@@ -1,59 +1,98 @@
-"""What the audit's opening says, held against the records."""
+"""What the audit's three pages say, held against the records and against their cells."""
 
-import pandas
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
+from small_book import text_of
+from test_book import ROOT, execute, sources
 
-from flatnb.results import compare, verdicts
+from flatnb import audit
+from flatnb.book import run as runner
 
-
-def plane(*methods: str) -> list[str]:
-    return [f"plane/*/{method}/narrow-tuned" for method in methods]
-
-
-def compared(runs: pandas.DataFrame, reference: str, metric: str) -> pandas.Series:
-    """The one comparison that the runs allow, with a verdict of its own."""
-    gain = 0.005 if metric == "test_accuracy" else None
-    tests = compare.overall(runs, reference, metric)
-    assert len(tests) == 1
-    return verdicts.verdicts(tests, metric, gain).iloc[0]
+PAGES = sorted((ROOT / "notebooks").glob("*_audit_*.ipynb"))
+NUMBERS = dict(three=3, five=5, nine=9, eleven=11, sixteen=16)
 
 
 @pytest.mark.parametrize(
-    ("method", "reference", "metric", "difference", "verdict"),
+    ("task", "method", "reference", "metric", "difference", "verdict"),
     [
-        ("SoftAD", "SAM", "test_accuracy", -0.005, "worse"),
-        ("SoftAD", "Flooding", "test_accuracy", -0.002, "worse"),
-        ("SoftAD", "SAM", "test_loss", 0.015, "worse"),
-        ("SoftAD", "Flooding", "test_loss", 0.015, "worse"),
-        ("SoftAD", "SAM", "loss_gap", -0.1, "better"),
-        ("SoftAD", "Flooding", "loss_gap", -0.1, "better"),
-        ("Flooding", "ERM", "test_accuracy", 0.0, "no gain worth having"),
-        ("Flooding", "ERM", "test_loss", -0.006, "better"),
-        ("NSO", "ERM", "test_accuracy", 0.004, "better"),
-        ("FAM", "ERM", "test_accuracy", 0.0, "no gain worth having"),
+        (audit.PLANE, "SoftAD", "SAM", "test_accuracy", -0.0056, "worse"),
+        (audit.PLANE, "SoftAD", "Flooding", "test_accuracy", -0.002, "worse"),
+        (audit.PLANE, "SoftAD", "SAM", "test_loss", 0.015, "worse"),
+        (audit.PLANE, "SoftAD", "Flooding", "test_loss", 0.015, "worse"),
+        (audit.PLANE, "SoftAD", "SAM", "loss_gap", -0.1, "better"),
+        (audit.PLANE, "SoftAD", "Flooding", "loss_gap", -0.107, "better"),
+        (audit.PLANE, "SoftAD", "Flooding", "norm", -0.34, "better"),
+        (audit.PLANE, "SoftAD", "SAM", "norm", 0.55, "worse"),
+        (audit.PLANE, "Flooding", "ERM", "test_accuracy", 0, "no gain worth having"),
+        (audit.PLANE, "Flooding", "ERM", "test_loss", -0.006, "better"),
+        (audit.PLANE, "SAM", "ERM", "test_accuracy", 0.003, "better"),
+        ("digits", "SAM", "ERM", "test_accuracy", 0.005, "better"),
+        (audit.PLANE, "ASAM", "ERM", "test_accuracy", 0.0016, "better"),
+        (audit.PLANE, "GNP", "ERM", "test_accuracy", 0.0027, "better"),
+        (audit.PLANE, "NSO", "ERM", "test_accuracy", 0.0041, "better"),
+        (audit.PLANE, "NSO", "WeightNoise", "test_accuracy", 0.002, "better"),
+        (audit.PLANE, "FAM", "ERM", "test_accuracy", 0, "no gain worth having"),
+        (audit.SENSING, "NSO", "WeightNoise", "distance", -0.0022, "better"),
+        (audit.SENSING, "NSO", "GD", "distance", -1.81, "better"),
     ],
 )
-def test_differences_in_the_plane(
-    method: str, reference: str, metric: str, difference: float, verdict: str
+def test_differences(
+    task: str, method: str, reference: str, metric: str, difference: float, verdict: str
 ) -> None:
-    runs = compare.select(plane(method, reference))
-    assert runs["task"].nunique() == 9
-    row = compared(runs, reference, metric)
-    assert row["difference"] == pytest.approx(difference, rel=0.2, abs=0.001)
-    assert row["verdict"] == verdict
+    test = audit.test_of(task, method, reference, metric)
+    assert test.difference == pytest.approx(difference, rel=0.05, abs=0.001)
+    assert test.verdict == verdict
+
+
+@pytest.mark.parametrize("method", ["SAM", "ASAM", "GNP"])
+def test_gains_in_the_plane_are_below_half_a_point(method: str) -> None:
+    line = audit.gain(audit.PLANE, method)
+    assert line.startswith("<b>significantly better, by less than half a point</b>")
 
 
 @pytest.mark.parametrize(
     ("method", "measure", "ratio"),
-    [("NSO", "trace", 0.25), ("FAM", "relative_flatness", 0.5)],
+    [
+        ("NSO", "trace", 0.25),
+        ("FAM", "relative_flatness", 0.5),
+        ("GNP", "trace", 0.5),
+        ("GNP", "top_eigenvalue", 0.5),
+    ],
 )
 def test_flatness_in_the_plane(method: str, measure: str, ratio: float) -> None:
-    row = verdicts.endings(plane(method, "ERM")).set_index("measure").loc[measure]
-    assert row["ratio"] == pytest.approx(ratio, abs=0.05)
-    assert row["p_holm"] < 0.05
+    line = audit.ending(audit.PLANE, method, measure)
+    (number,) = re.findall(r"× ([\d.]+) \[", line)
+    assert float(number) == pytest.approx(ratio, abs=0.05)
+    assert line.startswith("<b>significantly smaller</b>")
 
 
-@pytest.mark.parametrize("reference", ["WeightNoise", "GD"])
-def test_matrix_sensing(reference: str) -> None:
-    runs = compare.select([f"sensing/*/{name}" for name in ("NSO", reference)])
-    assert compared(runs, reference, "distance")["verdict"] == "better"
+@pytest.fixture
+def checked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The checks of a page at the smoke profile, without its table of claims."""
+    monkeypatch.chdir(ROOT / "notebooks")
+    names: dict[str, Any] = {"__name__": "__main__", "display": print}
+    for source in sources(request.param, "smoke"):
+        if "CLAIMS =" not in source:
+            execute(source, names)
+    return request.param, names["checks"]
+
+
+@pytest.mark.usefixtures("in_the_notebooks_folder")
+@pytest.mark.parametrize("checked", PAGES, ids=lambda path: path.stem, indirect=True)
+def test_the_lead_counts_the_checks_that_agree(checked: tuple[Path, Any]) -> None:
+    path, checks = checked
+    lead = text_of(runner.read(path)["cells"][0])
+    words = re.findall(r"\*\*(\w+) of (\w+) checks .*? agree", lead)
+    ((agree, total),) = [[NUMBERS[word.lower()] for word in pair] for pair in words]
+    assert (checks.count("agrees"), len(checks.rows)) == (agree, total)
+    for row in checks.rows:
+        assert "https://github.com/" in row["the code"] or "no file" in row["the code"]
+
+
+def test_at_most_36_checks() -> None:
+    leads = [text_of(runner.read(path)["cells"][0]) for path in PAGES]
+    totals = [NUMBERS[re.findall(r"of (\w+) checks", lead)[0]] for lead in leads]
+    assert sum(totals) <= 36

@@ -264,9 +264,14 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"again": ("SAM",), "seeds": 1},
     ),
-    "19_audit_losses": (
-        {"seed": 1, "sigma": 0.3, "rho": 0.05, "alpha": 0.6},
-        {"draws": 10, "path": 5},
+    "19_audit_losses": ({"seed": 1, "sigma": 0.3}, {"steps": 50}),
+    "20_audit_sharpness": (
+        {"seed": 1, "rho": 0.05, "alpha": 0.6},
+        {"steps": 5, "draws": 3},
+    ),
+    "21_audit_noise": (
+        {"seed": 1, "rho": 0.05, "sigma": 0.02},
+        {"steps": 2, "draws": 10},
     ),
     "16_which_measure_predicts": (
         {
@@ -415,7 +420,9 @@ MORE: list[tuple[str, dict[str, Any]]] = [
         "13_scoreboard",
         {"plane": "plane/s*/narrow-tuned", "baseline": "EMA"},
     ),
-    ("19_audit_losses", {"seed": 2, "sigma": 0.8, "alpha": 0.3}),
+    ("19_audit_losses", {"seed": 2, "sigma": 0.8}),
+    ("20_audit_sharpness", {"seed": 2, "rho": 0.2, "alpha": 0.3}),
+    ("21_audit_noise", {"seed": 2, "rho": 0.2, "sigma": 0.1}),
     (
         "16_which_measure_predicts",
         {

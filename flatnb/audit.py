@@ -1,0 +1,439 @@
+"""An audit of papers: a formula against public code, and claims against the records.
+
+`Checks` collects what cells found out about code, a `Source` links to the line that was
+read, and `gain`, `ending` and `untested` say in a line each what the records have on a
+claim. Tables are of HTML, for pages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from functools import cache
+from html import escape
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pandas
+import torch
+from torch import nn
+
+from flatnb import report
+from flatnb._checks import choice
+from flatnb.experiments import EXPERIMENTS
+from flatnb.results import compare, records, verdicts
+from flatnb.results.statistics import LEVEL
+
+if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
+# What a difference between formula and code touches.
+SEVERITIES = ("changes results", "changes a baseline", "cosmetic")
+
+# --- formula against code -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of a public repository on GitHub, at the commit at which it was read.
+
+    >>> losses = Source("owner/name", "0a1b2c3d4e", "setup/losses.py")
+    >>> losses.at(56)
+    '<a href="https://github.com/owner/name/blob/0a1b2c3d4e/setup/losses.py#L56">losses.py:56</a>'
+    >>> losses.at()
+    '<a href="https://github.com/owner/name/blob/0a1b2c3d4e/setup/losses.py">losses.py</a>'
+    """
+
+    repository: str
+    commit: str
+    path: str
+
+    def at(self, line: int | None = None, last: int | None = None) -> str:
+        """A link to a line, to the lines up to `last`, or to the file."""
+        address = f"https://github.com/{self.repository}/blob/{self.commit}"
+        address += f"/{quote(self.path)}"
+        name = self.path.rpartition("/")[2]
+        if line is not None:
+            address += f"#L{line}" + (f"-L{last}" if last else "")
+            name += f":{line}" + (f"–{last}" if last else "")
+        return f'<a href="{address}">{escape(name)}</a>'
+
+
+@dataclass
+class Checks:
+    """Checks of papers' formulas against public code, in the order in which they ran.
+
+    >>> checks = Checks()
+    >>> checks.add("SAM", "a norm over all weights", "sam.py", True, "apart by 0")
+    SAM: a norm over all weights. The code agrees: apart by 0
+    >>> print(checks.summary())
+    Code and paper agree in 1 of 1 checks.
+    """
+
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+    def add(
+        self,
+        paper: str,
+        claim: str,
+        code: str,
+        agrees: bool,
+        measured: str,
+        severity: str = "",
+    ) -> None:
+        """Print a check, and keep it for the table.
+
+        Args:
+            paper: whose claim it is.
+            claim: what the paper says.
+            code: what the code does, with a `Source.at`.
+            agrees: whether the two are the same, as a cell computed it.
+            measured: the numbers.
+            severity: of SEVERITIES, what the difference touches if there is one.
+
+        Raises:
+            ValueError: the two differ, and the severity is none of SEVERITIES.
+        """
+        verdict = "agrees"
+        if not agrees:
+            severity = choice("severity", severity, SEVERITIES)
+            verdict = f"differs, {severity}"
+        row = {"paper": paper, "verdict": verdict, "the paper says": claim}
+        self.rows.append({**row, "the code": code, "measured": measured})
+        print(fill(f"{paper}: {claim}. The code {verdict}: {measured}", 76))
+
+    def count(self, verdict: str) -> int:
+        """How many have a verdict that begins so: "agrees", "differs, cosmetic", …"""
+        return sum(row["verdict"].startswith(verdict) for row in self.rows)
+
+    def summary(self) -> str:
+        """How many agree, and what the others touch, in a sentence."""
+        agree, total = self.count("agrees"), len(self.rows)
+        text = f"Code and paper agree in {agree} of {total} checks"
+        if agree == total:
+            return f"{text}."
+        parts = {word: self.count(f"differs, {word}") for word in SEVERITIES}
+        named = [f"{count} {word}" for word, count in parts.items() if count]
+        return f"{text}. Differences, by what they touch: {', '.join(named)}."
+
+    def table(self) -> Styler:
+        """A row per check: paper and verdict, claim, code, numbers."""
+        shown = [
+            {
+                "verdict": f"<b>{row['paper']}</b><br>{row['verdict']}",
+                **{key: row[key] for key in ("the paper says", "the code", "measured")},
+            }
+            for row in self.rows
+        ]
+        return words_table(pandas.DataFrame(shown))
+
+
+def words_table(table: pandas.DataFrame) -> Styler:
+    """A table of HTML texts, for show: aligned left, without an index.
+
+    >>> "text-align: left" in words_table(pandas.DataFrame({"a": ["b"]})).to_html()
+    True
+    """
+    left = {"selector": "th, td", "props": "text-align: left; vertical-align: top"}
+    shown = table.style.set_table_attributes('class="dataframe"')
+    return shown.set_table_styles([left]).hide(axis="index")
+
+
+# The net on which the pages compare gradients.
+
+
+def small_net(seed: int) -> tuple[nn.Sequential, torch.Tensor, torch.Tensor]:
+    """A net of 5 inputs, 7 tanh units and 3 classes, with 40 random examples: small
+    enough for exact derivatives. All in the default data type of torch.
+
+    >>> net, x, y = small_net(0)
+    >>> net(x).shape, y.shape
+    (torch.Size([40, 3]), torch.Size([40]))
+    """
+    torch.manual_seed(seed)
+    x, y = torch.randn(40, 5), torch.randint(3, (40,))
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), x, y
+
+
+def gradient(loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Of a scalar by all parameters, as one vector; those without a part count as 0.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> gradient(layer.bias.sum(), layer)
+    tensor([0., 0., 1.])
+    """
+    parts = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    """All parameters as one vector, without a graph.
+
+    >>> weights(nn.Linear(2, 1)).shape
+    torch.Size([3])
+    """
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def angle(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Between two vectors, in degrees.
+
+    >>> round(angle(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])))
+    45
+    """
+    cosine = a @ b / a.norm() / b.norm()
+    return float(torch.arccos(cosine.clamp(-1, 1)).rad2deg())
+
+
+# --- claims against the records -----------------------------------------------------
+
+PLANE, SENSING = "plane, 9 sets", "matrix sensing"
+IMAGES = ("digits", "MNIST", "CIFAR-10")
+FINE_TUNING = ("hand signs, 10 shots", "photos, 10 shots", "hand signs, 5 shots")
+TASKS = {  # the names of their records, {} for the method
+    PLANE: "plane/*/{}/narrow-tuned",
+    "digits": "images/digits-mlp/{}",
+    "MNIST": "images/MNIST-n5000-mlp/{}",
+    "CIFAR-10": "images/cifar10-jpeg-n4000-small_cnn/{}",
+    "hand signs, 10 shots": "finetune/sign-language-digits-10-shots/{}",
+    "photos, 10 shots": "finetune/cifar10-jpeg-10-shots/{}",
+    "hand signs, 5 shots": "finetune/sign-language-digits-5-shots/{}",
+    SENSING: "sensing/d100-r5/{}",
+}
+# The smallest gain in accuracy worth having, by the plan: a point where nets are large.
+WORTH = {task: 0.01 if task in {"CIFAR-10", *FINE_TUNING} else 0.005 for task in TASKS}
+
+Comparison = tuple[str, str, tuple[str, ...]]  # task, reference, methods (all, if none)
+
+
+def _direct(tasks: Sequence[str]) -> list[Comparison]:
+    """What the abstracts compare with other methods than plain training."""
+    floods: list[Comparison] = [(task, "Flooding", ("SoftAD",)) for task in tasks]
+    return floods + [(task, "SAM", ("SoftAD", "GNP", "NSO")) for task in tasks]
+
+
+# Each is corrected by Holm's method as one, for each metric: those of the plan, and
+# three groups that it lists as decided later.
+FAMILIES: list[list[Comparison]] = [
+    [(PLANE, "ERM", ())],
+    [(PLANE, "WeightNoise", ())],
+    [(task, "ERM", ()) for task in IMAGES],
+    [(task, "ERM", ()) for task in FINE_TUNING],
+    _direct([PLANE]),
+    _direct(IMAGES),
+    _direct(FINE_TUNING),
+    [(SENSING, "WeightNoise", ("NSO",)), (SENSING, "GD", ("NSO",))],
+]
+FORMS = {  # of a metric: its name, unit, scale and format
+    "test_accuracy": ("accuracy", " points", 100, "+.2f"),
+    "test_loss": ("test loss", " nats", 1, "+.3f"),
+    "loss_gap": ("loss gap", " nats", 1, "+.3f"),
+    "norm": ("norm of the weights", "", 1, "+.2f"),
+    "distance": ("distance", "", 1, "+.4f"),
+}
+SIZES = ("loss_gap", "norm")  # of which less is no merit by itself
+MEASURES = {
+    "trace": "trace",
+    "top_eigenvalue": "top eigenvalue",
+    "relative_flatness": "relative flatness",
+    "grad_norm": "gradient norm",
+}
+FITS = 0.01  # the training loss below which a net counts as fitting its data
+
+
+def _planned(pattern: str) -> list[Any]:
+    """The declared experiments of that name."""
+    return [e for e in EXPERIMENTS if fnmatch(e.name, pattern)]
+
+
+@cache
+def _fresh(task: str) -> tuple[pandas.DataFrame, pandas.Series[int], int]:
+    """The fresh runs of methods with a record on every set of a task; of each method,
+    on how many sets it has one; and the number of sets.
+    """
+    pattern = TASKS[task].format("*")
+    names = [name for name in records.names() if fnmatch(name, pattern)]
+    runs = compare.select(names) if names else pandas.DataFrame()
+    if runs.empty:
+        runs = pandas.DataFrame(columns=["record", "task", "method"])
+    sets = len({e.task["name"] for e in _planned(pattern)})
+    counts = runs.groupby("method")["task"].nunique()
+    return runs[runs["method"].map(counts) == sets], counts, sets
+
+
+@cache
+def _tests(family: int, metric: str) -> dict[tuple[str, str, str], Any]:
+    """(task, reference, method) -> its test, with the verdict of its family."""
+    tables = {}
+    for task, reference, methods in FAMILIES[family]:
+        runs = _fresh(task)[0]
+        if methods:
+            runs = runs[runs["method"].isin([reference, *methods])]
+        if metric in runs and reference in set(runs["method"]):
+            table = compare.overall(runs, reference, metric)
+            tables[f"{task}, {reference}"] = table.assign(task=task, against=reference)
+    if not tables:
+        return {}
+    tests = verdicts.family(tables)
+    found = {}
+    for worth in sorted(set(WORTH.values())):
+        gain = worth if metric == "test_accuracy" else None
+        for row in verdicts.verdicts(tests, metric, gain).itertuples():
+            if WORTH[row.task] == worth:
+                found[row.task, row.against, row.method] = row
+    return found
+
+
+def test_of(task: str, method: str, reference: str, metric: str) -> Any:
+    """The test of a method against a reference on a task, in its family; None where the
+    records lack one of the two.
+
+    >>> test_of("plane, 9 sets", "SoftAD", "SAM", "loss_gap").verdict
+    'better'
+    """
+    for index, family in enumerate(FAMILIES):
+        for group, against, methods in family:
+            if (group, against) == (task, reference) and (
+                not methods or method in methods
+            ):
+                return _tests(index, metric).get((task, reference, method))
+    raise ValueError(f"no family has {method} against {reference} on {task}")
+
+
+def _words(test: Any, metric: str) -> str:
+    """A verdict in plain words."""
+    _, unit, scale, spec = FORMS[metric]
+    words = test.verdict
+    if words in ("better", "worse"):
+        sizes = {"better": "smaller", "worse": "larger"}
+        word = sizes[words] if metric in SIZES else words
+        words = f"significantly {word}"
+        worth = WORTH[test.task]
+        if metric == "test_accuracy" and abs(test.difference) + test.interval < worth:
+            words += f", by less than {'half a point' if worth == 0.005 else 'a point'}"
+    elif words == "at an edge":
+        words = "no verdict, a setting at the edge of its range"
+    elif words in ("no gain worth having", "inconclusive"):
+        found = f"{scale * test.detectable:{spec.lstrip('+')}}{unit}"
+        words += f", {found} would have been found"
+    return words if test.agree else f"{words}; Wilcoxon's test disagrees"
+
+
+def gain(
+    task: str, method: str, reference: str = "ERM", metric: str = "test_accuracy"
+) -> str:
+    """A line of HTML: the verdict on a method minus its reference, with its interval;
+    empty where the records lack one of the two.
+
+    >>> gain("plane, 9 sets", "SoftAD", "SAM", "loss_gap").partition(":")[0]
+    '<b>significantly smaller</b>'
+    """
+    name, unit, scale, spec = FORMS[metric]
+    minus = "plain training" if reference == "ERM" else reference
+    where = f"{task}: {name} minus {minus}'s"
+    test = test_of(task, method, reference, metric)
+    if test is None:
+        return ""
+    number = report.plus_minus(scale * test.difference, scale * test.interval, spec)
+    return f"<b>{_words(test, metric)}</b>: {where}, {number}{unit}, n = {test.n}"
+
+
+@cache
+def _endings(task: str, below: float) -> dict[tuple[str, str], Any]:
+    """(measure, method) -> its ratio at the end of training to plain training's."""
+    runs = _fresh(task)[0]
+    if "ERM" not in set(runs["method"]):
+        return {}
+    rows = verdicts.endings(runs["record"].unique(), below=below).itertuples()
+    return {(row.measure, row.method): row for row in rows}
+
+
+def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> str:
+    """A line of HTML: a measure of flatness at the end, as a ratio to plain training's;
+    with `fitting`, of the pairs of nets that both fit, which selects by an outcome.
+    Empty where the records lack one of the two.
+
+    >>> ending("plane, 9 sets", "NSO", "trace").partition(":")[0]
+    '<b>significantly smaller</b>'
+    """
+    pairs = ", pairs that both fit" if fitting else ""
+    where = f"{task}{pairs}: {MEASURES[measure]} over plain training's"
+    row = _endings(task, FITS if fitting else math.inf).get((measure, method))
+    if row is None:
+        return ""
+    if row.n < compare.LEAST_SEEDS:
+        words = "too few seeds"
+    elif row.at_edge:
+        words = "no verdict, a setting at the edge of its range"
+    elif fitting:
+        words = "descriptive"
+    elif math.isnan(row.p_holm):
+        words = "no test planned"
+    elif row.p_holm < LEVEL:
+        words = f"significantly {'smaller' if row.ratio < 1 else 'larger'}"
+    else:
+        words = f"inconclusive, × {row.detectable:.2f} would have been found"
+    losses = f"training loss {row.train_loss:.3f} against {row.baseline_loss:.3f}"
+    return (
+        f"<b>{words}</b>: {where}, × {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}], "
+        f"n = {row.n}, {losses}"
+    )
+
+
+def untested(what: str, patterns: Iterable[str], methods: Sequence[str]) -> str:
+    """A line of HTML on what no record is of: the command that makes it for the first of
+    the methods, and the cost of all of them; empty if nothing lacks. {} in a pattern is
+    for the method.
+
+    >>> untested("matrix sensing", ["sensing/*/{}"], ["NSO", "GD"])
+    ''
+    """
+    recorded = set(records.names())
+    lacking: dict[str, list[Any]] = {}
+    for pattern in patterns:
+        for method in methods:
+            name = pattern.format(method)
+            absent = [e for e in _planned(name) if e.name not in recorded]
+            if absent:
+                lacking[name] = absent
+    if not lacking:
+        return ""
+    costs = [experiment.cost for absent in lacking.values() for experiment in absent]
+    gpu = sum(cost.gpu_minutes for cost in costs)
+    cpu = sum(cost.cpu_minutes for cost in costs) / 60
+    command = f"flatnb records make '{next(iter(lacking))}'"
+    price = f"{gpu:,.0f} GPU minutes or {cpu:,.{int(cpu < 10)}f} CPU hours"
+    return f"{what}: {price} (<code>{command}</code>, …)"
+
+
+def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:
+    """As `untested`, of the tasks on which the records lack one of the methods.
+
+    >>> unrecorded(["matrix sensing"], ["NSO", "GD"])
+    ''
+    """
+    lacking = [task for task in tasks if untested("", [TASKS[task]], methods)]
+    return untested(", ".join(lacking), [TASKS[task] for task in lacking], methods)
+
+
+def claims_table(
+    claims: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+) -> Styler:
+    """A row per claim: its lines from the records, and what is not tested.
+
+    >>> claims_table({"SAM helps": (["<b>better</b>"], [""])}).data.iloc[0].tolist()
+    ['SAM helps', '<b>better</b>', '–']
+    """
+    rows = [
+        (
+            claim,
+            "<br>".join(line for line in lines if line) or "–",
+            "<br>".join(line for line in rest if line) or "–",
+        )
+        for claim, (lines, rest) in claims.items()
+    ]
+    columns = ["the abstract", "the records", "not tested, and its cost"]
+    return words_table(pandas.DataFrame(rows, columns=columns))

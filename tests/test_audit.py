@@ -1,0 +1,56 @@
+"""An audit's words: checks with verdicts, links, lines from the records."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flatnb import audit
+
+
+def test_a_link_goes_to_lines_and_survives_brackets() -> None:
+    source = audit.Source("owner/name", "0a1b", "a (b)/c.py")
+    address = "https://github.com/owner/name/blob/0a1b/a%20%28b%29/c.py"
+    assert source.at() == f'<a href="{address}">c.py</a>'
+    assert source.at(3, 5) == f'<a href="{address}#L3-L5">c.py:3–5</a>'
+
+
+def test_checks_count_and_tell_severities(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = audit.Checks()
+    checks.add("A", "x", "y", True, "0")
+    checks.add("B", "x", "y", False, "1", "cosmetic")
+    assert "B: x. The code differs, cosmetic: 1" in capsys.readouterr().out
+    assert (checks.count("agrees"), checks.count("differs")) == (1, 1)
+    assert checks.summary().startswith("Code and paper agree in 1 of 2 checks.")
+    assert "1 cosmetic" in checks.summary()
+    shown = checks.table().data
+    assert len(shown.columns) <= 6
+    assert shown.iloc[1, 0] == "<b>B</b><br>differs, cosmetic"
+
+
+def test_a_difference_needs_a_severity() -> None:
+    with pytest.raises(ValueError, match="severity"):
+        audit.Checks().add("A", "x", "y", False, "1", "grave")
+
+
+def test_lines_are_empty_without_records() -> None:
+    assert audit.gain("MNIST", "AdaFlood") == ""
+    assert audit.ending(audit.PLANE, "AdaFlood", "trace") == ""
+    assert "GPU minutes" in audit.unrecorded(["MNIST"], ["AdaFlood"])
+
+
+def test_a_comparison_has_a_family() -> None:
+    with pytest.raises(ValueError, match="no family"):
+        audit.test_of(audit.PLANE, "SAM", "SoftAD", "test_accuracy")
+
+
+def test_a_claim_without_result_has_a_dash() -> None:
+    (row,) = audit.claims_table({"c": ([""], ["rest"])}).data.to_numpy().tolist()
+    assert row == ["c", "–", "rest"]
+
+
+def test_gradient_of_the_small_net() -> None:
+    net, x, y = audit.small_net(0)
+    loss = torch.nn.functional.cross_entropy(net(x), y)
+    size = audit.weights(net).numel()
+    assert audit.gradient(loss, net).shape == (size,) == (66,)

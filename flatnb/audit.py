@@ -82,7 +82,7 @@ class Checks:
         code: str,
         agrees: bool,
         measured: str,
-        severity: str = "",
+        severity: str = SEVERITIES[0],
     ) -> None:
         """Print a check, and keep it for the table.
 
@@ -92,15 +92,13 @@ class Checks:
             code: what the code does, with a `Source.at`.
             agrees: whether the two are the same, as a cell computed it.
             measured: the numbers.
-            severity: of SEVERITIES, what the difference touches if there is one.
+            severity: of SEVERITIES, what a difference touches.
 
         Raises:
-            ValueError: the two differ, and the severity is none of SEVERITIES.
+            ValueError: the severity is none of SEVERITIES.
         """
-        verdict = "agrees"
-        if not agrees:
-            severity = choice("severity", severity, SEVERITIES)
-            verdict = f"differs, {severity}"
+        severity = choice("severity", severity, SEVERITIES)
+        verdict = "agrees" if agrees else f"differs, {severity}"
         row = {"paper": paper, "verdict": verdict, "the paper says": claim}
         self.rows.append({**row, "the code": code, "measured": measured})
         print(fill(f"{paper}: {claim}. The code {verdict}: {measured}", 76))

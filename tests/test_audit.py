@@ -28,7 +28,7 @@ def test_checks_count_and_tell_severities(capsys: pytest.CaptureFixture[str]) ->
     assert shown.iloc[1, 0] == "<b>B</b><br>differs, cosmetic"
 
 
-def test_a_difference_needs_a_severity() -> None:
+def test_a_severity_is_one_of_three() -> None:
     with pytest.raises(ValueError, match="severity"):
         audit.Checks().add("A", "x", "y", False, "1", "grave")
 

@@ -1,10 +1,14 @@
 """What the audit's three pages say, held against the records and against their cells."""
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
 from small_book import text_of
 from test_book import ROOT, execute, sources
 
@@ -70,19 +74,27 @@ def test_flatness_in_the_plane(method: str, measure: str, ratio: float) -> None:
 
 
 @pytest.fixture
-def checked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The checks of a page at the smoke profile, without its table of claims."""
+def checked(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Path, audit.Checks]]:
+    """A page and its checks at the smoke profile, without its table of claims."""
     monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    dtype = torch.get_default_dtype()
     names: dict[str, Any] = {"__name__": "__main__", "display": print}
-    for source in sources(request.param, "smoke"):
-        if "CLAIMS =" not in source:
-            execute(source, names)
-    return request.param, names["checks"]
+    with plt.rc_context():
+        for source in sources(request.param, "smoke"):
+            if "CLAIMS =" not in source:
+                execute(source, names)
+        yield request.param, names["checks"]
+    torch.set_default_dtype(dtype)
+    plt.close("all")
 
 
-@pytest.mark.usefixtures("in_the_notebooks_folder")
 @pytest.mark.parametrize("checked", PAGES, ids=lambda path: path.stem, indirect=True)
-def test_the_lead_counts_the_checks_that_agree(checked: tuple[Path, Any]) -> None:
+def test_the_lead_counts_the_checks_that_agree(
+    checked: tuple[Path, audit.Checks],
+) -> None:
     path, checks = checked
     lead = text_of(runner.read(path)["cells"][0])
     words = re.findall(r"\*\*(\w+) of (\w+) checks .*? agree", lead)

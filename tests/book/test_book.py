@@ -264,7 +264,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"again": ("SAM",), "seeds": 1},
     ),
-    "19_audit_losses": ({"seed": 1, "sigma": 0.3}, {"steps": 50}),
+    "19_audit_losses": ({"seed": 1, "sigma": 0.3}, {"steps": 90}),
     "20_audit_sharpness": (
         {"seed": 1, "rho": 0.05, "alpha": 0.6},
         {"steps": 5, "draws": 3},

@@ -62,46 +62,50 @@ class Source:
         return f'<a href="{address}">{escape(name)}</a>'
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, what code does, with a `Source.at`, and which of SEVERITIES a
+    difference between the two would be.
+
+    >>> Claim("SAM", "a norm over all weights", "sam.py").severity
+    'changes results'
+    """
+
+    paper: str
+    says: str
+    code: str
+    severity: str = SEVERITIES[0]
+
+    def __post_init__(self) -> None:
+        choice("severity", self.severity, SEVERITIES)
+
+
 @dataclass
 class Checks:
-    """Checks of papers' formulas against public code, in the order in which they ran.
+    """Claims by name, and what came out for those that were checked, in that order.
 
-    >>> checks = Checks()
-    >>> checks.add("SAM", "a norm over all weights", "sam.py", True, "apart by 0")
+    >>> checks = Checks({"norm": Claim("SAM", "a norm over all weights", "sam.py")})
+    >>> checks.add("norm", True, "apart by 0")
     SAM: a norm over all weights. The code agrees: apart by 0
     >>> print(checks.summary())
     Code and paper agree in 1 of 1 checks.
     """
 
+    claims: Mapping[str, Claim]
     rows: list[dict[str, str]] = field(default_factory=list)
 
-    def add(
-        self,
-        paper: str,
-        claim: str,
-        code: str,
-        agrees: bool,
-        measured: str,
-        severity: str = SEVERITIES[0],
-    ) -> None:
-        """Print a check, and keep it for the table.
-
-        Args:
-            paper: whose claim it is.
-            claim: what the paper says.
-            code: what the code does, with a `Source.at`.
-            agrees: whether the two are the same, as a cell computed it.
-            measured: the numbers.
-            severity: of SEVERITIES, what a difference touches.
+    def add(self, name: str, agrees: bool, measured: str) -> None:
+        """Print what came out, in numbers, and keep it for the table.
 
         Raises:
-            ValueError: the severity is none of SEVERITIES.
+            ValueError: no claim has that name.
         """
-        severity = choice("severity", severity, SEVERITIES)
-        verdict = "agrees" if agrees else f"differs, {severity}"
-        row = {"paper": paper, "verdict": verdict, "the paper says": claim}
-        self.rows.append({**row, "the code": code, "measured": measured})
-        print(fill(f"{paper}: {claim}. The code {verdict}: {measured}", 76))
+        claim = self.claims[choice("name", name, self.claims)]
+        verdict = "agrees" if agrees else f"differs, {claim.severity}"
+        row = {"paper": claim.paper, "verdict": verdict, "the paper says": claim.says}
+        self.rows.append({**row, "the code": claim.code, "measured": measured})
+        text = f"{claim.paper}: {claim.says}. The code {verdict}: {measured}"
+        print(fill(text, 76))
 
     def count(self, verdict: str) -> int:
         """How many have a verdict that begins so: "agrees", "differs, cosmetic", …"""
@@ -126,18 +130,23 @@ class Checks:
             }
             for row in self.rows
         ]
-        return words_table(pandas.DataFrame(shown))
+        return words_table(pandas.DataFrame(shown), widths=(20, 25, 27, 28))
 
 
-def words_table(table: pandas.DataFrame) -> Styler:
-    """A table of HTML texts, for show: aligned left, without an index.
+def words_table(table: pandas.DataFrame, widths: Sequence[int] = ()) -> Styler:
+    """A table of HTML texts, for show: aligned left, without an index; with the widths
+    of its columns in percent.
 
     >>> "text-align: left" in words_table(pandas.DataFrame({"a": ["b"]})).to_html()
     True
     """
     left = {"selector": "th, td", "props": "text-align: left; vertical-align: top"}
+    columns = [
+        {"selector": f"th.col{column}", "props": f"width: {width}%"}
+        for column, width in enumerate(widths)
+    ]
     shown = table.style.set_table_attributes('class="dataframe"')
-    return shown.set_table_styles([left]).hide(axis="index")
+    return shown.set_table_styles([left, *columns]).hide(axis="index")
 
 
 # The net on which the pages compare gradients.
@@ -434,4 +443,4 @@ def claims_table(
         for claim, (lines, rest) in claims.items()
     ]
     columns = ["the abstract", "the records", "not tested, and its cost"]
-    return words_table(pandas.DataFrame(rows, columns=columns))
+    return words_table(pandas.DataFrame(rows, columns=columns), widths=(22, 50, 28))

@@ -15,10 +15,12 @@ def test_a_link_goes_to_lines_and_survives_brackets() -> None:
     assert source.at(3, 5) == f'<a href="{address}#L3-L5">c.py:3–5</a>'
 
 
-def test_checks_count_and_tell_severities(capsys: pytest.CaptureFixture[str]) -> None:
-    checks = audit.Checks()
-    checks.add("A", "x", "y", True, "0")
-    checks.add("B", "x", "y", False, "1", "cosmetic")
+def test_checks_count_and_name_severities(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = audit.Checks(
+        {"a": audit.Claim("A", "x", "y"), "b": audit.Claim("B", "x", "y", "cosmetic")}
+    )
+    checks.add("a", True, "0")
+    checks.add("b", False, "1")
     assert "B: x. The code differs, cosmetic: 1" in capsys.readouterr().out
     assert (checks.count("agrees"), checks.count("differs")) == (1, 1)
     assert checks.summary().startswith("Code and paper agree in 1 of 2 checks.")
@@ -28,9 +30,11 @@ def test_checks_count_and_tell_severities(capsys: pytest.CaptureFixture[str]) ->
     assert shown.iloc[1, 0] == "<b>B</b><br>differs, cosmetic"
 
 
-def test_a_severity_is_one_of_three() -> None:
+def test_bad_names_are_refused() -> None:
     with pytest.raises(ValueError, match="severity"):
-        audit.Checks().add("A", "x", "y", False, "1", "grave")
+        audit.Claim("A", "x", "y", "grave")
+    with pytest.raises(ValueError, match="name"):
+        audit.Checks({}).add("a", True, "0")
 
 
 def test_lines_are_empty_without_records() -> None:

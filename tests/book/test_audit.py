@@ -100,6 +100,7 @@ def test_the_lead_counts_the_checks_that_agree(
     words = re.findall(r"\*\*(\w+) of (\w+) checks .*? agree", lead)
     ((agree, total),) = [[NUMBERS[word.lower()] for word in pair] for pair in words]
     assert (checks.count("agrees"), len(checks.rows)) == (agree, total)
+    assert len(checks.claims) == total
     for row in checks.rows:
         assert "https://github.com/" in row["the code"] or "no file" in row["the code"]
 

@@ -391,29 +391,21 @@ def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> st
 
 
 def untested(what: str, patterns: Iterable[str], methods: Sequence[str]) -> str:
-    """A line of HTML on what no record is of: the command that makes it for the first of
-    the methods, and the cost of all of them; empty if nothing lacks. {} in a pattern is
-    for the method.
+    """A line on what no record is of, and what its records would cost, of all methods
+    together; empty if nothing lacks. {} in a pattern is for the method.
 
     >>> untested("matrix sensing", ["sensing/*/{}"], ["NSO", "GD"])
     ''
     """
     recorded = set(records.names())
-    lacking: dict[str, list[Any]] = {}
-    for pattern in patterns:
-        for method in methods:
-            name = pattern.format(method)
-            absent = [e for e in _planned(name) if e.name not in recorded]
-            if absent:
-                lacking[name] = absent
-    if not lacking:
+    names = [pattern.format(method) for pattern in patterns for method in methods]
+    planned = [experiment for name in names for experiment in _planned(name)]
+    costs = [e.cost for e in planned if e.name not in recorded]
+    if not costs:
         return ""
-    costs = [experiment.cost for absent in lacking.values() for experiment in absent]
     gpu = sum(cost.gpu_minutes for cost in costs)
     cpu = sum(cost.cpu_minutes for cost in costs) / 60
-    command = f"flatnb records make '{next(iter(lacking))}'"
-    price = f"{gpu:,.0f} GPU minutes or {cpu:,.{int(cpu < 10)}f} CPU hours"
-    return f"{what}: {price} (<code>{command}</code>, …)"
+    return f"{what}: {gpu:,.0f} GPU minutes or {cpu:,.{int(cpu < 10)}f} CPU hours"
 
 
 def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:

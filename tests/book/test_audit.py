@@ -36,6 +36,7 @@ NUMBERS = dict(three=3, five=5, nine=9, eleven=11, sixteen=16)
         ("digits", "SAM", "ERM", "test_accuracy", 0.005, "better"),
         (audit.PLANE, "ASAM", "ERM", "test_accuracy", 0.0016, "better"),
         (audit.PLANE, "GNP", "ERM", "test_accuracy", 0.0027, "better"),
+        (audit.PLANE, "GNP", "SAM", "test_accuracy", 0, "no gain worth having"),
         (audit.PLANE, "NSO", "ERM", "test_accuracy", 0.0041, "better"),
         (audit.PLANE, "NSO", "WeightNoise", "test_accuracy", 0.002, "better"),
         (audit.PLANE, "FAM", "ERM", "test_accuracy", 0, "no gain worth having"),

@@ -105,9 +105,10 @@ def gain(method: str, pattern: str | Sequence[str] = verdicts.PLANE) -> str:
         return f"{method} is not recorded on all tasks of {pattern} yet."
     row = tests.loc[method]
     points = plus_minus(100 * row["difference"], 100 * row["interval"], "+.2f")
+    passes = "1 pass" if row["passes"] == 1 else f"{row['passes']:.3g} passes"
     text = (
         f"{method} minus plain training, each tuned with equally many settings: {points} "
-        f"points of test accuracy, {row['passes']:.3g} passes per step (mean and 95 % "
+        f"points of test accuracy, {passes} per step (mean and 95 % "
         f"interval over {row['n']} fresh seeds of {row['tasks']} tasks). "
         f"Verdict: {row['verdict']}"
     )

@@ -83,6 +83,7 @@ def test_the_table_has_a_row_for_each_test(tests):
 def test_a_gain_in_words() -> None:
     assert "points of test accuracy, 2 passes per step" in report.gain("SAM")
     assert report.gain("SAM").endswith("Verdict: better.")
+    assert "accuracy, 1 pass per step" in report.gain("FAM")
     assert "would have been found" in report.gain("FAM")
     assert "largest or smallest" in report.gain("RSAM")
     assert report.gain("none").startswith("none is not recorded on all tasks")

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
 from html import escape
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -104,8 +103,7 @@ class Checks:
         verdict = "agrees" if agrees else f"differs, {claim.severity}"
         row = {"paper": claim.paper, "verdict": verdict, "the paper says": claim.says}
         self.rows.append({**row, "the code": claim.code, "measured": measured})
-        text = f"{claim.paper}: {claim.says}. The code {verdict}: {measured}"
-        print(fill(text, 76))
+        print(f"{claim.paper}: {claim.says}. The code {verdict}: {measured}")
 
     def count(self, verdict: str) -> int:
         """How many have a verdict that begins so: "agrees", "differs, cosmetic", …"""
@@ -123,14 +121,10 @@ class Checks:
 
     def table(self) -> Styler:
         """A row per check: paper and verdict, claim, code, numbers."""
-        shown = [
-            {
-                "verdict": f"<b>{row['paper']}</b><br>{row['verdict']}",
-                **{key: row[key] for key in ("the paper says", "the code", "measured")},
-            }
-            for row in self.rows
-        ]
-        return words_table(pandas.DataFrame(shown), widths=(20, 25, 27, 28))
+        table = pandas.DataFrame(self.rows)
+        table["verdict"] = "<b>" + table.pop("paper") + "</b><br>" + table["verdict"]
+        shown = table.replace(r"`(.*?)`", r"<code>\1</code>", regex=True)
+        return words_table(shown, widths=(20, 25, 27, 28))
 
 
 def words_table(table: pandas.DataFrame, widths: Sequence[int] = ()) -> Styler:

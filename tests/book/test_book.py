@@ -218,8 +218,8 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"width": 4, "epochs": 4, "seeds": 2, "steps": 5},
     ),
     "08_noise_stability": (
-        {"seed": 1, "sigma": 0.05, "net_sigma": 0.02},
-        {"draws": 20, "d": 8, "steps": 20, "epochs": 1},
+        {"seed": 1, "sigma": 0.02},
+        {"draws": 20, "epochs": 1},
     ),
     "09_relative_flatness": (
         {"examples": 100, "seeds": 2, "label_noise": 0.0},
@@ -280,6 +280,10 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "drawn": "none",
         },
         {"seeds": 1, "epochs": 1},
+    ),
+    "17_matrix_sensing": (
+        {"seed": 1, "sigma": 0.05},
+        {"d": 8, "steps": 20, "starts": 3},
     ),
     "18_pac_bayes": (
         {"seed": 1, "noise": 0.05, "delta": 0.1},
@@ -411,7 +415,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("10_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
     ("06_sharpness_aware_minimization", {"dataset": "MNIST"}),
     ("07_gradient_norm_penalty", {"dataset": "MNIST"}),
-    ("08_noise_stability", {"seed": 2, "sigma": 0.2, "net_sigma": 0.1}),
+    ("08_noise_stability", {"seed": 2, "sigma": 0.1}),
     ("09_relative_flatness", {"dataset": "MNIST"}),
     ("12_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
     ("14_measuring_curvature", {"dataset": "MNIST"}),
@@ -431,6 +435,7 @@ MORE: list[tuple[str, dict[str, Any]]] = [
             "drawn": "spiral-0.05",
         },
     ),
+    ("17_matrix_sensing", {"seed": 2, "sigma": 0.2}),
     ("A1_in_your_own_loop", {"seed": 2, "rho": 0.2}),
     ("A2_adding_a_method", {"seed": 2}),
     ("A3_recipes", {"seed": 2, "micro_batches": 8, "rho": 0.2}),

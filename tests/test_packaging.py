@@ -114,7 +114,8 @@ def test_conda_environment_is_the_same_list() -> None:
     assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
     assert conda.pop("pip") == SpecifierSet()
     assert environment["dependencies"][-1] == {"pip": ["-e .[pretrained]"]}
-    assert conda == declared(*set(PROJECT["optional-dependencies"]) - {"pretrained"})
+    weights = {"pretrained", "sentences"}
+    assert conda == declared(*set(PROJECT["optional-dependencies"]) - weights)
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])

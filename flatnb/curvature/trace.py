@@ -16,7 +16,8 @@ from flatnb._checks import integer, number
 from flatnb.curvature.operator import HessianOperator
 from flatnb.curvature.result import Estimate, moments
 
-_ROUND = 8  # probes held in memory at once
+_ROUND = 8  # probes held in memory at once, fewer of a large operator
+_ENTRIES = 1 << 25  # of these probes
 _LEAST = 30  # probes, before their spread is believed
 
 
@@ -67,7 +68,8 @@ def _hutchinson(
     sample, wanted = torch.zeros(0, dtype=torch.float64), _LEAST
     while True:
         while len(sample) < wanted:
-            count = min(_ROUND, wanted - len(sample))
+            few = max(1, _ENTRIES // operator.size)
+            count = min(_ROUND, few, wanted - len(sample))
             probes = rademacher((count, operator.size), generator, operator)
             products = operator.rows(probes).double()
             sample = torch.cat([sample, (probes.double() * products).sum(1).cpu()])

@@ -24,7 +24,8 @@ class Split:
     (3, 2)
 
     Attributes:
-        x: floating point, (n, ...); or (members, n, ...), one set per member.
+        x: floating point, or token ids in int64, (n, ...); or (members, n, ...), one
+            set per member.
         y: class indices, int64, (n,); or (members, n).
     """
 
@@ -32,11 +33,13 @@ class Split:
     y: Tensor
 
     def __post_init__(self) -> None:
-        x = instance("x", self.x, Tensor, "a floating-point tensor")
+        x = instance("x", self.x, Tensor, "a tensor of floating point or int64")
         y = instance("y", self.y, Tensor, "a tensor of int64")
-        if not x.is_floating_point() or y.dtype != torch.int64:
+        numbers = x.is_floating_point() or x.dtype == torch.int64
+        if not numbers or y.dtype != torch.int64:
             raise TypeError(
-                f"x.dtype={x.dtype}, y.dtype={y.dtype}; allowed: floating point, int64"
+                f"x.dtype={x.dtype}, y.dtype={y.dtype}; allowed: for x floating point "
+                "or, of token ids, int64; for y int64"
             )
         if y.dim() not in (1, 2) or x.shape[: y.dim()] != y.shape or not y.numel():
             raise ValueError(

@@ -27,7 +27,15 @@ from flatnb.experiments import study as selection
 from flatnb.experiments.experiment import Cost, Experiment
 from flatnb.experiments.runner import TUNING_SEED, Member, Training, Value
 from flatnb.experiments.study import Trainer
-from flatnb.experiments.tuning import METHODS, SGD, Design, Range, Setting, Tuned
+from flatnb.experiments.tuning import (
+    METHODS,
+    SGD,
+    Design,
+    Optimizer,
+    Range,
+    Setting,
+    Tuned,
+)
 from flatnb.results.sweep import Job
 
 AUGMENTATIONS: dict[str, Any] = {
@@ -63,7 +71,8 @@ class Plan(NamedTuple):
     seeds: Sequence[int]  # of the selection
     fresh: Sequence[int]  # of the evaluation
     finalists: int | None = None  # see `flatnb.experiments.study`
-    rates: Range = SGD.rates
+    rates: Range = SGD.rates  # of the optimizer
+    optimizer: Optimizer = SGD  # of methods without one of their own
     to_ends: bool = False  # settings reach both ends of each range
 
 
@@ -321,8 +330,8 @@ def study_of(
 ) -> Experiment:
     """The experiment of a task, a dataclass; `train` makes its runs, see `study`. The
     record states `facts` of the task as well."""
-    optimizer = method.optimizer or SGD
-    rates = plan.rates if optimizer is SGD else optimizer.rates
+    optimizer = method.optimizer or plan.optimizer
+    rates = plan.rates if optimizer is plan.optimizer else optimizer.rates
     settings = method.settings(plan.budget, rates, plan.to_ends)
     budget = len(settings)
     together = train == "ensembles"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,6 +58,19 @@ def test_the_estimate_is_the_mean_of_its_probes():
         == trace(op, relative=0.1).value
         != trace(op, relative=0.1, seed=1).value
     )
+
+
+def test_a_large_operator_has_the_same_probes_in_smaller_rounds(monkeypatch):
+    case = CASES["convolution and BatchNorm"]
+    op, rounds = operator(case), []
+    rows = op.rows
+    monkeypatch.setattr(op, "rows", lambda z: rounds.append(len(z)) or rows(z))
+    expected = trace(op, relative=0.5).value
+    assert max(rounds) == 8
+    rounds.clear()
+    monkeypatch.setattr(sys.modules[trace.__module__], "_ENTRIES", 2 * op.size)
+    assert trace(op, relative=0.5).value == pytest.approx(expected, rel=1e-12)
+    assert max(rounds) == 2
 
 
 @pytest.mark.parametrize("name", PIECEWISE)

@@ -59,8 +59,8 @@ def test_a_split_with_members_is_indexed_along_its_examples() -> None:
 @pytest.mark.parametrize(
     ("x", "y", "error", "match"),
     [
-        ([1.0], torch.zeros(1), TypeError, r"x=\[1.0\]; allowed: a floating-point"),
-        (torch.zeros(2, 1).long(), torch.zeros(2), TypeError, r"x\.dtype=torch\.int64"),
+        ([1.0], torch.zeros(1), TypeError, r"x=\[1.0\]; allowed: a tensor of float"),
+        (torch.zeros(2, 1).byte(), torch.zeros(2), TypeError, r"x\.dtype=torch\.uint8"),
         (torch.zeros(3, 1), torch.zeros(2), ValueError, r"\(3, 1\), y.shape=\(2,\)"),
         (torch.zeros(2, 3, 1), torch.zeros(2, 4), ValueError, r"\(2, 4\)"),
         (torch.zeros(2, 1), torch.zeros(()), ValueError, r"y.shape=\(\)"),
@@ -70,6 +70,11 @@ def test_a_split_with_members_is_indexed_along_its_examples() -> None:
 def test_a_split_refuses_what_does_not_fit(x, y, error, match) -> None:
     with pytest.raises(error, match=match):
         Split(x, y.long())
+
+
+def test_token_ids_are_examples_too() -> None:
+    split = Split(torch.tensor([[101, 102], [101, 7]]), torch.tensor([0, 1]))
+    assert split[1:].x.tolist() == [[101, 7]]
 
 
 def test_labels_are_integers() -> None:

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from flatnb.curvature import HessianOperator, Objective
+from flatnb.curvature import GaussNewtonOperator, HessianOperator, Objective
 from flatnb.data import Split
 from flatnb.experiments import pretrained
 from flatnb.experiments.depthwise import twice_differentiable
 from flatnb.experiments.pretrained import Pretrained
 from flatnb.experiments.tuning import METHODS
 from flatnb.models import small_cnn
-from flatnb.pretrained import efficientnet_lite0
+from flatnb.pretrained import efficientnet_lite0, minilm
 
 TASK = Pretrained(
     name="tiny",
@@ -44,7 +44,8 @@ def colors(tmp_path, monkeypatch):
         torch.manual_seed(0)
         return small_cnn(3, 1000, width=4)
 
-    monkeypatch.setitem(pretrained.NETS, "tiny", tiny)
+    net = pretrained.NETS["efficientnet_lite0"]._replace(make=tiny)
+    monkeypatch.setitem(pretrained.NETS, "tiny", net)
     pretrained.load.cache_clear()
     yield
     pretrained.load.cache_clear()
@@ -84,7 +85,7 @@ def test_too_many_shots_are_refused():
 
 def test_test_images_are_at_most_so_many(monkeypatch):
     whole = keys(pretrained.load(TASK, 0).test)
-    monkeypatch.setattr(pretrained, "_TEST_IMAGES", 5)
+    monkeypatch.setattr(pretrained, "_MOST_TESTED", 5)
     pretrained.load.cache_clear()
     parts = [pretrained.load(TASK, seed).test for seed in (0, 1)]
     assert len(parts[0]) == 5 and keys(parts[0]) < whole
@@ -107,9 +108,9 @@ def test_a_run_has_curves_and_flatness_of_the_net_as_it_ends(method, monkeypatch
     ends = []
     measured = pretrained.measured
 
-    def watched(net, split):
+    def watched(net, split, curvature):
         ends.append((Objective(net, F.cross_entropy, [(split.x, split.y)])).loss())
-        return measured(net, split)
+        return measured(net, split, curvature)
 
     monkeypatch.setattr(pretrained, "measured", watched)
     setting = METHODS[method].published(0.01)
@@ -187,15 +188,112 @@ def test_the_hessian_is_that_of_the_net_as_it_is():
     torch.testing.assert_close(fast @ v, plain @ v, rtol=1e-9, atol=1e-12)
 
 
-def test_measured_is_the_trace_and_the_top_of_the_dense_hessian():
+@pytest.mark.parametrize("curvature", [HessianOperator, GaussNewtonOperator])
+def test_measured_is_the_trace_and_the_top_of_the_dense_hessian(curvature):
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     split = Split(torch.randn(30, 3, 2, 2), torch.randint(3, (30,)))
     dense = HessianOperator(net, F.cross_entropy, [(split.x, split.y)]).dense()
-    found = pretrained.measured(net, split)
+    found = pretrained.measured(net, split, curvature)
     assert abs(found["trace"] - float(dense.trace())) < 4 * found["trace_error"]
     top = float(torch.linalg.eigvalsh(dense)[-1])
     assert found["top_eigenvalue"] == pytest.approx(top, rel=1e-3)
     assert 0 < found["trace_error"] <= 0.1 * found["trace"]
+
+
+# --- sentences ------------------------------------------------------------------------
+
+SAM = {"lr": 0.01, "rho": 0.05}
+RATES = "2e-05, 0.002"
+WORDS = {"good": 2, "bad": 3, "film": 4, "song": 5}
+
+
+@pytest.fixture
+def sentences(tmp_path, monkeypatch):
+    """A task of two classes of sentences, and MiniLM narrow, with four words."""
+    kinds = ("bad", "good")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 60), ("test", 9)):
+        labels = rng.permutation(np.arange(count) % 2)
+        lines = [f"{y} {kinds[y]} {rng.choice(['film', 'song'])}\n" for y in labels]
+        (tmp_path / "text").mkdir(exist_ok=True)
+        (tmp_path / "text" / f"{part}.txt").write_text("".join(lines))
+
+    def tokens(sentences, length):
+        assert length == 3
+        rows = [[WORDS[word] for word in one.split()] + [0] for one in sentences]
+        return torch.tensor(rows)
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(minilm.Encoder(), nn.Linear(12, 2))
+
+    sizes = {"_TOKENS": 6, "_LENGTH": 3, "_WIDTH": 12, "_INNER": 20, "_HEADS": 3}
+    for name, value in (sizes | {"_LAYERS": 1}).items():
+        monkeypatch.setattr(minilm, name, value)
+    monkeypatch.setattr(pretrained.pretrained, "tokens", tokens)
+    net = pretrained.NETS["minilm"]._replace(make=make)
+    monkeypatch.setitem(pretrained.NETS, "tiny", net)
+    return replace(TASK, data="text", size=3, epochs=20, every=20)
+
+
+def test_splits_of_sentences_are_token_ids(sentences):
+    data = pretrained.load(sentences, 0)
+    assert data.train.x.dtype == torch.int64 and data.train.x.shape == (6, 3)
+    for part, each in ((data.train, 3), (data.val, 20)):
+        assert torch.bincount(part.y).tolist() == [each, each]
+    assert len(data.test) == 9
+    for part in (data.train, data.val, data.test):
+        assert torch.equal(part.x[:, 0] == WORDS["good"], part.y == 1)
+
+
+def test_sentences_are_learned_by_adam_and_measured_by_the_hessian(
+    sentences, monkeypatch
+):
+    kinds = []
+    measured = pretrained.measured
+
+    def watched(net, split, curvature):
+        kinds.append(curvature)
+        return measured(net, split, curvature)
+
+    monkeypatch.setattr(pretrained, "measured", watched)
+    task = asdict(sentences)
+    value = pretrained.train_one(task=task, method="SAM", seed=0, setting=SAM)
+    assert value["metrics"]["test_accuracy"][0][0][-1] == 1
+    assert value["flatness"]["trace"][0][0] > 0
+    assert kinds == [HessianOperator]
+    # Adam's first step is the learning rate, whatever the gradient.
+    net = pretrained.start(sentences, 2, 0)
+    short = replace(sentences, epochs=1, batch=6, every=1)
+    trained = {}
+
+    def kept(net, *_):
+        trained.update({n: p.detach().clone() for n, p in net.named_parameters()})
+        return dict.fromkeys(pretrained.FLATNESS)
+
+    monkeypatch.setattr(pretrained, "measured", kept)
+    pretrained.train_one(task=asdict(short), method="ERM", seed=0, setting={"lr": 1e-3})
+    moved = (trained["1.weight"] - net[1].weight).abs()
+    torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=0.01, atol=0)
+
+
+def test_experiments_state_the_optimizer_and_rates_of_their_net():
+    stated = {}
+    for one in pretrained.experiments():
+        if one.method == "SAM":
+            stated[one.task["data"]] = one.task["optimizer"], one.space.split(";")[0]
+            reached = [setting["lr"] for setting in one.settings]
+            for edge in (min(reached), max(reached)):
+                assert f"{edge:g}" in one.space
+    span = "in the logarithm"
+    images = ("SGD, momentum 0.9", f"lr [0.005, 0.2] {span}")
+    adam = ("Adam", f"lr [{RATES}] {span}")
+    assert stated == {
+        "sign-language-digits": images,
+        "cifar10-jpeg": images,
+        "text/trec": adam,
+        "text/sst2": adam,
+    }
 
 
 @pytest.mark.slow

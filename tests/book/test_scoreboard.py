@@ -1,5 +1,7 @@
 """What the scoreboard opens with, and no marker holds, is what the records say."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
@@ -110,3 +112,22 @@ def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
     for words, expected in names.items():
         rows = [verdicts.recommended(situations[words], n) for n in (1, 99)]
         assert tuple(row if row is None else row.name for row in rows) == expected
+
+
+def test_what_chapter_11_opens_with() -> None:
+    names = ("digits-mlp", "MNIST-n5000-mlp", "cifar10-jpeg-n4000-small_cnn")
+    runs = compare.select([f"images/{name}/*" for name in names])
+    tests = compare.paired(runs, "ERM", "test_accuracy")
+    table = verdicts.verdicts(tests, "test_accuracy", 0.005).set_index("method")
+    digits = table[table["task"] == "images/digits-mlp"]
+    assert len(digits) == 21
+    assert list(digits.index[digits["verdict"] == "better"]) == ["SAM"]
+    photographs = table[table["task"].str.contains("cifar10")].loc[["SAM", "NSO"]]
+    assert (photographs["verdict"] == "at an edge").all()
+    assert photographs["difference"].between(0.014, 0.0165).all()
+
+
+def test_the_figure_of_the_readme_is_drawn_from_the_records() -> None:
+    """Otherwise: `headline.save(Path("book/_static"))`."""
+    file = Path(__file__).parents[2] / "book" / "_static" / headline.FILE
+    assert f">{headline.description()}<" in file.read_text(encoding="utf-8")

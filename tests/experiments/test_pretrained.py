@@ -11,6 +11,7 @@ from flatnb.curvature import GaussNewtonOperator, HessianOperator, Objective
 from flatnb.data import Split
 from flatnb.experiments import pretrained
 from flatnb.experiments.depthwise import twice_differentiable
+from flatnb.experiments.images import methods
 from flatnb.experiments.pretrained import Pretrained
 from flatnb.experiments.tuning import METHODS
 from flatnb.models import small_cnn
@@ -275,6 +276,17 @@ def test_sentences_are_learned_by_adam_and_measured_by_the_hessian(
     pretrained.train_one(task=asdict(short), method="ERM", seed=0, setting={"lr": 1e-3})
     moved = (trained["1.weight"] - net[1].weight).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("method", methods(large=True), ids=lambda one: one.name)
+def test_every_method_of_the_study_learns_sentences(method, sentences, monkeypatch):
+    monkeypatch.setattr(pretrained, "measured", lambda *_: {"trace": 1.0})
+    setting = method.published(0.01)
+    value = pretrained.train_one(
+        task=asdict(sentences), method=method.name, setting=setting, seed=0
+    )
+    losses = value["metrics"]["train_loss"][0][0]
+    assert losses[-1] < 0.9 * losses[0]  # averages of 40 steps lag behind
 
 
 def test_experiments_state_the_optimizer_and_rates_of_their_net():

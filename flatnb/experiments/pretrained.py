@@ -133,7 +133,7 @@ TASKS = {
         cost=Cost(3, 0.05, 0.9)
     ),
     _TREC: _SENTENCES,
-    _SST2: _SENTENCES._replace(cost=Cost(3, 0.05, 5.0)),
+    _SST2: _SENTENCES._replace(cost=Cost(3, 0.05, 4.5)),
 }
 
 

@@ -91,7 +91,7 @@ def fit(
 
     Seeds the global random stream: same seed, machine and thread count, same run. A
     model stops before the first step whose gradient is not finite; a member of an
-    ensemble is lost by itself. The library's page says more: "How fit behaves".
+    ensemble is lost by itself. The page library/training says more: "How fit behaves".
 
     Args:
         optimizer: of `torch.optim`, or `flatnb.BSAM`, each of whose two passes takes

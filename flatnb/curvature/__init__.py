@@ -23,7 +23,7 @@ from flatnb.curvature.sharpness import Sharpness, average_sharpness, worst_sharp
 from flatnb.curvature.spectral_density import SpectralDensity, spectral_density
 from flatnb.curvature.trace import trace
 
-# The library page lists them in this order.
+# Each is on a page of book/library; a test asks for it.
 __all__ = ["GaussNewtonOperator", "HessianOperator", "Objective"]
 __all__ += ["gauss_newton_trace", "spectral_density", "top_eigenvalues", "trace"]
 __all__ += ["relative_flatness", "relative_flatness_by_layer"]

@@ -17,7 +17,7 @@ from flatnb.methods.sam import ASAM, GNP, RSAM, SAM, USAM
 from flatnb.methods.schedules import Cosine, FollowLR, Linear
 from flatnb.methods.softad import SoftAD
 
-# The library page lists them in this order.
+# Each is on a page of book/library; a test asks for it.
 __all__ = ["ERM", "Every", "Method", "compose"]
 __all__ += ["AdaFlood", "Flooding", "IFlood", "adaflood_levels", "held_out_losses"]
 __all__ += ["SoftAD"]

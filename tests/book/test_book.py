@@ -163,6 +163,13 @@ def test_every_record_is_of_the_form() -> None:
         records.load(name)
 
 
+def test_the_page_of_records_says_how_many_repetitions_agree() -> None:
+    """Nine in ten of the whole runs, and all samples, as its first sentences have it."""
+    inside = records.dashboard().groupby("repeated")["inside"].apply(list)
+    assert all(inside["sample"])
+    assert 0.85 <= sum(inside["whole"]) / len(inside["whole"]) < 0.95
+
+
 @each
 def test_numbers_in_notebooks_are_those_of_their_records(path: Path) -> None:
     """A number before a marker `<!-- record: name:key.path -->`: see

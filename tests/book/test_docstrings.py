@@ -1,4 +1,5 @@
-"""Docstrings as the page of the library needs them: plain RST with napoleon's sections."""
+"""Docstrings as the pages of the library need them: plain RST with napoleon's sections;
+and its table of methods."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import flatnb
 from flatnb.book.stage import with_literal_formulas
+from flatnb.experiments.tuning import ADAM, METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,8 +34,9 @@ def members(module: str, chosen: str) -> list[str]:
 
 
 def documented() -> list[str]:
-    """The names that the page of the library documents, with their modules."""
-    text = (ROOT / "book" / "library.md").read_text()
+    """The names that the pages of the library document, with their modules."""
+    pages = sorted((ROOT / "book" / "library").glob("*.md"))
+    text = "\n".join(page.read_text() for page in pages)
     names = re.findall(r"auto(?:class|function|module):: ([\w.]+)", text)
     listed = r"automodule:: ([\w.]+)\n   :members:([^.`:]*?)(?=\n\.\.|\n```|\n   :)"
     for module, chosen in re.findall(listed, text):
@@ -71,7 +74,7 @@ def test_docstrings_are_plain_rst(name: str) -> None:
 
 
 @pytest.mark.parametrize("package", ["flatnb", "flatnb.curvature", "flatnb.data"])
-def test_every_public_function_and_class_is_on_the_page(package: str) -> None:
+def test_every_public_function_and_class_is_on_a_page(package: str) -> None:
     module = importlib.import_module(package)
     on_the_page = [looked_up(name) for name in documented()]
     public = {name: getattr(module, name) for name in module.__all__}
@@ -79,7 +82,29 @@ def test_every_public_function_and_class_is_on_the_page(package: str) -> None:
         assert not callable(entry) or any(entry is other for other in on_the_page), name
 
 
-def test_every_name_on_the_page_exists() -> None:
+def test_every_name_on_the_pages_exists() -> None:
     assert flatnb.__all__
     for name in documented():
         looked_up(name)
+
+
+def test_the_table_of_methods_is_that_of_the_experiments() -> None:
+    """Names, passes, ranges and defaults of `METHODS`, one row each."""
+    text = (ROOT / "book" / "library.md").read_text()
+    in_table = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and cells[0] != "method":
+            name = re.split(r"[.~<>`]+", cells[0].strip("`<>"))[-1]
+            in_table[name] = (cells[2], cells[3])
+    expected = {}
+    for name, tuned in METHODS.items():
+        ranges = dict(tuned.space)
+        if tuned.optimizer and tuned.optimizer.rates != ADAM.rates:
+            ranges = {"lr": tuned.optimizer.rates, **ranges}
+        numbers = [
+            f"`{key}` {span.low:g} to {span.high:g} ({span.default:g})"
+            for key, span in ranges.items()
+        ]
+        expected[name] = (f"{tuned.passes:.2g}", "; ".join(numbers) or "none")
+    assert in_table == expected

@@ -1,7 +1,7 @@
 """flatnb: training methods that look for flat minima, and the measures of flatness.
 
-A method turns a batch of per-example losses into a gradient; `method.backward` stands
-where `loss.backward()` stood. The rest measures what that did to the loss surface.
+A method turns a batch of per-example losses into a gradient; `method.backward`
+replaces `loss.backward()`. The rest measures what that did to the loss surface.
 """
 
 from importlib import import_module

@@ -32,6 +32,6 @@ def whole(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def sweep_up(path: Path) -> None:
-    """Remove what killed writers of `path` left; only where nobody else writes it."""
+    """Remove what killed writers of `path` left; only where no other process writes it."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         part.unlink(missing_ok=True)

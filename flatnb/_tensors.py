@@ -104,7 +104,7 @@ def per_member(
     """A hyperparameter on the device of `losses`, to meet their means over examples.
 
     `losses` are (n,), or (members, n) of an ensemble; `pointwise` if it is to meet the
-    losses themselves. ValueError where it has one value per member, but not so many.
+    losses themselves. ValueError where it has one value per member, but another number of them.
 
     >>> losses = torch.zeros(3, 8)
     >>> per_member("rho", torch.ones(3), losses, pointwise=True).shape

@@ -235,7 +235,7 @@ FORMS = {  # of a metric: its name, unit, scale and format
     "norm": ("norm of the weights", "", 1, "+.2f"),
     "distance": ("distance", "", 1, "+.4f"),
 }
-SIZES = ("loss_gap", "norm")  # of which less is no merit by itself
+SIZES = ("loss_gap", "norm")  # a smaller one is not a merit by itself
 MEASURES = {
     "trace": "trace",
     "top_eigenvalue": "top eigenvalue",

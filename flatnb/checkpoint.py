@@ -17,7 +17,7 @@ from torch import Tensor
 from flatnb._checks import instance, shown
 from flatnb._files import sweep_up, whole
 
-_SECONDS = 60.0  # at least so long between two writes
+_SECONDS = 60.0  # minimum seconds between two writes
 
 
 class Checkpoint:

@@ -68,7 +68,7 @@ class Ensemble(nn.Module):
         plain = {seed: _make(make_model, seed) for seed in dict.fromkeys(self.seeds)}
         nets = [plain[seed] for seed in self.seeds]
         self.net = _stacked(nets)
-        # In a tuple, so that it is no submodule: it gives `member` the right classes.
+        # In a tuple, so that it is not a submodule: it gives `member` the right classes.
         self._plain = (nets[0],)
         if len(list(self.net.parameters())) != len(list(nets[0].parameters())):
             raise ValueError(
@@ -116,7 +116,7 @@ class Ensemble(nn.Module):
 def groups(model: nn.Module, members: int, at_once: int = 1 << 24) -> list[range]:
     """Cut 0, ..., members - 1 into the ensembles to train one after another.
 
-    As few groups as keep each at `at_once` parameters, of sizes that differ by at most
+    As few groups as possible, each of at most `at_once` parameters, of sizes that differ by at most
     one; a net with more is a group alone. The default, 2**24 (64 MB in float32), is for
     a CPU: beyond that, wide nets are slower than one after another, because every step
     streams the gradients through main memory. On a GPU memory is the limit.

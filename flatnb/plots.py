@@ -40,7 +40,7 @@ PALETTE = {
 }
 _CYCLE = [PALETTE[c] for c in ("black", "red", "green", "blue", "pink", "gold", "sky")]
 BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
-GRAY = "#6B6B6B"  # of what is no method
+GRAY = "#6B6B6B"  # of whatever is not a method
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
 # Narrow figures with 11 pt text are readable on a phone's 360 pixels; on an opaque

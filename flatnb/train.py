@@ -1,5 +1,5 @@
 """The training loop, `fit`. Its `train_epoch` is the loop of any PyTorch program, with
-`method.backward(...)` where `loss.backward()` stood.
+`method.backward(...)` in place of `loss.backward()`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Callback = Callable[["Run", nn.Module], None]
 
 @dataclass
 class Run:
-    """What `fit` returns: who trained, and the metrics of each evaluated epoch.
+    """The result of `fit`: method, seed, and the metrics of each evaluated epoch.
 
     Attributes:
         history: one dict per evaluated epoch, from 0, before training: epoch; seconds
@@ -99,7 +99,7 @@ def fit(
         seed: of batch order, augmentation and dropout; not of the initial weights.
         scheduler: of the learning rate, stepped once per epoch.
         callbacks: each called as callback(run, model) after each evaluation.
-        every: evaluate after every so many epochs, and after the last.
+        every: evaluate after every `every` epochs, and after the last.
         dtype: torch.bfloat16 to train under autocast; evaluation is not.
         average: of the weights, updated each step and evaluated next to the model,
             after its BatchNorm statistics are recomputed on the training data.
@@ -195,7 +195,7 @@ def train_epoch(
     net = unwrap(model)
     losses: list[Tensor] = []
     norms: list[Tensor] = []
-    # An optimizer with `passes`, such as BSAM, takes so many gradients in its step, and
+    # An optimizer with `passes`, such as BSAM, takes that many gradients in its step, and
     # leaves a net as it was if one of them is not finite.
     passes = getattr(optimizer, "passes", 1)
 
@@ -312,5 +312,5 @@ def _check(model: Any, data: Any, method: Any, optimizer: Any) -> None:
     if data.train.members not in (None, members):
         raise ValueError(
             f"the data holds {data.train.members} members, the model "
-            f"{'is no Ensemble' if members is None else members}; they must agree"
+            f"{'is not an Ensemble' if members is None else members}; they must agree"
         )

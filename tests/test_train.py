@@ -192,7 +192,7 @@ def test_an_epoch_without_a_batch_is_refused():
 
 def test_members_of_data_and_model_must_agree():
     model = net()
-    with pytest.raises(ValueError, match="is no Ensemble"):
+    with pytest.raises(ValueError, match="is not an Ensemble"):
         flatnb.fit(
             model,
             data.stack([plane(0), plane(1)]),

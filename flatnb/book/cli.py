@@ -140,7 +140,7 @@ def records_todo(arguments: Namespace) -> int:
 
 
 def records_make(arguments: Namespace) -> int:
-    """Run experiments and record them; after an interruption, go on."""
+    """Run experiments and record them; after an interruption, resume."""
     from flatnb.results import sweep
 
     experiments = _experiments()

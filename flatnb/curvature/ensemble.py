@@ -33,7 +33,7 @@ _Layer = EnsembleLinear | EnsembleBatchNorm
 _Use = tuple[_Layer, Tensor, Tensor]  # layer, what multiplies its weight, output
 
 
-# What is measured: experiments record it, notebook 13 compares it.
+# What is measured: experiments record it, chapter 16 compares it.
 FLATNESS = (
     "trace",
     "top_eigenvalue",
@@ -53,7 +53,7 @@ def ensemble_flatness(
     * `trace`: tr H, exact.
     * `top_eigenvalue`: the largest of H, within `tol` times itself. Lanczos has one
       start vector: an eigenvector nearly orthogonal to it may be missed for the next
-      one (once in 900 random spectra); `top_eigenvalues` is surer.
+      one (once in 900 random spectra); `top_eigenvalues` is safer.
     * `sharpness`: `L(w + rho g / |g|) - L(w)`, rho = 0.05, see `worst_sharpness`.
     * `adaptive_sharpness`: the same with `rho w^2 g / ||w| g|`, rho = 0.5.
     * `relative_flatness`: kappa of the last layer, see `relative_flatness`.

@@ -30,7 +30,7 @@ def trace(
 ) -> Estimate:
     """tr H by Hutchinson's estimator, to a relative standard error.
 
-    Takes at least 30 probes, or is exact where so many products are the whole matrix.
+    Takes at least 30 probes, or is exact where as many products give the whole matrix.
     Warns if the error is larger than `relative` times the trace after `max_probes`.
 
     >>> net = torch.nn.Linear(4, 1, bias=False)

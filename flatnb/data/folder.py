@@ -39,7 +39,7 @@ def read_folder(folder: Path, size: int | None) -> Pixels:
 
     Pixels are gray (one channel) if every image is, else RGB; transparency is dropped,
     the EXIF orientation applied. With `size`, the middle square of each image is resized
-    to so many pixels per side (bilinear, antialiased).
+    to `size` pixels per side (bilinear, antialiased).
 
     Raises:
         FileNotFoundError: no folder, only one of ``train`` and ``test``, or a class

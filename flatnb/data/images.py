@@ -49,13 +49,13 @@ def images(
 
     Args:
         val_fraction: share, in (0, 1), of each training class that is for validation.
-        n_train: so many training images, drawn after the split and the normalization.
+        n_train: number of training images, drawn after the split and the normalization.
         label_noise: probability, in [0, 1), that the label of a training image is
             redrawn, uniformly over all classes.
         seed: of the validation split, the images drawn, and the label noise.
         size: for folders: pixels per side, to which the middle square is resized.
 
-    FileNotFoundError: there is no such folder, or a set cannot be downloaded.
+    FileNotFoundError: the folder does not exist, or a set cannot be downloaded.
     """
     number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
     number("label_noise", label_noise, "a share in [0, 1)", 0, 1, closed=True)

@@ -60,7 +60,7 @@ def mnist1d(
     seed: int = 0,
     batch_size: int = 100,
 ) -> Data:
-    """MNIST-1D afresh, x (n, 40) and classes 0 to 9, equally many of each.
+    """MNIST-1D, generated: x (n, 40) and classes 0 to 9, equally many of each.
 
     The published set has 4,000 training and 1,000 test signals; here the test set may be
     as large as wished. Signals are standardized by the mean and the deviation of the

@@ -1,4 +1,4 @@
-"""Folders of labelled sentences: ``train.txt`` and ``test.txt``, with a line
+"""Folders of labeled sentences: ``train.txt`` and ``test.txt``, with a line
 ``label sentence`` for each sentence.
 """
 

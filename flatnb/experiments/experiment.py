@@ -26,7 +26,7 @@ class Cost(NamedTuple):
     cpu_minutes: float  # on one core, from a few epochs
 
     def times(self, runs: float) -> Cost:
-        """The cost of so many runs."""
+        """The cost of a number of runs."""
         return Cost(self.value, self.gpu_minutes * runs, self.cpu_minutes * runs)
 
 
@@ -44,7 +44,7 @@ class Experiment:
     settings: Sequence[Setting]
     seeds: Sequence[int]
     space: str  # what was searched, in words
-    budget: int  # the settings that can be chosen, the first so many
+    budget: int  # the number of settings, the first ones, that can be chosen
     tuned: bool = True  # False: the first setting is taken, and all runs are fresh
     at_edge: Callable[[Setting], list[str]] = lambda chosen: []
     run: Callable[[Setting, int], Job] | None = None  # one run, tables [setting][seed]

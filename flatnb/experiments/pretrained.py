@@ -220,8 +220,8 @@ def measured(
     """Trace of the Hessian of the mean cross-entropy, the trace's standard error, and
     the largest eigenvalue: in eval mode and float32, over all parameters. The
     eigenvalue is None where Lanczos did not converge. The trace is of `curvature`, a
-    matrix that has the Hessian's diagonal; smaller entries beside it make a probe say
-    more.
+    matrix that has the Hessian's diagonal; its smaller off-diagonal entries make a probe
+    more precise.
 
     >>> net = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False))
     >>> nn.init.zeros_(net[1].weight)

@@ -42,7 +42,7 @@ def study(
     **Evaluation** trains the chosen setting under the `fresh` seeds. A setting past the
     budget, the published default, is evaluated in the same way. With `repeats`, what
     each seed alone would choose trains again, on the same data from the same start, in
-    so many other orders of batches.
+    that many other orders of batches.
 
     Returns:
         "epochs"; "metrics" [setting][seed][epoch] and "flatness" [setting][seed], of

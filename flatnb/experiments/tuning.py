@@ -139,7 +139,7 @@ SGD = Optimizer("SGD, momentum 0.9", _MOMENTUM, log(1e-4, 1.0, 0.1, _BOTH))
 # None are published for such nets: this range and that of rho follow a pilot.
 BSAM = Optimizer("bSAM", methods.BSAM, log(3e-3, 10.0, 0.5, _BOTH))
 
-# How far the average goes to the weights at step t = 0, 1, ... of so many, (members,).
+# How far the average goes to the weights at step t = 0, 1, ... of `steps`, (members,).
 
 
 def swa(t: int, steps: int, start: Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class Tuned:
         return self.work(1)
 
     def work(self, settings: int) -> float:
-        """What so many settings cost, in trainings of one pass. Auxiliary nets, n on a
+        """What a number of settings costs, in trainings of one pass. Auxiliary nets, n on a
         share of (n - 1) / n each, count once.
 
         >>> METHODS["SAM"].work(40), METHODS["AdaFlood"].work(40)
@@ -307,7 +307,7 @@ class Tuned:
     def averaged(
         self, model: nn.Module, settings: Sequence[Setting], steps: int
     ) -> AveragedModel | None:
-        """Its average of the weights over so many steps, for `flatnb.fit`; or None."""
+        """Its average of the weights over `steps` steps, for `flatnb.fit`; or None."""
         average = self.average
         if average is None:
             return None

@@ -307,7 +307,7 @@ class Step:
         return self.unless_finite(norm)
 
     def mirror(self) -> None:
-        """Set the parameters, now at w + u, to w - u; nobody has to remember u."""
+        """Set the parameters, now at w + u, to w - u; without storing u."""
         assert self._copies is not None, "call move first"
         with torch.no_grad():  # p + 2 (w - p) = w - (p - w)
             torch._foreach_lerp_(self.params, self._copies, 2.0)

@@ -163,7 +163,7 @@ class Vector:
         return dict(self._tensors)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load what `state_dict` returned."""
         self._tensors = {name: tensor.clone() for name, tensor in state.items()}
 
 

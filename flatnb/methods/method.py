@@ -21,7 +21,7 @@ __all__ += ["Perturb", "Real", "Step", "count", "per_member", "present", "real"]
 
 @dataclass_transform(eq_default=False)
 class Method:
-    """Base of all methods. `backward` stands where `loss.backward()` stood.
+    """Base of all methods. `backward` replaces `loss.backward()`.
 
     A method overrides those of `objective`, `rule` and `penalty` that it changes.
     Annotated attributes become its constructor's arguments, as in a dataclass;
@@ -121,7 +121,7 @@ class Method:
         return {"calls": self.calls, **parts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave; ValueError if it is another method's."""
+        """Load what `state_dict` returned; ValueError if it is another method's."""
         parts = self.memory()
         if set(state) != {"calls", *parts}:
             raise ValueError(

@@ -107,7 +107,7 @@ class Stream:
         return {**self._loaded, **states}
 
     def load_state_dict(self, state: dict[int, Tensor]) -> None:
-        """Take back what `state_dict` gave."""
+        """Load what `state_dict` returned."""
         self._generators, self._loaded = {}, dict(state)
 
     def _draw(self, row: Tensor, generator: torch.Generator) -> None:

@@ -30,7 +30,7 @@ _WIDTH, _INNER, _HEADS, _LAYERS = 384, 1536, 12, 6
 
 class Encoder(nn.Module):
     """Sentences as token ids (n, length), int64 and padded with 0, to vectors (n, 384):
-    the mean of the last layer over the tokens that are no padding.
+    the mean of the last layer over the tokens that are not padding.
 
     all-MiniLM-L6-v2 scales this mean to length 1, because it is made to compare angles.
     That is left out: a new Linear layer would see entries of size 0.05, and would have

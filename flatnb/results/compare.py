@@ -20,7 +20,7 @@ from flatnb.results import records
 from flatnb.results.runs import KINDS, runs_of
 from flatnb.results.statistics import holm, summary
 
-LEAST_SEEDS = 5  # for a test; below, differences are shown without
+LEAST_SEEDS = 5  # for a test; below, differences are shown untested
 
 
 def sign(metric: str) -> int:

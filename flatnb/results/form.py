@@ -15,7 +15,7 @@ import numpy as np
 
 
 class RecordError(ValueError):
-    """A record, its name or a path into it that does not hold; it says what to do."""
+    """Raised for an invalid record, record name or path into a record; it says what to do."""
 
 
 def parse(text: str | bytes, label: str = "this") -> dict[str, Any]:
@@ -38,7 +38,7 @@ def schema() -> dict[str, Any]:
 
 @functools.cache
 def _validator() -> Any:
-    """Of the schema, for which 1.0 is no integer: it would be no index, either."""
+    """Of the schema, for which 1.0 is not an integer: it could not be an index, either."""
     import jsonschema
 
     draft = jsonschema.Draft202012Validator
@@ -91,7 +91,7 @@ def _shape_faults(record: Mapping[str, Any]) -> Iterator[str]:
     elif evaluation and set(evaluation["chosen"]["settings"]) != {selection["setting"]}:
         yield "record.evaluation.chosen is not of record.selection.setting"
     if selection.get("setting", 0) >= settings:
-        yield "record.selection.setting is no index into settings"
+        yield "record.selection.setting is not an index into settings"
     choices = {
         "curves.setting": curves["setting"],
         "selection.chosen": selection["chosen"],

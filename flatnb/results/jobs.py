@@ -86,7 +86,7 @@ def read(folder: Path, job: Job) -> Result | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no result ({type(error).__name__}: {error}); it is not "
+            f"{path} is not a result ({type(error).__name__}: {error}); it is not "
             f"overwritten: move it away to run {job}"
         ) from None
 
@@ -138,7 +138,7 @@ def work(
 
 
 def main(end: int) -> None:
-    """Make the call that stdin states; end, with all that the job started, when nobody
+    """Make the call that stdin states; end, with all that the job started, when nothing
     can write to the pipe `end`."""
     threading.Thread(target=_end_with, args=(end,), daemon=True).start()
     name, settings, folder = json.load(sys.stdin)

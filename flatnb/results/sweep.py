@@ -2,7 +2,7 @@
 
 The hash of a job's function and settings is its key, `<folder>/<key>.json` its result.
 What is there is never computed again: a sweep that was interrupted, even by kill -9,
-goes on when run again; sweeps that share a folder, on any machines, divide the jobs.
+resumes when run again; sweeps that share a folder, on any machines, divide the jobs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(
 ) -> list[Result]:
     """Run what has no result in `folder` yet; return all results, in the jobs' order.
 
-    A job that raises, or whose process dies, is kept with its error; the others go on.
+    A job that raises, or whose process dies, is kept with its error; the others continue.
     A function's parameter `checkpoint` is a path there, `<key>.pt`: it may save its
     state in it, or in several `<key>*.pt`, and go on from them; a value removes them. A
     job's process has no input, and what it leaves running ends with it.
@@ -60,7 +60,7 @@ def run(
             OMP_NUM_THREADS at the most, and one GPU. Of an executor: jobs queued (64).
         retry: also run jobs that are kept with an error.
 
-    A file that is no result of its job is a ValueError. After Ctrl-C, or when the
+    A file that is not a result of its job raises a ValueError. After Ctrl-C, or when the
     folder cannot be written, running jobs end, and what is finished is kept.
 
     >>> import tempfile
@@ -104,7 +104,7 @@ def run(
                     bar.write(f"failed {result.job}: {result.error}", sys.stderr)
         except BaseException:
             state = f"{len(results)} of {len(keyed)} jobs are kept in {folder}"
-            bar.write(f"{state}; run the sweep again to go on", sys.stderr)
+            bar.write(f"{state}; run the sweep again to resume", sys.stderr)
             raise
     return [results[job.key] for job in jobs]
 

@@ -32,7 +32,7 @@ from flatnb.results.statistics import LEVEL, detectable, holm
 CHECKED = 15  # seeds, from which on Wilcoxon's test and the trimmed mean are checks
 # What is compared at the end of training, and of it what the plan tests as one family.
 ENDINGS = ("trace", "top_eigenvalue", "sharpness", "relative_flatness")
-BESIDE = ("adaptive_sharpness", "grad_norm", "train_loss")
+ALONGSIDE = ("adaptive_sharpness", "grad_norm", "train_loss")
 
 
 def family(tables: Mapping[str, pandas.DataFrame]) -> pandas.DataFrame:
@@ -101,7 +101,7 @@ def verdicts(
 
 @dataclass(frozen=True)
 class Situation:
-    """What somebody wants to train for, and the records that are nearest to it."""
+    """What a reader wants to train for, and the records that are nearest to it."""
 
     words: str
     pattern: str  # of the names of records, whose tasks share their seeds
@@ -192,7 +192,7 @@ def _of_all_tasks(patterns: Sequence[str]) -> pandas.DataFrame:
 def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series | None:
     """The method to try first, a row of `gains`; None: stay with plain training.
 
-    The rule: of the methods of at most so many passes per step whose verdict in this
+    The rule: of the methods of at most `passes` passes per step whose verdict in this
     situation is "better", the one of the largest gain. Two methods that are better than
     plain training need not differ from each other.
 
@@ -220,13 +220,13 @@ def endings(
 ) -> pandas.DataFrame:
     """Flatness at the end of the fresh runs, relative to the baseline's.
 
-    For each of ENDINGS and BESIDE and each method: the ratio to the baseline, exp of
+    For each of ENDINGS and ALONGSIDE and each method: the ratio to the baseline, exp of
     the mean difference in logarithms, paired by seed, of which the tasks are averaged
     first. Pairs count whose two values are positive, and whose two training losses lie
     below `below`.
 
     Columns measure, method, ratio, low, high (its 95 % interval), n (seeds), pairs, p,
-    p_holm (over ENDINGS; NaN for BESIDE), detectable (the ratio below 1 that the design
+    p_holm (over ENDINGS; NaN for ALONGSIDE), detectable (the ratio below 1 that the design
     finds, as of `verdicts`), at_edge (as of `paired`), and train_loss and
     baseline_loss, the mean training losses of the pairs.
 
@@ -239,7 +239,7 @@ def endings(
     losses = wide(runs, "train_loss")
     at_edge = edges(runs, baseline)
     parts = []
-    for measure in (*ENDINGS, *BESIDE):
+    for measure in (*ENDINGS, *ALONGSIDE):
         if measure in runs:
             runs["logarithm"] = np.log(runs[measure].where(runs[measure] > 0))
             gaps = differences(runs, baseline, "logarithm")

@@ -326,7 +326,7 @@ def test_reading_and_saving_need_no_package_of_the_book() -> None:
             [{"setting": 0, "seed": 1, "error": ""}],
             "failures has .*, of no setting or seed",
         ),
-        ("selection.setting", 3, "record.selection.setting is no index"),
+        ("selection.setting", 3, "record.selection.setting is not an index"),
         ("selection.setting", 0, "evaluation.chosen is not of record.selection.sett"),
         ("evaluation.chosen.settings", [], r"chosen.settings: \[\] "),
         ("evaluation.chosen.settings", [1, 1], "chosen is not a setting and an order"),

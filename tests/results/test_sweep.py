@@ -484,7 +484,7 @@ def test_ctrl_c_ends_the_running_jobs_and_says_how_to_go_on(tmp_path: Path) -> N
         workers = workers_of(sweeping.pid)
         os.killpg(sweeping.pid, signal.SIGINT)  # as a terminal does
         _, errors = sweeping.communicate(timeout=250)
-    assert "0 of 3 jobs are kept" in errors and "again to go on" in errors
+    assert "0 of 3 jobs are kept" in errors and "again to resume" in errors
     assert "KeyboardInterrupt" in errors
     assert workers and not any(map(is_running, workers))
     assert not list(folder.glob("*.json"))

@@ -12,10 +12,11 @@ from flatnb.results import records
 
 _EVALUATIONS = {"fresh": "chosen", "default": "default", "repeated": "repeated"}
 KINDS = (*_EVALUATIONS, "selected")
-_TWO = dict.fromkeys(("gaussian", "sinusoid", "spiral"), 2)
+_TWO = dict.fromkeys(("gaussian", "sinusoid", "spiral", "text/sst2"), 2)
 _TEN = ["digits", "MNIST", "FashionMNIST", "SVHN", "CIFAR10", "cifar10-jpeg"]
 _TEN += ["sign-language-digits", "MNIST-1D"]
-CLASSES = _TWO | dict.fromkeys(_TEN, 10) | {"CIFAR100": 100}  # of a task's data
+# Of a task's data.
+CLASSES = _TWO | dict.fromkeys(_TEN, 10) | {"CIFAR100": 100, "text/trec": 6}
 
 
 def runs_of(record: Mapping[str, Any], kind: str) -> pandas.DataFrame:

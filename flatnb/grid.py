@@ -49,7 +49,7 @@ def fit_grid(
             name, such as `flatnb.SAM`; or a method, for which those columns only name
             the members.
         grid: numbers to try, by name; "lr" is the learning rate.
-        every: evaluate after every `every` epochs; at the end only if not given.
+        every: epochs between two evaluations; if not given, only the last has one.
         optimizer: called as optimizer(parameters, lr=...); for several learning rates
             one that `member_learning_rates` allows.
         seed: of the training, like `epochs` and `callbacks`; see `fit`.

@@ -90,8 +90,8 @@ def fit(
     """Train a classifier, or an `Ensemble` of them, on `data.train`; evaluate it.
 
     Seeds the global random stream: same seed, machine and thread count, same run. A
-    model stops before the first step whose gradient is not finite; a member of an
-    ensemble is lost by itself. The page library/training says more: "How fit behaves".
+    model stops before the first step whose gradient is not finite; of an ensemble only
+    the member concerned is lost. The page library/training says more: "How fit behaves".
 
     Args:
         optimizer: of `torch.optim`, or `flatnb.BSAM`, each of whose two passes takes
@@ -99,12 +99,12 @@ def fit(
         seed: of batch order, augmentation and dropout; not of the initial weights.
         scheduler: of the learning rate, stepped once per epoch.
         callbacks: each called as callback(run, model) after each evaluation.
-        every: evaluate after every `every` epochs, and after the last.
+        every: epochs between two evaluations; the last epoch has one, too.
         dtype: torch.bfloat16 to train under autocast; evaluation is not.
         average: of the weights, updated each step and evaluated next to the model,
             after its BatchNorm statistics are recomputed on the training data.
         checkpoint: a file to resume from if it exists, and to write, once per minute
-            and at the end. A resumed run equals the unbroken one, on a CPU bit for bit.
+            and at the end. A resumed run equals the uninterrupted one, on a CPU bit for bit.
 
     >>> import flatnb
     >>> from flatnb import data, models

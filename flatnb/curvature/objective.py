@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 class Objective:
-    """L(w) above, in eval mode, at the parameters that the model has now.
+    """The mean loss L(w) of batches in eval mode, at the model's current parameters.
 
     Args:
         model: called as `model(x)`. Compiled and data-parallel wrappers are taken off.

@@ -160,7 +160,7 @@ def descend(
     Args:
         seed: of start and noise.
         width: columns of U; d by default.
-        every: record the metrics after every `every` epochs, and at the last.
+        every: epochs between two records of the metrics; the last has one, too.
 
     Returns:
         "epochs", those recorded, (t,), 0 the start; "train_error", "val_error",

@@ -27,7 +27,7 @@ class BSAM(torch.optim.Optimizer):
         w <- w - lr m / s                           (with s from before the step)
         s <- beta2 s + (1 - beta2) (sqrt(s) |g| + damping + delta / N)
 
-    delta is `prior_precision`, `s_init` the first s. No `Method`, since weight decay
+    delta is `prior_precision`, `s_init` the first s. Not a `Method`, because weight decay
     (the prior) and momentum are part of it. BatchNorm's running statistics see both
     passes, as in the authors' code, and dropout draws new masks in each. GradScaler is
     not supported. Processes of DistributedDataParallel draw the same u. Outside of a
@@ -105,7 +105,7 @@ class BSAM(torch.optim.Optimizer):
         `closure` calls `backward()` on the batch's mean loss, and returns it; of an
         ensemble, `backward()` on the sum of its members' mean losses, (members,). g~ is
         in `p.grad` afterwards. If a gradient is not finite, no parameter, m or s
-        changes; a member of an ensemble is lost by itself: its parameters become NaN.
+        changes; of an ensemble only the member concerned is lost: its parameters become NaN.
         """
         params = self._params()
         noise = self._stream.draw(list(params), self._seeds)

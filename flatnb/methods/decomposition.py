@@ -57,7 +57,7 @@ class FriendlySAM(SAM):
 
 
 class GSAM(SAM):
-    """GSAM: SAM's gradient, minus what the gradient at w has across it.
+    """GSAM: SAM's gradient minus a part of the gradient at w orthogonal to it.
 
         g = grad L(w),   g_p = grad L(w + rho g / ||g||)
         g_across = g - (<g, g_p> / ||g_p||^2) g_p

@@ -286,7 +286,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "fitted": 0.05,
             "drawn": "none",
         },
-        {"seeds": 1, "epochs": 1},
+        {"seeds": 1},
     ),
     "17_matrix_sensing": (
         {"seed": 1, "sigma": 0.05},

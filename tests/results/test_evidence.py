@@ -114,14 +114,17 @@ def test_chance_is_known_for_all_tasks_that_are_compared() -> None:
         assert known or not experiment.tuned, experiment.name
 
 
-def test_what_chapter_13_opens_with(book: list[dict[str, Any]]) -> None:
-    """Signs over the sets, among all nets and among those of nearly one rate; ratios of
-    the trace to ERM's, at the rate chosen for the method."""
+def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
+    """At one learning rate NSO, SAM and weight noise have about a fifth of ERM's trace;
+    among nets of nearly one rate, training loss held, adaptive sharpness has the best
+    rank correlation with the test loss, about 0.3; over all nets the sign of that of the
+    trace differs between sets."""
     loaded = [r for r in book if re.fullmatch(r"plane/.*/narrow-tuned", r["name"])]
     nets = pandas.concat([records.frame(r).assign(**_place(r)) for r in loaded])
     nets = nets[(nets["setting"] < 40) & ~nets["method"].isin(OWN_OPTIMIZER)]
     nets["rate"] = np.floor(4 * np.log10(nets["lr"]) + 1e-9)
     measures = ["trace", "top_eigenvalue", "sharpness", "relative_flatness"]
+    measures += ["adaptive_sharpness", "grad_norm", "norm"]
     plain = flatness(nets, measures[:1], ["test_loss"])["correlation"]
     assert (plain > 0.1).any() and (plain < -0.1).any()
     held = flatness(
@@ -129,11 +132,14 @@ def test_what_chapter_13_opens_with(book: list[dict[str, Any]]) -> None:
     ).set_index("measure")
     flat = held.loc[measures[:3]]
     assert len(flat) == 27 and (flat["correlation"] > 0).all()
-    told = (flat["correlation"] > flat["interval"]).groupby("measure").sum()
-    assert (told >= 8).all() and told["sharpness"] == 9
-    assert flat["correlation"].groupby("measure").mean().between(0.15, 0.25).all()
-    assert (held.loc[measures[3], "correlation"] < 0).any()
-    for method in ("NSO", "SAM", "WeightNoise"):
+    positive = (flat["correlation"] > flat["interval"]).groupby("measure").sum()
+    assert (positive >= 8).all() and positive["sharpness"] == 9
+    means = held["correlation"].groupby("measure").mean()
+    assert means[measures[:3]].between(0.15, 0.25).all()
+    assert means.idxmax() == "adaptive_sharpness" and 0.25 < means.max() < 0.35
+    relative = held.loc[measures[3], "correlation"]
+    assert (relative < 0).any() and abs(relative.mean()) < 0.1
+    for method in ("NSO", "SAM", "ASAM", "WeightNoise", "EMA"):
         ratios = []
         for record in loaded:
             if record["method"] == method:
@@ -146,7 +152,7 @@ def test_what_chapter_13_opens_with(book: list[dict[str, Any]]) -> None:
                 logs = [np.log(t[["trace", "train_loss"]]).mean() for t in (own, erm)]
                 ratios.append(logs[0] - logs[1])
         trace, loss = np.exp(np.mean(ratios, axis=0))
-        assert 0.15 < trace < 0.26 and loss > 1.5
+        assert trace > 1 if method == "EMA" else 0.15 < trace < 0.26 and loss > 1.5
 
 
 def _place(record: dict[str, Any]) -> dict[str, str]:

@@ -99,9 +99,12 @@ def test_what_chapter_10_opens_with() -> None:
 
 def test_calibration_on_the_landing_page() -> None:
     table = verdicts.gains(metric="test_ece", gain=None)
-    assert (table.loc[["EMA", "NSO-EMA"], "verdict"] == "better").all()
-    found = -100 * table.loc[["EMA", "NSO-EMA"], "difference"]
-    assert found.tolist() == pytest.approx([1.2, 1.6], abs=0.05)
+    assert (table.loc[["EMA", "BSAM"], "verdict"] == "better").all()
+    found = -100 * table.loc[["EMA", "BSAM"], "difference"]
+    assert found.tolist() == pytest.approx([1.2, 1.8], abs=0.05)
+    accuracy = verdicts.gains().loc["BSAM"]
+    assert accuracy["verdict"] == "worse"
+    assert 100 * accuracy["difference"] == pytest.approx(-0.28, abs=0.005)
 
 
 def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
@@ -109,7 +112,7 @@ def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
         "noisy labels": ("EMA", "NSO-EMA"),
         "clean labels": ("EMA", "NSO-EMA"),
         "small images": (None, "SAM"),
-        "calibrated probabilities": ("EMA", "NSO-EMA"),
+        "calibrated probabilities": ("EMA", "BSAM"),
     }
     situations = {each.words: each for each in verdicts.SITUATIONS}
     for words, expected in names.items():

@@ -17,7 +17,8 @@ ROWS = re.findall(r"^\| (.+?) \| (.+) \|$", PAGE.split("## One letter")[1], re.M
 
 
 def symbols(text: str) -> set[str]:
-    """Letters and names of letters in the formulas of a text."""
+    """Letters and names of letters in the formulas of a text, not in its code."""
+    text = re.sub(r"^```console.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     formulas = re.findall(r"\$\$.+?\$\$|\$[^$]+\$", text, re.DOTALL)
     bare = re.sub(r"\\(?:text|operatorname|mathrm)\{[^}]*\}", " ", " ".join(formulas))
     return set(re.findall(r"\\[a-zA-Z]+|[A-Za-z]", bare))

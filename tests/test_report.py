@@ -82,7 +82,7 @@ def test_the_table_has_a_row_for_each_test(tests):
 
 def test_a_gain_in_words() -> None:
     assert "points of test accuracy, 2 passes per step" in report.gain("SAM")
-    assert report.gain("SAM").endswith("Verdict: better.")
+    assert report.gain("SAM").endswith("calls worth having.")
     assert "accuracy, 1 pass per step" in report.gain("FAM")
     assert "would have been found" in report.gain("FAM")
     assert "largest or smallest" in report.gain("RSAM")

@@ -41,7 +41,8 @@ def tests() -> dict[str, pandas.DataFrame]:
 
 
 def figure() -> Figure:
-    """Both tables of `tests`, side by side: dots are significant, crosses are not."""
+    """Both tables of `tests`, side by side: dots are significantly better,
+    squares worse, crosses neither."""
     tables = tests()
     order = tables["everyone tunes"]["difference"].sort_values().index
     places = np.arange(len(order))
@@ -49,7 +50,12 @@ def figure() -> Figure:
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
         points = 100 * table.loc[order, ["difference", "interval"]].to_numpy()
         significant = (table.loc[order, "p_holm"] < LEVEL).to_numpy()
-        looks = ((significant, "o", plots.BLUE), (~significant, "x", "0.5"))
+        better = points[:, 0] > 0
+        looks = (
+            (significant & better, "o", plots.BLUE),
+            (significant & ~better, "s", plots.RED),
+            (~significant, "x", "0.5"),
+        )
         for shown, marker, color in looks:
             gains, halves = points[shown].T
             look = {"fmt": marker, "color": color, "capsize": 2}

@@ -193,8 +193,9 @@ def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series
     """The method to try first, a row of `gains`; None: stay with plain training.
 
     The rule: of the methods of at most `passes` passes per step whose verdict in this
-    situation is "better", the one of the largest gain. Two methods that are better than
-    plain training need not differ from each other.
+    situation is "better", and whose accuracy is not "worse", the one of the largest
+    gain. Two methods that are better than plain training need not differ from each
+    other, and a gain on the mean of several tasks may be that of one of them.
 
     >>> recommended(SITUATIONS[0], passes=1).name
     'EMA'
@@ -202,7 +203,9 @@ def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series
     table = gains(situation.pattern, situation.metric, situation.gain)
     if table.empty:
         return None
-    table = table[(table["verdict"] == "better") & (table["passes"] <= passes)]
+    worse = gains(situation.pattern)["verdict"] == "worse"
+    better = (table["verdict"] == "better") & ~worse.reindex(table.index)
+    table = table[better & (table["passes"] <= passes)]
     if table.empty:
         return None
     return table.loc[(table["difference"] * sign(situation.metric)).idxmax()]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 # What a difference between formula and code touches.
-SEVERITIES = ("changes results", "changes a baseline", "cosmetic")
+SEVERITIES = ("changes results", "changes a baseline", "cosmetic", "in a port only")
 
 # --- formula against code -----------------------------------------------------------
 
@@ -87,7 +87,7 @@ class Checks:
     >>> checks.add("norm", True, "apart by 0")
     SAM: a norm over all weights. The code agrees: apart by 0
     >>> print(checks.summary())
-    Code and paper agree in 1 of 1 checks.
+    Checks, chosen by hand: 1. Agree: 1. Differ: 0.
     """
 
     claims: Mapping[str, Claim]
@@ -110,14 +110,15 @@ class Checks:
         return sum(row["verdict"].startswith(verdict) for row in self.rows)
 
     def summary(self) -> str:
-        """How many agree, and what the others touch, in a sentence."""
-        agree, total = self.count("agrees"), len(self.rows)
-        text = f"Code and paper agree in {agree} of {total} checks"
-        if agree == total:
-            return f"{text}."
+        """How many agree, and what the others touch, in a line. The checks are chosen,
+        so the share that agrees says nothing about the rest of the code.
+        """
         parts = {word: self.count(f"differs, {word}") for word in SEVERITIES}
         named = [f"{count} {word}" for word, count in parts.items() if count]
-        return f"{text}. Differences, by what they touch: {', '.join(named)}."
+        return (
+            f"Checks, chosen by hand: {len(self.rows)}. Agree: {self.count('agrees')}. "
+            f"Differ: {', '.join(named) or 0}."
+        )
 
     def table(self) -> Styler:
         """A row per check: paper and verdict, claim, code, numbers."""

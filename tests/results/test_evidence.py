@@ -115,10 +115,10 @@ def test_chance_is_known_for_all_tasks_that_are_compared() -> None:
 
 
 def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
-    """At one learning rate NSO, SAM and weight noise have about a fifth of ERM's trace;
-    among nets of nearly one rate, training loss held, adaptive sharpness has the best
-    rank correlation with the test loss, about 0.3; over all nets the sign of that of the
-    trace differs between sets."""
+    """At the nearest learning rate NSO, SAM and weight noise have 0.17 to 0.24 times
+    ERM's trace; among nets of nearly one rate, training loss held, adaptive sharpness
+    has the best rank correlation with the test loss, 0.28 (0.23 to 0.38 by set); over
+    all nets the sign of that of the trace differs between sets."""
     loaded = [r for r in book if re.fullmatch(r"plane/.*/narrow-tuned", r["name"])]
     nets = pandas.concat([records.frame(r).assign(**_place(r)) for r in loaded])
     nets = nets[(nets["setting"] < 40) & ~nets["method"].isin(OWN_OPTIMIZER)]
@@ -136,7 +136,9 @@ def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
     assert (positive >= 8).all() and positive["sharpness"] == 9
     means = held["correlation"].groupby("measure").mean()
     assert means[measures[:3]].between(0.15, 0.25).all()
-    assert means.idxmax() == "adaptive_sharpness" and 0.25 < means.max() < 0.35
+    assert means.idxmax() == "adaptive_sharpness"
+    best = held.loc["adaptive_sharpness", "correlation"]
+    assert best.agg(["mean", "min", "max"]).round(2).tolist() == [0.28, 0.23, 0.38]
     relative = held.loc[measures[3], "correlation"]
     assert (relative < 0).any() and abs(relative.mean()) < 0.1
     for method in ("NSO", "SAM", "ASAM", "WeightNoise", "EMA"):
@@ -152,7 +154,7 @@ def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
                 logs = [np.log(t[["trace", "train_loss"]]).mean() for t in (own, erm)]
                 ratios.append(logs[0] - logs[1])
         trace, loss = np.exp(np.mean(ratios, axis=0))
-        assert trace > 1 if method == "EMA" else 0.15 < trace < 0.26 and loss > 1.5
+        assert trace > 1 if method == "EMA" else 0.165 < trace < 0.245 and loss > 1.5
 
 
 def _place(record: dict[str, Any]) -> dict[str, str]:

@@ -59,10 +59,20 @@ def test_only_combinations_with_the_average_are_better_than_the_average(
     }
 
 
-def test_at_equal_passes_sam_and_nso_gain_nothing_worth_having() -> None:
-    shorter = [f"plane/*/{name}/narrow-tuned-equal-passes" for name in ("SAM", "NSO")]
+def test_at_equal_passes_nothing_does_better_than_the_average() -> None:
+    names = ("SAM", "NSO", "SAM-EMA", "NSO-EMA")
+    shorter = [f"plane/*/{name}/narrow-tuned-equal-passes" for name in names]
     runs = compare.select([*shorter, "plane/*/ERM/narrow-tuned"])
-    assert (judged(runs, "ERM")["verdict"] == "no gain worth having").all()
+    table = judged(runs, "ERM")
+    none = ["SAM", "NSO", "SAM-EMA"]
+    assert (table.loc[none, "verdict"] == "no gain worth having").all()
+    assert 100 * table.loc["NSO-EMA", "difference"] == pytest.approx(0.34, abs=0.005)
+    ema = compare.select(["plane/*/EMA/narrow-tuned"])
+    against = judged(pd.concat([runs, ema]), "EMA")
+    assert (against.loc[none, "verdict"] == "worse").all()
+    assert against.loc["NSO-EMA", "verdict"] == "no gain worth having"
+    recorded = compare.select(["plane/*/narrow-tuned-equal-passes"])
+    assert set(recorded["method"]) == set(names)  # else the pages say too little
 
 
 def test_tuning_the_rate_gains_more_than_any_method(fresh: pd.DataFrame) -> None:

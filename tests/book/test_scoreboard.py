@@ -60,11 +60,11 @@ def test_only_combinations_with_the_average_are_better_than_the_average(
 
 
 def test_at_equal_passes_nothing_does_better_than_the_average() -> None:
-    names = ("SAM", "NSO", "SAM-EMA", "NSO-EMA")
+    names = ("SAM", "GNP", "NSO", "SAM-EMA", "NSO-EMA")
     shorter = [f"plane/*/{name}/narrow-tuned-equal-passes" for name in names]
     runs = compare.select([*shorter, "plane/*/ERM/narrow-tuned"])
     table = judged(runs, "ERM")
-    none = ["SAM", "NSO", "SAM-EMA"]
+    none = ["SAM", "GNP", "NSO", "SAM-EMA"]
     assert (table.loc[none, "verdict"] == "no gain worth having").all()
     assert 100 * table.loc["NSO-EMA", "difference"] == pytest.approx(0.34, abs=0.005)
     ema = compare.select(["plane/*/EMA/narrow-tuned"])

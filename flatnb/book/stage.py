@@ -99,7 +99,8 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
 def as_page(notebook: str) -> str:
     """The text of an executed notebook as the pages show it: below the title the times
     to read and to run, and the cells of set-up (fetching the library, parameters, those
-    injected, imports) as one folded cell."""
+    injected, imports) as one folded cell; it also has the code of the picture that
+    stands first, if that is to be hidden."""
     content = json.loads(notebook)
     cells = content["cells"]
     run = content["metadata"].get("papermill")
@@ -120,6 +121,10 @@ def as_page(notebook: str) -> str:
         }
         place = cells.index(parts[0])
         others = [cell for cell in cells if cell not in parts]
+        for picture in others[place : place + 1]:
+            if "hide-input" in _tags(picture):
+                merged["source"] += "\n\n" + "".join(picture["source"])
+                picture["metadata"]["tags"] = ["remove-input"]
         content["cells"] = [*others[:place], merged, *others[place:]]
     return json.dumps(content, indent=1, ensure_ascii=False)
 

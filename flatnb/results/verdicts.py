@@ -138,7 +138,8 @@ def gains(
         return runs
     table = verdicts(overall(runs, baseline, metric), metric, gain)
     table = table.set_index("method")
-    return table.assign(passes=runs.groupby("method")["passes"].first())
+    passes = runs.groupby("method")["passes"].first()
+    return table.assign(passes=passes.reindex(table.index))
 
 
 def flatter(

@@ -166,6 +166,12 @@ def test_the_best_of_the_better_methods_that_can_be_afforded_is_recommended(
     assert verdicts.recommended(verdicts.Situation("", "", metric)) is None
 
 
+def test_plain_training_alone_has_no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = runs({("t", "ERM"): [0.5, 0.6]}).assign(passes=1.0)
+    monkeypatch.setattr(verdicts, "_of_all_tasks", lambda *given: alone)
+    assert verdicts.gains("plane/*").empty
+
+
 def test_of_no_record_there_is_no_gain_and_nothing_is_recommended() -> None:
     assert verdicts.gains("none/*").empty
     assert verdicts.recommended(verdicts.Situation("", "none/*")) is None

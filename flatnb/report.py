@@ -22,8 +22,6 @@ from flatnb.results.statistics import LEVEL, interval
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-_WORTH = 0.005  # the smallest gain in accuracy worth having, of the study's plan
-
 
 def plus_minus(
     mean: float, half: float, spec: str = ".3f", *, star: bool = False
@@ -118,7 +116,10 @@ def gain(method: str, pattern: str | Sequence[str] = verdicts.PLANE) -> str:
         return f"{text}; a chosen setting was the largest or smallest one tried."
     if row["verdict"] in ("no gain worth having", "inconclusive"):
         return f"{text}; a gain of {100 * row['detectable']:.2f} would have been found."
-    if row["verdict"] == "better" and row["difference"] + row["interval"] < _WORTH:
+    if (
+        row["verdict"] == "better"
+        and row["difference"] + row["interval"] < verdicts.WORTH
+    ):
         return f"{text}, by less than the half point that the plan calls worth having."
     return f"{text}."
 

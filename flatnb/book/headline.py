@@ -26,11 +26,10 @@ def tests() -> dict[str, pandas.DataFrame]:
         "one learning rate for all": ("narrow-grid", "selected"),
         "everyone tunes": ("narrow-tuned", "fresh"),
     }
-    tables = {}
-    for title, (design, runs) in designs.items():
-        table = compare.select([f"plane/*/*/{design}"], runs)
-        tasks = table.groupby("method")["task"].nunique()
-        tables[title] = table[table["method"].isin(tasks.index[tasks == tasks.max()])]
+    tables = {
+        title: compare.on_all_tasks(compare.select([f"plane/*/*/{design}"], runs))
+        for title, (design, runs) in designs.items()
+    }
     shared = set.intersection(*(set(table["method"]) for table in tables.values()))
     return {
         title: compare.overall(

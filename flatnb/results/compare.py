@@ -70,6 +70,19 @@ def select(patterns: Iterable[str], runs: str = "fresh") -> pandas.DataFrame:
     return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
 
 
+def on_all_tasks(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The runs, as of `select`, of the methods that have some on every task.
+
+    >>> runs = pandas.DataFrame({"task": ["a", "b", "a"], "method": ["ERM", "ERM", "SAM"]})
+    >>> on_all_tasks(runs)["method"].unique().tolist()
+    ['ERM']
+    """
+    if runs.empty:
+        return runs
+    tasks = runs.groupby("method")["task"].transform("nunique")
+    return runs[tasks == runs["task"].nunique()]
+
+
 def nets(patterns: Iterable[str]) -> pandas.DataFrame:
     """A row for each net of the records: all settings under all seeds.
 

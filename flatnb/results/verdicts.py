@@ -20,6 +20,7 @@ from flatnb.results.compare import (
     LEAST_SEEDS,
     differences,
     edges,
+    on_all_tasks,
     overall,
     select,
     sign,
@@ -29,6 +30,7 @@ from flatnb.results.compare import (
 from flatnb.results.records import names
 from flatnb.results.statistics import LEVEL, detectable, holm
 
+WORTH = 0.005  # the smallest gain in accuracy worth having, in most tasks of the plan
 CHECKED = 15  # seeds, from which on Wilcoxon's test and the trimmed mean are checks
 # What is compared at the end of training, and of it what the plan tests as one family.
 ENDINGS = ("trace", "top_eigenvalue", "sharpness", "relative_flatness")
@@ -106,7 +108,7 @@ class Situation:
     words: str
     pattern: str  # of the names of records, whose tasks share their seeds
     metric: str = "test_accuracy"
-    gain: float | None = 0.005  # the smallest worth having, in units of the metric
+    gain: float | None = WORTH  # the smallest worth having, in units of the metric
 
 
 PLANE = "plane/*/*/narrow-tuned"
@@ -123,7 +125,7 @@ SITUATIONS = (
 def gains(
     pattern: str | Sequence[str] = PLANE,
     metric: str = "test_accuracy",
-    gain: float | None = 0.005,
+    gain: float | None = WORTH,
     baseline: str = "ERM",
 ) -> pandas.DataFrame:
     """Verdicts on the methods that have fresh runs on every task of the records, over
@@ -183,11 +185,7 @@ def _of_all_tasks(patterns: Sequence[str]) -> pandas.DataFrame:
     """The fresh runs of all patterns, by methods that have them on every task; empty if
     one of the patterns names no record."""
     recorded = all(fnmatch.filter(names(), each) for each in patterns)
-    runs = select(patterns) if recorded else pandas.DataFrame()
-    if runs.empty:
-        return runs
-    counts = runs.groupby("method")["task"].nunique()
-    return runs[runs["method"].isin(counts.index[counts == counts.max()])]
+    return on_all_tasks(select(patterns) if recorded else pandas.DataFrame())
 
 
 def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series | None:

@@ -13,9 +13,9 @@ TUNED = ["plane/*/narrow-tuned"]
 
 def whole(runs: str) -> pd.DataFrame:
     """The runs of the methods that are recorded on all nine tasks."""
-    table = compare.select(TUNED, runs)
-    tasks = table.groupby("method")["task"].nunique()
-    return table[table["method"].isin(tasks.index[tasks == 9])]
+    table = compare.on_all_tasks(compare.select(TUNED, runs))
+    assert table["task"].nunique() == 9
+    return table
 
 
 @pytest.fixture(scope="module")

@@ -78,5 +78,5 @@ $(READY): pyproject.toml constraints.txt
 	[ -x $(BIN)/python ] || "$$python" -m venv $(VENV)
 	@echo "Installing into $(VENV): minutes the first time."
 	@$(PIP) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch torchvision
-	@$(PIP) -e '.[book,dev,recipes,pretrained]'
+	@$(PIP) -e '.[book,site,browser,dev,recipes,pretrained]'
 	@mv $(STARTED) $@

@@ -113,9 +113,9 @@ def test_conda_environment_is_the_same_list() -> None:
     conda = {CONDA_NAMES.get(one.name, one.name): one.specifier for one in listed}
     assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
     assert conda.pop("pip") == SpecifierSet()
-    assert environment["dependencies"][-1] == {"pip": ["-e .[pretrained]"]}
-    weights = {"pretrained", "sentences"}
-    assert conda == declared(*set(PROJECT["optional-dependencies"]) - weights)
+    assert environment["dependencies"][-1] == {"pip": ["-e .[pretrained,site,browser]"]}
+    by_pip = {"pretrained", "sentences", "site", "browser"}
+    assert conda == declared(*set(PROJECT["optional-dependencies"]) - by_pip)
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])

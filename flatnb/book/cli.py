@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flatnb: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"flatnb: {error}: pip install 'flatnb[book]'", file=sys.stderr)
+        print(f"flatnb: {error}: pip install 'flatnb[book,site]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nflatnb: interrupted", file=sys.stderr)

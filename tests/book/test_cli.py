@@ -53,7 +53,7 @@ print(main(["records", "list"]), main(["run", "a.ipynb"]))
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert process.stdout.splitlines()[-1] == "0 2"
-    assert "pip install 'flatnb[book]'" in process.stderr
+    assert "pip install 'flatnb[book,site]'" in process.stderr
 
 
 def test_a_mistake_is_one_line_and_status_2(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flatnb._checks import shown
-from flatnb.book import headline
+from flatnb.book import headline, mathjax
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, plain
 from flatnb.results.provenance import provenance
@@ -77,6 +77,7 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     # Pages show what notebooks made of the records: a new record alone changes none.
     ignore = shutil.ignore_patterns("__pycache__", ".*", "records")
     shutil.copytree(root / "book", folder / "book", ignore=ignore)
+    mathjax.copy(folder / "book" / "_static" / "mathjax")
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         text = executed.get(page, root / page).read_text(encoding="utf-8")

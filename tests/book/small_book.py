@@ -79,7 +79,7 @@ def book(root: Path) -> Path:
     """A book of two pages under `root`, with this repository's own settings."""
     (root / "book" / "_static").mkdir(parents=True)
     (root / "book" / "_static" / "custom.css").write_text("p { margin: 0 }\n")
-    intro = "# Intro\n\nSee {cite:p}`one`.\n\n```{bibliography}\n```\n"
+    intro = "# Intro\n\nSee {cite:p}`one`: $x^2$.\n\n```{bibliography}\n```\n"
     (root / "book" / "intro.md").write_text(intro)
     entry = "@misc{one, author = {A. One}, title = {First}, year = {2020}}\n"
     (root / "book" / "references.bib").write_text(entry)

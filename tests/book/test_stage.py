@@ -8,7 +8,7 @@ import pytest
 import yaml
 from small_book import ROOT, book, code
 
-from flatnb.book import stage
+from flatnb.book import mathjax, stage
 from flatnb.book.run import UserError
 
 URL = "https://github.com/acme/flatnb"
@@ -99,6 +99,31 @@ def test_a_page_that_is_missing_is_named(tmp_path: Path) -> None:
         stage.toc_files(root)
 
 
+# --- MathJax ------------------------------------------------------------------------
+
+
+def test_mathjax_is_copied_with_the_fonts_that_it_asks_for(tmp_path: Path) -> None:
+    mathjax.copy(tmp_path)
+    script = (tmp_path / mathjax.SCRIPT).read_text()
+    asked = set(re.findall(r"%%URL%%/(MathJax_[\w-]+\.woff)", script))
+    assert len(asked) > 10
+    assert asked <= {file.name for file in (tmp_path / mathjax.FONTS).iterdir()}
+    assert f'fontURL:n.Package.resolvePath("{mathjax.FONTS}"' in script
+    assert "Apache License" in (tmp_path / "LICENSE").read_text()
+
+
+def test_another_mathjax_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mathjax, "SHA256", 64 * "0")
+    with pytest.raises(UserError, match=r"tex-chtml.js has SHA-256 .* allowed: 000"):
+        mathjax.copy(tmp_path)
+    monkeypatch.setattr(mathjax, "PACKAGE", "flatnb-has-no-such-package")
+    with pytest.raises(UserError, match=r"pip install 'flatnb\[site\]'"):
+        mathjax.copy(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 # --- pages --------------------------------------------------------------------------
 
 
@@ -125,6 +150,15 @@ def test_pages_without_an_address_link_nowhere(built: dict[str, Path]) -> None:
     assert not any(word in text for word in ("colab", "github.com", "executablebooks"))
     assert "thebe" not in text  # its scripts would report errors in every console
     assert (built["without"] / "_build" / "html" / "index.html").exists()
+
+
+def test_pages_load_nothing_from_another_host(built: dict[str, Path]) -> None:
+    html = built["without"] / "_build" / "html"
+    for path in html.rglob("*.html"):
+        text = path.read_text()
+        assert not re.search(r'(src|<link[^>]* href)="(\w+:)?//', text), path
+    assert "mathjax/tex-chtml.js" in (html / "book" / "intro.html").read_text()
+    assert (html / "_static" / "mathjax" / "tex-chtml.js").exists()
 
 
 def test_pages_with_an_address_link_to_the_real_files(built: dict[str, Path]) -> None:

@@ -125,7 +125,8 @@ def as_page(notebook: str) -> str:
         for picture in others[place : place + 1]:
             if "hide-input" in _tags(picture):
                 merged["source"] += "\n\n" + "".join(picture["source"])
-                picture["metadata"]["tags"] = ["remove-input"]
+                tags = [tag for tag in _tags(picture) if tag != "hide-input"]
+                picture["metadata"]["tags"] = [*tags, "remove-input"]
         content["cells"] = [*others[:place], merged, *others[place:]]
     return json.dumps(content, indent=1, ensure_ascii=False)
 

@@ -36,13 +36,13 @@ def test_cells_of_the_setup_become_one_folded_cell() -> None:
     said = {"output_type": "stream", "name": "stdout", "text": ["version\n"]}
     cells = [{**code(f"{tag} = 1", tag), "outputs": [said]} for tag in tags]
     cells.insert(0, {"cell_type": "markdown", "metadata": {}, "source": ["# Title"]})
-    cells.append(code("picture = 1", "hide-input"))
+    cells.append(code("picture = 1", "hide-input", "play-wells"))
     cells.append(code("last = 1", "hide-input"))
     folded = json.loads(stage.as_page(json.dumps({"metadata": {}, "cells": cells})))[
         "cells"
     ]
     assert [folded[0], folded[3]] == [cells[0], cells[-1]] and len(folded) == 4
-    assert folded[2]["metadata"]["tags"] == ["remove-input"]
+    assert folded[2]["metadata"]["tags"] == ["play-wells", "remove-input"]
     assert folded[1]["metadata"]["tags"] == ["hide-cell"]
     assert (
         folded[1]["source"].split()

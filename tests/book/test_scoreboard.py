@@ -49,6 +49,13 @@ def test_the_average_gains_mostly_on_the_spirals(fresh: pd.DataFrame) -> None:
     assert gains[0] / 3 > 0.8 * (gains[0] + 2 * gains[1]) / 3
 
 
+def test_of_one_pass_only_the_average_is_better() -> None:
+    """Chapter 3 and the landing page recommend it as the cheapest."""
+    table = verdicts.gains()
+    better = table["verdict"] == "better"
+    assert list(table.index[better & (table["passes"] == 1)]) == ["EMA"]
+
+
 def test_only_combinations_with_the_average_are_better_than_the_average(
     fresh: pd.DataFrame,
 ) -> None:

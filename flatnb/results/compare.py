@@ -12,13 +12,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
+from numpy.typing import NDArray
 from scipy import stats
 
 from flatnb._checks import choice
 from flatnb.results import records
 from flatnb.results.runs import KINDS, runs_of
-from flatnb.results.statistics import holm, summary
+from flatnb.results.statistics import holm, interval
 
 LEAST_SEEDS = 5  # for a test; below, differences are shown untested
 
@@ -148,8 +150,9 @@ def wide(runs: pandas.DataFrame, metric: str) -> pandas.DataFrame:
     _check(runs)
     numbers = runs.assign(**{metric: runs[metric].astype(float)})
     keys = ["task", "method", "seed"]
-    means = numbers.groupby(keys, as_index=False)[metric].agg(_mean)
-    return means.pivot(index=["task", "seed"], columns="method", values=metric)
+    if numbers.duplicated(keys).any():
+        numbers = numbers.groupby(keys, as_index=False)[metric].agg(_mean)
+    return numbers.pivot(index=["task", "seed"], columns="method", values=metric)
 
 
 def _mean(values: pandas.Series) -> float:
@@ -214,16 +217,16 @@ def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFr
     [-0.75]
     """
     pairs = differences(runs, baseline, metric)
-    gaps = {}
-    for method in pairs:
-        table = pairs[method].unstack("task")
-        complete = table.dropna()
-        if complete.empty:
+    tasks = pairs.index.unique("task")
+    seeds = pairs.groupby("seed")
+    means = seeds.mean().where(seeds.count() == len(tasks))
+    for method in means:
+        if means[method].isna().all():
             raise ValueError(
                 f"{method} and {baseline} share no seed that has {metric} on all of "
-                f"{', '.join(table)}; take tasks of the same seeds"
+                f"{', '.join(tasks)}; take tasks of the same seeds"
             )
-        gaps[table.shape[1], method] = complete.mean(axis=1)
+    gaps = {(len(tasks), method): means[method] for method in means}
     return tests_of(gaps, "tasks", edges(runs, baseline))
 
 
@@ -261,25 +264,33 @@ def tests_of(
     [2.0]
     """
     columns = [key, "method", "difference", "interval", "n"]
-    columns += ["p", "trimmed", "p_wilcoxon", "at_edge"]
-    rows = [
-        (*names, *summary(values), *_test(values.dropna()), names in at_edge)
-        for names, values in gaps.items()
-    ]
-    table = pandas.DataFrame(rows, columns=columns)
+    columns += ["p", "trimmed", "p_wilcoxon"]
+    values = [gap.dropna().to_numpy(np.float64) for gap in gaps.values()]
+    numbers = np.empty((len(values), 6))
+    for n in {len(gap) for gap in values}:  # those of n pairs at once
+        rows = [row for row, gap in enumerate(values) if len(gap) == n]
+        numbers[rows] = _tests(np.stack([values[row] for row in rows], axis=1))
+    rows = [(*names, *row) for names, row in zip(gaps, numbers.tolist(), strict=True)]
+    table = pandas.DataFrame(rows, columns=columns).astype({"n": int})
     table.insert(columns.index("p") + 1, "p_holm", holm(table["p"]))
-    return table
+    return table.assign(at_edge=[names in at_edge for names in gaps])
 
 
-def _test(gaps: pandas.Series) -> tuple[float, float, float]:
-    """p of the t-test, the trimmed mean, and p of the signed-rank test."""
-    if len(gaps) < LEAST_SEEDS:
-        return math.nan, math.nan, math.nan
-    trimmed = float(stats.trim_mean(gaps, 0.1))
-    wilcoxon = float(stats.wilcoxon(gaps).pvalue) if gaps.any() else 1.0
-    if gaps.nunique() == 1:  # no spread, of which t is not defined
-        return float(gaps.iloc[0] == 0), trimmed, wilcoxon
-    return float(stats.ttest_1samp(gaps, 0.0).pvalue), trimmed, wilcoxon
+def _tests(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of the columns of differences (n, k): mean, half-width of its interval, n, p of the
+    t-test, the trimmed mean, and p of the signed-rank test, as (k, 6)."""
+    n, count = gaps.shape
+    p, trimmed, wilcoxon = np.full((3, count), math.nan)
+    if n >= LEAST_SEEDS:
+        trimmed = stats.trim_mean(gaps, 0.1)
+        wilcoxon = np.ones(count)
+        some = gaps.any(axis=0)
+        wilcoxon[some] = stats.wilcoxon(gaps[:, some]).pvalue if some.any() else 1.0
+        spread = np.ptp(gaps, axis=0) > 0
+        p = (~some).astype(float)  # without a spread, of which t is not defined
+        if spread.any():
+            p[spread] = stats.ttest_1samp(gaps[:, spread], 0.0).pvalue
+    return np.stack([*interval(gaps), np.full(count, n), p, trimmed, wilcoxon], axis=1)
 
 
 def _check(runs: pandas.DataFrame) -> None:

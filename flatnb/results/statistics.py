@@ -4,6 +4,7 @@ An interval is Student's of 95 %, mean ± t(0.975, n - 1) s / √n, with s the s
 deviation of n - 1 degrees of freedom.
 """
 
+import functools
 import itertools
 import math
 import warnings
@@ -86,6 +87,12 @@ def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) ->
     """
     if n < 2 or not math.isfinite(sd):
         return math.nan
+    return _noncentrality(n, level, power) * sd / math.sqrt(n)
+
+
+@functools.cache
+def _noncentrality(n: int, level: float, power: float) -> float:
+    """Of T, for `detectable`."""
     # T = (Z + shift) / S, integrated over S, because scipy's noncentral t has NaNs.
     nodes, weights = np.polynomial.legendre.leggauss(200)
     s = np.sqrt(stats.chi2.ppf((nodes + 1) / 2, n - 1) / (n - 1))
@@ -95,8 +102,7 @@ def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) ->
         found = stats.norm.cdf(shift - bounds) + stats.norm.cdf(-shift - bounds)
         return float(found @ weights) / 2 - power
 
-    shift = optimize.brentq(lacking, 0.0, bounds.max() + 10)
-    return shift * sd / math.sqrt(n)
+    return optimize.brentq(lacking, 0.0, bounds.max() + 10)
 
 
 class Correlation(NamedTuple):

@@ -1,0 +1,102 @@
+"""The scoreboard: what each method gains over a baseline, in many views of the records.
+
+A view is a rule (how settings were chosen), a place (on which sets), a metric and a
+baseline. Its tests, one per method, are a family, as of `verdicts.gains`.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pandas
+
+from flatnb.results import compare, verdicts
+from flatnb.results.statistics import LEVEL
+
+METRICS = ("test_accuracy", "test_loss", "test_ece")
+COLUMNS = ["rule", "place", "metric", "baseline", "method", "passes", "gain"]
+COLUMNS += ["interval", "n", "p_holm", "verdict", "agree"]
+
+
+class Place(NamedTuple):
+    """Where a reader may look."""
+
+    words: str
+    tasks: tuple[str, ...]
+    worth: float = verdicts.WORTH  # the smallest gain in accuracy worth having
+
+
+SHAPES, SHARES = ("gaussian", "sinusoid", "spiral"), ("0", "0.05", "0.1")
+
+
+def _plane(words: str, shapes: Sequence[str], shares: Sequence[str]) -> Place:
+    pairs = itertools.product(shapes, shares)
+    return Place(words, tuple(f"plane/{shape}-{share}" for shape, share in pairs))
+
+
+PLACES = (
+    _plane("all nine sets of points", SHAPES, SHARES),
+    _plane("noisy labels, six sets", SHAPES, SHARES[1:]),
+    _plane("clean labels, three sets", SHAPES, SHARES[:1]),
+    *(_plane(f"{shape}, three sets", [shape], SHARES) for shape in SHAPES),
+    *(
+        _plane(f"{shape}, {100 * float(share):g} % wrong labels", [shape], [share])
+        for shape, share in itertools.product(SHAPES, SHARES)
+    ),
+    Place("images: digits", ("images/digits-mlp",)),
+    Place("images: 5,000 of MNIST", ("images/MNIST-n5000-mlp",)),
+    Place("images: 4,000 of CIFAR-10", ("images/cifar10-jpeg-n4000-small_cnn",), 0.01),
+)
+
+
+def views(
+    runs: Mapping[str, pandas.DataFrame],
+    baselines: Sequence[str],
+    level: float = LEVEL,
+) -> pandas.DataFrame:
+    """Every view that the runs allow; for each rule its runs, as of `compare.select`.
+
+    A view has the methods with runs on all tasks of the place. There is none without
+    the baseline, or without another method. Columns rule, place, metric, baseline,
+    method, passes, gain (the difference, with the other sign where less is better),
+    interval, n, p_holm, verdict, agree: as of `verdicts.gains`.
+
+    >>> runs = compare.select(["plane/gaussian-0/*/narrow-tuned"])
+    >>> views({"everyone tunes": runs}, ["ERM"])["place"].unique().tolist()
+    ['gaussian, 0 % wrong labels']
+    """
+    parts = [pandas.DataFrame(columns=COLUMNS)]
+    for rule, table in runs.items():
+        table = table.assign(task=table["task"].str.removesuffix(", tuned lr"))
+        for place, metric in itertools.product(PLACES, METRICS):
+            inside = _inside(table, place, metric)
+            for baseline in filter(set(inside["method"]).__contains__, baselines):
+                view = _view(inside, place, metric, baseline, level)
+                keys = {"rule": rule, "place": place.words, "metric": metric}
+                parts.append(view.assign(**keys, baseline=baseline)[COLUMNS])
+    return pandas.concat(parts[1:] or parts, ignore_index=True)
+
+
+def _inside(table: pandas.DataFrame, place: Place, metric: str) -> pandas.DataFrame:
+    """The runs of the methods that have the metric on all tasks of a place."""
+    there = table[table["task"].isin(place.tasks)]
+    if metric in there:
+        there = there[there[metric].notna()]
+        tasks = there.groupby("method")["task"].transform("nunique")
+        there = there[tasks == len(place.tasks)]
+    if metric not in there or there["method"].nunique() < 2:
+        return there[:0]
+    return there
+
+
+def _view(
+    runs: pandas.DataFrame, place: Place, metric: str, baseline: str, level: float
+) -> pandas.DataFrame:
+    worth = place.worth if metric == "test_accuracy" else None
+    tests = compare.overall(runs, baseline, metric)
+    tests = verdicts.verdicts(tests, metric, worth, level)
+    passes = runs.groupby("method")["passes"].first()
+    return tests.assign(
+        gain=tests["difference"] * compare.sign(metric),
+        passes=passes.reindex(tests["method"]).to_numpy(),
+    )

@@ -268,8 +268,8 @@ def tests_of(
     values = [gap.dropna().to_numpy(np.float64) for gap in gaps.values()]
     numbers = np.empty((len(values), 6))
     for n in {len(gap) for gap in values}:  # those of n pairs at once
-        rows = [row for row, gap in enumerate(values) if len(gap) == n]
-        numbers[rows] = _tests(np.stack([values[row] for row in rows], axis=1))
+        places = [place for place, gap in enumerate(values) if len(gap) == n]
+        numbers[places] = _tests(np.stack([values[i] for i in places], axis=1))
     rows = [(*names, *row) for names, row in zip(gaps, numbers.tolist(), strict=True)]
     table = pandas.DataFrame(rows, columns=columns).astype({"n": int})
     table.insert(columns.index("p") + 1, "p_holm", holm(table["p"]))

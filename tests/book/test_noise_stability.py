@@ -1,6 +1,7 @@
 """What the pages on noise say in words, and no marker holds, is what the records say."""
 
 import numpy as np
+import pytest
 
 from flatnb.results import compare, records, verdicts
 
@@ -11,6 +12,20 @@ def test_what_nso_gains_over_one_side_and_over_the_average() -> None:
     assert over_noise["NSO"] == "better"
     assert over_average["NSO"] == "no gain worth having"
     assert over_average["NSO-EMA"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("name", "baseline", "verdict"),
+    [
+        ("NSO", "ERM", "no gain worth having"),
+        ("NSO-EMA", "EMA", "no gain worth having"),
+        ("SAM-EMA", "EMA", "worse"),
+    ],
+)
+def test_verdicts_at_equal_passes(name: str, baseline: str, verdict: str) -> None:
+    shorter = [f"plane/*/{name}/narrow-tuned-equal-passes"]
+    shorter += [f"plane/*/{baseline}/narrow-tuned"]
+    assert verdicts.gains(shorter, baseline=baseline).loc[name, "verdict"] == verdict
 
 
 def test_accuracy_does_not_follow_the_trace() -> None:

@@ -12,6 +12,7 @@ is found by bisection; chroma that sRGB does not have is reduced. Colors are sRG
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,6 +110,7 @@ def dark(colors: NDArray) -> NDArray:
     return _gamma(_rgb(np.concatenate([low[..., None], ab], axis=-1)))
 
 
+@cache
 def dark_hex(color: str) -> str:
     """The counterpart of one color, by name or as hexadecimal.
 

@@ -31,6 +31,11 @@ PACKAGES = (
     *("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn"),
     *("pandas", "scipy", "papermill", "accelerate", "lightning", "transformers"),
 )
+# Arguments of a kernel: its figures as SVG, and as PNG at twice a page's resolution.
+FIGURES = [
+    "--InlineBackend.figure_formats={'svg', 'png'}",
+    "--InlineBackend.print_figure_kwargs={'bbox_inches': 'tight', 'dpi': 192}",
+]
 
 
 class UserError(Exception):
@@ -215,7 +220,7 @@ def _execute(run: Run, folder: Path, timeout: float) -> Run:
             language="python",
             progress_bar=False,
             execution_timeout=timeout,
-            extra_arguments=["--log-level=CRITICAL"],
+            extra_arguments=["--log-level=CRITICAL", *FIGURES],
             # The kernel's folder; `cwd` would be that of this process, too.
             resources={"metadata": {"path": str(run.source.resolve().parent)}},
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flatnb._checks import shown
-from flatnb.book import headline, mathjax
+from flatnb.book import figures, headline, mathjax
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, plain
 from flatnb.results.provenance import provenance
@@ -104,6 +104,9 @@ def as_page(notebook: str) -> str:
     stands first, if that is to be hidden."""
     content = json.loads(notebook)
     cells = content["cells"]
+    for output in (o for cell in cells for o in cell.get("outputs", ())):
+        if "data" in output:
+            output["data"] = figures.smaller(output["data"])
     run = content["metadata"].get("papermill")
     if run:
         profile, seconds = run["parameters"]["profile"], _time(run["duration"])

@@ -27,7 +27,7 @@ FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.14 pytho
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-dispatch lint book serve bench clean distclean
+.PHONY: help test test-all test-pages test-dispatch lint book serve bench clean distclean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | awk -F'#' '{printf "%-22s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ test: lint  ## checks and tests, minutes
 
 test-all: lint  ## the same with the slow tests
 	$(PYTEST) --run-all
+
+# All tests of a page on the worker that has loaded it.
+test-pages: $(READY)  ## the built pages in an installed Chromium, after make book
+	$(PYTEST) --dist loadgroup --run-pages -m pages tests/browser
 
 test-dispatch: $(READY)  ## numerical tests under each instruction set of this processor
 	$(BIN)/python tests/dispatch.py -n auto --maxprocesses 8

@@ -18,6 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--run-all", action="store_true", help="run the tests marked slow too"
     )
+    parser.addoption(
+        "--run-pages", action="store_true", help="run the tests of the built pages too"
+    )
 
 
 def pytest_collection_modifyitems(
@@ -26,6 +29,8 @@ def pytest_collection_modifyitems(
     waits = []
     if not config.getoption("--run-all"):
         waits.append(("slow", "slow: run by make test-all"))
+    if not config.getoption("--run-pages"):
+        waits.append(("pages", "pages: run by make test-pages, after make book"))
     if not os.environ.get("FLATNB_DATA"):
         waits.append(("data", "FLATNB_DATA names no folder of data sets"))
     for item in items:

@@ -163,7 +163,11 @@ def test_what_the_library_imports_is_declared() -> None:
 
 
 def test_what_the_tests_import_is_declared() -> None:
-    allowed = set(declared("book", "dev")) | {"tests", "conftest", "benchmarks"}
+    allowed = set(declared("book", "browser", "dev")) | {
+        "tests",
+        "conftest",
+        "benchmarks",
+    }
     for file in sorted((ROOT / "tests").rglob("*.py")):
         local = {canonicalize_name(other.stem) for other in ROOT.glob("tests/**/*.py")}
         missing = imports(file.read_text()) - allowed - local
@@ -216,8 +220,8 @@ def test_versions_agree() -> None:
     assert citation["license"] == PROJECT["license"]
 
 
-def test_there_is_a_workflow_for_tests_book_and_colab() -> None:
-    assert [file.stem for file in WORKFLOWS] == ["book", "colab", "tests"]
+def test_there_is_a_workflow_for_each_thing_to_hold() -> None:
+    assert [file.stem for file in WORKFLOWS] == ["book", "colab", "links", "tests"]
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)

@@ -1,0 +1,202 @@
+// What the tests measure in a page. Each function returns plain data: mostly the names of
+// the elements at fault.
+window.measure = (() => {
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const style = getComputedStyle;
+
+  const shown = (element) =>
+    element.checkVisibility({ visibilityProperty: true }) &&
+    element.getBoundingClientRect().width > 0;
+
+  // The way to an element that a reader of a report finds it by.
+  const name = (element) => {
+    const part = (one) => one.localName + (one.id ? `#${one.id}` : "") +
+      [...one.classList].slice(0, 2).map((label) => `.${label}`).join("");
+    const named = element.parentElement?.closest("[id], section, figure, nav");
+    const words = (element.textContent || element.value || "").trim().replace(/\s+/g, " ");
+    return `${named ? part(named) + " " : ""}${part(element)}` +
+      (words ? ` "${words.slice(0, 40)}"` : "");
+  };
+
+  // Two of each kind: what looks and stands alike need not be measured a hundred times.
+  const few = (elements) => {
+    const kinds = {};
+    return elements.filter((element) => {
+      const around = [element, element.parentElement, element.parentElement?.parentElement];
+      const kind = around.filter(Boolean).map((one) =>
+        `${one.localName}.${one.getAttribute("class")} ${one.getAttribute("style")}`)
+        .join(" in ") + style(element).color;
+      return (kinds[kind] = (kinds[kind] ?? 0) + 1) <= 2;
+    });
+  };
+
+  // The nearest box, the element itself or one around it, that does not show what sticks
+  // out of it.
+  const clip = (element) => {
+    for (let box = element; box && box !== document.body; box = box.parentElement) {
+      if (style(box).overflowX !== "visible" && style(box).display !== "inline") return box;
+    }
+    return null;
+  };
+  const overfull = (box) => box.scrollWidth > box.clientWidth + 1;
+
+  // Everything that a page must show: what a script draws comes a moment after loading.
+  const ready = async () => {
+    await document.fonts.ready;
+    await window.MathJax?.startup?.promise;
+    await Promise.all(all("[data-play-ready]").map((figure) => figure.ready));
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+  };
+
+  // Addresses of all that was fetched.
+  const fetched = () => performance.getEntries()
+    .filter((entry) => ["navigation", "resource"].includes(entry.entryType))
+    .map((entry) => entry.name);
+
+  // Elements that stick out of the window, unless a box around them scrolls.
+  const outside = () => {
+    const width = document.documentElement.clientWidth;
+    const found = all("main *").filter((element) => {
+      if (!shown(element) || element.closest("svg svg, svg *, mjx-container *")) return false;
+      const { left, right } = element.getBoundingClientRect();
+      if (right <= width + 1 && left >= -1) return false;
+      const box = clip(element);
+      return !(box && ["auto", "scroll"].includes(style(box).overflowX));
+    });
+    const outer = found.filter((element) => !found.includes(element.parentElement));
+    const page = document.documentElement.scrollWidth - width;
+    return [...(page > 0 ? [`the page by ${page} px`] : []), ...outer.map(name)];
+  };
+
+  // Pictures, drawings and canvases without a text that says what they show.
+  const silent = () => all("img, canvas, svg[role=img], [role=img]").filter((picture) => {
+    if (picture.closest("[aria-hidden=true]")) return false;
+    if (["none", "presentation"].includes(picture.getAttribute("role"))) return false;
+    const labelled = picture.getAttribute("aria-labelledby");
+    const text = picture.getAttribute("alt") ?? picture.getAttribute("aria-label") ??
+      (labelled && document.getElementById(labelled)?.textContent) ??
+      picture.querySelector("title")?.textContent ?? "";
+    return !text.trim() || /\.(png|svg|jpe?g)$/.test(text);  // the name of a file says nothing
+  }).map((picture) => `${name(picture)} ${picture.getAttribute("src") ?? ""}`.slice(0, 120));
+
+  // Pictures that were fetched and are none.
+  const broken = () => all("img").filter((image) =>
+    image.complete && !image.naturalWidth && image.loading !== "lazy")
+    .map((image) => image.getAttribute("src").slice(0, 100));
+
+  const headings = () => {
+    const found = all("h1, h2, h3, h4, h5, h6").filter(shown);
+    const level = (heading) => Number(heading.localName[1]);
+    const tops = found.filter((heading) => level(heading) === 1).length;
+    const skipped = found.filter((heading, i) =>
+      i > 0 && level(heading) > level(found[i - 1]) + 1);
+    return [...(tops === 1 ? [] : [`${tops} times h1`]),
+      ...skipped.map((heading) => `skips a level: ${name(heading)}`)];
+  };
+
+  const repeated = () => {
+    const ids = all("[id]").map((element) => element.id);
+    return [...new Set(ids.filter((id, i) => ids.indexOf(id) !== i))];
+  };
+
+  // Figures to play with.
+  const live = () => all("[data-play], [class*=tag_play-], .vega-embed");
+
+  // Formulas that are still TeX.
+  const unset = () => all("main .math").filter((formula) =>
+    shown(formula) && !formula.querySelector("mjx-container")).map(name);
+
+  // Tables and code wider than the box that shows them, where nothing says that they go on:
+  // a shadow at the edge (a background or a mask of gradients), or a text.
+  const unannounced = () => all("main pre, main table").filter((wide) => {
+    const box = clip(wide);
+    if (!shown(wide) || !box || !overfull(box)) return false;
+    const announced = [box, box.parentElement].some((one) =>
+      style(one).backgroundImage.includes("gradient") || style(one).maskImage.includes("gradient") ||
+      ["::before", "::after"].some((side) => {
+        const pseudo = getComputedStyle(one, side);
+        return !["none", "normal"].includes(pseudo.content) &&
+          (pseudo.content.length > 2 || pseudo.backgroundImage.includes("gradient"));
+      }));
+    return !announced;
+  }).map(name);
+
+  // Controls of which nothing changes to the eye when the keyboard comes to them, two of a
+  // kind. The caller has pressed a key, so that focus is shown as for a reader who uses the
+  // keyboard.
+  const unmarked = () => {
+    const still = document.createElement("style");
+    still.textContent = "*, *::before, *::after { transition: none !important; }";
+    document.head.append(still);
+    const looks = ["outlineStyle", "outlineWidth", "outlineColor", "boxShadow", "borderColor",
+      "borderWidth", "backgroundColor", "textDecorationLine", "textDecorationThickness"];
+    const look = (element) => {
+      const around = [element, element.parentElement, ...(element.labels ?? []),
+        element.nextElementSibling].filter(Boolean);
+      return around.flatMap((one) => [undefined, "::before", "::after"].map((side) => {
+        const now = getComputedStyle(one, side);
+        // The colour of an outline that is not drawn follows the text's.
+        return looks.map((key) => now.outlineStyle === "none" && key.startsWith("outline")
+          ? "" : now[key]).join(";");
+      })).join("|");
+    };
+    const visible = (element) => {
+      if (!shown(element)) return false;
+      for (let one = element; one; one = one.parentElement) {
+        if (style(one).opacity === "0") return false;
+      }
+      return true;
+    };
+    const found = few(controls()).filter((control) => {
+      document.activeElement?.blur();
+      const before = look(control);
+      control.focus({ preventScroll: true });
+      const marked = document.activeElement === control && look(control) !== before;
+      // A hidden input stands for the label that is seen in its place.
+      return !marked || ![control, ...(control.labels ?? [])].some(visible);
+    });
+    document.activeElement?.blur();
+    still.remove();
+    return found.map(name);
+  };
+
+  // Elements with words of their own, two of a kind, of which axe is to compare the colours:
+  // of all it takes minutes.
+  const words = () => few(all("body *").filter((element) => shown(element) &&
+    [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())));
+
+  const controls = () => all(
+    "a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex]"
+  ).filter((control) => control.tabIndex >= 0 && !control.disabled && shown(control));
+
+  // On paper: what a box cuts off, and what is taller than a page.
+  const cut = (tall) => {
+    const sides = all("main pre, main table, main figure, main img, main svg, main .math")
+      .filter((element) => {
+        if (!shown(element)) return false;
+        const box = clip(element);
+        const { right } = element.getBoundingClientRect();
+        return (box && (overfull(box) || box.scrollHeight > box.clientHeight + 1) &&
+          !["inline", "contents"].includes(style(box).display)) ||
+          right > document.documentElement.clientWidth + 1;
+      });
+    const high = all("main figure, main img").filter((figure) =>
+      shown(figure) && figure.getBoundingClientRect().height > tall);
+    return [...sides.map((one) => `cut off: ${name(one)}`),
+      ...high.map((one) => `taller than a page: ${name(one)}`)];
+  };
+
+  // Where the finding, the first picture and the first section of a chapter end, in px.
+  const opening = () => {
+    const bottom = (element) => element && element.getBoundingClientRect().bottom + scrollY;
+    return {
+      finding: bottom(document.querySelector("main h1 ~ p strong")),
+      picture: bottom(all("main article img, main article svg, main article canvas")
+        .find((one) => shown(one) && one.getBoundingClientRect().width > 200)),
+      section: bottom(document.querySelector("main h2")),
+    };
+  };
+
+  return { ready, fetched, outside, silent, broken, headings, repeated, live, unset,
+    unannounced, unmarked, words, controls, cut, opening, name, shown };
+})();

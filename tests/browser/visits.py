@@ -1,0 +1,204 @@
+"""A page of the built book as a browser has it: over a server and from disk, wide and
+narrow, light and dark, with JavaScript and without.
+
+A page is loaded once in each of the modes below, and everything is measured then; the
+tests read what was found. The four looks (two widths, two colour schemes) are all seen:
+a mode measures in its own scheme what the scheme does not change, and contrast in both.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from served import file_of, sent
+
+MEASURE = (Path(__file__).parent / "measure.js").read_text(encoding="utf-8")
+# An A4 page between the margins of 1 cm that Chromium leaves, in CSS px.
+PAPER = {"width": 718, "height": 1047}
+
+
+@dataclass(frozen=True)
+class Mode:
+    name: str
+    width: int
+    scheme: str
+    script: bool = True
+    served: bool = True
+
+
+MODES = [
+    Mode("wide", 1400, "light"),
+    Mode("narrow", 390, "dark"),
+    Mode("no script", 1400, "dark", script=False),
+    Mode("from disk", 1400, "dark", served=False),
+    Mode("from disk, no script", 390, "light", script=False, served=False),
+]
+
+
+@dataclass
+class Seen:
+    """What one load of a page showed."""
+
+    messages: list[str] = field(default_factory=list)  # of the console
+    failed: list[str] = field(default_factory=list)  # requests without an answer
+    foreign: list[str] = field(default_factory=list)  # requests to other hosts
+    size: int = 0  # bytes over the wire
+    facts: dict[str, Any] = field(default_factory=dict)  # of measure.js, by function
+
+
+def chromium() -> str | None:
+    """The browser to test in."""
+    names = ["chromium", "chromium-browser", "google-chrome"]
+    found = (shutil.which(name) for name in names)
+    return os.environ.get("FLATNB_CHROMIUM") or next(filter(None, found), None)
+
+
+@contextmanager
+def started(executable: str) -> Iterator[Browser]:
+    """A browser that reaches no host but this one."""
+    options = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=options)
+        yield browser
+        browser.close()
+
+
+class Visits:
+    """Visits to the pages of the book in `folder`, which is served at `address`."""
+
+    def __init__(self, browser: Browser, folder: Path, address: str) -> None:
+        self.browser, self.folder, self.address = browser, folder, address
+        self._contexts: dict[Mode, BrowserContext] = {}
+        self._seen: dict[str, dict[str, Seen]] = {}
+
+    def __call__(self, page: str) -> dict[str, Seen]:
+        """What each mode showed of a page, by the mode's name."""
+        if page not in self._seen:
+            self._seen[page] = {mode.name: self._visit(page, mode) for mode in MODES}
+        return self._seen[page]
+
+    def url(self, page: str, mode: Mode = MODES[0]) -> str:
+        if mode.served:
+            return f"{self.address}/{page}"
+        return (self.folder / page).as_uri()
+
+    @contextmanager
+    def opened(self, mode: Mode = MODES[0]) -> Iterator[tuple[Page, Seen]]:
+        """An empty tab, and what is seen in it."""
+        if mode not in self._contexts:
+            self._contexts[mode] = self.browser.new_context(
+                viewport={"width": mode.width, "height": 900},
+                color_scheme=mode.scheme,
+                java_script_enabled=mode.script,
+            )
+            # Every visit is a first one: no page knows what another left.
+            first = "try { localStorage.clear(); sessionStorage.clear(); } catch {}"
+            self._contexts[mode].add_init_script(first)
+        tab, seen = self._contexts[mode].new_page(), Seen()
+        tab.on("console", lambda message: seen.messages.append(message.text))
+        tab.on("pageerror", lambda error: seen.messages.append(str(error)))
+        tab.on("requestfailed", lambda request: self._fail(request, mode, seen))
+        tab.on("request", lambda request: self._ask(request.url, seen))
+        tab.on("response", lambda answer: self._answer(answer.url, answer.status, seen))
+        try:
+            yield tab, seen
+        finally:
+            tab.close()
+
+    def _fail(self, request: Request, mode: Mode, seen: Seen) -> None:
+        if mode.script or request.resource_type != "script":  # those are not asked for
+            seen.failed.append(f"{request.url}: {request.failure}")
+
+    def _ask(self, url: str, seen: Seen) -> None:
+        own = (self.address + "/", self.folder.as_uri() + "/", "data:", "blob:")
+        if not url.startswith(own):
+            seen.foreign.append(url)
+
+    def _answer(self, url: str, status: int, seen: Seen) -> None:
+        if status >= 400:
+            seen.failed.append(f"{url}: {status}")
+
+    def load(self, tab: Page, page: str, mode: Mode = MODES[0]) -> None:
+        """Open a page and wait until it is all there."""
+        tab.goto(self.url(page, mode))
+        tab.evaluate(MEASURE)
+        if mode.script:  # without, promises are not kept
+            tab.evaluate("measure.ready()")
+
+    def _visit(self, page: str, mode: Mode) -> Seen:
+        with self.opened(mode) as (tab, seen):
+            self.load(tab, page, mode)
+            files = {
+                file_of(url, self.folder) for url in tab.evaluate("measure.fetched()")
+            }
+            if mode.served:
+                seen.size = sum(len(sent(file)) for file in files if file.is_file())
+            for fact in [
+                "opening",
+                "outside",
+                "silent",
+                "broken",
+                "headings",
+                "repeated",
+            ]:
+                seen.facts[fact] = tab.evaluate(f"measure.{fact}()")
+            seen.facts["live"] = tab.evaluate("measure.live().length")
+            if mode.script:
+                seen.facts["unset"] = tab.evaluate("measure.unset()")
+            if mode.width < 500:
+                seen.facts["unannounced"] = tab.evaluate("measure.unannounced()")
+            if mode.script and mode.served:
+                self._look(tab, mode, seen)
+            elif not mode.script:
+                other = {1400: 390, 390: 1400}[mode.width]
+                tab.set_viewport_size({"width": other, "height": 900})
+                self.load(tab, page, mode)
+                seen.facts["outside"] += tab.evaluate("measure.outside()")
+            if mode.name == "wide":
+                tab.emulate_media(media="print", color_scheme="light")
+                tab.set_viewport_size(PAPER)
+                seen.facts["cut"] = tab.evaluate(f"measure.cut({PAPER['height']})")
+        return seen
+
+    def _look(self, tab: Page, mode: Mode, seen: Seen) -> None:
+        """Accessibility and the mark of focus, in both colour schemes."""
+        seen.facts["axe"], seen.facts["unmarked"] = axe(tab), []
+        tab.keyboard.press("Tab")
+        for scheme in [mode.scheme, {"light": "dark", "dark": "light"}[mode.scheme]]:
+            tab.emulate_media(color_scheme=scheme)
+            seen.facts["axe"] += contrast(tab)
+            seen.facts["unmarked"] += tab.evaluate("measure.unmarked()")
+
+
+def axe(tab: Page) -> list[str]:
+    """The findings of axe-core in an opened page, of any impact, without `contrast`."""
+    only = {"color-contrast": {"enabled": False}}
+    found = Axe().run(
+        tab, options={"resultTypes": ["violations"], "preload": False, "rules": only}
+    )
+    return _findings(found.response)
+
+
+def contrast(tab: Page) -> list[str]:
+    """Where axe-core finds too little contrast; it is loaded already."""
+    only = '{resultTypes: ["violations"], preload: false, runOnly: ["color-contrast"]}'
+    return _findings(tab.evaluate(f"axe.run({{include: measure.words()}}, {only})"))
+
+
+def _findings(response: dict[str, Any]) -> list[str]:
+    return [
+        f"{rule['id']} ({rule['impact']}): {node['target'][0]}"
+        for rule in response["violations"]
+        for node in rule["nodes"]
+    ]

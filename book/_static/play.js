@@ -25,7 +25,10 @@
    Colors are the names of the palette (custom.css: black, gray, page, blue, …) and
    follow light and dark by themselves. `fig` has
      about(label, how)  what it is, for screen readers; one sentence of instruction
-     plot({x, y, xlabel, ylabel, xticks, yticks, xlog, ylog, share, height})  share of a wide row
+     plot({x, y, xlabel, ylabel, title, xticks, yticks, xlog, ylog, grid, share, height,
+          next})
+                share: of the row, where all plots fit in one; next: a plot to share the place
+                of, below or beside it
      slider({label, min, max, step, value, to, show})   .value = to(position), .text = show(value)
      choice({label, options: [[value, text, color]], value})            radio buttons
      button(label, click)                                               calls click, then draws
@@ -34,7 +37,8 @@
    Sliders and choices have `.hidden`. A plot has, in units of its axes,
      line(points, style), area(points, style), dot(x, y, style), arrow(from, to, style),
      text(x, y, text, style), field(f, shade), handle({label, value, bounds, step, text}).
-   Styles: color, width, dash, opacity; of dots shape and size; of text anchor, dx, dy, size. */
+   Styles: color, width, dash, opacity; of lines grow, to be drawn bit by bit; of dots shape, size and
+   hollow; of text anchor, dx, dy, size. */
 
 "use strict";
 
@@ -126,10 +130,11 @@ window.flatnb = window.flatnb || {};
 
   class Plot {
     constructor(fig, options) {
-      const share = options.share || 1;
+      const { share = 1, next } = options;
       Object.assign(this, { x: [0, 1], y: [0, 1], height: (width) => 0.6 * width }, options);
-      this.box = element(fig.plots, "div", { class: "play-plot" });
-      this.box.style.flex = `${share} 1 ${Math.round(330 * share)}px`;
+      this.place = next ? next.place : element(fig.plots, "div", { class: "play-place" });
+      if (!next) this.place.style.flex = `${10 * share} 1 ${Math.round(300 * share)}px`;
+      this.box = element(this.place, "div", { class: "play-plot" });
       this.canvas = element(this.box, "canvas", { "aria-hidden": "true" });
       this.svg = mark(this.box, "svg", { "aria-hidden": "true" });
       this.fig = fig;
@@ -142,9 +147,9 @@ window.flatnb = window.flatnb || {};
       this.width = this.box.clientWidth;
       this.size = typeof this.height === "function" ? this.height(this.width) : this.height;
       this.box.style.height = `${this.size}px`;
-      this.left = this.ylabel ? 58 : 40;
+      this.left = this.ylabel ? 58 : 36;
       this.right = this.width - 10;
-      this.top = 10;
+      this.top = this.title ? 26 : 10;
       this.bottom = this.size - (this.xlabel ? 44 : 24);
       this.svg.textContent = "";
       this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.size}`);
@@ -182,15 +187,16 @@ window.flatnb = window.flatnb || {};
       const grid = mark(this.svg, "g", { class: "play-axes" });
       const across = this.xticks || ticks(this.x, (this.right - this.left) / 70, this.xlog);
       const up = this.yticks || ticks(this.y, (this.bottom - this.top) / 45, this.ylog);
+      const lines = this.grid === false ? document.createElementNS(SVG, "g") : grid;
       for (const tick of across) {
         const x = this.X(tick);
-        mark(grid, "line", { x1: x, x2: x, y1: this.top, y2: this.bottom });
+        mark(lines, "line", { x1: x, x2: x, y1: this.top, y2: this.bottom });
         const text = mark(grid, "text", { x, y: this.bottom + 17, "text-anchor": "middle" });
         write(text, label(tick));
       }
       for (const tick of up) {
         const y = this.Y(tick);
-        mark(grid, "line", { x1: this.left, x2: this.right, y1: y, y2: y });
+        mark(lines, "line", { x1: this.left, x2: this.right, y1: y, y2: y });
         const text = mark(grid, "text", { x: this.left - 7, y: y + 4, "text-anchor": "end" });
         write(text, label(tick));
       }
@@ -198,6 +204,9 @@ window.flatnb = window.flatnb || {};
       if (this.xlabel) {
         const place = { x: middle[0], y: this.bottom + 37, "text-anchor": "middle" };
         write(mark(grid, "text", { ...place, class: "play-title" }), this.xlabel);
+      }
+      if (this.title) {
+        write(mark(grid, "text", { x: this.left, y: 14, class: "play-title" }), this.title);
       }
       if (this.ylabel) {
         const turn = `translate(14 ${middle[1]}) rotate(-90)`;
@@ -210,8 +219,12 @@ window.flatnb = window.flatnb || {};
       return points.map(([x, y]) => `${this.X(x).toFixed(1)},${this.Y(y).toFixed(1)}`).join("L");
     }
 
-    line(points, { color, width = 2, dash = "none", opacity = 1 } = {}) {
+    line(points, { color, width = 2, dash = "none", opacity = 1, grow = false } = {}) {
       const node = mark(this.inside, "path", { d: `M${this.path(points)}`, fill: "none" });
+      if (grow) {
+        node.setAttribute("pathLength", 1);
+        node.classList.add("play-grow");
+      }
       const style = { stroke: ink(color), strokeWidth: width, strokeDasharray: dash, opacity };
       Object.assign(node.style, style, { strokeLinejoin: "round", strokeLinecap: "round" });
       return node;
@@ -361,10 +374,14 @@ window.flatnb = window.flatnb || {};
       this.root = document.createElement("div");
       this.root.className = "play";
       this.root.dataset.name = name;
-      this.how = element(this.root, "p", { class: "play-how" });
+      this.head = element(this.root, "div", { class: "play-head" });
+      this.how = element(this.head, "p");
       this.plots = element(this.root, "div", { class: "play-plots" });
       this.finding = element(this.root, "p", { class: "play-finding", "aria-live": "polite" });
-      this.controls = element(this.root, "form", { class: "play-controls", autocomplete: "off" });
+      const id = `play-form-${++count}`;
+      const form = { class: "play-controls", id, autocomplete: "off" };
+      this.controls = element(this.root, "form", form);
+      element(this.head, "button", { type: "reset", form: id }, "Reset");
       this.all = [];
       this.resets = [];
       const json = host.closest(".cell, [data-play]").querySelector("script.play-data");
@@ -471,7 +488,6 @@ window.flatnb = window.flatnb || {};
     }
 
     show() {
-      element(this.controls, "button", { type: "reset" }, "Reset");
       this.host.prepend(this.root);
       this.host.classList.add("play-host");
       this.redraw();

@@ -23,7 +23,7 @@ flatnb.wells = (() => {
   const crossing = ({ blur, floor }, most) => {
     const excess = (shift) =>
       loss(SHARP.center, { shift, blur, floor }) - loss(FLAT.center, { shift, blur, floor });
-    if (excess(0) >= 0) return 0;
+    if (excess(0) > -1e-4) return 0; // equal, up to the other well's tail
     if (excess(most) < 0) return null;
     let [low, high] = [0, most];
     for (let i = 0; i < 50; i++) {
@@ -42,7 +42,7 @@ flatnb.play("wells", (fig) => {
   const MOST = 0.6;
   fig.about(
     "Two wells of a loss, one sharp and one flat, and the test loss in their minima.",
-    "Shift or blur the test loss, and compare what the two minima pay.",
+    "Shift the test loss, or blur it (the average over random shifts), and compare what the two minima pay.",
   );
   const curve = fig.plot({
     x: [-2.4, 3.4],
@@ -51,7 +51,7 @@ flatnb.play("wells", (fig) => {
     xlabel: "weight *w*",
     ylabel: "loss",
     share: 1.25,
-    height: (width) => Math.min(250, 0.62 * width),
+    height: 240,
   });
   const paid = fig.plot({
     x: [0, MOST],
@@ -61,7 +61,7 @@ flatnb.play("wells", (fig) => {
     xlabel: "shift",
     ylabel: "test loss",
     share: 0.75,
-    height: (width) => Math.min(250, 0.62 * width),
+    height: 240,
   });
   const shift = fig.slider({ label: "shift", min: 0, max: MOST, step: 0.01, value: 0.25 });
   const blur = fig.slider({ label: "blur *σ*", min: 0, max: 0.6, step: 0.01, value: 0 });
@@ -83,22 +83,29 @@ flatnb.play("wells", (fig) => {
 
     const shifts = flatnb.linspace(0, MOST, 121);
     const tests = {};
-    for (const [name, { center }, color, shape] of [
-      ["sharp", SHARP, "pink", "square"],
-      ["flat", FLAT, "blue", "circle"],
+    for (const [name, { center }, color] of [
+      ["sharp", SHARP, "pink"],
+      ["flat", FLAT, "blue"],
     ]) {
       const training = loss(center, { floor: now.floor });
       const test = (tests[name] = loss(center, now));
       curve.line([[center, training], [center, test]], { color, width: 7, opacity: 0.45 });
-      curve.dot(center, training, { size: 4 });
-      curve.dot(center, test, { color, shape, size: 6 });
+      curve.dot(center, training, { size: 4.5 });
+      curve.dot(center, test, { color, shape: "square" });
       curve.text(center, training, name, { anchor: "middle", dy: 21 });
       const values = shifts.map((u) => [u, loss(center, { ...now, shift: u })]);
       paid.line(values, { color, width: 2.5 });
-      paid.dot(now.shift, test, { color, shape, size: 6 });
+      const [, end] = values[values.length - 1];
+      paid.text(MOST, end, name, { anchor: "end", dx: -2, dy: end > 0.8 ? 20 : -9 });
+      paid.dot(now.shift, test, { color, shape: "square" });
     }
     paid.line([[now.shift, 0], [now.shift, 1.05]], { color: "gray", width: 1, dash: "3 4" });
 
+    const start = crossing(now, MOST);
+    if (start) {
+      paid.line([[start, 0], [start, 1.05]], { color: "pink", width: 1.5 });
+      paid.text(start, 1, "sharp loses →", { dx: 5, dy: 2, size: 13 });
+    }
     fig.say(words(now, tests));
   });
 
@@ -116,6 +123,6 @@ flatnb.play("wells", (fig) => {
     }
     if (start === null) return `${pays}. The sharp one stays ahead at every shift shown.`;
     if (start === 0) return `${pays}. With this blur, the sharp one is behind at every shift.`;
-    return `${pays}. The sharp one has the lower training loss, and loses from a shift of ${fixed(start)} on.`;
+    return `${pays}. The sharp one has the lower training loss; from a shift of ${fixed(start)} on it has the higher test loss.`;
   };
 });

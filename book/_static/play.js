@@ -25,8 +25,8 @@
    Colors are the names of the palette (custom.css: black, gray, page, blue, …) and
    follow light and dark by themselves. `fig` has
      about(label, how)  what it is, for screen readers; one sentence of instruction
-     plot({x, y, xlabel, ylabel, title, xticks, yticks, xlog, ylog, grid, share, height,
-          next})
+     plot({x, y, xlabel, ylabel, title, xticks, yticks, xlog, ylog, grid, margin, share,
+          height, next})
                 share: of the row, where all plots fit in one; next: a plot to share the place
                 of, below or beside it
      slider({label, min, max, step, value, to, show})   .value = to(position), .text = show(value)
@@ -147,7 +147,7 @@ window.flatnb = window.flatnb || {};
       this.width = this.box.clientWidth;
       this.size = typeof this.height === "function" ? this.height(this.width) : this.height;
       this.box.style.height = `${this.size}px`;
-      this.left = this.ylabel ? 58 : 36;
+      this.left = this.margin || (this.ylabel ? 58 : 36);
       this.right = this.width - 10;
       this.top = this.title ? 26 : 10;
       this.bottom = this.size - (this.xlabel ? 44 : 24);

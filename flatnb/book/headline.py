@@ -1,5 +1,6 @@
 """The figure that the book opens with: gains at one learning rate, and when all tune."""
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -40,8 +41,8 @@ def tests() -> dict[str, pandas.DataFrame]:
 
 
 def figure() -> Figure:
-    """Both tables of `tests`, side by side: dots are significantly better,
-    squares worse, crosses neither."""
+    """Both tables of `tests`, side by side: filled dots are significantly better,
+    squares worse, hollow dots neither."""
     tables = tests()
     order = tables["everyone tunes"]["difference"].sort_values().index
     places = np.arange(len(order))
@@ -53,11 +54,13 @@ def figure() -> Figure:
         looks = (
             (significant & better, "o", plots.BLUE),
             (significant & ~better, "s", plots.RED),
-            (~significant, "x", "0.5"),
+            (~significant, "o", plots.GRAY),
         )
         for shown, marker, color in looks:
             gains, halves = points[shown].T
             look = {"fmt": marker, "color": color, "capsize": 2}
+            if color == plots.GRAY:
+                look["markerfacecolor"] = "white"
             ax.errorbar(gains, places[shown], xerr=halves, **look)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set(title=title, xlabel="points of accuracy minus plain training")
@@ -76,6 +79,29 @@ def description() -> str:
         gains = (100 * table["difference"]).map("{:+.2f}".format)
         lines.append(f"{title}: {', '.join(gains.index + ' ' + gains)}")
     return "; ".join(lines)
+
+
+def data() -> str:
+    """The same tables as JSON, for the figure to play with: per method its gain and the
+    half-width of its interval in points, and its verdict, 1, 0 or -1.
+
+    >>> sorted(json.loads(data()))
+    ['fixed', 'tuned']
+    """
+    tables = tests()
+    order = tables["everyone tunes"]["difference"].sort_values().index
+    panels = []
+    for table in tables.values():
+        rows = table.loc[order].reset_index()
+        verdicts = np.sign(rows["difference"]) * (rows["p_holm"] < LEVEL)
+        shown = {
+            "method": rows["method"],
+            "gain": (100 * rows["difference"]).round(3),
+            "half": (100 * rows["interval"]).round(3),
+            "verdict": verdicts.astype(int),
+        }
+        panels.append(pandas.DataFrame(shown).to_dict("records"))
+    return json.dumps(dict(zip(("fixed", "tuned"), panels, strict=True)))
 
 
 def save(folder: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flatnb._checks import shown
-from flatnb.book import figures, headline, mathjax
+from flatnb.book import figures, headline, landing, mathjax
+from flatnb.book.cells import SETUP, minutes, tags
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, plain
 from flatnb.results.provenance import provenance
@@ -25,9 +26,6 @@ PRECEDING = {
     ".yml": (r'^(  url: ")[^"]*', r"^(  branch: )\S*"),
     ".ipynb": (r'(REPOSITORY = \\")[^"\\]*', r'(REVISION = \\")[^"\\]*'),
 }
-
-# Tags of the cells that come before the first section of a notebook.
-SETUP = {"bootstrap", "parameters", "injected-parameters", "setup"}
 
 
 def toc_files(root: Path) -> list[Path]:
@@ -83,9 +81,12 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
         text = executed.get(page, root / page).read_text(encoding="utf-8")
         text = as_page(text) if page.suffix == ".ipynb" else text
         (folder / page).write_text(text, encoding="utf-8")
-    intro = folder / "book" / "intro.md"
-    if headline.FILE in intro.read_text(encoding="utf-8"):
-        headline.save(folder / "book" / "_static")
+    intro, static = folder / "book" / "intro.md", folder / "book" / "_static"
+    text = intro.read_text(encoding="utf-8")
+    if headline.FILE in text:
+        headline.save(static)
+    text = landing.filled(text, root, executed, static)
+    intro.write_text(text, encoding="utf-8")
     status = folder / "book" / "status.md"
     if status.exists():
         text = status.read_text(encoding="utf-8")
@@ -110,9 +111,9 @@ def as_page(notebook: str) -> str:
     run = content["metadata"].get("papermill")
     if run:
         profile, seconds = run["parameters"]["profile"], _time(run["duration"])
-        times = f"{_minutes(cells)} min to read, computed in {seconds} (`{profile}`)."
+        times = f"{minutes(cells)} min to read, computed in {seconds} (`{profile}`)."
         cells[0]["source"] = f"{''.join(cells[0]['source'])}\n\n*{times}*"
-    parts = [cell for cell in cells if SETUP.intersection(_tags(cell))]
+    parts = [cell for cell in cells if SETUP.intersection(tags(cell))]
     if parts:
         merged = {
             **parts[0],
@@ -126,29 +127,12 @@ def as_page(notebook: str) -> str:
         place = cells.index(parts[0])
         others = [cell for cell in cells if cell not in parts]
         for picture in others[place : place + 1]:
-            if "hide-input" in _tags(picture):
+            if "hide-input" in tags(picture):
                 merged["source"] += "\n\n" + "".join(picture["source"])
-                tags = [tag for tag in _tags(picture) if tag != "hide-input"]
-                picture["metadata"]["tags"] = [*tags, "remove-input"]
+                kept = [tag for tag in tags(picture) if tag != "hide-input"]
+                picture["metadata"]["tags"] = [*kept, "remove-input"]
         content["cells"] = [*others[:place], merged, *others[place:]]
     return json.dumps(content, indent=1, ensure_ascii=False)
-
-
-def _tags(cell: dict[str, Any]) -> list[str]:
-    return cell["metadata"].get("tags", [])
-
-
-def _minutes(cells: list[dict[str, Any]]) -> int:
-    """To read the prose at 200 words, and the code that is not folded at 20 lines, per
-    minute."""
-    minutes = 1.0
-    for cell in cells:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            minutes += len(source.split()) / 200
-        elif not {*SETUP, "hide-input"}.intersection(_tags(cell)):
-            minutes += len(source.splitlines()) / 20
-    return round(minutes)
 
 
 def _time(seconds: float) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flatnb._checks import integer, number
 from flatnb.curvature.lanczos import Lanczos
-from flatnb.curvature.operator import HessianOperator
+from flatnb.curvature.operator import HessianOperator, check_operator
 from flatnb.curvature.result import Result
 
 _SMALL = 10_000  # up to this size products are cheap: multiplicities are looked for
@@ -70,6 +70,7 @@ def top_eigenvalues(
     >>> top_eigenvalues(hessian, 2).values.round(decimals=3).tolist()
     [4.0, 1.0]
     """
+    check_operator(operator)
     start, size, used = time.perf_counter(), operator.size, operator.products
     k = integer("k", k, 1, size + 1)
     max_products = integer("max_products", max_products)

@@ -63,7 +63,8 @@ def ensemble_flatness(
     member's numbers do not depend on the others, up to rounding.
 
     Args:
-        x, y: (n, ...) and (n,), shared by all members, or with a leading member axis.
+        x: examples, (n, ...), of all members, or (members, n, ...).
+        y: their classes, (n,), of all members, or (members, n).
         max_products: with the Hessians, for the top eigenvalue.
 
     Raises:

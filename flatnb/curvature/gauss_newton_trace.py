@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from flatnb.curvature.objective import LossFunction, gaussian, is_softmax_cross_entropy
-from flatnb.curvature.operator import HessianOperator, check_outputs
+from flatnb.curvature.operator import HessianOperator, check_operator, check_outputs
 from flatnb.curvature.result import Estimate
 
 _BYTES = 2**28  # gradients of single examples that are held at once
@@ -38,6 +38,7 @@ def gauss_newton_trace(operator: HessianOperator) -> Estimate:
     >>> gauss_newton_trace(HessianOperator(net, nn.functional.mse_loss, data)).summary()
     '8, exact'
     """
+    check_operator(operator)
     objective, start = operator.objective, time.perf_counter()
     params = tuple(p.detach() for p in objective.params)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatnb._checks import shown
+from flatnb._checks import instance, shown
 from flatnb._nets import in_mode, unwrap
 
 LossFunction = Callable[[Any, Any], Tensor]
@@ -45,7 +45,7 @@ class Objective:
             all that require a gradient. The other parameters stay fixed.
 
     Raises:
-        ValueError: empty data; a loss that is not a finite scalar mean, or is random in
+        TypeError, ValueError: empty data; a loss that is not a finite scalar mean, or is random in
             eval mode; a half precision; names that are unknown or not trained.
 
     Attributes:
@@ -64,6 +64,7 @@ class Objective:
         batches: Batches,
         params: Selection | None = None,
     ) -> None:
+        instance("model", model, nn.Module, "an nn.Module, then loss_fn, then batches")
         self.model, self.loss_fn = unwrap(model), loss_fn
         named = dict(self.model.named_parameters())
         self.names = _select(named, params)

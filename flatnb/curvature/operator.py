@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flatnb._checks import shown
 from flatnb.curvature.objective import (
     Batches,
     Chunk,
@@ -28,13 +29,22 @@ _Product = Callable[[Tensor], Tensor]  # from v (size,)
 _ASYMMETRY = {torch.float32: 1e-2, torch.float64: 1e-6}
 
 
+def check_operator(operator: Any) -> None:
+    """Raise where a measure of an operator is given the net itself, say."""
+    if not hasattr(operator, "rows"):
+        raise TypeError(
+            f"operator={shown(operator)}; allowed: an operator such as "
+            "HessianOperator(model, loss_fn, batches)"
+        )
+
+
 class HessianOperator:
     """The Hessian (size, size) of the mean loss, in the order of `names`.
 
     `operator @ v` takes (size,), or (size, k) as k vectors; `products` counts them all.
 
     Args:
-        model, loss_fn, batches, params: as for `Objective`, which raises ValueErrors.
+        model: with `loss_fn`, `batches` and `params`, what `Objective` takes and checks.
         keep_graph: false, for data whose graph does not fit in memory, evaluates the
             batches again for each product, one after another: about twice the time.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flatnb._checks import integer, number
 from flatnb.curvature.lanczos import Lanczos
-from flatnb.curvature.operator import HessianOperator
+from flatnb.curvature.operator import HessianOperator, check_operator
 from flatnb.curvature.result import Result
 from flatnb.curvature.trace import rademacher
 
@@ -70,6 +70,7 @@ def spectral_density(
     >>> spectral_density(hessian).moment(1)  # all eigenvalues are 1/2
     (0.5, 0.0)
     """
+    check_operator(operator)
     start, used = time.perf_counter(), operator.products
     steps = min(integer("steps", steps), operator.size)
     integer("probes", probes, 2)

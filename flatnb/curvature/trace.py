@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flatnb._checks import integer, number
-from flatnb.curvature.operator import HessianOperator
+from flatnb.curvature.operator import HessianOperator, check_operator
 from flatnb.curvature.result import Estimate, moments
 
 _ROUND = 8  # probes held in memory at once, fewer of a large operator
@@ -40,6 +40,7 @@ def trace(
     """
     number("relative", relative, "a number > 0", 0)
     integer("max_probes", max_probes, _LEAST)
+    check_operator(operator)
     start, used = time.perf_counter(), operator.products
     if operator.size > _LEAST:
         fields = _hutchinson(operator, relative, max_probes, seed)

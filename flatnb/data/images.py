@@ -55,7 +55,8 @@ def images(
         seed: of the validation split, the images drawn, and the label noise.
         size: for folders: pixels per side, to which the middle square is resized.
 
-    FileNotFoundError: the folder does not exist, or a set cannot be downloaded.
+    Raises:
+        FileNotFoundError: the folder does not exist, or a set cannot be downloaded.
     """
     number("val_fraction", val_fraction, "a share in (0, 1)", 0, 1)
     number("label_noise", label_noise, "a share in [0, 1)", 0, 1, closed=True)

@@ -27,7 +27,7 @@ CLOSURE = (
     "a function that computes the losses, "
     'lambda: F.cross_entropy(model(x), y, reduction="none")'
 )
-_SPREAD = {"FullyShardedDataParallel", "DTensor"}
+_SPREAD = {"FullyShardedDataParallel", "DTensor", "DeepSpeedEngine"}
 
 
 def check_model(modules: Sequence[nn.Module], params: Sequence[Tensor]) -> None:
@@ -40,8 +40,9 @@ def check_model(modules: Sequence[nn.Module], params: Sequence[Tensor]) -> None:
     # By name: importing the classes takes seconds.
     if {type(part).__name__ for part in (*modules, *params)} & _SPREAD:
         raise ValueError(
-            "the model is spread over processes (FSDP, fully_shard, tensor parallel), "
-            "and a step needs its parameters whole; allowed: DistributedDataParallel"
+            "the model is spread over processes (FSDP, fully_shard, tensor parallel, "
+            "DeepSpeed), and a step needs its parameters whole; allowed: "
+            "DistributedDataParallel"
         )
     if any(p._post_accumulate_grad_hooks for p in params):
         raise ValueError(
@@ -76,7 +77,8 @@ def check_losses(returned: Any, members: int | None) -> Tensor:
     if not isinstance(returned, Tensor):
         raise TypeError(
             f"the closure returned {type(returned).__name__}; allowed: a tensor of "
-            f'losses {shapes}, as from cross_entropy(..., reduction="none")'
+            f'losses {shapes}, as from cross_entropy(..., reduction="none"), or one '
+            "number, as a model's output.loss"
         )
     shape = tuple(returned.shape)
     lead = () if members is None else (members,)

@@ -63,6 +63,10 @@ class Step:
         _checks.instance("model", model, nn.Module, nets)
         _checks.instance("closure", closure, Callable, _refusals.CLOSURE)
         _checks.number("weight", scalar(weight), "a finite number", -math.inf)
+        if scaler is not None and not callable(getattr(scaler, "scale", None)):
+            raise TypeError(
+                f"scaler={_checks.shown(scaler)}; allowed: a torch.amp.GradScaler, None"
+            )
         self._method = method
         self._model = model
         self._closure = closure

@@ -60,6 +60,8 @@ def factors(perturb: Perturb, net: nn.Module, params: Sequence[Tensor]) -> list[
     >>> factors(all_but_norms_and_biases, net, list(net.parameters()))
     [1.0, 0.0]
     """
+    asked = "a function of name, parameter and layer, such as only_norms"
+    _checks.instance("perturb", perturb, Callable, asked)
     allowed = "True, False or a finite number >= 0"
     answers: dict[Tensor, float] = {}
     for name, p in net.named_parameters():

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from cases import CASES, Case, dense_hessian, perceptron, real
 from torch import nn
 
-from flatnb.curvature import GaussNewtonOperator, HessianOperator
+from flatnb.curvature import (
+    GaussNewtonOperator,
+    HessianOperator,
+    gauss_newton_trace,
+    spectral_density,
+    top_eigenvalues,
+    trace,
+)
 
 
 def operator(case: Case, **settings) -> HessianOperator:
@@ -296,3 +303,15 @@ def test_names_of_wrappers_are_free_for_a_net_of_its_own():
 
     data = [(torch.randn(4, 2), torch.randint(0, 2, (4,)))]
     assert HessianOperator(Net(), F.cross_entropy, data).size == 12
+
+
+def test_a_net_in_place_of_its_operator_is_refused() -> None:
+    net = nn.Linear(2, 1)
+    for measure in (trace, gauss_newton_trace, top_eigenvalues, spectral_density):
+        with pytest.raises(TypeError, match=r"operator=Linear.*HessianOperator"):
+            measure(net)
+
+
+def test_a_loss_in_place_of_the_net_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"model=<function mse_loss.*an nn.Module"):
+        HessianOperator(F.mse_loss, nn.Linear(2, 1), [])

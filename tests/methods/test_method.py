@@ -196,6 +196,27 @@ def test_static_graph_is_refused() -> None:
         SAM().backward(model, problem)
 
 
+def test_an_engine_of_deepspeed_is_refused() -> None:
+    # It reduces and steps from gradients of its own; what is asked is the name.
+    problem = inputs.plain()
+    model = type("DeepSpeedEngine", (nn.Sequential,), {})(problem.model)
+    with pytest.raises(ValueError, match="DeepSpeed"):
+        SAM().backward(model, problem)
+
+
+@pytest.mark.parametrize("scaler", [True, 65536.0, object()])
+def test_what_is_no_scaler_is_refused(scaler: object) -> None:
+    problem = inputs.plain()
+    with pytest.raises(TypeError, match=r"scaler=.*; allowed: a torch.amp.GradScaler"):
+        SAM().backward(problem.model, problem, scaler=scaler)
+
+
+def test_an_output_in_place_of_its_loss_is_refused() -> None:
+    problem = inputs.plain()
+    with pytest.raises(TypeError, match=r"returned dict; .* output\.loss"):
+        SAM().backward(problem.model, lambda: {"loss": problem().mean()})
+
+
 def _bare(kind: type[nn.Module], inner: nn.Module) -> nn.Module:
     wrapper = kind.__new__(kind)
     nn.Module.__init__(wrapper)

@@ -133,6 +133,13 @@ def test_gradient_is_the_formula(name: str) -> None:
         assert oracle.differ(made, oracle.made_by(METHODS[name](), normalised()))
 
 
+@pytest.mark.parametrize("perturb", ["norms", ["body.1.weight"]])
+def test_what_is_no_function_is_refused(perturb: object) -> None:
+    problem = normalised()
+    with pytest.raises(TypeError, match=r"perturb=.*; allowed: a function of name"):
+        SAM(perturb=perturb).backward(problem.model, problem)
+
+
 @every
 def test_all_parameters_are_the_default(make: Callable[..., Method]) -> None:
     made = [oracle.made_by(m) for m in (make(), make(perturb=lambda *_: True))]

@@ -93,6 +93,17 @@ window.flatnb = window.flatnb || {};
     return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
   };
 
+  /* Standard normal numbers of a seed: those of mulberry32, by Box and Muller. */
+  flatnb.normals = (seed) => {
+    const uniform = () => {
+      seed = (seed + 0x6d2b79f5) | 0;
+      let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+      mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+      return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+    };
+    return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
+  };
+
   /* Round numbers in [low, high], about `count` of them; of a logarithmic axis, powers. */
   const ticks = ([low, high], count, log) => {
     if (log) {

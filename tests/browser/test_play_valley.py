@@ -50,7 +50,7 @@ def by_figure(tab: Page, name: str, value: float, start: tuple[float, float]) ->
 def noise_of_the_figure(tab: Page) -> Callable[[Tensor, torch.Generator], None]:
     """A distribution for the library: what the figure draws, in its order."""
     count = STEPS * tab.evaluate("flatnb.valley.DRAWS") * 2
-    script = "(count) => Array.from({length: count}, flatnb.valley.normals(0))"
+    script = "(count) => Array.from({length: count}, flatnb.normals(0))"
     numbers = iter(tab.evaluate(script, count))
 
     def fill(values: Tensor, _: torch.Generator) -> None:
@@ -121,7 +121,7 @@ def test_the_trace_is_that_of_the_hessian(toy: Callable[..., Page]) -> None:
 
 def test_the_noise_is_standard_normal_and_repeats(toy: Callable[..., Page]) -> None:
     tab = toy("valley")
-    draw = "(seed) => Array.from({length: 20000}, flatnb.valley.normals(seed))"
+    draw = "(seed) => Array.from({length: 20000}, flatnb.normals(seed))"
     numbers = torch.tensor(tab.evaluate(draw, 0))
     assert numbers.tolist() == tab.evaluate(draw, 0) != tab.evaluate(draw, 1)
     assert numbers.mean().abs() < 0.03 and (numbers.std() - 1).abs() < 0.03

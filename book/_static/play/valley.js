@@ -16,17 +16,6 @@ flatnb.valley = (() => {
     return gradient(plus(w, g, radius / Math.max(Math.hypot(...g), 1e-12)));
   };
 
-  /* Standard normal numbers of a seed: those of mulberry32, by Box and Muller. */
-  const normals = (seed) => {
-    const uniform = () => {
-      seed = (seed + 0x6d2b79f5) | 0;
-      let mixed = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-      mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-      return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-    };
-    return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
-  };
-
   const ALPHA = 0.8; // of GNP
   const DRAWS = 4; // of NSO, per step
 
@@ -54,7 +43,7 @@ flatnb.valley = (() => {
 
   /* The points of gradient descent with a method's rule, the start included; it ends early if
      it diverges. */
-  const path = (name, value, start, { lr = 0.05, steps = 400, random = normals(0) } = {}) => {
+  const path = (name, value, start, { lr = 0.05, steps = 400, random = flatnb.normals(0) } = {}) => {
     const points = [start];
     while (points.length <= steps && Math.hypot(...points[points.length - 1]) < 100) {
       const w = points[points.length - 1];
@@ -63,11 +52,11 @@ flatnb.valley = (() => {
     return points;
   };
 
-  return { ALPHA, DRAWS, RULES, loss, gradient, trace, normals, path };
+  return { ALPHA, DRAWS, RULES, loss, gradient, trace, path };
 })();
 
 flatnb.play("valley", (fig) => {
-  const { loss, trace, normals, path } = flatnb.valley;
+  const { loss, trace, path } = flatnb.valley;
   const { fixed } = flatnb;
   const STEPS = 400;
   const LEVELS = [0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2];
@@ -147,7 +136,7 @@ flatnb.play("valley", (fig) => {
     }
     redraw.hidden = name !== "NSO";
 
-    const settings = { lr: rate.value, steps: STEPS, random: normals(seed) };
+    const settings = { lr: rate.value, steps: STEPS, random: flatnb.normals(seed) };
     const points = path(name, control ? control.value : 0, start.value, settings);
     const plain = path("ERM", 0, start.value, settings);
 

@@ -1,0 +1,70 @@
+"""What pages say in words, and no marker or test of their chapter holds."""
+
+import numpy as np
+import pytest
+
+from flatnb.results import compare, records, verdicts
+
+
+def test_among_pairs_that_both_fit_the_noise_ends_sharper() -> None:
+    """Chapter 16: NSO, weight noise and GNP; SAM has no such pair."""
+    names = ("ERM", "SAM", "NSO", "WeightNoise", "GNP")
+    patterns = [f"plane/*/{name}/narrow-tuned" for name in names]
+    table = verdicts.endings(patterns, below=0.01)
+    trace = table[table["measure"] == "trace"].set_index("method")
+    reverse = trace.loc[["NSO", "WeightNoise", "GNP"]]
+    assert (reverse["low"] > 1).all() and (reverse["ratio"] > 5).all()
+    assert (reverse["train_loss"] > 3 * reverse["baseline_loss"]).all()
+    assert reverse["n"].min() >= compare.LEAST_SEEDS and trace.loc["SAM", "n"] == 0
+
+
+def test_stopping_early_beats_every_level_on_mnist1d() -> None:
+    """Chapter 4, in test loss: of means over seeds, plain training's lowest is below
+    the last of every level."""
+    (record,) = compare.loaded(["double-descent/mnist1d-n4000/Flooding"])
+    losses = np.array(record["curves"]["all"]["test_loss"]).mean(axis=1)
+    levels = [setting["level"] for setting in record["settings"]]
+    assert losses[levels.index(0)].min() < losses[:, -1].min()
+
+
+def test_softad_has_the_lower_test_loss_on_two_spirals() -> None:
+    """Chapter 5: than Flooding; Holm's method over the nine sets."""
+    runs = compare.select([f"plane/*/{m}/narrow-tuned" for m in ("SoftAD", "Flooding")])
+    tests = compare.paired(runs, "Flooding", "test_loss")
+    lower = tests[(tests["p_holm"] < 0.05) & (tests["difference"] < 0)]["task"]
+    assert {task.split("/")[1].split(",")[0] for task in lower} == {
+        "spiral-0.05",
+        "spiral-0.1",
+    }
+
+
+def test_the_default_and_the_tuned_decays_of_the_average() -> None:
+    """In your own loop: what the default costs, in points, and what tuning chose."""
+    runs = compare.on_all_tasks(compare.select(["plane/*/narrow-tuned"], "default"))
+    tests = compare.overall(runs, "ERM", "test_accuracy").set_index("method")
+    cost = 100 * tests.loc["EMA", ["difference", "interval"]]
+    assert cost.tolist() == pytest.approx([-5.5, 0.5], abs=0.05)
+    assert tests.loc["EMA", "n"] == 60 and runs["task"].nunique() == 9
+    decays, sigmas = (
+        [
+            record["settings"][record["selection"]["setting"]][name]
+            for record in compare.loaded([f"plane/*/{method}/narrow-tuned"])
+        ]
+        for method, name in (("EMA", "decay"), ("NSO-EMA", "sigma"))
+    )
+    assert [min(decays), np.median(decays)] == pytest.approx([0.87, 0.97], abs=0.005)
+    assert max(decays) == pytest.approx(0.999, abs=0.0005)
+    assert min(sigmas) == pytest.approx(0.006, abs=0.0005)
+    assert max(sigmas) == pytest.approx(0.22, abs=0.005)
+
+
+def test_one_side_is_ahead_at_narrower_noise() -> None:
+    """Chapter 17: of the matrix sought, on all five problems."""
+    errors = [
+        records.frame(records.load(f"sensing/d100-r5/{name}")).set_index(
+            ["sigma", "seed"]
+        )["distance"]
+        for name in ("WeightNoise", "NSO")
+    ]
+    gaps = np.log10(errors[0]) - np.log10(errors[1])
+    assert len(gaps[0.04]) == 5 and (gaps[0.04] < 0).all()

@@ -395,7 +395,12 @@ window.flatnb = window.flatnb || {};
       element(this.head, "button", { type: "reset", form: id }, "Reset");
       this.all = [];
       this.resets = [];
-      const json = host.closest(".cell, [data-play]").querySelector("script.play-data");
+      // Of a cell with a caption they stand in the cell before it (flatnb/book/stage.py).
+      const cell = host.closest(".cell, [data-play]");
+      const scripts = [cell, cell.previousElementSibling].map(
+        (node) => node && node.querySelector("script.play-data"),
+      );
+      const json = scripts.find(Boolean);
       this.data = json && JSON.parse(json.textContent);
       this.controls.addEventListener("submit", (event) => event.preventDefault());
       this.controls.addEventListener("input", () => this.update());

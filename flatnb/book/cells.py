@@ -30,3 +30,21 @@ def minutes(cells: list[dict[str, Any]]) -> int:
         elif not {*SETUP, "hide-input"}.intersection(tags(cell)):
             total += len(source.splitlines()) / 20
     return round(total)
+
+
+def apart(cell: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cell, and before it one with the data that it wrote for play.js: in the same
+    cell they would get its caption, too.
+
+    >>> len(apart({"outputs": [], "metadata": {}}))
+    1
+    """
+    outputs = cell.get("outputs", [])
+    html = ["".join(output.get("data", {}).get("text/html", "")) for output in outputs]
+    data = [o for o, text in zip(outputs, html, strict=True) if "play-data" in text]
+    if not data:
+        return [cell]
+    hidden = {"tags": ["remove-input", "figure-data"]}
+    own = {"id": f"{cell['id']}-data", "metadata": hidden, "source": "# not shown"}
+    rest = [output for output in outputs if output not in data]
+    return [{**cell, **own, "outputs": data}, {**cell, "outputs": rest}]

@@ -7,6 +7,8 @@ does is in book/_static/play/NAME.js, and how to make one at the head of play.js
 import re
 from typing import Any
 
+from flatnb.book import charts
+
 
 def figures(body: str) -> list[str]:
     """The names of the figures in a page's HTML, once each.
@@ -27,5 +29,6 @@ def _add(app: Any, page: str, template: str, context: dict[str, Any], _: Any) ->
     names = figures(context.get("body", ""))
     if names:
         app.add_css_file("play.css")
-        for script in ("play.js", *(f"play/{name}.js" for name in names)):
+        vega = [charts.SCRIPT] if "chart" in names else []
+        for script in ("play.js", *vega, *(f"play/{name}.js" for name in names)):
             app.add_js_file(script, loading_method="defer")

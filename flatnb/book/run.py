@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from flatnb import charts
 from flatnb._checks import shown
 from flatnb.results import provenance, records
 
@@ -30,6 +31,7 @@ TIMEOUTS = {"smoke": 600, "laptop": 3600, "paper": 24 * 3600}  # seconds per cel
 PACKAGES = (
     *("torch", "torchvision", "numpy", "matplotlib", "seaborn", "scikit-learn"),
     *("pandas", "scipy", "papermill", "accelerate", "lightning", "transformers"),
+    "altair",
 )
 # Arguments of a kernel: its figures as SVG, and as PNG at twice a page's resolution.
 FIGURES = [
@@ -242,6 +244,7 @@ def _environment(folder: Path, threads: int) -> dict[str, str]:
     if (clone / "pyproject.toml").exists():
         path = f"{clone}{os.pathsep}{path}".rstrip(os.pathsep)
     return {
+        charts.PAGE: "1",
         "IPYTHONDIR": str(folder / "ipython"),  # the user's start-up files stay out
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",  # this interpreter is the kernel

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flatnb._checks import shown
-from flatnb.book import figures, headline, landing, mathjax
-from flatnb.book.cells import SETUP, minutes, tags
+from flatnb.book import charts, figures, headline, landing, mathjax
+from flatnb.book.cells import SETUP, apart, minutes, tags
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, plain
 from flatnb.results.provenance import provenance
@@ -76,6 +76,7 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     ignore = shutil.ignore_patterns("__pycache__", ".*", "records")
     shutil.copytree(root / "book", folder / "book", ignore=ignore)
     mathjax.copy(folder / "book" / "_static" / "mathjax")
+    charts.save(folder / "book" / "_static")
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         text = executed.get(page, root / page).read_text(encoding="utf-8")
@@ -102,7 +103,8 @@ def as_page(notebook: str) -> str:
     """The text of an executed notebook as the pages show it: below the title the times
     to read and to run, and the cells of set-up (fetching the library, parameters, those
     injected, imports) as one folded cell; it also has the code of the picture that
-    stands first, if that is to be hidden."""
+    stands first, if that is to be hidden. Data of a figure to play with stand before it,
+    in a cell of their own."""
     content = json.loads(notebook)
     cells = content["cells"]
     for output in (o for cell in cells for o in cell.get("outputs", ())):
@@ -132,6 +134,7 @@ def as_page(notebook: str) -> str:
                 kept = [tag for tag in tags(picture) if tag != "hide-input"]
                 picture["metadata"]["tags"] = [*kept, "remove-input"]
         content["cells"] = [*others[:place], merged, *others[place:]]
+    content["cells"] = [part for cell in content["cells"] for part in apart(cell)]
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 

@@ -4,13 +4,14 @@ A view is a rule (how settings were chosen), a place (on which sets), a metric a
 baseline. Its tests, one per method, are a family, as of `verdicts.gains`.
 """
 
+import fnmatch
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas
 
-from flatnb.results import compare, verdicts
+from flatnb.results import compare, records, verdicts
 from flatnb.results.statistics import LEVEL
 
 METRICS = ("test_accuracy", "test_loss", "test_ece")
@@ -47,6 +48,43 @@ PLACES = (
     Place("images: 5,000 of MNIST", ("images/MNIST-n5000-mlp",)),
     Place("images: 4,000 of CIFAR-10", ("images/cifar10-jpeg-n4000-small_cnn",), 0.01),
 )
+
+
+def rules(
+    plane: str = "plane/*/narrow-tuned",
+    images: str = "images/*",
+    one_rate: str = "plane/*/narrow-grid",
+) -> dict[str, pandas.DataFrame]:
+    """The runs that `views` compares, by how the learning rates were chosen.
+
+    - "everyone tunes": fresh runs;
+    - "equal passes": fresh runs of the plane again, those of p passes per step trained
+      for 1/p of the epochs, and tuned at that length;
+    - "one learning rate": selected runs of an earlier study, Adam at 0.001;
+    - "published defaults": fresh runs of these.
+
+    Rules without records are left out.
+
+    >>> list(rules("plane/gaussian-0/*/narrow-tuned", "none/*", "none/*"))
+    ['everyone tunes', 'equal passes', 'published defaults']
+    """
+    tuned = _runs([plane])
+    found = {
+        "everyone tunes": _runs([plane, images]),
+        "equal passes": _runs([f"{plane}-equal-passes"]),
+        "one learning rate": _runs([one_rate], "selected"),
+        "published defaults": _runs([plane, images], "default"),
+    }
+    found = {rule: runs for rule, runs in found.items() if len(runs)}
+    if "equal passes" in found:
+        single = tuned[tuned["passes"] == 1]
+        found["equal passes"] = pandas.concat([found["equal passes"], single])
+    return found
+
+
+def _runs(patterns: Sequence[str], kind: str = "fresh") -> pandas.DataFrame:
+    known = [p for p in patterns if fnmatch.filter(records.names(), p)]
+    return compare.select(known, kind) if known else pandas.DataFrame()
 
 
 def views(

@@ -35,6 +35,7 @@ class App:
     [
         ('<div class="cell tag_play-a tag_remove-input">', ["play.js", "play/a.js"]),
         ('<div data-play="b"></div>' * 2, ["play.js", "play/b.js"]),
+        ('<div class="tag_play-chart">', ["play.js", "vega.js", "play/chart.js"]),
         ("<code>play-a</code>", []),
     ],
 )

@@ -1,5 +1,6 @@
 """The stage, its settings, and the pages built from it."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from small_book import ROOT, book, code
 
-from flatnb.book import mathjax, stage
+from flatnb.book import charts, mathjax, stage
 from flatnb.book.run import UserError
 
 URL = "https://github.com/acme/flatnb"
@@ -49,6 +50,34 @@ def test_cells_of_the_setup_become_one_folded_cell() -> None:
         == " ".join(f"{t} = 1" for t in [*tags, "picture"]).split()
     )
     assert folded[1]["outputs"] == 4 * [said]
+
+
+def test_data_of_a_figure_stand_before_it_in_a_cell_of_their_own() -> None:
+    data, picture = (
+        {"output_type": "display_data", "metadata": {}, "data": {kind: [text]}}
+        for kind, text in (
+            ("text/html", '<script class="play-data">{}</script>'),
+            ("image/png", "iVBORw0KGgo="),
+        )
+    )
+    figure = {"mystnb": {"figure": {"name": "fig-one", "caption": "One."}}}
+    cell = {**code("draw()", "play-one", **figure), "id": "one"}
+    cell["outputs"] = [data, picture]
+    page = json.dumps({"metadata": {}, "cells": [cell]})
+    before, after = json.loads(stage.as_page(page))["cells"]
+    assert before["outputs"] == [data] and after["outputs"] == [picture]
+    assert "mystnb" not in before["metadata"] and before["id"] != "one"
+    assert before["source"].strip()  # MyST-NB drops cells without a source
+    assert {**after, "outputs": []} == {**cell, "outputs": []}
+
+
+def test_the_stage_has_the_script_of_charts(tmp_path: Path) -> None:
+    charts.save(tmp_path)
+    text = (tmp_path / charts.SCRIPT).read_text(encoding="utf-8")
+    assert "window.vegaEmbed=" in text
+    assert text.startswith("(() => {") and text.endswith("})();\n")
+    assert "import(" not in text and not re.search(r"\bfrom ?\"https?:", text)
+    assert len(gzip.compress(text.encode())) < 320_000
 
 
 def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+"""Charts: what is written into a page, and that their numbers are the library's."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import altair as alt
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from flatnb import charts, plots
+from flatnb.results import scoreboard, verdicts
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def chart() -> alt.Chart:
+    """A chart of two points, one of which is seen."""
+    table = pd.DataFrame(
+        {"level": [0, 1], "loss": [1 / 3, 2.0], "name": ["a</b>", "ü"]}
+    )
+    seen = alt.Chart(charts.data(table)).mark_point(color=plots.RED)
+    return (
+        seen.transform_filter("datum.level == level")
+        .encode(x="loss:Q", y="name:N")
+        .add_params(charts.choice("level", ["none", "one"], "flood level"))
+        .properties(
+            width="container",
+            description="Two points.",
+            usermeta={"how": "Choose one."},
+        )
+    )
+
+
+def written(text: str) -> dict[str, Any]:
+    """What a page holds of a chart."""
+    found = re.fullmatch(
+        r'<script type="application/json" class="play-data">(.*)</script>', text
+    )
+    assert found is not None
+    return json.loads(found[1])
+
+
+def columns(page: dict[str, Any]) -> dict[str, list[Any]]:
+    """The largest of the tables of a chart in a page."""
+    tables = [part["values"] for part in page["vega"]["data"] if "values" in part]
+    return max(tables, key=lambda table: len(str(table)))
+
+
+def test_a_page_has_the_words_the_choices_and_the_rows_of_a_chart() -> None:
+    page = written(charts.script(chart()))
+    assert (page["label"], page["how"]) == ("Two points.", "Choose one.")
+    (param,) = page["params"]
+    assert param["value"] == 0
+    assert param["bind"]["labels"] == ["none", "one"]
+    assert param["bind"]["name"] == "flood level"
+    assert columns(page) == {
+        "level": [0, 1],
+        "loss": [0.3333, 2],
+        "name": ["a</b>", "ü"],
+    }
+    assert any(signal["name"] == "level" for signal in page["vega"]["signals"])
+
+
+def test_a_page_names_colors_that_it_has() -> None:
+    text = charts.script(chart().configure(**charts.STYLE))
+    assert '"var(--flatnb-red)"' in text
+    assert not re.search(r'"#[0-9A-Fa-f]{6}"', text)
+    styles = (ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
+    for name, color in charts.COLORS.items():
+        assert f"--flatnb-{name}: {color.lower()};" in styles
+
+
+@pytest.fixture
+def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What a notebook shows, of which a figure is the current one."""
+    found: list[Any] = []
+    screen = SimpleNamespace(HTML=str, display=found.append)
+    monkeypatch.setattr(charts, "_screen", lambda: screen)
+    monkeypatch.setattr(plt, "show", lambda: found.append("figure"))
+    monkeypatch.delenv(charts.PAGE, raising=False)
+    plt.close("all")
+    plt.figure()
+    return found
+
+
+def test_a_page_has_chart_and_figure(
+    outputs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(charts.PAGE, "1")
+    charts.show(chart)
+    assert outputs == [charts.script(chart().configure(**charts.STYLE)), "figure"]
+
+
+def test_a_notebook_shows_the_chart_alone(outputs: list[Any]) -> None:
+    charts.show(chart)
+    (live,) = outputs
+    assert live.to_dict()["config"]["background"] == "transparent"
+    assert plt.get_fignums() == []
+
+
+def test_without_altair_there_is_the_figure(
+    outputs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charts, "find_spec", lambda name: None)
+    charts.show(lambda: pytest.fail("draws a chart"))
+    assert outputs == ["figure"]
+
+
+def test_where_nothing_shows_a_chart_there_is_the_figure(
+    outputs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charts, "_screen", lambda: None)
+    charts.show(lambda: pytest.fail("draws a chart"))
+    assert outputs == ["figure"]
+
+
+# --- the scoreboard -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def views() -> pd.DataFrame:
+    rules = scoreboard.rules("plane/spiral-*/*/narrow-tuned", "none/*", "none/*")
+    return scoreboard.views(rules, ["ERM", "EMA"])
+
+
+@pytest.fixture(scope="module")
+def board(views: pd.DataFrame) -> dict[str, Any]:
+    return written(charts.script(charts.scoreboard(views)))
+
+
+def view(board: dict[str, Any], **chosen: str) -> pd.DataFrame:
+    """The rows of the chart that a reader sees after choosing, by method."""
+    rows = pd.DataFrame(columns(board))
+    for param in board["params"]:
+        if param["name"] in chosen:
+            index = param["bind"]["labels"].index(chosen[param["name"]])
+            rows = rows[rows[param["name"]] == index]
+    return rows.set_index("method")
+
+
+@pytest.mark.parametrize(
+    ("metric", "label", "worth"),
+    [
+        ("test_accuracy", "accuracy", verdicts.WORTH),
+        ("test_loss", "loss", None),
+        ("test_ece", "calibration", None),
+    ],
+)
+@pytest.mark.parametrize("baseline", ["ERM", "EMA"])
+def test_the_chart_says_what_the_verdicts_say(
+    board: dict[str, Any], metric: str, label: str, worth: float | None, baseline: str
+) -> None:
+    shown = view(
+        board,
+        rule="everyone tunes",
+        metric=label,
+        place="spiral, three sets",
+        baseline=baseline,
+    )
+    tests = verdicts.gains("plane/spiral-*/*/narrow-tuned", metric, worth, baseline)
+    assert set(shown.index) == set(tests.index)
+    tests = tests.loc[shown.index]
+    scale = 100 if metric in ("test_accuracy", "test_ece") else 1
+    better = 1 if metric == "test_accuracy" else -1
+    for name, value in (
+        ("gain", better * scale * tests["difference"]),
+        ("interval", scale * tests["interval"]),
+        ("p", tests["p_holm"]),
+    ):
+        assert shown[name].tolist() == pytest.approx(value.tolist(), rel=1e-3)
+    words = shown["verdict"].map(list(charts.VERDICTS).__getitem__)
+    assert words.tolist() == tests["verdict"].tolist()
+    assert shown["n"].tolist() == tests["n"].tolist()
+    assert "at an edge" in words.tolist()  # no verdict there, however large the gain
+
+
+def test_what_is_not_recorded_is_said(views: pd.DataFrame) -> None:
+    lost = views["metric"].eq("test_ece") & views["baseline"].eq("EMA")
+    page = written(charts.script(charts.scoreboard(views[~lost])))
+    rows = view(page, metric="calibration", baseline="EMA")
+    assert set(rows.index) == {charts.NOT_RECORDED}
+    assert rows["gain"].isna().all()
+    assert len(rows) == len(
+        view(page, metric="loss", baseline="EMA").groupby(["rule", "place"])
+    )
+
+
+def test_every_verdict_has_a_look_of_its_own(views: pd.DataFrame) -> None:
+    assert set(views["verdict"]) <= set(charts.VERDICTS)
+    shapes = [shape for _, shape in charts.VERDICTS.values()]
+    assert len(set(shapes)) == len(shapes)

@@ -61,8 +61,23 @@ class Pictures(SphinxPostTransform):
             box += [image, twin]
 
 
+def _logo(app: Any, config: Any) -> None:
+    """The theme's logo in both modes, next to the title of the book. Jupyter Book would
+    drop its own options of the theme if the settings named this one."""
+    if "logo" in config.html_theme_options or not config.html_logo:
+        return
+    light = config.html_logo
+    config.html_theme_options["logo"] = {
+        "image_light": light,
+        "image_dark": light.replace("light", "dark"),
+        "text": config.html_title,
+        "alt_text": "",
+    }
+
+
 def setup(app: Any) -> dict[str, bool]:
     """As an extension of Sphinx."""
     app.add_node(Box, html=(_open, _close))
     app.add_post_transform(Pictures)
+    app.connect("config-inited", _logo)
     return {"parallel_read_safe": True}

@@ -19,8 +19,9 @@ WHITE, PAGE = np.ones(3), np.array(to_rgb(dark.PAGE))
 def variables(selector: str) -> dict[str, str]:
     """The colors that custom.css gives its variables in a rule."""
     css = (ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
-    (rule,) = re.findall(rf"^{re.escape(selector)} {{(.*?)}}", css, re.M | re.S)
-    return dict(re.findall(r"--flatnb-(\w+): (#\w+);", rule))
+    rule = re.search(rf"^{re.escape(selector)} {{(.*?)}}", css, re.M | re.S)
+    assert rule is not None
+    return dict(re.findall(r"--flatnb-(\w+): (#\w+);", rule[1]))
 
 
 def test_pages_and_plots_share_one_palette() -> None:

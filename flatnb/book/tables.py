@@ -1,0 +1,153 @@
+"""An extension of Sphinx: tables of results as the pages show them.
+
+A table that pandas wrote gets one row of headings, its first column fixed while the
+rest scrolls, columns of numbers aligned at the right, and gains and losses colored: a
+signed number whose interval does not reach zero (in a table with stars: that has one),
+and the words of a verdict. More is better, except in a column of losses or errors. All
+stands in a box that a style sheet can let scroll; colors are that style sheet's, too.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from docutils import nodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+_ROW = re.compile(r"<tr[^>]*>(.*?)</tr>", re.DOTALL)
+_CELL = re.compile(r"<(t[hd])([^>]*)>(.*?)</t[hd]>", re.DOTALL)
+_TABLE = re.compile(r"<table.*</table>", re.DOTALL)
+_SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
+_NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|")
+_LESS = re.compile(r"\b(loss|error|nats)\b")
+_VERDICT = re.compile(r"(?:significantly )?(better|worse)\b")
+
+
+@dataclass
+class Cell:
+    """One cell: what it spans, as attributes, and its content as HTML."""
+
+    heading: bool
+    spans: str
+    content: str
+
+    @property
+    def text(self) -> str:
+        """What is read."""
+        return html.unescape(re.sub(r"<[^>]*>", "", self.content)).strip()
+
+
+def improved(table: str) -> str:
+    """A table of pandas, as HTML, with classes and one row of headings.
+
+    >>> head = "<tr><th></th><th>gain</th></tr>"
+    >>> row = "<tr><th>SAM</th><td>+0.3 ± 0.1</td></tr>"
+    >>> print(improved(f"<table><thead>{head}</thead><tbody>{row}</tbody></table>"))
+    <table class="dataframe">
+    <thead>
+    <tr><td class="fixed"></td><th class="number" scope="col">gain</th></tr>
+    </thead>
+    <tbody>
+    <tr><th class="fixed" scope="row">SAM</th><td class="number"><span class="better">+0.3 ± 0.1</span></td></tr>
+    </tbody>
+    </table>
+    """  # noqa: E501
+    parts = [_rows(part) for part in table.split("<tbody>")]
+    head, body = _one_row(parts[0]), parts[1]
+    names = [cell.text for cell in head[-1]]
+    width = len(names)
+    # A row that lacks cells stands below one whose first cells span several rows.
+    columns = [
+        [row[place - width] for row in body if len(row) >= width - place]
+        for place in range(width)
+    ]
+    numeric = [
+        all(_NUMBER.fullmatch(cell.text) and not cell.heading for cell in column)
+        for column in columns
+    ]
+    signed = [
+        found for row in body for c in row if (found := _SIGNED.fullmatch(c.text))
+    ]
+    stars = any(found[4] for found in signed)
+    for name, column in zip(names, columns, strict=True):
+        for cell in column:
+            if not cell.heading:
+                cell.content = _marked(cell, name, stars)
+    lines = ['<table class="dataframe">', "<thead>"]
+    lines += [_row(row, numeric, "col") for row in head]
+    lines += ["</thead>", "<tbody>"]
+    lines += [_row(row, numeric, "row") for row in body]
+    return "\n".join([*lines, "</tbody>", "</table>"])
+
+
+def _rows(part: str) -> list[list[Cell]]:
+    return [
+        [
+            Cell(
+                kind == "th", "".join(re.findall(r' \w+span="\d+"', rest)), text.strip()
+            )
+            for kind, rest, text in _CELL.findall(row)
+        ]
+        for row in _ROW.findall(part)
+    ]
+
+
+def _one_row(head: list[list[Cell]]) -> list[list[Cell]]:
+    """Headings without the row in which pandas names the index: the names fill the gaps
+    above them."""
+    if len(head) < 2 or any(a.text and b.text for a, b in zip(*head[-2:], strict=True)):
+        return head
+    filled = [a if a.text else b for a, b in zip(*head[-2:], strict=True)]
+    return [*head[:-2], filled]
+
+
+def _marked(cell: Cell, column: str, stars: bool) -> str:
+    """The content of a cell, what is better or worse in it marked."""
+    if verdict := _VERDICT.match(cell.text):
+        word = f'<span class="{verdict[1]}">{verdict[0]}</span>'
+        return cell.content.replace(verdict[0], word, 1)
+    number = _SIGNED.fullmatch(cell.text)
+    if not number:
+        return cell.content
+    sign, mean, half, star = number.groups()
+    if not (star if stars else float(mean) > float(half)):
+        return cell.content
+    good = sign == ("-" if _LESS.search(column) else "+")
+    return f'<span class="{"better" if good else "worse"}">{cell.content}</span>'
+
+
+def _row(cells: Sequence[Cell], numeric: Sequence[bool], scope: str) -> str:
+    width, text = len(numeric), ""
+    for place, cell in enumerate(cells, width - len(cells)):
+        kind = "th" if cell.heading and cell.text else "td"
+        mark = "fixed" if place == 0 else "number" if numeric[place] else ""
+        attributes = cell.spans + f' class="{mark}"' * bool(mark)
+        attributes += f' scope="{scope}"' * (kind == "th")
+        text += f"<{kind}{attributes}>{cell.content}</{kind}>"
+    return f"<tr>{text}</tr>"
+
+
+class Tables(SphinxPostTransform):
+    """Improves the tables in the outputs of cells."""
+
+    default_priority = 10  # after myst-nb has chosen one format of each output
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Replace the outputs of one page that are tables."""
+        for raw in list(self.document.findall(nodes.raw)):
+            found = _TABLE.search(raw.astext())
+            if found and 'class="dataframe"' in found[0]:
+                rest = re.sub(r"\s*</div>\s*$", "", raw.astext()[found.end() :])
+                box = f'<div class="table-box">\n{improved(found[0])}\n</div>{rest}'
+                raw.replace_self(nodes.raw("", box, format="html"))
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """As an extension of Sphinx."""
+    app.add_post_transform(Tables)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,92 @@
+"""Tables of results on the pages: headings, fixed cells, what is marked."""
+
+from __future__ import annotations
+
+import re
+
+import pandas
+import pytest
+
+from flatnb.book.tables import improved
+
+
+def page(table: pandas.DataFrame) -> str:
+    """A table as its page shows it."""
+    return improved(table.to_html(notebook=True))
+
+
+def rows(text: str) -> list[list[str]]:
+    """The texts of its rows."""
+    return [
+        [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
+        for row in re.findall(r"<tr>(.*?)</tr>", text)
+    ]
+
+
+def marked(text: str) -> dict[str, str]:
+    """Texts that are marked, and how."""
+    found = re.findall(r'<span class="(\w+)">(.*?)</span>', text)
+    return {inner: mark for mark, inner in found}
+
+
+def test_the_name_of_the_index_stands_in_the_row_of_headings() -> None:
+    index = pandas.Index(["SAM", "NSO"], name="method")
+    text = page(pandas.DataFrame({"gain": [1, 2], "passes": [2, 3]}, index))
+    assert rows(text) == [
+        ["method", "gain", "passes"],
+        ["SAM", "1", "2"],
+        ["NSO", "2", "3"],
+    ]
+    assert '<th class="fixed" scope="col">method</th>' in text
+
+
+def test_two_rows_of_headings_stay_two() -> None:
+    columns = pandas.MultiIndex.from_tuples([("a", "x"), ("a", "y")], names=["k", "l"])
+    text = page(pandas.DataFrame([[1, 2]], columns=columns))
+    assert [row[0] for row in rows(text)] == ["k", "l", "0"]
+
+
+def test_a_heading_without_words_is_none() -> None:
+    text = page(pandas.DataFrame({"gain": [1]}, ["SAM"]))
+    assert '<td class="fixed"></td>' in text and "<th></th>" not in text
+
+
+def test_only_the_first_column_is_fixed_also_below_a_cell_of_several_rows() -> None:
+    index = pandas.MultiIndex.from_product([["a", "b"], ["SAM", "NSO"]])
+    text = page(pandas.DataFrame({"gain": range(4)}, index))
+    fixed = re.findall(r'<t[hd][^>]*class="fixed"[^>]*>(.*?)</t[hd]>', text)
+    assert fixed == ["", "a", "b"]
+    assert text.count('rowspan="2"') == 2
+
+
+def test_columns_of_numbers_are_marked_and_others_not() -> None:
+    table = pandas.DataFrame(
+        {"n": ["+0.1 ± 0.2*", "3e-05"], "p": [".5 x", "1"], "r": ["12.5 %", ""]}
+    )
+    assert re.findall(r'class="number" scope="col">(\w)<', page(table)) == ["n", "r"]
+
+
+def test_with_stars_only_these_count() -> None:
+    table = pandas.DataFrame(
+        {"gain (points)": ["+0.3 ± 0.1*", "+0.4 ± 0.1", "-2 ± 1*"]}
+    )
+    assert marked(page(table)) == {"+0.3 ± 0.1*": "better", "-2 ± 1*": "worse"}
+
+
+def test_without_stars_intervals_that_exclude_zero_count() -> None:
+    table = pandas.DataFrame({"gain": ["+0.3 ± 0.1", "+0.1 ± 0.3", "0.3 ± 0.1"]})
+    assert marked(page(table)) == {"+0.3 ± 0.1": "better"}
+
+
+@pytest.mark.parametrize("name", ["test loss (nats)", "calibration error"])
+def test_less_is_better_of_losses_and_errors(name: str) -> None:
+    table = pandas.DataFrame({name: ["+0.3 ± 0.1", "-0.2 ± 0.1"]})
+    assert marked(page(table)) == {"+0.3 ± 0.1": "worse", "-0.2 ± 0.1": "better"}
+
+
+def test_the_words_of_a_verdict_are_marked() -> None:
+    texts = ["significantly better, by 1", "worse", "at an edge", "no better"]
+    assert marked(page(pandas.DataFrame({"verdict": texts}))) == {
+        "significantly better": "better",
+        "worse": "worse",
+    }

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from flatnb.book.dark import dark, dark_hex
 
@@ -30,11 +31,11 @@ def smaller(bundle: dict[str, Any]) -> dict[str, Any]:
     if "image/svg+xml" not in bundle:
         return bundle
     svg = compact("".join(bundle["image/svg+xml"]))
-    kind = "image/svg+xml"
-    if len(svg) > LIMIT and "image/png" in bundle:
-        kind = "image/png"
     others = {k: v for k, v in bundle.items() if not k.startswith("image/")}
-    return {**others, kind: svg if kind == "image/svg+xml" else bundle[kind]}
+    if len(svg) <= LIMIT or "image/png" not in bundle:
+        return {**others, "image/svg+xml": svg}
+    png = few_colors(base64.b64decode(bundle["image/png"]))
+    return {**others, "image/png": base64.b64encode(png).decode()}
 
 
 def compact(svg: str) -> str:
@@ -75,20 +76,40 @@ def _dark_raster(found: re.Match[str]) -> str:
     return f"data:image/png;base64,{base64.b64encode(pixels).decode()}"
 
 
-def dark_png(png: bytes) -> bytes:
-    """The pixels of a PNG in the colors of dark mode; what is transparent stays so."""
-    from PIL import Image
+def few_colors(png: bytes) -> bytes:
+    """A PNG with at most 256 colors, which is a third as large; on white."""
+    picture = _opened(png)
+    white = Image.new("RGBA", picture.size, "white")
+    whole = Image.alpha_composite(white, picture).convert("RGB")
+    return _written(whole.quantize(256, dither=Image.Dither.NONE), picture)
 
-    picture = Image.open(io.BytesIO(png))
-    pixels = np.asarray(picture.convert("RGBA"))
-    colors, places = np.unique(
-        pixels[..., :3].reshape(-1, 3), axis=0, return_inverse=True
-    )
-    turned = np.rint(255 * dark(colors / 255)).astype(np.uint8)[places.ravel()]
-    turned = turned.reshape((*pixels.shape[:2], 3))
+
+def dark_png(png: bytes) -> bytes:
+    """The pixels of a PNG in the colors of dark mode; what is transparent stays so.
+
+    >>> white = io.BytesIO()
+    >>> Image.new("RGB", (1, 1), "white").save(white, "PNG")
+    >>> Image.open(io.BytesIO(dark_png(white.getvalue()))).convert("RGB").getpixel((0, 0))
+    (20, 24, 30)
+    """
+    picture = _opened(png)
+    pixels = np.asarray(picture)
+    colors, places = np.unique(pixels.reshape(-1, 4), axis=0, return_inverse=True)
+    colors[:, :3] = np.rint(255 * dark(colors[:, :3] / 255))
+    turned = Image.fromarray(colors[places.ravel()].reshape(pixels.shape))
+    if len(colors) <= 256 and (colors[:, 3] == 255).all():
+        turned = turned.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    return _written(turned, picture)
+
+
+def _opened(png: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(png)) as picture:
+        return picture.convert("RGBA")
+
+
+def _written(picture: Image.Image, like: Image.Image) -> bytes:
     file = io.BytesIO()
-    both = Image.fromarray(np.concatenate([turned, pixels[..., 3:]], axis=-1))
-    both.save(file, "PNG", optimize=True, dpi=picture.info.get("dpi"))
+    picture.save(file, "PNG", optimize=True, dpi=like.info.get("dpi"))
     return file.getvalue()
 
 
@@ -100,8 +121,6 @@ def inches(path: Path) -> tuple[float, float]:
         sizes = re.findall(r'\b(?:width|height)="([\d.]+)pt"', head)
         width, height = (float(size) / 72 for size in sizes)
         return width, height
-    from PIL import Image
-
     with Image.open(path) as picture:
         dots = picture.info.get("dpi", (96, 96))
         return picture.width / float(dots[0]), picture.height / float(dots[1])

@@ -3,6 +3,7 @@ commands.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def book(root: Path) -> Path:
     """A book of two pages under `root`, with this repository's own settings."""
     (root / "book" / "_static").mkdir(parents=True)
     (root / "book" / "_static" / "custom.css").write_text("p { margin: 0 }\n")
+    for file in (ROOT / "book" / "_static").glob("*.svg"):
+        shutil.copy(file, root / "book" / "_static")
     intro = "# Intro\n\nSee {cite:p}`one`: $x^2$.\n\n```{bibliography}\n```\n"
     (root / "book" / "intro.md").write_text(intro)
     entry = "@misc{one, author = {A. One}, title = {First}, year = {2020}}\n"

@@ -50,6 +50,18 @@ def test_a_figure_of_many_points_becomes_pixels() -> None:
     assert sorted(figures.smaller(bundle(3000))) == ["image/png", "text/plain"]
 
 
+def test_few_colors_are_close_to_the_many() -> None:
+    png = drawn("png", 3000)
+    fewer = figures.few_colors(png)
+    assert len(fewer) < 0.6 * len(png)
+    one, other = (
+        np.asarray(Image.open(io.BytesIO(p)).convert("RGB"), dtype=int)
+        for p in (png, fewer)
+    )
+    assert abs(one - other).mean() < 0.5
+    assert len(np.unique(other.reshape(-1, 3), axis=0)) <= 256
+
+
 def test_other_outputs_stay_as_they_are() -> None:
     for output in ({"text/html": "<p>"}, {"image/png": "iVBO", "text/plain": "x"}):
         assert figures.smaller(output) == output

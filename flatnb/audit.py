@@ -63,8 +63,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says, what code does, with a `Source.at`, and which of SEVERITIES a
-    difference between the two would be.
+    """What to expect of a method, what code does, with a `Source.at`, and which of
+    SEVERITIES a difference between the two would be. Expected is the paper's formula, or
+    where the paper is silent, what its method needs.
 
     >>> Claim("SAM", "a norm over all weights", "sam.py").severity
     'changes results'
@@ -101,7 +102,7 @@ class Checks:
         """
         claim = self.claims[choice("name", name, self.claims)]
         verdict = "agrees" if agrees else f"differs, {claim.severity}"
-        row = {"paper": claim.paper, "verdict": verdict, "the paper says": claim.says}
+        row = {"paper": claim.paper, "verdict": verdict, "expected": claim.says}
         self.rows.append({**row, "the code": claim.code, "measured": measured})
         print(f"{claim.paper}: {claim.says}. The code {verdict}: {measured}")
 
@@ -121,7 +122,7 @@ class Checks:
         )
 
     def table(self) -> Styler:
-        """A row per check: paper and verdict, claim, code, numbers."""
+        """A row per check: paper and verdict, what is expected, code, numbers."""
         table = pandas.DataFrame(self.rows)
         table["verdict"] = "<b>" + table.pop("paper") + "</b><br>" + table["verdict"]
         shown = table.replace(r"`(.*?)`", r"<code>\1</code>", regex=True)
@@ -413,6 +414,9 @@ def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:
     return untested(", ".join(lacking), [TASKS[task] for task in lacking], methods)
 
 
+LINE_BREAK = '<div style="height: 0.5em"></div>'  # between the lines of one claim
+
+
 def claims_table(
     claims: Mapping[str, tuple[Sequence[str], Sequence[str]]],
 ) -> Styler:
@@ -424,8 +428,8 @@ def claims_table(
     rows = [
         (
             claim,
-            "<br>".join(line for line in lines if line) or "–",
-            "<br>".join(line for line in rest if line) or "–",
+            LINE_BREAK.join(line for line in lines if line) or "–",
+            LINE_BREAK.join(line for line in rest if line) or "–",
         )
         for claim, (lines, rest) in claims.items()
     ]

@@ -67,16 +67,20 @@ def read(path: Path) -> dict[str, Any]:
 
 def parameters(path: Path) -> dict[str, Any]:
     """What papermill finds in the parameters cell: name, type, default, help."""
-    from papermill.translators import PythonTranslator
-
-    cells = read(path)["cells"]
-    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
-    source = "\n".join("".join(cell["source"]) for cell in tagged)
-    declared = {p.name: p for p in PythonTranslator.inspect({"source": source})}
-    if "profile" not in declared:
+    found = declared(read(path)["cells"])
+    if "profile" not in found:
         missing = 'no cell tagged `parameters` has the line `profile: str = "laptop"`'
         raise UserError(f"{path}: {missing}")
-    return declared
+    return found
+
+
+def declared(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The parameters that cells of a notebook declare, likewise."""
+    from papermill.translators import PythonTranslator
+
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", ())]
+    source = "\n".join("".join(cell["source"]) for cell in tagged)
+    return {p.name: p for p in PythonTranslator.inspect({"source": source})}
 
 
 def _truth(text: str) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from flatnb._checks import shown
 from flatnb.book import charts, figures, headline, landing, mathjax
 from flatnb.book.cells import SETUP, apart, minutes, tags
 from flatnb.book.profiles import about
-from flatnb.book.run import UserError, plain
+from flatnb.book.run import UserError, declared, plain
 from flatnb.results.provenance import provenance
 
 # What stands before the url and before the branch, in _config.yml and in a notebook.
@@ -102,9 +103,9 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
 def as_page(notebook: str) -> str:
     """The text of an executed notebook as the pages show it: below the title the times
     to read and to run, and the cells of set-up (fetching the library, parameters, those
-    injected, imports) as one folded cell; it also has the code of the picture that
-    stands first, if that is to be hidden. Data of a figure to play with stand before it,
-    in a cell of their own."""
+    injected, imports) as one folded cell with a table of the parameters; it also has the
+    code of the picture that stands first, if that is to be hidden. Data of a figure to
+    play with stand before it, in a cell of their own."""
     content = json.loads(notebook)
     cells = content["cells"]
     for output in (o for cell in cells for o in cell.get("outputs", ())):
@@ -126,6 +127,8 @@ def as_page(notebook: str) -> str:
             "source": "\n\n".join("".join(cell["source"]) for cell in parts),
             "outputs": [output for cell in parts for output in cell["outputs"]],
         }
+        if table := _parameters(cells, run["parameters"] if run else {}):
+            merged["outputs"].append(table)
         place = cells.index(parts[0])
         others = [cell for cell in cells if cell not in parts]
         for picture in others[place : place + 1]:
@@ -140,6 +143,26 @@ def as_page(notebook: str) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def _parameters(
+    cells: list[dict[str, Any]], values: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """A table of a notebook's parameters, with the values of this run, as an output."""
+    rows = ""
+    for name, _, source, words in declared(cells).values():
+        default = source.strip("\"'")
+        texts = (str(values.get(name, default)), default, words)
+        rows += (
+            f"<tr><th>{name}</th>{''.join(f'<td>{escape(t)}</td>' for t in texts)}</tr>"
+        )
+    if not rows:
+        return None
+    names = ("parameter", "here", "default", "meaning")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    head, body = f"<thead><tr>{head}</tr></thead>", f"<tbody>{rows}</tbody>"
+    data = {"text/html": f'<table class="dataframe">{head}{body}</table>'}
+    return {"output_type": "display_data", "metadata": {}, "data": data}
 
 
 def _status(executed: Mapping[Path, Path]) -> str:

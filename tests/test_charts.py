@@ -14,11 +14,15 @@ matplotlib.use("Agg")
 
 import altair as alt
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from flatnb import charts, plots
-from flatnb.results import scoreboard, verdicts
+from flatnb.charts import board as boards
+from flatnb.charts import page as pages
+from flatnb.results import records, scoreboard, verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +40,7 @@ def chart() -> alt.Chart:
         .properties(
             width="container",
             description="Two points.",
-            usermeta={"how": "Choose one."},
+            usermeta=charts.about("Choose one."),
         )
     )
 
@@ -72,11 +76,11 @@ def test_a_page_has_the_words_the_choices_and_the_rows_of_a_chart() -> None:
 
 
 def test_a_page_names_colors_that_it_has() -> None:
-    text = charts.script(chart().configure(**charts.STYLE))
+    text = charts.script(chart().configure(**pages.STYLE))
     assert '"var(--flatnb-red)"' in text
     assert not re.search(r'"#[0-9A-Fa-f]{6}"', text)
     styles = (ROOT / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
-    for name, color in charts.COLORS.items():
+    for name, color in pages.COLORS.items():
         assert f"--flatnb-{name}: {color.lower()};" in styles
 
 
@@ -85,9 +89,9 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What a notebook shows, of which a figure is the current one."""
     found: list[Any] = []
     screen = SimpleNamespace(HTML=str, display=found.append)
-    monkeypatch.setattr(charts, "_screen", lambda: screen)
+    monkeypatch.setattr(pages, "_screen", lambda: screen)
     monkeypatch.setattr(plt, "show", lambda: found.append("figure"))
-    monkeypatch.delenv(charts.PAGE, raising=False)
+    monkeypatch.delenv(pages.PAGE, raising=False)
     plt.close("all")
     plt.figure()
     return found
@@ -96,9 +100,9 @@ def outputs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_page_has_chart_and_figure(
     outputs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(charts.PAGE, "1")
+    monkeypatch.setenv(pages.PAGE, "1")
     charts.show(chart)
-    assert outputs == [charts.script(chart().configure(**charts.STYLE)), "figure"]
+    assert outputs == [charts.script(chart().configure(**pages.STYLE)), "figure"]
 
 
 def test_a_notebook_shows_the_chart_alone(outputs: list[Any]) -> None:
@@ -111,7 +115,7 @@ def test_a_notebook_shows_the_chart_alone(outputs: list[Any]) -> None:
 def test_without_altair_there_is_the_figure(
     outputs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(charts, "find_spec", lambda name: None)
+    monkeypatch.setattr(pages, "find_spec", lambda name: None)
     charts.show(lambda: pytest.fail("draws a chart"))
     assert outputs == ["figure"]
 
@@ -119,7 +123,7 @@ def test_without_altair_there_is_the_figure(
 def test_where_nothing_shows_a_chart_there_is_the_figure(
     outputs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(charts, "_screen", lambda: None)
+    monkeypatch.setattr(pages, "_screen", lambda: None)
     charts.show(lambda: pytest.fail("draws a chart"))
     assert outputs == ["figure"]
 
@@ -178,7 +182,7 @@ def test_the_chart_says_what_the_verdicts_say(
         ("p", tests["p_holm"]),
     ):
         assert shown[name].tolist() == pytest.approx(value.tolist(), rel=1e-3)
-    words = shown["verdict"].map(list(charts.VERDICTS).__getitem__)
+    words = shown["verdict"].map(list(boards.VERDICTS).__getitem__)
     assert words.tolist() == tests["verdict"].tolist()
     assert shown["n"].tolist() == tests["n"].tolist()
     assert "at an edge" in words.tolist()  # no verdict there, however large the gain
@@ -188,7 +192,7 @@ def test_what_is_not_recorded_is_said(views: pd.DataFrame) -> None:
     lost = views["metric"].eq("test_ece") & views["baseline"].eq("EMA")
     page = written(charts.script(charts.scoreboard(views[~lost])))
     rows = view(page, metric="calibration", baseline="EMA")
-    assert set(rows.index) == {charts.NOT_RECORDED}
+    assert set(rows.index) == {boards.NOT_RECORDED}
     assert rows["gain"].isna().all()
     assert len(rows) == len(
         view(page, metric="loss", baseline="EMA").groupby(["rule", "place"])
@@ -196,6 +200,59 @@ def test_what_is_not_recorded_is_said(views: pd.DataFrame) -> None:
 
 
 def test_every_verdict_has_a_look_of_its_own(views: pd.DataFrame) -> None:
-    assert set(views["verdict"]) <= set(charts.VERDICTS)
-    shapes = [shape for _, shape in charts.VERDICTS.values()]
+    assert set(views["verdict"]) <= set(boards.VERDICTS)
+    shapes = [shape for _, shape in boards.VERDICTS.values()]
     assert len(set(shapes)) == len(shapes)
+
+
+# --- double descent -----------------------------------------------------------------
+
+RECORD = "double-descent/mnist1d-n4000/Flooding"
+
+
+@pytest.fixture(scope="module")
+def descent() -> dict[str, Any]:
+    return written(charts.script(charts.descent(records.load(RECORD))))
+
+
+@pytest.mark.parametrize(
+    ("quantity", "name"), [(0, "test_loss"), (1, "test_error"), (2, "train_loss")]
+)
+def test_the_curves_are_those_of_the_record(
+    descent: dict[str, Any], quantity: int, name: str
+) -> None:
+    record = records.load(RECORD)
+    curves = {key: np.array(t) for key, t in record["curves"]["all"].items()}
+    curves["test_error"] = 100 * (1 - curves["test_accuracy"])
+    rows = pd.DataFrame(columns(descent))
+    rows = rows[rows["quantity"] == quantity]
+    levels = [setting["level"] for setting in record["settings"]]
+    assert len(rows) == len(levels) * (len(record["curves"]["epochs"]) - 1)
+    for level in (0, levels.index(0.2)):
+        shown = rows[rows["level"] == level]
+        seeds = curves[name][level, :, 1:]
+        half = scipy.stats.sem(seeds) * scipy.stats.t.ppf(0.975, len(seeds) - 1)
+        assert shown["epoch"].tolist() == record["curves"]["epochs"][1:]
+        assert shown["mean"].to_numpy() == pytest.approx(seeds.mean(0), rel=1e-3)
+        assert shown["low"].to_numpy() == pytest.approx(seeds.mean(0) - half, rel=1e-3)
+        assert shown["high"].to_numpy() == pytest.approx(seeds.mean(0) + half, rel=1e-3)
+
+
+def test_the_sentences_are_of_the_ends_and_of_the_lowest_test_loss(
+    descent: dict[str, Any],
+) -> None:
+    record = records.load(RECORD)
+    loss = np.array(record["curves"]["all"]["test_loss"]).mean(1)
+    stop = loss[0].argmin()
+    level = [setting["level"] for setting in record["settings"]].index(0.2)
+    (finding,) = (s for s in descent["vega"]["signals"] if s["name"] == descent["say"])
+    sentences = json.loads(
+        finding["update"].partition("[quantity]")[0].replace("'", '"')
+    )
+    text = sentences[0][level]
+    assert f"At b = 0.2 the test loss ends at {loss[level, -1]:.2f}" in text
+    assert f"Plain training ends at {loss[0, -1]:.2f}" in text
+    assert f"had {loss[0, stop]:.2f}" in text
+    assert f"after {record['curves']['epochs'][stop]} epochs" in text
+    assert "At b" not in sentences[0][0]
+    assert descent["words"]["level"][level] == "b = 0.2 nats"

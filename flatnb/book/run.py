@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from flatnb import charts
 from flatnb._checks import shown
+from flatnb.charts.page import PAGE
 from flatnb.results import provenance, records
 
 FAILED = ".failed.ipynb"  # suffix of the executed copy of a run that failed
@@ -248,7 +248,7 @@ def _environment(folder: Path, threads: int) -> dict[str, str]:
     if (clone / "pyproject.toml").exists():
         path = f"{clone}{os.pathsep}{path}".rstrip(os.pathsep)
     return {
-        charts.PAGE: "1",
+        PAGE: "1",
         "IPYTHONDIR": str(folder / "ipython"),  # the user's start-up files stay out
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTER_PATH": f"{sys.prefix}/share/jupyter",  # this interpreter is the kernel

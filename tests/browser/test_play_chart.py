@@ -7,15 +7,18 @@ from typing import Any
 import altair as alt
 import pandas as pd
 import pytest
-from figures import CELL
+from figures import CELL, finding, slide
 from playwright.sync_api import Page
 
 from flatnb import charts, plots
 from flatnb.book import charts as bundle
+from flatnb.charts.page import STYLE
 
 TABLE = pd.DataFrame(
     {"set": [0, 0, 1], "method": ["SAM", "EMA", "SAM"], "gain": [0.25, 0.5, -0.125]}
 )
+
+SHIFTS = ["nothing", "a little", "much"]
 
 
 def chart() -> alt.TopLevelMixin:
@@ -30,14 +33,16 @@ def chart() -> alt.TopLevelMixin:
         .add_params(
             charts.choice("set", ["plane", "images"]),
             charts.choice("unit", ["shares", "points"], "in", menu=True),
+            charts.slider("shift", SHIFTS, "shift", at=1),
+            alt.param(name="finding", expr=f"'By ' + {charts.pick(SHIFTS, 'shift')}"),
         )
         .properties(
             width="container",
             height=alt.Step(20),
             description="Gains.",
-            usermeta={"how": "Choose a set."},
+            usermeta=charts.about("Choose a set.", say="finding", shift=SHIFTS),
         )
-        .configure(**charts.STYLE)
+        .configure(**STYLE)
     )
 
 
@@ -88,6 +93,16 @@ def test_what_is_drawn_follows_the_controls(tab: Page) -> None:
     assert points(tab) == rows(100, chosen=1)
     tab.get_by_text("Reset").click()
     assert points(tab) == rows(1, chosen=0)
+
+
+def test_a_slider_says_words_and_the_chart_a_sentence(tab: Page) -> None:
+    assert tab.locator(".play-value").inner_text() == "a little"
+    assert finding(tab) == "By a little"
+    slide(tab, "shift", 2)
+    tab.wait_for_timeout(100)
+    slider = tab.get_by_role("slider")
+    assert slider.get_attribute("aria-valuetext") == "much"
+    assert finding(tab) == "By much"
 
 
 def test_buttons_and_menus_are_for_the_keyboard_too(tab: Page) -> None:

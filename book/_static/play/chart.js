@@ -23,33 +23,46 @@ flatnb.chart = (() => {
 })();
 
 flatnb.play("chart", (fig) => {
-  const { label, how, params, vega } = fig.data;
+  const { label, how, say, words, params, vega } = fig.data;
   fig.about(label, how);
   const box = document.createElement("div");
   box.className = "play-chart";
   fig.plots.append(box);
   fig.plots.before(fig.controls); // they decide what is in the chart, which may be long
 
-  const select = ({ label, value, options }) => {
+  const select = (label, value, bind) => {
     const field = document.createElement("label");
     field.className = "play-menu";
     const menu = document.createElement("select");
-    menu.append(...options.map(([_, text]) => new Option(text)));
-    menu.options[options.findIndex(([option]) => option === value)].defaultSelected = true;
+    menu.append(...bind.labels.map((text) => new Option(text)));
+    menu.options[bind.options.indexOf(value)].defaultSelected = true;
     field.append(label, menu);
     fig.controls.append(field);
-    return () => options[menu.selectedIndex][0];
+    return () => bind.options[menu.selectedIndex];
   };
-  const radio = ({ label, value, options }) => {
-    const pairs = options.map(([option, text]) => [String(option), text]);
-    const buttons = fig.choice({ label, value: String(value), options: pairs });
+  const radio = (label, value, bind) => {
+    const options = bind.options.map((option, i) => [String(option), bind.labels[i]]);
+    const buttons = fig.choice({ label, value: String(value), options });
     return () => Number(buttons.value);
   };
-  const kinds = { select, radio };
-  const inputs = params.map(({ name, value, bind }) => {
-    const options = bind.options.map((option, i) => [option, bind.labels[i]]);
-    return [name, kinds[bind.input]({ label: bind.name, value, options })];
-  });
+  const checkbox = (label, value) => {
+    const field = document.createElement("label");
+    field.className = "play-switch";
+    const box = document.createElement("input");
+    Object.assign(box, { type: "checkbox", defaultChecked: value });
+    field.append(box, label);
+    fig.controls.append(field);
+    return () => box.checked;
+  };
+  const range = (label, value, { min, max, step }, name) => {
+    const slider = fig.slider({ label, min, max, step, value, show: (i) => words[name][i] });
+    return () => slider.value;
+  };
+  const kinds = { select, radio, checkbox, range };
+  const inputs = params.map(({ name, value, bind }) => [
+    name,
+    kinds[bind.input](bind.name, value, bind, name),
+  ]);
 
   /* At the first drawing the chart is in the page, which gives it a width and a font. */
   let drawn;
@@ -64,16 +77,17 @@ flatnb.play("chart", (fig) => {
     });
     return result.view;
   };
-  const draw = (view) => {
+  const draw = async (view) => {
     for (const [name, input] of inputs) view.signal(name, input());
-    return view.width(box.clientWidth).runAsync();
+    await view.width(box.clientWidth).runAsync();
+    if (say) fig.say(view.signal(say));
   };
+  const fail = (error) =>
+    fig.guard(() => {
+      throw error;
+    });
   fig.draw(() => {
     drawn = drawn || start();
-    drawn.then(draw).catch((error) =>
-      fig.guard(() => {
-        throw error;
-      }),
-    );
+    drawn.then(draw).catch(fail);
   });
 });

@@ -6,13 +6,13 @@ from playwright.sync_api import Locator, Page
 
 CELL = """<div class="cell tag_play-{name}"><div class="cell_output"><figure>
 <img alt="the picture" width="100" height="50" src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
-<figcaption>The caption.</figcaption></figure></div></div>"""
+<figcaption>The caption.</figcaption></figure></div>{script}</div>"""
 
 
 def cell(name: str, data: str = "") -> str:
     """The HTML of a notebook's cell whose picture the figure replaces."""
     script = f'<script type="application/json" class="play-data">{data}</script>'
-    return CELL.format(name=name) + (script if data else "")
+    return CELL.format(name=name, script=script if data else "")
 
 
 def slide(tab: Page, label: str, value: float) -> None:

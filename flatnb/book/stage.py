@@ -11,12 +11,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from flatnb._checks import shown
-from flatnb.book import charts, figures, headline, landing, mathjax
+from flatnb.book import (
+    charts,
+    downloads,
+    figures,
+    headline,
+    landing,
+    lean,
+    mathjax,
+)
 from flatnb.book.cells import SETUP, apart, minutes, tags
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, declared, plain
@@ -27,6 +36,8 @@ PRECEDING = {
     ".yml": (r'^(  url: ")[^"]*', r"^(  branch: )\S*"),
     ".ipynb": (r'(REPOSITORY = \\")[^"\\]*', r'(REVISION = \\")[^"\\]*'),
 }
+
+EXTRA = "extra"  # what this folder of the stage has is put next to the pages
 
 
 def toc_files(root: Path) -> list[Path]:
@@ -78,10 +89,14 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     shutil.copytree(root / "book", folder / "book", ignore=ignore)
     mathjax.copy(folder / "book" / "_static" / "mathjax")
     charts.save(folder / "book" / "_static")
+    extra = folder / EXTRA / downloads.FOLDER
+    extra.mkdir(parents=True)
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         text = executed.get(page, root / page).read_text(encoding="utf-8")
-        text = as_page(text) if page.suffix == ".ipynb" else text
+        if page.suffix == ".ipynb":
+            text = as_page(text)
+            downloads.save_notebook(extra, root / page, executed.get(page))
         (folder / page).write_text(text, encoding="utf-8")
     intro, static = folder / "book" / "intro.md", folder / "book" / "_static"
     text = intro.read_text(encoding="utf-8")
@@ -113,8 +128,7 @@ def as_page(notebook: str) -> str:
             output["data"] = figures.smaller(output["data"])
     run = content["metadata"].get("papermill")
     if run:
-        profile, seconds = run["parameters"]["profile"], _time(run["duration"])
-        times = f"{minutes(cells)} min to read, computed in {seconds} (`{profile}`)."
+        times = f"{minutes(cells)} min to read. {_computed(run, cells)}."
         cells[0]["source"] = f"{''.join(cells[0]['source'])}\n\n*{times}*"
     parts = [cell for cell in cells if SETUP.intersection(tags(cell))]
     if parts:
@@ -139,6 +153,24 @@ def as_page(notebook: str) -> str:
         content["cells"] = [*others[:place], merged, *others[place:]]
     content["cells"] = [part for cell in content["cells"] for part in apart(cell)]
     return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _computed(run: dict[str, Any], cells: list[dict[str, Any]]) -> str:
+    """When a notebook was last run, for how long, and, as its first cell of code printed
+    it, with what."""
+    words = "Last computed"
+    if "end_time" in run:
+        day = datetime.fromisoformat(run["end_time"])
+        words += f" on {day.day} {day:%B %Y}"
+    words += f" in {_time(run['duration'])} (`{run['parameters']['profile']}`)"
+    printed = [
+        "".join(output.get("text", ""))
+        for cell in cells
+        if "bootstrap" in tags(cell)
+        for output in cell["outputs"]
+    ]
+    versions = re.search(r"torch (\S+) · flatnb (\S+)", "".join(printed))
+    return words + (f", torch {versions[1]}, flatnb {versions[2]}" if versions else "")
 
 
 def _time(seconds: float) -> str:
@@ -197,6 +229,7 @@ def build(stage: Path, pages: Path) -> bool:
         print(plain(sphinx.stdout + sphinx.stderr), file=sys.stderr)
         print(f"flatnb: the book has faults; its pages: {built}", file=sys.stderr)
         return False
+    lean.lighten(built, stage / "book" / "_static")
     shutil.rmtree(pages, ignore_errors=True)
     built.rename(pages)
     return True

@@ -78,11 +78,13 @@ def save(
 
 def book(root: Path) -> Path:
     """A book of two pages under `root`, with this repository's own settings."""
-    (root / "book" / "_static").mkdir(parents=True)
+    for folder in ("_static", "_templates"):
+        shutil.copytree(ROOT / "book" / folder, root / "book" / folder)
     (root / "book" / "_static" / "custom.css").write_text("p { margin: 0 }\n")
-    for file in (ROOT / "book" / "_static").glob("*.svg"):
-        shutil.copy(file, root / "book" / "_static")
-    intro = "# Intro\n\nSee {cite:p}`one`: $x^2$.\n\n```{bibliography}\n```\n"
+    intro = (
+        "# Intro\n\n**Flat is 2<!-- a note --> & wide.** See {cite:p}`one`: $x^2$.\n"
+    )
+    intro += "\n```{bibliography}\n```\n"
     (root / "book" / "intro.md").write_text(intro)
     entry = "@misc{one, author = {A. One}, title = {First}, year = {2020}}\n"
     (root / "book" / "references.bib").write_text(entry)

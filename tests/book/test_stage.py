@@ -18,18 +18,27 @@ URL = "https://github.com/acme/flatnb"
 def test_stage_keeps_paths_and_takes_executed_copies(tmp_path: Path) -> None:
     root = book(tmp_path)
     copy = tmp_path / "copy.ipynb"
-    copy.write_text('{"metadata": {}, "cells": []}')
+    papermill = {"duration": 1.0, "output_path": "/a/folder"}
+    papermill["parameters"] = {"profile": "smoke"}
+    title = {"cell_type": "markdown", "metadata": {}, "source": ["# A"]}
+    content = {"metadata": {"papermill": papermill}, "cells": [title]}
+    copy.write_text(json.dumps(content))
     (root / "book" / "records" / "plane").mkdir(parents=True)
     (root / "book" / "records" / "plane" / "a.json").write_text("{}")
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     assert folder == root / "_build" / "stage"
-    page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())
-    assert page == json.loads(copy.read_text())
+    assert (folder / "notebooks" / "01_a.ipynb").exists()
     names = ("intro.md", "references.bib", "_static/custom.css")
     for same in ("_toc.yml", *(f"book/{name}" for name in names)):
         assert (folder / same).read_bytes() == (root / same).read_bytes()
     # Pages are made of notebooks, not of records.
     assert not list(folder.rglob("*.json"))
+    files = folder / "extra" / "downloads"
+    source = (root / "notebooks" / "01_a.ipynb").read_bytes()
+    assert (files / "clean" / "01_a.ipynb").read_bytes() == source
+    shown = json.loads((files / "executed" / "01_a.ipynb").read_text())
+    del papermill["output_path"]
+    assert shown == {"metadata": {"papermill": papermill}, "cells": [title]}
 
 
 def test_cells_of_the_setup_become_one_folded_cell() -> None:
@@ -101,15 +110,20 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     (root / "book" / "status.md").write_text("# Status\n\n<!-- status -->\n")
     copy = tmp_path / "copy.ipynb"
     papermill = {"parameters": {"profile": "smoke"}, "duration": 12.4}
+    papermill["end_time"] = "2026-11-26T12:20:15.689088+00:00"
     metadata = {"papermill": papermill, "run": {"threads": 7}}
     title = {"cell_type": "markdown", "metadata": {}, "source": ["# A"]}
-    copy.write_text(json.dumps({"metadata": metadata, "cells": [title]}))
+    first = code("about()", "bootstrap")
+    about = {"output_type": "stream", "text": ["CPU · torch 2.9 · flatnb 0.1 (main)"]}
+    cells = [title, {**first, "outputs": [about]}]
+    copy.write_text(json.dumps({"metadata": metadata, "cells": cells}))
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     text = (folder / "book" / "status.md").read_text()
     assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text
     assert "flatnb" in text and "<!--" not in text
     page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())
-    times = "*1 min to read, computed in 12 s (`smoke`).*"
+    times = "*1 min to read. Last computed on 26 November 2026 in 12 s (`smoke`), "
+    times += "torch 2.9, flatnb 0.1.*"
     assert page["cells"][0]["source"] == f"# A\n\n{times}"
 
 
@@ -190,7 +204,7 @@ def page(root: Path) -> str:
 
 def test_pages_without_an_address_link_nowhere(built: dict[str, Path]) -> None:
     text = page(built["without"])
-    assert 'lang="en"' in text and "custom.css" in text
+    assert 'lang="en"' in text
     text = re.sub(r"<code.*?</code>|<pre.*?</pre>", "", text, flags=re.DOTALL)
     assert not any(word in text for word in ("colab", "github.com", "executablebooks"))
     assert "thebe" not in text  # its scripts would report errors in every console

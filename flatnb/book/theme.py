@@ -1,0 +1,89 @@
+"""What the pages need of Sphinx's theme that it does not give, as an extension: one search
+field, scripts that do not keep the first paint waiting, names and roles that readers of
+the screen understand. Its templates are in book/_templates.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from flatnb.book import downloads
+
+# In the text of a page; each a fault that axe-core reports.
+FAULTS = (
+    # A name other than the text that one sees.
+    (r'<summary aria-label="Toggle hidden content">', "<summary>"),
+    # A heading of a table without text: pandas' corner.
+    (r"<th([^>]*)>\s*</th>", r"<td\1></td>"),
+    # A list whose items say that they are something else, and that with a role of old.
+    (r' role="doc-biblioentry"', ' role="listitem"'),
+)
+
+
+def setup(app: Any) -> None:
+    """As an extension of Sphinx: options of the theme, then each page before it is written."""
+    app.connect("config-inited", _configure)
+    app.connect("html-page-context", _page, priority=900)
+
+
+def _configure(_app: Any, config: Any) -> None:
+    # The field of the side bar; on a phone the icon above the text.
+    config.html_theme_options["navbar_persistent"] = []
+    config.html_theme_options["primary_sidebar_end"] = []
+
+
+def _page(
+    app: Any, name: str, _template: str, context: dict[str, Any], _doctree: Any
+) -> None:
+    context["header_buttons"] = [
+        _downloads(app, name, context["pathto"])
+        if button["label"] == "download-buttons"
+        else button
+        for button in context["header_buttons"]
+    ]
+    context["script_files"] = [s for s in context["script_files"] if _needed(s)]
+    for script in context["script_files"]:
+        if script.filename:
+            script.attributes["defer"] = "defer"
+    for fault, repaired in FAULTS:
+        context["body"] = re.sub(fault, repaired, context.get("body", ""))
+
+
+def _needed(script: Any) -> bool:
+    """Not what the theme notes for its switch of versions, before its script is there."""
+    return not script.attributes.get("body", "").startswith("DOCUMENTATION_OPTIONS.")
+
+
+def _downloads(app: Any, page: str, pathto: Any) -> dict[str, Any]:
+    """The button to print, in a menu with the files of a page that has some."""
+    printed = {
+        "type": "javascript",
+        "javascript": "window.print()",
+        "icon": "fas fa-print",
+        "label": "download-pdf-button",
+        "tooltip": "Print, or save as PDF",
+    }
+    files = {
+        words: f"{downloads.FOLDER}/{kind}/{Path(page).name}.ipynb"
+        for kind, words in downloads.KINDS.items()
+    }
+    buttons = [
+        {
+            "type": "link",
+            "url": pathto(file, 1),
+            "text": words,
+            "icon": "fas fa-file",
+            "label": "download-notebook-button",
+        }
+        for words, file in files.items()
+        if (Path(app.outdir) / file).exists()
+    ]
+    if not buttons:
+        return printed
+    return {
+        "type": "group",
+        "icon": "fas fa-download",
+        "label": "download-buttons",
+        "tooltip": "Download this page",
+        "buttons": [*buttons, {**printed, "text": "print, or save as PDF"}],
+    }

@@ -270,7 +270,7 @@ def test_links_point_at_files(document: str) -> None:
 def test_the_examples_of_the_readme_train_and_measure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    training, measuring = re.findall(
+    averaging, training, measuring = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
     )
     model = torch.nn.Linear(2, 2)
@@ -278,14 +278,18 @@ def test_the_examples_of_the_readme_train_and_measure(
     y = (x[:, 0] > 0).long()
     before = torch.nn.functional.cross_entropy(model(x), y).item()
     names = {
-        "flatnb": flatnb,
         "F": torch.nn.functional,
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
         "batches": [(x, y)] * 20,
     }
+    exec(averaging, names)
+    with torch.no_grad():
+        averaged = torch.nn.functional.cross_entropy(names["average"](x), y).item()
+    after = torch.nn.functional.cross_entropy(model(x), y).item()
+    assert after < averaged < before
     exec(training, names)
-    assert names["loss"] < before
+    assert names["loss"] < after
     exec(measuring, names | {"x": x, "y": y})
     assert "products" in capsys.readouterr().out
 

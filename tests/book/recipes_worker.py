@@ -18,8 +18,6 @@ from small_book import ROOT, read, text_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from flatnb.book.profiles import optional
-
 CELLS = [text_of(c) for c in read(ROOT / "notebooks" / "A3_recipes.ipynb")["cells"]]
 
 
@@ -55,8 +53,8 @@ def main(folder: str) -> None:
     run("import io\nimport logging", names)
     run("def sam_by_hand", names)
     run("def gradient", names)
-    frameworks = {n: optional(n) for n in ("accelerate", "lightning", "transformers")}
-    names |= frameworks
+    run("warnings.filterwarnings", names)
+    lightning, transformers = names["lightning"], names["transformers"]
     weights, make_net = names["weights"], names["make_net"]
     data = TensorDataset(names["pixels"][:256], names["labels"][:256])
     found, seen = {}, []
@@ -96,7 +94,6 @@ def main(folder: str) -> None:
 
     torch.manual_seed(0)
     sentences = torch.randint(64, (32, 16))
-    transformers = frameworks["transformers"]
     arguments = transformers.TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         max_steps=2,
@@ -120,7 +117,6 @@ def main(folder: str) -> None:
 
     # Lightning
     seen.clear()
-    lightning = frameworks["lightning"]
     run("class ManualSAM", names)
     run("class AutomaticSAM", names)
 

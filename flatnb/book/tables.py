@@ -24,7 +24,8 @@ _TABLE = re.compile(r"<table.*</table>", re.DOTALL)
 _SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|")
 _LESS = re.compile(r"\b(loss|error|nats)\b")
-_VERDICT = re.compile(r"(?:significantly )?(better|worse)\b")
+# At the beginning of a line of a cell.
+_VERDICT = re.compile(r"(^|<br ?/?>)((?:<b>)?)((?:significantly )?(better|worse))\b")
 
 
 @dataclass
@@ -65,10 +66,7 @@ def improved(table: str) -> str:
         [row[place - width] for row in body if len(row) >= width - place]
         for place in range(width)
     ]
-    numeric = [
-        all(_NUMBER.fullmatch(cell.text) and not cell.heading for cell in column)
-        for column in columns
-    ]
+    kinds = [_kind(column) for column in columns]
     signed = [
         found for row in body for c in row if (found := _SIGNED.fullmatch(c.text))
     ]
@@ -78,9 +76,9 @@ def improved(table: str) -> str:
             if not cell.heading:
                 cell.content = _marked(cell, name, stars)
     lines = ['<table class="dataframe">', "<thead>"]
-    lines += [_row(row, numeric, "col") for row in head]
+    lines += [_row(row, kinds, "col") for row in head]
     lines += ["</thead>", "<tbody>"]
-    lines += [_row(row, numeric, "row") for row in body]
+    lines += [_row(row, kinds, "row") for row in body]
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 
@@ -105,14 +103,18 @@ def _one_row(head: list[list[Cell]]) -> list[list[Cell]]:
     return [*head[:-2], filled]
 
 
+def _kind(column: Sequence[Cell]) -> str:
+    """The class of a column: number, prose (which is not to be squeezed), or none."""
+    if all(_NUMBER.fullmatch(cell.text) and not cell.heading for cell in column):
+        return "number"
+    return "prose" if any(len(cell.text) > 40 for cell in column) else ""
+
+
 def _marked(cell: Cell, column: str, stars: bool) -> str:
     """The content of a cell, what is better or worse in it marked."""
-    if verdict := _VERDICT.match(cell.text):
-        word = f'<span class="{verdict[1]}">{verdict[0]}</span>'
-        return cell.content.replace(verdict[0], word, 1)
     number = _SIGNED.fullmatch(cell.text)
     if not number:
-        return cell.content
+        return _VERDICT.sub(r'\1\2<span class="\4">\3</span>', cell.content)
     sign, mean, half, star = number.groups()
     if not (star if stars else float(mean) > float(half)):
         return cell.content
@@ -120,11 +122,11 @@ def _marked(cell: Cell, column: str, stars: bool) -> str:
     return f'<span class="{"better" if good else "worse"}">{cell.content}</span>'
 
 
-def _row(cells: Sequence[Cell], numeric: Sequence[bool], scope: str) -> str:
-    width, text = len(numeric), ""
+def _row(cells: Sequence[Cell], kinds: Sequence[str], scope: str) -> str:
+    width, text = len(kinds), ""
     for place, cell in enumerate(cells, width - len(cells)):
         kind = "th" if cell.heading and cell.text else "td"
-        mark = "fixed" if place == 0 else "number" if numeric[place] else ""
+        mark = "fixed" if place == 0 else kinds[place]
         attributes = cell.spans + f' class="{mark}"' * bool(mark)
         attributes += f' scope="{scope}"' * (kind == "th")
         text += f"<{kind}{attributes}>{cell.content}</{kind}>"

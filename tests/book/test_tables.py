@@ -84,9 +84,22 @@ def test_less_is_better_of_losses_and_errors(name: str) -> None:
     assert marked(page(table)) == {"+0.3 ± 0.1": "worse", "-0.2 ± 0.1": "better"}
 
 
+def test_columns_of_sentences_are_prose() -> None:
+    table = pandas.DataFrame({"a": ["a b"], "b": ["a sentence of more words" * 2]})
+    assert re.findall(r'class="prose" scope="col">(\w)<', page(table)) == ["b"]
+
+
 def test_the_words_of_a_verdict_are_marked() -> None:
     texts = ["significantly better, by 1", "worse", "at an edge", "no better"]
     assert marked(page(pandas.DataFrame({"verdict": texts}))) == {
         "significantly better": "better",
         "worse": "worse",
     }
+
+
+def test_each_line_of_a_cell_may_begin_with_a_verdict() -> None:
+    lines = "<b>significantly worse</b>: a<br><b>worse</b>: b, better<br>better: c"
+    table = pandas.DataFrame({"records": [lines]})
+    with pandas.option_context("display.max_colwidth", None):
+        text = improved(table.to_html(escape=False, notebook=True))
+    assert re.findall(r'<span class="(\w+)">', text) == ["worse", "worse", "better"]

@@ -1,9 +1,9 @@
-/* Boxes that may be wider than their column: code, tables, pictures, formulas. One that is says so
-   below it, fades where it goes on, and can be scrolled by the keyboard. Without JavaScript they
-   scroll all the same. */
+/* What every page does with JavaScript, and works without. */
 
 "use strict";
 
+/* Boxes that may be wider than their column: code, tables, pictures, formulas. One that is says so
+   below it, fades where it goes on, and can be scrolled by the keyboard. */
 (() => {
   const NAMES = {
     pre: "Code",
@@ -51,4 +51,14 @@
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
   else start();
+})();
+
+/* Paper is white: a page in dark mode is printed in the colors of light mode. */
+(() => {
+  const data = document.documentElement.dataset;
+  let mode;
+  matchMedia("print").addEventListener("change", ({ matches }) => {
+    if (matches) mode = data.theme;
+    data.theme = matches ? "light" : mode;
+  });
 })();

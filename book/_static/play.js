@@ -25,15 +25,15 @@
    Colors are the names of the palette (custom.css: black, gray, page, blue, …) and
    follow light and dark by themselves. `fig` has
      about(label, how)  what it is, for screen readers; one sentence of instruction
-     plot({x, y, xlabel, ylabel, title, xticks, yticks, xlog, ylog, grid, margin, share,
-          height, next})
-                share: of the row, where all plots fit in one; next: a plot to share the place
-                of, below or beside it
+     plot({x, y, xlabel, ylabel, title, xticks, yticks, xlog, ylog, grid, margin, share, height,
+          equal, next})  share: of the row, where all plots fit in one; equal: a unit is as long
+                in both directions; next: a plot to share the place of, below or beside it
      slider({label, min, max, step, value, to, show})   .value = to(position), .text = show(value)
      choice({label, options: [[value, text, color]], value})            radio buttons
      button(label, click)                                               calls click, then draws
      say(text)  the finding, in words, below the plots
-     data       what the cell wrote as <script type="application/json" class="play-data">
+     data       what the cell displays by flatnb.book.play.data(...), or a page has inside of the
+                element as <script type="application/json" class="play-data">
    Sliders and choices have `.hidden`. A plot has, in units of its axes,
      line(points, style), area(points, style), dot(x, y, style), arrow(from, to, style),
      text(x, y, text, style), field(f, shade), handle({label, value, bounds, step, text}).
@@ -142,7 +142,7 @@ window.flatnb = window.flatnb || {};
   class Plot {
     constructor(fig, options) {
       const { share = 1, next } = options;
-      Object.assign(this, { x: [0, 1], y: [0, 1], height: (width) => 0.6 * width }, options);
+      Object.assign(this, { x: [0, 1], y: [0, 1], height: 250 }, options);
       this.place = next ? next.place : element(fig.plots, "div", { class: "play-place" });
       if (!next) this.place.style.flex = `${10 * share} 1 ${Math.round(300 * share)}px`;
       this.box = element(this.place, "div", { class: "play-plot" });
@@ -156,12 +156,16 @@ window.flatnb = window.flatnb || {};
     /* An empty plot of the present width, with axes. */
     begin() {
       this.width = this.box.clientWidth;
-      this.size = typeof this.height === "function" ? this.height(this.width) : this.height;
-      this.box.style.height = `${this.size}px`;
-      this.left = this.margin || (this.ylabel ? 58 : 36);
+      const bare = this.yticks && !this.yticks.length;
+      this.left = this.margin || (bare ? 10 : 36) + (this.ylabel ? 20 : 0);
       this.right = this.width - 10;
       this.top = this.title ? 26 : 10;
-      this.bottom = this.size - (this.xlabel ? 44 : 24);
+      const low = (this.xticks && !this.xticks.length ? 8 : 24) + (this.xlabel ? 20 : 0);
+      const square = ((this.right - this.left) * (this.y[1] - this.y[0])) / (this.x[1] - this.x[0]);
+      const fixed = typeof this.height === "function" ? this.height(this.width) : this.height;
+      this.size = this.equal ? this.top + square + low : fixed;
+      this.box.style.height = `${this.size}px`;
+      this.bottom = this.size - low;
       this.svg.textContent = "";
       this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.size}`);
       const clip = mark(mark(this.svg, "clipPath", { id: this.id }), "rect");
@@ -213,7 +217,7 @@ window.flatnb = window.flatnb || {};
       }
       const middle = [(this.left + this.right) / 2, (this.top + this.bottom) / 2];
       if (this.xlabel) {
-        const place = { x: middle[0], y: this.bottom + 37, "text-anchor": "middle" };
+        const place = { x: middle[0], y: this.size - 7, "text-anchor": "middle" };
         write(mark(grid, "text", { ...place, class: "play-title" }), this.xlabel);
       }
       if (this.title) {

@@ -119,16 +119,6 @@ def test_the_trace_is_that_of_the_hessian(toy: Callable[..., Page]) -> None:
         assert trace == pytest.approx(float(hessian.trace()))
 
 
-def test_the_noise_is_standard_normal_and_repeats(toy: Callable[..., Page]) -> None:
-    tab = toy("valley")
-    draw = "(seed) => Array.from({length: 20000}, flatnb.normals(seed))"
-    numbers = torch.tensor(tab.evaluate(draw, 0))
-    assert numbers.tolist() == tab.evaluate(draw, 0) != tab.evaluate(draw, 1)
-    assert numbers.mean().abs() < 0.03 and (numbers.std() - 1).abs() < 0.03
-    assert (numbers**4).mean() == pytest.approx(3, abs=0.3)
-    assert (numbers[1:] * numbers[:-1]).mean().abs() < 0.03
-
-
 def ending(text: str) -> tuple[float, ...]:
     """w₁w₂ and the traces of the method and of ERM, as the figure says them."""
     numbers = re.search(r"= ([\d.]+) with trace ([\d.]+); .* ([\d.]+)\. ", text)

@@ -52,7 +52,7 @@ flatnb.play("sides", (fig) => {
     xlabel: "weight 1",
     ylabel: "weight 2",
     share: 1.2,
-    height: (width) => ((width - 68) * 3.2) / 4.2 + 54, // one unit is as long in both directions
+    equal: true,
   });
   const errors = fig.plot({
     x: [-2.6, 2.6],

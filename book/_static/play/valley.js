@@ -83,7 +83,7 @@ flatnb.play("valley", (fig) => {
     xlabel: "*w*₁",
     ylabel: "*w*₂",
     share: 1.4,
-    height: (width) => ((width - 68) * 2.1) / 3.4 + 54, // one unit is as long in both directions
+    equal: true,
   });
   const traces = fig.plot({
     x: [0, STEPS],

@@ -29,7 +29,7 @@ from flatnb.book import (
 from flatnb.book.cells import SETUP, apart, minutes, tags
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, declared, plain
-from flatnb.results.provenance import provenance
+from flatnb.results.provenance import provenance, versions
 
 # What stands before the url and before the branch, in _config.yml and in a notebook.
 PRECEDING = {
@@ -200,7 +200,17 @@ def _parameters(
 def _status(executed: Mapping[Path, Path]) -> str:
     """What the pages were made on, and a table of how long each took."""
     commit = str(provenance()["commit"])[:7]
-    rows = [about(commit), "", "| page | profile | threads | seconds |", "|---" * 4]
+    found = versions(["accelerate", "lightning", "transformers"])  # of the recipes
+    listed = " · ".join(
+        f"{name} {version}" for name, version in found.items() if name != "flatnb"
+    )
+    rows = [
+        f"{about(commit)}\\",
+        listed,
+        "",
+        "| page | profile | threads | seconds |",
+        "|---" * 4,
+    ]
     for page, copy in executed.items():
         metadata = json.loads(copy.read_text(encoding="utf-8"))["metadata"]
         profile = metadata["papermill"]["parameters"]["profile"]
@@ -262,11 +272,28 @@ def with_literal_formulas(docstring: str) -> str:
     return re.sub(line_above, r"\1\2\1::\n\n", docstring, flags=re.MULTILINE)
 
 
+def with_names(signature: str) -> str:
+    """A signature whose defaults are names, where Python shows functions and classes.
+
+    >>> with_names("(sigma, noise=<function normal>, history=<factory>)")
+    '(sigma, noise=normal, history=…)'
+    """
+    object_shown = r"<(?:function|class) '?(?:[\w.]+\.)?(\w+)'?(?: at 0x\w+)?>"
+    signature = re.sub(object_shown, r"\1", signature)
+    return re.sub(r"<function [\w.]*<lambda>(?: at 0x\w+)?>|<factory>", "…", signature)
+
+
 def setup(app: Any) -> None:
     """As an extension of Sphinx: docstrings as above, before napoleon reads them."""
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("autodoc-process-signature", _process_signature)
 
 
 def _process(*arguments: Any) -> None:
     lines = arguments[-1]
     lines[:] = with_literal_formulas("\n".join(lines)).split("\n")
+
+
+def _process_signature(*arguments: Any) -> tuple[str | None, str | None]:
+    signature, returned = arguments[-2:]
+    return signature and with_names(signature), returned

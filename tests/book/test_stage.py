@@ -119,6 +119,7 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     copy.write_text(json.dumps({"metadata": metadata, "cells": cells}))
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
     text = (folder / "book" / "status.md").read_text()
+    assert re.search(r"python 3\.\d+\.\d+.* · accelerate (\d|absent)", text)
     assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text
     assert "flatnb" in text and "<!--" not in text
     page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -18,10 +20,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from PIL import Image
 
 from flatnb import charts, plots
 from flatnb.charts import board as boards
 from flatnb.charts import page as pages
+from flatnb.charts.regions import CLASSES, picture
 from flatnb.results import records, scoreboard, verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,3 +260,139 @@ def test_the_sentences_are_of_the_ends_and_of_the_lowest_test_loss(
     assert f"after {record['curves']['epochs'][stop]} epochs" in text
     assert "At b" not in sentences[0][0]
     assert descent["words"]["level"][level] == "b = 0.2 nats"
+
+
+# --- spectra ------------------------------------------------------------------------
+
+
+def test_the_spectra_are_those_given_and_not_below_the_floor() -> None:
+    values = {
+        "GD": np.array([[3.0, 2.0], [3.0, 1.0]]),
+        "NSO": np.array([[2, 0.5], [2, 0]]),
+    }
+    chart = charts.spectra(values, [2.5], [0, 1500], ["first", "last"], floor=0.01)
+    page = written(charts.script(chart))
+    rows = pd.DataFrame(columns(page))
+    for name, matrix in values.items():
+        for step in (0, 1):
+            shown = rows[(rows["name"] == name) & (rows["step"] == step)]
+            assert shown["place"].tolist() == [1, 2]
+            assert shown["value"].tolist() == matrix[step].clip(0.01).tolist()
+    assert {"place": [1], "value": [2.5]} in [
+        part.get("values") for part in page["vega"]["data"]
+    ]
+    assert page["words"]["step"] == ["0", "1,500"]
+    assert page["params"][0]["value"] == 1  # the last step, as in the picture
+    (finding,) = (s for s in page["vega"]["signals"] if s["name"] == page["say"])
+    assert finding["update"] == '["first", "last"][step]'
+
+
+# --- groups -------------------------------------------------------------------------
+
+
+def said(page: dict[str, Any], **values: Any) -> str:
+    """The sentence of a chart for some values of its parameters."""
+    (finding,) = (s for s in page["vega"]["signals"] if s["name"] == page["say"])
+    script = finding["update"]
+    for name, value in values.items():
+        script = re.sub(rf"\b{name}\b(?!\")", str(value), script)
+    script = re.sub(r"\((\w+) \? (\d+) : 0\)", r"(\2 if \1 else 0)", script)
+    return eval(script)
+
+
+def test_the_sentence_is_of_the_groups_that_are_on() -> None:
+    table = pd.DataFrame(
+        {
+            "batch": [15, 15, 50, 50, 50],
+            "seed": [3, 4, 3, 4, 4],
+            "kappa": [1.0, 2.0, 3.0, 4.0, 5.0],
+            "norm": [5.0, 4.0, 3.0, 2.0, 1.0],
+            "gap": [-0.5, 0.0, 0.25, 0.5, 1 / 3],
+        }
+    )
+    chart = charts.groups(
+        table,
+        {"kappa": "κ", "norm": "norm"},
+        target=("gap", "loss gap"),
+        by=("batch", "batch size"),
+        finding=lambda nets, name: f"{name} of {nets['batch'].tolist()}",
+    )
+    page = written(charts.script(chart))
+    assert [param["bind"]["name"] for param in page["params"][:2]] == [
+        "batch size 15",
+        "batch size 50",
+    ]
+    on = {"on0": True, "on1": True}
+    assert said(page, measure=0, **on) == "kappa of [15, 15, 50, 50, 50]"
+    assert said(page, measure=1, **on | {"on0": False}) == "norm of [50, 50, 50]"
+    assert said(page, measure=1, **on | {"on1": False}) == "norm of [15, 15]"
+    assert said(page, measure=0, on0=False, on1=False) == "All groups are off."
+    rows = pd.DataFrame(columns(page))
+    assert rows["group"].tolist() == [0, 0, 1, 1, 1]
+    assert rows["seed"].tolist() == [0, 1, 0, 1, 1]
+    for name in ("kappa", "norm", "gap"):
+        assert rows[name].tolist() == pytest.approx(table[name].tolist(), abs=1e-4)
+
+
+# --- decision regions ---------------------------------------------------------------
+
+
+def test_a_picture_has_the_color_of_the_likelier_class() -> None:
+    chance = np.array([[0.0, 0.25, 0.5], [1.0, 0.75, 0.5]])  # rows: x2 from below
+    head, _, body = picture(chance).partition(",")
+    assert head == "data:image/png;base64"
+    image = Image.open(io.BytesIO(base64.b64decode(body))).convert("RGBA")
+    pixels = np.array(image)[::-1]
+    gold, blue = (
+        [int(color[i : i + 2], 16) for i in (1, 3, 5)] for color, _ in CLASSES.values()
+    )
+    assert pixels[0, :2, :3].tolist() == [gold, gold]
+    assert pixels[1, :2, :3].tolist() == [blue, blue]
+    opacity = pixels[..., 3]
+    assert (opacity[:, 2] == 0).all()  # undecided: the page is seen
+    assert (
+        opacity[0, 0] == opacity[1, 0] == 2 * opacity[0, 1] == 2 * opacity[1, 1] > 100
+    )
+
+
+def test_every_set_method_and_setting_has_its_net() -> None:
+    ramp = np.linspace(0, 1, 9)
+    corners = ([-1.0, 0.0], [1.0, 4.0])
+    sets = {
+        name: charts.Points(
+            np.array([[0.0, 1.0], [0.5, 2.0]]), np.array([0, 1]), corners
+        )
+        for name in ("gaussian", "spiral")
+    }
+    nets = {
+        name: {
+            method: [
+                charts.Region(
+                    np.tile(ramp**power, (5, 1)), f"{method} {power}", f"on {name}"
+                )
+                for power in (1, 2, 3)
+            ]
+            for method in ("ERM", "SAM")
+        }
+        for name in sets
+    }
+    page = written(charts.script(charts.regions(sets, nets, at=1)))
+    assert page["params"][-1]["value"] == 1
+    assert said(page, set=1, method=0, setting=2) == "on spiral"
+    tables = {
+        key: pd.DataFrame(part["values"])
+        for part in page["vega"]["data"]
+        if "values" in part
+        for key in ("url", "part", "label")
+        if key in part["values"]
+    }
+    assert tables["url"]["net"].tolist() == list(range(12))
+    grids = [net.chance for s in sets for m in nets[s] for net in nets[s][m]]
+    assert tables["url"]["url"].tolist() == [picture(grid) for grid in grids]
+    line = tables["part"]
+    for net, power in ((0, 1), (4, 2), (11, 3)):
+        across = line[line["net"] == net]["x1"].to_numpy()
+        assert across == pytest.approx(-1 + 2 * 0.5 ** (1 / power), abs=0.02)
+    assert (line["x2"].min(), line["x2"].max()) == (0, 4)
+    assert tables["label"]["set"].tolist() == [0, 0, 1, 1]
+    assert tables["label"]["label"].tolist() == ["class 0", "class 1"] * 2

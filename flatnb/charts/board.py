@@ -66,9 +66,8 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
         alt.Scale(domain=list(VERDICTS), range=list(values))
         for values in zip(*VERDICTS.values(), strict=True)
     )
-    legend = alt.Legend(columns=alt.ExprRef("width < 500 ? 1 : 3"))
-    color = alt.Color("verdict:N", scale=colors, legend=legend)
-    shape = alt.Shape("verdict:N", scale=shapes, legend=legend)
+    color = alt.Color("verdict:N", scale=colors)
+    shape = alt.Shape("verdict:N", scale=shapes)
     tooltip = [
         alt.Tooltip("method:N"),
         alt.Tooltip("words:N", title="gain"),

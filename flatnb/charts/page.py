@@ -30,7 +30,13 @@ STYLE: dict[str, Any] = {
     "autosize": {"type": "fit-x", "contains": "padding"},
     "axis": {**_TEXT, **_TITLE, **_LINES},
     "background": "transparent",
-    "legend": {**_TEXT, "labelColor": plots.BLACK, "title": None, "orient": "bottom"},
+    "legend": {
+        **_TEXT,
+        "columns": {"expr": "containerSize()[0] < 400 ? 1 : 3"},
+        "labelColor": plots.BLACK,
+        "orient": "bottom",
+        "title": None,
+    },
     "padding": 0,
     "title": {"anchor": "start", "fontSize": 14, "fontWeight": "normal", "offset": 12},
     "view": {"stroke": None},
@@ -126,7 +132,7 @@ def choice(
 
 
 def slider(
-    name: str, words: Sequence[str], label: str = "", at: int = 0
+    name: str, words: Sequence[Any], label: str = "", at: int = 0
 ) -> alt.Parameter:
     """The same as a slider, at first at one of the words; `about` tells the page what
     they are.
@@ -140,15 +146,29 @@ def slider(
     return alt.param(name=name, value=at, bind=bound)
 
 
-def about(how: str, *, say: str = "", **words: Sequence[str]) -> dict[str, Any]:
+def switch(name: str, label: str) -> alt.Parameter:
+    """A parameter of a chart that is true, at first, or false.
+
+    >>> switch("on", "batch size 50").param.value
+    True
+    """
+    import altair as alt
+
+    return alt.param(name=name, value=True, bind=alt.binding_checkbox(name=label))
+
+
+def about(
+    how: str, *, say: str = "", widest: float = 1e4, **words: Sequence[str]
+) -> dict[str, Any]:
     """What a page says with a chart, as its `usermeta`: how to use it, the parameter
-    whose value is a sentence on what is seen, and the words of the sliders.
+    whose value is a sentence on what is seen, its largest width in pixels, and the words
+    of the sliders.
 
     >>> about("Move the level.", level=["0", "0.1"])["words"]
     {'level': ['0', '0.1']}
     """
     listed = {name: list(texts) for name, texts in words.items()}
-    return {"how": how, "say": say, "words": listed}
+    return {"how": how, "say": say, "widest": widest, "words": listed}
 
 
 def pick(texts: Sequence[Any], name: str) -> str:

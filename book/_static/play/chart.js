@@ -23,10 +23,11 @@ flatnb.chart = (() => {
 })();
 
 flatnb.play("chart", (fig) => {
-  const { label, how, say, words, params, vega } = fig.data;
+  const { label, how, say, widest = 10000, words, params, vega } = fig.data;
   fig.about(label, how);
   const box = document.createElement("div");
   box.className = "play-chart";
+  box.style.maxWidth = `${widest}px`;
   fig.plots.append(box);
   fig.plots.before(fig.controls); // they decide what is in the chart, which may be long
 
@@ -79,7 +80,7 @@ flatnb.play("chart", (fig) => {
   };
   const draw = async (view) => {
     for (const [name, input] of inputs) view.signal(name, input());
-    await view.width(box.clientWidth).runAsync();
+    await view.width(box.clientWidth).resize().runAsync();
     if (say) fig.say(view.signal(say));
   };
   const fail = (error) =>

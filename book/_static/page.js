@@ -34,8 +34,8 @@
     box.classList.toggle("at-end", wide && rest < 2);
     hint(box).hidden = !wide;
     const name = Object.entries(NAMES).find(([selector]) => box.matches(selector))[1];
-    const region = { tabindex: 0, role: "region", "aria-label": `${name}, wider than the page` };
-    for (const [key, value] of Object.entries(region)) {
+    const stop = { tabindex: 0, role: "group", "aria-label": `${name}, wider than the page` };
+    for (const [key, value] of Object.entries(stop)) {
       if (wide) box.setAttribute(key, value);
       else box.removeAttribute(key);
     }

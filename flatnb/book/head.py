@@ -5,7 +5,10 @@ the head, for cards of links to it, and below its title among the results of a s
 import html
 import json
 import textwrap
+from pathlib import Path
 from typing import Any
+
+from flatnb.book import cards
 
 
 def setup(app: Any) -> None:
@@ -47,6 +50,32 @@ def _page(
     if name in described:
         text = described[name].replace('"', "&quot;")
         context["metatags"] += f'\n    <meta name="description" content="{text}" />'
+        if app.config.html_baseurl:
+            context["metatags"] += _card(app, name, html.unescape(described[name]))
     if name == "search":
         leads = {page: html.unescape(text) for page, text in described.items()}
         context["leads"] = json.dumps(leads, ensure_ascii=False).replace("</", "<\\/")
+
+
+def _card(app: Any, name: str, finding: str) -> str:
+    """Draw a page's card; the tags that name it."""
+    file = Path("_images", "cards", f"{name.replace('/', '-')}.png")
+    (app.outdir / file).parent.mkdir(parents=True, exist_ok=True)
+    logo = Path(app.srcdir, app.config.html_logo)
+    title = app.env.titles[name].astext()
+    figure = cards.card(title, finding, app.config.html_title, logo)
+    figure.savefig(app.outdir / file, pil_kwargs={"optimize": True})
+    tags = {
+        "og:image": f"{app.config.html_baseurl}{file.as_posix()}",
+        "og:image:width": cards.SIZE[0],
+        "og:image:height": cards.SIZE[1],
+        "og:image:alt": f"{title}: {finding}",
+    }
+    lines = [
+        f'\n    <meta property="{tag}" content="{html.escape(str(content))}" />'
+        for tag, content in tags.items()
+    ]
+    return (
+        "".join(lines)
+        + '\n    <meta name="twitter:card" content="summary_large_image" />'
+    )

@@ -15,6 +15,7 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flatnb._checks import shown
 from flatnb.book import (
@@ -36,6 +37,10 @@ PRECEDING = {
     ".yml": (r'^(  url: ")[^"]*', r"^(  branch: )\S*"),
     ".ipynb": (r'(REPOSITORY = \\")[^"\\]*', r'(REVISION = \\")[^"\\]*'),
 }
+
+# Extensions that need the site's address, and pages that its map leaves out.
+ADDRESSED = {"sphinxext.opengraph", "sphinx_sitemap", "notfound.extension"}
+UNLISTED = ("404", "genindex", "index", "py-modindex", "search")
 
 EXTRA = "extra"  # what this folder of the stage has is put next to the pages
 
@@ -69,13 +74,48 @@ def staged_settings(root: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config["execute"] = {"execute_notebooks": "off"}
-        if not config["repository"]["url"]:
+        sphinx, html = config["sphinx"]["config"], config["html"]
+        if url := config["repository"]["url"]:
+            html.setdefault("baseurl", site_of(url))
+            sphinx.update(_addressed(html["baseurl"], config["title"]))
+        else:
             del config["repository"], config["launch_buttons"]
-            for name in [name for name in config["html"] if name.endswith("_button")]:
-                del config["html"][name]
+            for name in [name for name in html if name.endswith("_button")]:
+                del html[name]
+            kept = [name for name in sphinx["extensions"] if name not in ADDRESSED]
+            sphinx["extensions"] = kept
     except Exception as error:  # of YAML, or parts that are missing or of another kind
         raise UserError(f"{path} cannot be used: {shown(error)}") from None
     return config
+
+
+def site_of(repository: str) -> str:
+    """Where GitHub Pages publishes a repository.
+
+    >>> site_of("https://github.com/Acme/flatnb")
+    'https://acme.github.io/flatnb/'
+    """
+    owner, name = repository.split("/")[-2:]
+    host = f"{owner.lower()}.github.io"
+    return f"https://{host}/" if name.lower() == host else f"https://{host}/{name}/"
+
+
+def _addressed(site: str, title: str) -> dict[str, Any]:
+    """Settings of the extensions that need to know where the pages are."""
+    path = urlsplit(site).path
+    lost = f"""<h1>This page is not here</h1>
+<p>It may have another name by now: <a href="{path}search.html">search the book</a>, or
+<a href="{path}book/intro.html">start at its first page</a>.</p>"""
+    return {
+        "ogp_site_url": site,
+        "ogp_site_name": title,
+        "ogp_type": "article",
+        "ogp_social_cards": {"enable": False},  # flatnb.book.head makes its own
+        "sitemap_url_scheme": "{link}",
+        "sitemap_excludes": [f"{name}.html" for name in UNLISTED],
+        "notfound_urls_prefix": path,
+        "notfound_context": {"title": "This page is not here", "body": lost},
+    }
 
 
 def stage(root: Path, executed: Mapping[Path, Path]) -> Path:

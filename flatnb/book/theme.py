@@ -9,8 +9,9 @@ from typing import Any
 
 from flatnb.book import downloads
 
-# In the text of a page; each a fault that axe-core reports.
+# In the head and the text of a page; all but the first are faults that axe-core reports.
 FAULTS = (
+    (r'<meta name="viewport"[^>]*>', ""),  # the template has one already
     # A name other than the text that one sees.
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     # A heading of a table without text: pandas' corner.
@@ -45,8 +46,9 @@ def _page(
     for script in context["script_files"]:
         if script.filename:
             script.attributes["defer"] = "defer"
-    for fault, repaired in FAULTS:
-        context["body"] = re.sub(fault, repaired, context.get("body", ""))
+    for part in {"metatags", "body"} & set(context):
+        for fault, repaired in FAULTS:
+            context[part] = re.sub(fault, repaired, context[part])
 
 
 def _needed(script: Any) -> bool:

@@ -2,12 +2,21 @@
 
 import json
 import re
+import shutil
+import subprocess
+from html import unescape
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 from small_book import ROOT, book
 
 from flatnb.book import lean, stage
+
+REDIRECTS = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"][
+    "redirects"
+]
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +28,9 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages(html: Path) -> list[Path]:
-    """All but the one that only leads to the first."""
-    return [path for path in html.rglob("*.html") if path != html / "index.html"]
+    """All but those that only lead to another."""
+    moved = {html / f"{old}.html" for old in REDIRECTS}
+    return [path for path in html.rglob("*.html") if path not in moved]
 
 
 # --- light pages --------------------------------------------------------------------
@@ -145,3 +155,112 @@ def test_names_and_roles_are_those_that_one_sees(html: Path) -> None:
     )
     assert 'role="doc-biblioentry"' not in intro and 'role="listitem"' in intro
     assert "Toggle hidden content" not in intro
+
+
+# --- pages that know their address --------------------------------------------------
+
+SITE = "https://acme.github.io/flatnb/"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small book, built with a made-up address."""
+    root = book(tmp_path_factory.mktemp("published"))
+    files = stage.with_address(root, "https://github.com/acme/flatnb", "v1")
+    for path, text in files.items():
+        path.write_text(text)
+    assert stage.build(stage.stage(root, {}), root / "_build" / "html")
+    return root / "_build" / "html"
+
+
+def test_the_address_of_the_site_follows_from_the_repository_unless_it_is_given(
+    tmp_path: Path,
+) -> None:
+    root = book(tmp_path)
+    path = root / "_config.yml"
+    text = path.read_text().replace('url: ""', 'url: "https://github.com/acme/flatnb"')
+    path.write_text(text)
+    assert stage.staged_settings(root)["html"]["baseurl"] == SITE
+    other = "https://flat.example.org/"
+    path.write_text(text.replace("html:\n", f"html:\n  baseurl: {other}\n", 1))
+    config = stage.staged_settings(root)
+    assert config["html"]["baseurl"] == other
+    assert config["sphinx"]["config"]["ogp_site_url"] == other
+    assert config["sphinx"]["config"]["notfound_urls_prefix"] == "/"
+
+
+def tags(path: Path) -> dict[str, str]:
+    """The tags of a page that say what a card of a link to it shows."""
+    pattern = r'<meta (?:property|name)="([^"]+)" content="([^"]*)"'
+    return {
+        name: unescape(text) for name, text in re.findall(pattern, path.read_text())
+    }
+
+
+def test_a_link_to_a_page_has_a_card(published: Path) -> None:
+    found = tags(published / "book" / "intro.html")
+    assert found["og:title"] == "Intro"
+    assert found["og:url"] == f"{SITE}book/intro.html"
+    assert found["og:description"] == found["description"] == "Flat is 2 & wide."
+    assert found["og:site_name"] == "Flat minima, measured"
+    image = Image.open(published / found["og:image"].removeprefix(SITE))
+    assert image.size == (int(found["og:image:width"]), int(found["og:image:height"]))
+    assert found["og:image:alt"] == "Intro: Flat is 2 & wide."
+
+
+def test_each_page_has_one_address_and_the_map_lists_it(published: Path) -> None:
+    listed = re.findall(r"<loc>([^<]*)</loc>", (published / "sitemap.xml").read_text())
+    assert sorted(listed) == [f"{SITE}book/intro.html", f"{SITE}notebooks/01_a.html"]
+    for address in listed:
+        text = (published / address.removeprefix(SITE)).read_text()
+        assert re.findall(r'rel="canonical" href="([^"]*)"', text) == [address]
+
+
+def test_without_an_address_nothing_needs_one(html: Path) -> None:
+    assert not (html / "sitemap.xml").exists() and not (html / "404.html").exists()
+    for path in pages(html):
+        assert not re.search(r"og:|canonical", path.read_text().split("</head>")[0])
+
+
+def test_the_page_for_what_is_not_found_works_at_any_depth(published: Path) -> None:
+    text = (published / "404.html").read_text()
+    assert "<h1>This page is not here</h1>" in text
+    names = re.findall(r'(?:src|href)="([^"]+)', text)
+    local = [name for name in names if not name.startswith(("#", "https:"))]
+    assert len(local) > 10 and all(name.startswith("/flatnb/") for name in local)
+    for name in local:
+        path = re.split("[?#]", name.removeprefix("/flatnb/"))[0]
+        assert (published / path).exists(), name
+
+
+def test_chapters_start_on_colab_and_binder(published: Path) -> None:
+    text = (published / "notebooks" / "01_a.html").read_text()
+    colab = "https://colab.research.google.com/github/acme/flatnb/blob/v1"
+    binder = "https://mybinder.org/v2/gh/acme/flatnb/v1?urlpath=lab/tree"
+    for start in (colab, binder):
+        assert f'"{start}/notebooks/01_a.ipynb"' in text
+
+
+# --- old names ----------------------------------------------------------------------
+
+
+def test_every_name_that_a_chapter_had_leads_to_a_page() -> None:
+    for old, new in REDIRECTS.items():
+        page = (ROOT / old).parent / new
+        assert any(page.with_suffix(s).exists() for s in (".ipynb", ".md")), old
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no git: which names there were is unknown")
+    options = ["--format=", "--name-only", "--diff-filter=AR"]
+    command = ["git", "log", *options, "--", "notebooks"]
+    log = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    names = {Path(line) for line in log.stdout.split() if line.endswith(".ipynb")}
+    for name in names:
+        assert (ROOT / name).exists() or str(name.with_suffix("")) in REDIRECTS, name
+
+
+def test_an_old_name_leads_on_with_and_without_scripts(html: Path) -> None:
+    text = (html / "notebooks" / "12_audit.html").read_text()
+    new = "19_audit_losses.html"
+    assert f'location.replace("{new}" + location.hash)' in text
+    assert f'content="0; url={new}"' in text and f'<a href="{new}">' in text
+    assert 'url=book/intro.html"' in (html / "index.html").read_text()

@@ -135,8 +135,14 @@ def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> Non
     assert not any("button" in name for name in config["html"])
     assert config["execute"]["execute_notebooks"] == "off"
     source = yaml.safe_load((root / "_config.yml").read_text())
-    for same in ("title", "sphinx", "parse", "bibtex_bibfiles", "exclude_patterns"):
+    for same in ("title", "parse", "bibtex_bibfiles", "exclude_patterns"):
         assert config[same] == source[same]
+    extensions = source["sphinx"]["config"]["extensions"]
+    assert set(extensions) >= stage.ADDRESSED
+    source["sphinx"]["config"]["extensions"] = [
+        name for name in extensions if name not in stage.ADDRESSED
+    ]
+    assert config["sphinx"] == source["sphinx"]
 
 
 def test_staged_settings_with_an_address_link_to_it(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@
      say(text)  the finding, in words, below the plots
      data       what the cell displays by flatnb.book.play.data(...), or a page has inside of the
                 element as <script type="application/json" class="play-data">
+     narrow     whether it is on a phone, where a height, as a function, may be smaller
    Sliders and choices have `.hidden`. A plot has, in units of its axes,
      line(points, style), area(points, style), dot(x, y, style), arrow(from, to, style),
      text(x, y, text, style), field(f, shade), handle({label, value, bounds, step, text}).
@@ -418,6 +419,11 @@ window.flatnb = window.flatnb || {};
       this.root.setAttribute("role", "group");
       this.root.setAttribute("aria-label", label);
       write(this.how, how);
+    }
+
+    /* Whether it is on a phone: there, all of it should be seen at once. */
+    get narrow() {
+      return this.root.clientWidth < 500;
     }
 
     plot(options) {

@@ -84,3 +84,20 @@ def test_the_figure_says_the_losses_of_its_controls(toy: Callable[..., Page]) ->
     assert "from a shift of 0.07 on" in finding(tab)
     slide(tab, "blur", 0.3)
     assert "behind at every shift" in finding(tab)
+
+
+@pytest.mark.parametrize(
+    ("shift", "sharp", "flat"),
+    [(0.05, 0.05, 0.10), (0.1, 0.20, 0.11), (0.25, 0.75, 0.17)],
+)
+def test_the_second_exercise_is_solved_by_the_figure(
+    toy: Callable[..., Page], shift: float, sharp: float, flat: float
+) -> None:
+    tab = toy("wells", cell("wells"))
+    slide(tab, "shift", shift)
+    slide(tab, "floor", 0.1)
+    assert f"test loss {sharp:.2f}, the flat one {flat:.2f}." in finding(tab)
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    text = "".join("".join(cell["source"]) for cell in cells)
+    solution = text[text.index("**2.**") : text.index("**3.**")]
+    assert f"{sharp:.2f}$" in solution and f"{flat:.2f}$" in solution

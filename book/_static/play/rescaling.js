@@ -87,7 +87,7 @@ flatnb.play("rescaling", (fig) => {
     y: [-WINDOW, WINDOW],
     xticks: [],
     yticks: [],
-    title: "steps that cost the same",
+    title: "steps of equal cost",
     xlabel: "step in layer 1",
     ylabel: "step in layer 2",
     next: plane,
@@ -102,7 +102,7 @@ flatnb.play("rescaling", (fig) => {
     title: "relative to *c* = 1",
     xlabel: "factor *c*",
     share: 0.7,
-    height: 268,
+    height: () => (fig.narrow ? 200 : 268),
   });
   const factor = fig.slider({
     label: "factor *c* on the first layer",

@@ -89,10 +89,10 @@ flatnb.play("valley", (fig) => {
     x: [0, STEPS],
     y: [0, 12],
     xticks: [0, 200, 400],
-    yticks: [0, 4, 8, 12],
+    yticks: [0, 6, 12],
     title: "trace of the Hessian",
     share: 0.6,
-    height: 150,
+    height: () => (fig.narrow ? 115 : 150),
   });
   const products = fig.plot({
     x: [0, STEPS],
@@ -102,7 +102,7 @@ flatnb.play("valley", (fig) => {
     title: "*w*₁*w*₂",
     xlabel: "step",
     next: traces,
-    height: 170,
+    height: () => (fig.narrow ? 135 : 170),
   });
   const start = map.handle({
     label: "start of the path",

@@ -42,7 +42,7 @@ flatnb.play("wells", (fig) => {
   const MOST = 0.6;
   fig.about(
     "Two wells of a loss, one sharp and one flat, and the test loss in their minima.",
-    "Shift the test loss, or blur it (the average over random shifts), and compare what the two minima pay.",
+    "Shift or blur the test loss, and compare what the two minima pay.",
   );
   const curve = fig.plot({
     x: [-2.4, 3.4],
@@ -51,7 +51,7 @@ flatnb.play("wells", (fig) => {
     xlabel: "weight *w*",
     ylabel: "loss",
     share: 1.25,
-    height: 240,
+    height: () => (fig.narrow ? 175 : 240),
   });
   const paid = fig.plot({
     x: [0, MOST],
@@ -61,10 +61,10 @@ flatnb.play("wells", (fig) => {
     xlabel: "shift",
     ylabel: "test loss",
     share: 0.75,
-    height: 240,
+    height: () => (fig.narrow ? 175 : 240),
   });
   const shift = fig.slider({ label: "shift", min: 0, max: MOST, step: 0.01, value: 0.25 });
-  const blur = fig.slider({ label: "blur *σ*", min: 0, max: 0.6, step: 0.01, value: 0 });
+  const blur = fig.slider({ label: "blur *σ* (random shifts)", min: 0, max: 0.6, step: 0.01, value: 0 });
   const floor = fig.slider({
     label: "floor of the flat well",
     min: 0,
@@ -78,8 +78,8 @@ flatnb.play("wells", (fig) => {
     const weights = flatnb.linspace(...curve.x, 400);
     curve.line(weights.map((w) => [w, loss(w, { floor: now.floor })]));
     curve.line(weights.map((w) => [w, loss(w, now)]), { color: "red", dash: "6 5" });
-    curve.text(0, 0.62, "training", { anchor: "middle" });
-    curve.text(0, 0.62, "test", { anchor: "middle", dy: 20, color: "red" });
+    curve.text(-0.25, 0.62, "training", { anchor: "middle" });
+    curve.text(-0.25, 0.62, "test", { anchor: "middle", dy: 20, color: "red" });
 
     const shifts = flatnb.linspace(0, MOST, 121);
     const tests = {};

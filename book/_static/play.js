@@ -506,6 +506,7 @@ window.flatnb = window.flatnb || {};
 
     redraw() {
       this.asked = null;
+      if (!this.root.clientWidth) return; // not shown, as in print
       this.guard(() => {
         this.all.forEach((plot) => plot.begin());
         this.paint();

@@ -59,10 +59,17 @@ def picture_and_figure(tab: Page) -> tuple[bool, bool]:
 
 def test_the_figure_replaces_the_picture_on_the_screen_only(frame: Opened) -> None:
     tab = frame()
+    messages: list[str] = []
+    tab.on("console", lambda message: messages.append(message.text))
     assert picture_and_figure(tab) == (False, True)
     assert tab.get_by_text("The caption.").is_visible()
     tab.emulate_media(media="print")
+    drawn(tab)
     assert picture_and_figure(tab) == (True, False)
+    tab.emulate_media(media="screen")
+    drawn(tab)
+    assert picture_and_figure(tab) == (False, True)
+    assert messages == []
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_a_page_has_chart_and_figure(
 def test_a_notebook_shows_the_chart_alone(outputs: list[Any]) -> None:
     charts.show(chart)
     (live,) = outputs
-    assert live.to_dict()["config"]["background"] == "transparent"
+    assert live.to_dict()["config"]["background"] == "#FFFFFF"
     assert plt.get_fignums() == []
 
 
@@ -312,10 +312,10 @@ def test_the_sentence_is_of_the_groups_that_are_on() -> None:
     )
     chart = charts.groups(
         table,
-        {"kappa": "κ", "norm": "norm"},
-        target=("gap", "loss gap"),
+        {"kappa": "κ", "norm": "norm", "gap": "loss gap"},
+        [("kappa", "gap"), ("norm", "kappa")],
         by=("batch", "batch size"),
-        finding=lambda nets, name: f"{name} of {nets['batch'].tolist()}",
+        finding=lambda nets, x, y: f"{x} and {y} of {nets['batch'].tolist()}",
     )
     page = written(charts.script(chart))
     assert [param["bind"]["name"] for param in page["params"][:2]] == [
@@ -323,10 +323,12 @@ def test_the_sentence_is_of_the_groups_that_are_on() -> None:
         "batch size 50",
     ]
     on = {"on0": True, "on1": True}
-    assert said(page, measure=0, **on) == "kappa of [15, 15, 50, 50, 50]"
-    assert said(page, measure=1, **on | {"on0": False}) == "norm of [50, 50, 50]"
-    assert said(page, measure=1, **on | {"on1": False}) == "norm of [15, 15]"
-    assert said(page, measure=0, on0=False, on1=False) == "All groups are off."
+    assert said(page, view=0, **on) == "kappa and gap of [15, 15, 50, 50, 50]"
+    assert said(page, view=1, **on | {"on0": False}) == "norm and kappa of [50, 50, 50]"
+    assert said(page, view=1, **on | {"on1": False}) == "norm and kappa of [15, 15]"
+    assert said(page, view=0, on0=False, on1=False) == "All groups are off."
+    titles = page["params"][2]["bind"]["labels"]
+    assert titles == ["loss gap over κ", "κ over norm"]
     rows = pd.DataFrame(columns(page))
     assert rows["group"].tolist() == [0, 0, 1, 1, 1]
     assert rows["seed"].tolist() == [0, 1, 0, 1, 1]

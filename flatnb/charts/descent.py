@@ -44,10 +44,12 @@ def descent(record: Mapping[str, Any], at: float = 0.2) -> alt.TopLevelMixin:
     drawn = rows.groupby("quantity")
     lows = [0, math.floor(drawn["low"].min()[1]), 0]  # losses from 0 on
     extents = list(map(list, zip(lows, drawn["high"].max().round(2), strict=True)))
+    words = [f"b = {b:g} nats" if b else "0, plain training" for b in levels]
+    title = f"{pick(labels, 'quantity')} + ', flood level ' + {pick(words, 'level')}"
     found = _findings(record, curves)
     params = [
         choice("quantity", names, "curves of the"),
-        slider("level", [f"{b:g}" for b in levels], "flood level", levels.index(at)),
+        slider("level", words, "flood level", levels.index(at)),
         alt.param(name="extent", expr=f"{extents}[quantity]"),
         alt.param(name="finding", expr=f"{pick(found, 'quantity')}[level]"),
     ]
@@ -80,14 +82,14 @@ def descent(record: Mapping[str, Any], at: float = 0.2) -> alt.TopLevelMixin:
         .mark_point(filled=True, size=90, opacity=1)
         .encode(y=y, tooltip=tooltip),
         data=data(rows),
-        title=alt.TitleParams(alt.ExprRef(pick(labels, "quantity"))),
+        title=alt.TitleParams(alt.ExprRef(title)),
         width="container",
         height=260,
         description="Plain training and Flooding over the epochs.",
         usermeta=about(
             "Move the flood level: when does the curve fall again?",
             say="finding",
-            level=[f"b = {b:g} nats" if b else "0, plain training" for b in levels],
+            level=words,
         ),
     ).add_params(*params)
 

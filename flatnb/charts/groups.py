@@ -3,7 +3,7 @@ those that are on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -19,83 +19,69 @@ LOOKS = ((plots.BLACK, "circle"), (plots.RED, "triangle-up"), (plots.BLUE, "squa
 
 def groups(
     table: pd.DataFrame,
-    measures: Mapping[str, str],
-    target: tuple[str, str],
+    names: Mapping[str, str],
+    views: Sequence[tuple[str, str]],
     by: tuple[str, str],
-    finding: Callable[[pd.DataFrame, str], str],
+    finding: Callable[[pd.DataFrame, str, str], str],
 ) -> alt.TopLevelMixin:
-    """One of the measures, of columns of positive numbers with their names, against a
-    target, a column with its name; a point per row of the table.
+    """Rows of a table as points: two of its columns, as a view says, x and y.
 
-    `by` is the column of the groups, of at most three, and what its values are. The
-    reader switches groups, chooses the measure, and a seed or all of them; the finding
-    is of all rows of the groups that are on.
+    `names` are those of the columns, of which x has positive numbers; `by` is the column
+    of the groups, of at most three, and its name. The reader switches groups, chooses
+    the view, and a seed or all of them. The finding is of all rows of the groups that
+    are on, x and y.
     """
     import altair as alt
 
-    names = [f"{by[1]} {value}" for value in sorted(table[by[0]].unique())]
-    members = [table[table[by[0]] == value] for value in sorted(table[by[0]].unique())]
-    subsets = [
-        pd.concat([part for i, part in enumerate(members) if mask >> i & 1])
-        for mask in range(1, 2 ** len(members))
-    ]
-    findings = [
-        ["All groups are off.", *(finding(subset, name) for subset in subsets)]
-        for name in measures
-    ]
-    seeds = sorted(table["seed"].unique())
-    rows = table[[*measures, target[0], "seed"]].assign(
-        group=table[by[0]].rank(method="dense").astype(int) - 1,
-        seed=table["seed"].map(seeds.index),
-    )
-    extents = [
-        [0.9 * float(table[name].min()), 1.1 * float(table[name].max())]
-        for name in measures
-    ]
-    on = [f"on{i}" for i in range(len(names))]
+    values = sorted(table[by[0]].unique())
+    labels = [f"{by[1]} {value}" for value in values]
+    on = [f"on{i}" for i in range(len(values))]
     mask = " + ".join(f"({name} ? {2**i} : 0)" for i, name in enumerate(on))
+    seeds = sorted(table["seed"].unique())
+    titles = [f"{names[y]} over {names[x]}" for x, y in views]
     params = [
-        *(switch(name, label) for name, label in zip(on, names, strict=True)),
-        choice("measure", list(measures.values()), "over"),
+        *(switch(name, label) for name, label in zip(on, labels, strict=True)),
+        choice("view", titles, "points"),
         choice("seed", ["all", *map(str, seeds)], "seed", menu=True),
-        alt.param(name="extent", expr=f"{extents}[measure]"),
-        alt.param(name="finding", expr=f"{pick(findings, 'measure')}[{mask}]"),
+        alt.param(name="extent", expr=f"{_extents(table, views)}[view]"),
+        alt.param(
+            name="finding",
+            expr=f"{pick(_findings(table, views, by[0], finding), 'view')}[{mask}]",
+        ),
     ]
-    colors, shapes = zip(*LOOKS[: len(names)], strict=True)
-    extent = [alt.ExprRef(f"extent[{end}]") for end in (0, 1)]
-    x = alt.Scale(type="log", domain=extent, nice=False)
-    lowest, highest = table[target[0]].agg(["min", "max"])
-    margin = 0.05 * float(highest - lowest)
-    y = alt.Scale(domain=[float(lowest) - margin, float(highest) + margin])
+    rows = table[list(names)].assign(
+        group=table[by[0]].map(values.index), seed=table["seed"].map(seeds.index)
+    )
+    colors, shapes = zip(*LOOKS[: len(values)], strict=True)
+    ends = [[alt.ExprRef(f"extent[{axis}][{i}]") for i in (0, 1)] for axis in (0, 1)]
+    log = alt.Scale(type="log", domain=ends[0], nice=False)
     ticks = [digit * 10.0**power for power in range(-5, 5) for digit in (1, 3)]
-    over = f"'{target[1]} over ' + {pick(list(measures.values()), 'measure')}"
-    columns = ", ".join(f"datum.{name}" for name in measures)
+    drawn = {
+        name: f"[{', '.join(f'datum.{view[axis]}' for view in views)}][view]"
+        for axis, name in enumerate("xy")
+    }
+    tooltip = [alt.Tooltip("name:N", title="of")]
+    tooltip += [alt.Tooltip(f"{c}:Q", title=n, format=".3g") for c, n in names.items()]
     return (
         alt.Chart(data(rows))
         .transform_filter(f"[{', '.join(on)}][datum.group]")
         .transform_filter("seed == 0 || datum.seed == seed - 1")
-        .transform_calculate(x=f"[{columns}][measure]", name=pick(names, "datum.group"))
+        .transform_calculate(**drawn, name=pick(labels, "datum.group"))
         .mark_point(filled=True, opacity=0.75, size=70)
         .encode(
             x=alt.X(
-                "x:Q", title=None, scale=x, axis=alt.Axis(format="~g", values=ticks)
+                "x:Q", title=None, scale=log, axis=alt.Axis(format="~g", values=ticks)
             ),
-            y=alt.Y(f"{target[0]}:Q", title=None, scale=y),
-            color=alt.Color("name:N", scale=alt.Scale(domain=names, range=colors)),
-            shape=alt.Shape("name:N", scale=alt.Scale(domain=names, range=shapes)),
-            tooltip=[
-                alt.Tooltip("name:N", title=" "),
-                *(
-                    alt.Tooltip(f"{name}:Q", title=title, format=".3g")
-                    for name, title in (*measures.items(), target)
-                ),
-            ],
+            y=alt.Y("y:Q", title=None, scale=alt.Scale(domain=ends[1], nice=False)),
+            color=alt.Color("name:N", scale=alt.Scale(domain=labels, range=colors)),
+            shape=alt.Shape("name:N", scale=alt.Scale(domain=labels, range=shapes)),
+            tooltip=tooltip,
         )
         .properties(
-            title=alt.TitleParams(alt.ExprRef(over)),
+            title=alt.TitleParams(alt.ExprRef(pick(titles, "view"))),
             width="container",
             height=280,
-            description=f"The {target[1]} of nets over a measure of them.",
+            description="Points for nets, in groups.",
             usermeta=about(
                 "Switch groups off, or look at one seed: what does the sign depend on?",
                 say="finding",
@@ -103,3 +89,32 @@ def groups(
         )
         .add_params(*params)
     )
+
+
+def _extents(
+    table: pd.DataFrame, views: Sequence[tuple[str, str]]
+) -> list[list[list[float]]]:
+    """Of each view the ends of both axes, all points inside; x is on a logarithmic one."""
+    found = []
+    for x, y in views:
+        lows, highs = table[[x, y]].min(), table[[x, y]].max()
+        margin = 0.05 * (highs[y] - lows[y])
+        ends = [0.9 * lows[x], 1.1 * highs[x]], [lows[y] - margin, highs[y] + margin]
+        found.append([[float(f"{end:.4g}") for end in axis] for axis in ends])
+    return found
+
+
+def _findings(
+    table: pd.DataFrame,
+    views: Sequence[tuple[str, str]],
+    by: str,
+    finding: Callable[[pd.DataFrame, str, str], str],
+) -> list[list[str]]:
+    """Of each view a sentence for each set of groups, whose index has a bit per group."""
+    members = [group for _, group in table.groupby(by)]
+    found: list[list[str]] = [["All groups are off."] for _ in views]
+    for mask in range(1, 2 ** len(members)):
+        chosen = [group for i, group in enumerate(members) if mask >> i & 1]
+        for sentences, (x, y) in zip(found, views, strict=True):
+            sentences.append(finding(pd.concat(chosen), x, y))
+    return found

@@ -29,7 +29,7 @@ _LINES = {"gridColor": GRID, "domainColor": GRID, "tickColor": GRID}
 STYLE: dict[str, Any] = {
     "autosize": {"type": "fit-x", "contains": "padding"},
     "axis": {**_TEXT, **_TITLE, **_LINES},
-    "background": "transparent",
+    "background": "#FFFFFF",
     "legend": {
         **_TEXT,
         "columns": {"expr": "containerSize()[0] < 400 ? 1 : 3"},

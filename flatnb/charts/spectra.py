@@ -56,6 +56,8 @@ def spectra(
     tooltip = ["name:N", "place:Q", alt.Tooltip("value:Q", format=".2g")]
     true = pd.DataFrame({"place": range(1, np.size(truth) + 1), "value": truth})
     curves = alt.Chart().transform_filter("datum.step == step").encode(x=x, y=y)
+    words = [f"{step:,}" for step in steps]
+    title = f"'eigenvalues at step ' + {pick(words, 'step')} + '; rings: true ones'"
     return alt.layer(
         alt.Chart(data(true))
         .mark_point(size=220, color=plots.GRAY, strokeWidth=2)
@@ -65,16 +67,16 @@ def spectra(
             color=color, shape=shape, tooltip=tooltip
         ),
         data=data(rows),
-        title=alt.TitleParams("eigenvalues; rings: the true ones"),
+        title=alt.TitleParams(alt.ExprRef(title)),
         width="container",
         height=260,
         description="Eigenvalues of the matrices found, by method.",
         usermeta=about(
             "Move the step: which eigenvalues does each method let go?",
             say="finding",
-            step=[f"{step:,}" for step in steps],
+            step=words,
         ),
     ).add_params(
-        slider("step", [f"{step:,}" for step in steps], "step", len(steps) - 1),
+        slider("step", words, "step", len(steps) - 1),
         alt.param(name="finding", expr=pick(findings, "step")),
     )

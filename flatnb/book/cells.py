@@ -4,6 +4,11 @@ from typing import Any
 
 # Tags of the cells that come before the first section of a notebook.
 SETUP = {"bootstrap", "parameters", "injected-parameters", "setup"}
+FOLDED = {
+    "hide-input",
+    "hide-cell",
+    "remove-input",
+}  # tags of cells whose code is not seen
 
 
 def tags(cell: dict[str, Any]) -> list[str]:
@@ -27,7 +32,7 @@ def minutes(cells: list[dict[str, Any]]) -> int:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
             total += len(source.split()) / 200
-        elif not {*SETUP, "hide-input"}.intersection(tags(cell)):
+        elif not {*SETUP, *FOLDED}.intersection(tags(cell)):
             total += len(source.splitlines()) / 20
     return round(total)
 

@@ -233,3 +233,18 @@ def test_the_figure_of_the_readme_is_drawn_from_the_records() -> None:
     """Otherwise: `headline.save(Path("book/_static"))`."""
     file = Path(__file__).parents[2] / "book" / "_static" / headline.FILE
     assert f">{headline.description()}<" in file.read_text(encoding="utf-8")
+
+
+def test_at_equal_passes_the_figure_says_what_the_table_says() -> None:
+    """Although its families have the methods of one pass, too."""
+    rules = scoreboard.rules(images="none/*", one_rate="none/*")
+    views = scoreboard.views({"equal passes": rules["equal passes"]}, ["ERM", "EMA"])
+    here = views["place"].eq(scoreboard.PLACES[0].words)
+    views = views[here & views["metric"].eq("test_accuracy")]
+    plain = [f"plane/*/{name}/narrow-tuned" for name in ("ERM", "EMA")]
+    runs = compare.select(["plane/*/narrow-tuned-equal-passes", *plain])
+    for baseline in ("ERM", "EMA"):
+        shown = views[views["baseline"] == baseline].set_index("method")
+        table = judged(runs, baseline)
+        assert len(table) < len(shown)
+        assert (shown.loc[table.index, "verdict"] == table["verdict"]).all()

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from flatnb.book import headline
-from flatnb.results import compare, records, verdicts
+from flatnb.results import compare, records, scoreboard, verdicts
 
 TUNED = ["plane/*/narrow-tuned"]
 

@@ -4,6 +4,7 @@
 // Questions in a reader's words, and the page that answers them: it comes first if it is found.
 const ANSWERS = [
   [/which (method|one)|should i use|best method|recommend|compare|ranking/, "notebooks/13_scoreboard"],
+  [/^cit(e|ing|ation)|bibtex/, "book/intro"],
   [/learning rate|tun(e|ing)/, "notebooks/10_two_classes_in_the_plane"],
   [/flatness predict|generali[sz]/, "notebooks/16_which_measure_predicts"],
   [/training loop|optimizer|your own/, "notebooks/A1_in_your_own_loop"],

@@ -1,19 +1,26 @@
-"""What readers take away from the pages: notebooks, with and without outputs."""
+"""What readers take away from the pages: notebooks with and without outputs, and the
+recorded runs as CSV.
+"""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from flatnb.book import figures
+from flatnb.results import compare, records
+from flatnb.results.runs import KINDS
 
 FOLDER = "downloads"  # below the pages
-KINDS = {"executed": "notebook, with outputs", "clean": "notebook, without outputs"}
+NOTEBOOKS = {"executed": "notebook, with outputs", "clean": "notebook, without outputs"}
 
 
 def save_notebook(folder: Path, source: Path, executed: Path | None) -> None:
     """Put a notebook, and its executed copy if there is one, into `folder`."""
-    for kind in KINDS:
+    for kind in NOTEBOOKS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, folder / "clean" / source.name)
     if executed:
@@ -35,3 +42,66 @@ def published(notebook: dict[str, Any]) -> dict[str, Any]:
     kept = {"parameters", "version", "duration", "end_time"} & set(run)
     notebook["metadata"]["papermill"] = {name: run[name] for name in sorted(kept)}
     return notebook
+
+
+def families(patterns: Collection[str]) -> list[str]:
+    """The first parts of the names of those records that fit some pattern.
+
+    >>> families(["plane/gaussian-0/*", "sensing/*"])
+    ['plane', 'sensing']
+    """
+    fits = [n for n in records.names() if any(fnmatchcase(n, p) for p in patterns)]
+    return sorted({name.split("/")[0] for name in fits})
+
+
+def save_records(folder: Path, cache: Path, family: str) -> dict[str, int]:
+    """Write the runs of a family of records into `folder`, a file per kind of run that
+    it has, with a row per run and a column per quantity, in six digits.
+
+    Files are kept in `cache` for as long as records and code stay the same: to write
+    those of the plane takes ten seconds.
+
+    Returns:
+        Name of a file -> how many runs it has.
+    """
+    made = cache / family / _state(family)
+    if not made.exists():
+        shutil.rmtree(made.parent, ignore_errors=True)
+        unfinished = made.with_name("unfinished")
+        unfinished.mkdir(parents=True)
+        for kind in KINDS:
+            runs = compare.select([f"{family}/*"], kind).dropna(axis=1, how="all")
+            if len(runs):
+                file = unfinished / f"{family}-{kind}.csv"
+                runs.to_csv(file, index=False, float_format="%.6g")
+        unfinished.rename(made)
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for file in sorted(made.glob("*.csv")):
+        shutil.copyfile(file, folder / file.name)
+        with file.open(encoding="utf-8") as lines:
+            counts[file.name] = sum(1 for _ in lines) - 1
+    return counts
+
+
+def _state(family: str) -> str:
+    """A hash of what the files of a family depend on."""
+    digest = hashlib.sha256()
+    code = Path(compare.__file__).parent.glob("*.py")
+    for path in sorted([*code, *(records.root() / family).rglob("*.json")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def runs_cell(counts: dict[str, int]) -> dict[str, Any]:
+    """The cell below a page that reads records: links to the runs of these files."""
+    links = [
+        f'<a href="../{FOLDER}/records/{name}">{name}</a> ({count:,} runs)'
+        for name, count in counts.items()
+    ]
+    source = (
+        f"**Recorded runs** of the tasks on this page, one row per run: "
+        f"{', '.join(links)}. {{func}}`~flatnb.results.compare.select` says what the "
+        "columns are."
+    )
+    return {"cell_type": "markdown", "id": "runs", "metadata": {}, "source": source}

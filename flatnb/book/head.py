@@ -35,7 +35,8 @@ def description(page: Any) -> str:
 
 
 def _describe(app: Any, page: Any, name: str) -> None:
-    text = description(page) or app.config.html_title
+    title = app.env.titles[name].astext()
+    text = description(page) or f"{title}: {app.config.html_title}"
     app.env.metadata[name]["og:description"] = html.escape(text, quote=False)
 
 
@@ -58,7 +59,7 @@ def _page(
 
 
 def _card(app: Any, name: str, finding: str) -> str:
-    """Draw a page's card; the tags that name it."""
+    """The tags that name the card of this page, which it draws."""
     file = Path("_images", "cards", f"{name.replace('/', '-')}.png")
     (app.outdir / file).parent.mkdir(parents=True, exist_ok=True)
     logo = Path(app.srcdir, app.config.html_logo)

@@ -135,7 +135,7 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         text = executed.get(page, root / page).read_text(encoding="utf-8")
         if page.suffix == ".ipynb":
-            text = as_page(text)
+            text = _with_runs(as_page(text), extra / "records", root / "_build")
             downloads.save_notebook(extra, root / page, executed.get(page))
         (folder / page).write_text(text, encoding="utf-8")
     intro, static = folder / "book" / "intro.md", folder / "book" / "_static"
@@ -192,6 +192,18 @@ def as_page(notebook: str) -> str:
                 picture["metadata"]["tags"] = [*kept, "remove-input"]
         content["cells"] = [*others[:place], merged, *others[place:]]
     content["cells"] = [part for cell in content["cells"] for part in apart(cell)]
+    return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def _with_runs(notebook: str, folder: Path, build: Path) -> str:
+    """A notebook with links, at its end, to the runs of the records that it reads."""
+    content = json.loads(notebook)
+    counts: dict[str, int] = {}
+    patterns = content["metadata"].get("flatnb", {}).get("records", [])
+    for family in downloads.families(patterns):
+        counts |= downloads.save_records(folder, build / "records", family)
+    if counts:
+        content["cells"].append(downloads.runs_cell(counts))
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 

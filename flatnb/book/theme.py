@@ -67,7 +67,7 @@ def _downloads(app: Any, page: str, pathto: Any) -> dict[str, Any]:
     }
     files = {
         words: f"{downloads.FOLDER}/{kind}/{Path(page).name}.ipynb"
-        for kind, words in downloads.KINDS.items()
+        for kind, words in downloads.NOTEBOOKS.items()
     }
     buttons = [
         {

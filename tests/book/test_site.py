@@ -7,12 +7,14 @@ import subprocess
 from html import unescape
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 from small_book import ROOT, book
 
-from flatnb.book import lean, stage
+from flatnb.book import downloads, lean, stage
+from flatnb.results import compare
 
 REDIRECTS = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"][
     "redirects"
@@ -117,7 +119,7 @@ def test_a_page_is_described_by_its_bold_sentences_or_its_first_paragraph(
     intro = (html / "book" / "intro.html").read_text()
     assert described.format("Flat is 2 &amp; wide.") in intro
     chapter = (html / "notebooks" / "01_a.html").read_text()
-    assert described.format("Flat minima, measured") in chapter
+    assert described.format("01_a: Flat minima, measured") in chapter
 
 
 def test_a_search_knows_what_each_page_is_about(html: Path) -> None:
@@ -264,3 +266,41 @@ def test_an_old_name_leads_on_with_and_without_scripts(html: Path) -> None:
     assert f'location.replace("{new}" + location.hash)' in text
     assert f'content="0; url={new}"' in text and f'<a href="{new}">' in text
     assert 'url=book/intro.html"' in (html / "index.html").read_text()
+
+
+# --- recorded runs ------------------------------------------------------------------
+
+
+def test_runs_of_a_family_are_files_by_kind_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = tmp_path / "files", tmp_path / "cache"
+    counts = downloads.save_records(folder, cache, "sensing")
+    assert counts.keys() == {
+        f"sensing-{k}.csv" for k in ("default", "fresh", "selected")
+    }
+    for name, count in counts.items():
+        kind = name.removeprefix("sensing-").removesuffix(".csv")
+        runs, expected = pd.read_csv(folder / name), compare.select(["sensing/*"], kind)
+        assert len(runs) == len(expected) == count
+        assert runs["record"].tolist() == expected["record"].tolist()
+        assert runs["distance"].to_numpy() == pytest.approx(expected["distance"], 1e-5)
+    monkeypatch.setattr(compare, "select", None)
+    assert downloads.save_records(folder, cache, "sensing") == counts
+
+
+def test_a_page_that_reads_records_links_to_their_runs(tmp_path: Path) -> None:
+    root = book(tmp_path)
+    path = root / "notebooks" / "01_a.ipynb"
+    content = json.loads(path.read_text())
+    content["metadata"]["flatnb"] = {"records": ["sensing/*/NSO", "none/*"]}
+    path.write_text(json.dumps(content))
+    folder = stage.stage(root, {})
+    *_, last = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())["cells"]
+    links = re.findall(
+        r'href="\.\./([^"]*)">([^<]*)</a> \((\d+) runs\)', last["source"]
+    )
+    assert len(links) == 3
+    for address, name, _ in links:
+        assert (folder / stage.EXTRA / address).name == name
+        assert (folder / stage.EXTRA / address).exists()

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 import pytest
-from figures import CELL, finding, slide
+from figures import cell, finding, slide
 from playwright.sync_api import Page
 
 from flatnb import charts, plots
@@ -52,7 +52,7 @@ def tab(toy: Callable[..., Page], tmp_path: Path) -> Page:
     script = (tmp_path / bundle.SCRIPT).read_text(encoding="utf-8")
     data = f'<div class="cell">{charts.script(chart())}</div>'
     said: list[str] = []
-    html = f"<script>{script}</script>{data}{CELL.format(name='chart')}"
+    html = f"<script>{script}</script>{data}{cell('chart')}"
     page = toy("chart", html)
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
@@ -143,7 +143,7 @@ def test_under_the_mouse_are_the_numbers(tab: Page) -> None:
 
 def test_without_vega_there_is_the_picture(toy: Callable[..., Page]) -> None:
     data = f'<div class="cell">{charts.script(chart())}</div>'
-    page = toy("chart", data + CELL.format(name="chart"))
+    page = toy("chart", data + cell("chart"))
     page.wait_for_timeout(300)
     assert page.locator("figure img").is_visible()
     assert page.locator(".play").count() == 0

@@ -119,6 +119,7 @@ def _thumbnails(
             f":class: only-{mode}",
             f":alt: The first figure of “{title}”.",
             f":width: {WIDTH // 2}px",
+            ":loading: lazy",
             "```",
         ]
     return [*lines, ""]

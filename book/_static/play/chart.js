@@ -68,13 +68,15 @@ flatnb.play("chart", (fig) => {
   /* At the first drawing the chart is in the page, which gives it a width and a font. */
   let drawn;
   const start = async () => {
+    const font = getComputedStyle(box).fontFamily;
+    const fonts = { labelFont: font, titleFont: font };
     const result = await vegaEmbed(box, flatnb.chart.complete(vega), {
       mode: "vega",
       renderer: "svg",
       actions: false,
       defaultStyle: false,
       tooltip: { disableDefaultStyle: true },
-      config: { font: getComputedStyle(box).fontFamily },
+      config: { axis: fonts, legend: fonts, title: { font } },
     });
     return result.view;
   };

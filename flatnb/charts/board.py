@@ -79,7 +79,7 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     y = alt.Y("method:N", title=None, sort=alt.SortField("row"))
     encoded = rows.encode(y=y, color=color, tooltip=tooltip)
     axis = alt.Axis(tickCount=5)
-    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color=plots.GRAY)
+    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(color=plots.GRAY, aria=False)
     relative_to = f"'relative to ' + {pick(words['baseline'], 'baseline')}"
     title = alt.ExprRef(f"[{pick(gains, 'metric')}, {relative_to}]")  # two lines
     return alt.layer(

@@ -43,11 +43,13 @@ BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
 GRAY = "#6B6B6B"  # of whatever is not a method
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
-# Narrow figures with 11 pt text are readable on a phone's 360 pixels; on an opaque
-# white ground black text stays legible on a dark page.
+# 11 pt text is readable in figures of up to 6 inches on a phone's 360 pixels; wider ones
+# scroll. On an opaque white ground black text stays legible on any page: those of the
+# book have a second picture for dark mode (flatnb.book.dark).
 _STYLE = {
     "savefig.facecolor": "white",
     "savefig.bbox": "tight",
+    "svg.hashsalt": "flatnb",  # the same drawing is the same file
     "figure.figsize": (5.2, 3.4),
     "figure.dpi": 144,
     "figure.constrained_layout.use": True,

@@ -9,9 +9,11 @@ from typing import Any
 
 from flatnb.book import downloads
 
-# In the head and the text of a page; all but the first are faults that axe-core reports.
+# In the head and the text of a page; all but two are faults that axe-core reports.
 FAULTS = (
     (r'<meta name="viewport"[^>]*>', ""),  # the template has one already
+    # Pictures far below, and those of the other mode, which are not shown at all.
+    (r"<img (?![^>]*\bloading=)", '<img loading="lazy" '),
     # A name other than the text that one sees.
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     # A heading of a table without text: pandas' corner.
@@ -42,18 +44,27 @@ def _page(
         else button
         for button in context["header_buttons"]
     ]
-    context["script_files"] = [s for s in context["script_files"] if _needed(s)]
+    text = context.get("body", "")
+    context["script_files"] = [s for s in context["script_files"] if _needed(s, text)]
     for script in context["script_files"]:
         if script.filename:
             script.attributes["defer"] = "defer"
+    toctree = context.get("generate_toctree_html", lambda **_: "")
+    context["generate_toctree_html"] = lambda **how: str(toctree(**how)).replace(
+        "<summary>", '<summary aria-label="Pages of this part">'
+    )
     for part in {"metatags", "body"} & set(context):
         for fault, repaired in FAULTS:
             context[part] = re.sub(fault, repaired, context[part])
 
 
-def _needed(script: Any) -> bool:
-    """Not what the theme notes for its switch of versions, before its script is there."""
-    return not script.attributes.get("body", "").startswith("DOCUMENTATION_OPTIONS.")
+def _needed(script: Any, page: str) -> bool:
+    """Not MathJax on a page without a formula, and not what the theme notes for its
+    switch of versions, before its script is there."""
+    source = f"{script.filename or ''} {script.attributes.get('body', '')}"
+    if "mathjax" in source.lower():
+        return re.search(r'class="[^"]*\bmath\b', page) is not None
+    return "DOCUMENTATION_OPTIONS." not in source
 
 
 def _downloads(app: Any, page: str, pathto: Any) -> dict[str, Any]:

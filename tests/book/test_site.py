@@ -150,6 +150,13 @@ def test_there_is_one_field_to_search_in(html: Path) -> None:
         )
 
 
+def test_formulas_are_shown_where_there_are_some(html: Path) -> None:
+    for path in pages(html):
+        text = path.read_text()
+        assert ("mathjax.js" in text) == ("window.MathJax" in text)
+        assert ("mathjax.js" in text) == (path.stem == "intro"), path
+
+
 def test_names_and_roles_are_those_that_one_sees(html: Path) -> None:
     intro = (html / "book" / "intro.html").read_text()
     assert re.search(

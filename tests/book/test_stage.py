@@ -174,7 +174,7 @@ def test_mathjax_is_copied_with_the_fonts_that_it_asks_for(tmp_path: Path) -> No
     asked = set(re.findall(r"%%URL%%/(MathJax_[\w-]+\.woff)", script))
     assert len(asked) > 10
     assert asked <= {file.name for file in (tmp_path / mathjax.FONTS).iterdir()}
-    assert f'fontURL:n.Package.resolvePath("{mathjax.FONTS}"' in script
+    assert re.search(rf'fontURL:[\w.]+resolvePath\("{mathjax.FONTS}"', script)
     assert "Apache License" in (tmp_path / "LICENSE").read_text()
 
 
@@ -182,7 +182,7 @@ def test_another_mathjax_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mathjax, "SHA256", 64 * "0")
-    with pytest.raises(UserError, match=r"tex-chtml.js has SHA-256 .* allowed: 000"):
+    with pytest.raises(UserError, match=r"has parts of SHA-256 .* allowed: 000"):
         mathjax.copy(tmp_path)
     monkeypatch.setattr(mathjax, "PACKAGE", "flatnb-has-no-such-package")
     with pytest.raises(UserError, match=r"pip install 'flatnb\[site\]'"):
@@ -223,8 +223,8 @@ def test_pages_load_nothing_from_another_host(built: dict[str, Path]) -> None:
     for path in html.rglob("*.html"):
         text = path.read_text()
         assert not re.search(r'(src|<link[^>]* href)="(\w+:)?//', text), path
-    assert "mathjax/tex-chtml.js" in (html / "book" / "intro.html").read_text()
-    assert (html / "_static" / "mathjax" / "tex-chtml.js").exists()
+    assert "mathjax/mathjax.js" in (html / "book" / "intro.html").read_text()
+    assert (html / "_static" / "mathjax" / "mathjax.js").exists()
 
 
 def test_pages_with_an_address_link_to_the_real_files(built: dict[str, Path]) -> None:

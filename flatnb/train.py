@@ -94,6 +94,9 @@ def fit(
     the member concerned is lost. The page library/training says more: "How fit behaves".
 
     Args:
+        model: any classifier, an `nn.Module` on the device of the data.
+        data: a `flatnb.data.Data`.
+        method: such as `flatnb.SAM(rho=0.05)`; plain training is `flatnb.ERM()`.
         optimizer: of `torch.optim`, or `flatnb.BSAM`, each of whose two passes takes
             the method's gradient: `flatnb.ERM()` gives bSAM.
         seed: of batch order, augmentation and dropout; not of the initial weights.

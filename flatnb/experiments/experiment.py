@@ -18,12 +18,19 @@ _SAMPLED = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 class Cost(NamedTuple):
-    """A task's value (1: the most), and the minutes of a run of one pass. A run is one
-    net; in the plane all settings and seeds, in matrix sensing a setting."""
+    """A task's value, and the minutes of a run of one pass.
+
+    A run is one net; in the plane all settings and seeds, in matrix sensing a setting.
+
+    Args:
+        value: by which `flatnb records todo` sorts; 1 comes first.
+        gpu_minutes: estimated.
+        cpu_minutes: on one core, extrapolated from a few epochs.
+    """
 
     value: int
-    gpu_minutes: float  # estimated
-    cpu_minutes: float  # on one core, from a few epochs
+    gpu_minutes: float
+    cpu_minutes: float
 
     def times(self, runs: float) -> Cost:
         """The cost of a number of runs."""
@@ -32,31 +39,60 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One task and one method, from `task` to `budget` as the record states them."""
+    """One task and one method: what is run, and the record that it makes.
 
-    name: str  # of the record
-    cost: Cost  # of all runs
-    job: Job  # all runs; it returns what `study.study` does, or is not `tuned`
-    sample: Job  # a cheap one, which verifying the record repeats
+    Args:
+        name: of the record.
+        cost: of all runs.
+        job: all runs, as one call. If `tuned`, it returns what
+            `flatnb.experiments.study.study` does.
+        sample: a cheap job, which verifying the record repeats.
+        task: all settings of the task, with its "name"; the record states them.
+        method: its name.
+        passes: forward-backward passes per step.
+        settings: every setting that is tried, a dict each.
+        seeds: of the selection.
+        space: what is searched, in words.
+        budget: how many settings, the first ones, can be chosen. One past them is the
+            published default.
+        tuned: if not, the first setting is taken, and all runs are fresh.
+        at_edge: the hyperparameters of a chosen setting that lie at an edge.
+        run: the job of one run, of a setting and a seed.
+        sampled: metrics of the sample that the record keeps.
+        kept: metrics whose curves are kept of every setting.
+
+    >>> from flatnb.experiments import EXPERIMENTS
+    >>> [experiment.method for experiment in EXPERIMENTS if "sensing" in experiment.name]
+    ['GD', 'WeightNoise', 'NSO']
+    """
+
+    name: str
+    cost: Cost
+    job: Job
+    sample: Job
     task: Mapping[str, Any]
     method: str
     passes: float
     settings: Sequence[Setting]
     seeds: Sequence[int]
-    space: str  # what was searched, in words
-    budget: int  # the number of settings, the first ones, that can be chosen
-    tuned: bool = True  # False: the first setting is taken, and all runs are fresh
+    space: str
+    budget: int
+    tuned: bool = True
     at_edge: Callable[[Setting], list[str]] = lambda chosen: []
-    run: Callable[[Setting, int], Job] | None = None  # one run, tables [setting][seed]
-    sampled: Sequence[str] = _SAMPLED  # metrics of the sample that the record keeps
-    kept: Sequence[str] = ()  # metrics whose curves are kept of every setting
+    run: Callable[[Setting, int], Job] | None = None
+    sampled: Sequence[str] = _SAMPLED
+    kept: Sequence[str] = ()
 
     def jobs(self) -> list[Job]:
-        """The jobs of a sweep."""
+        """All runs, and the sample: the jobs for `flatnb.results.sweep.run`."""
         return [replace(self.job, cost=60 * self.cost.cpu_minutes), self.sample]
 
     def record(self, results: Sequence[Result]) -> dict[str, Any]:
-        """The record of the jobs' results, in order; RuntimeError if a job failed."""
+        """The record of the jobs' results, which are in the order of `jobs`.
+
+        Raises:
+            RuntimeError: a job failed; it names the first error.
+        """
         errors = [result.error for result in results if result.value is None]
         if errors:
             raise RuntimeError(
@@ -101,8 +137,11 @@ class Experiment:
         }
 
     def whole_run(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """The first run of a record's evaluation, to its last epoch, in the form of a
-        record's sample; ValueError if the record has none."""
+        """The first fresh run of a record as a sample, which repeats it to its last epoch.
+
+        Raises:
+            ValueError: the record has no fresh runs.
+        """
         if self.run is None or "evaluation" not in record:
             raise ValueError(f"{self.name} has no evaluation of which to repeat a run")
         first = record["evaluation"]["chosen"]

@@ -38,21 +38,36 @@ FRESH = range(30_000, 31_000)  # of the evaluation
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """Two classes in the plane, see `flatnb.data.plane`, and a perceptron."""
+    """A task: two classes in the plane, see `flatnb.data.plane`, and a perceptron.
+
+    Args:
+        data, noise: the set of points, and the share of its labels that are flipped.
+        scale: a name for width, epochs, budget and seeds; the record's name has it.
+        width: of the four hidden layers.
+        epochs: of every run.
+        every: epochs from one evaluation to the next.
+        n_test: test points.
+        budget: settings per method.
+        seeds: how many the selection has.
+        fresh: how many the fresh runs have.
+        repeats: how often selected runs train again, in other orders of batches.
+        tuned: whether the learning rate is searched, too; else all have `LR`.
+        equal_passes: whether a method of p passes per step has 1/p of the epochs.
+    """
 
     data: str = "gaussian"
     noise: float = 0.05
-    scale: str  # a name for width, epochs, budget and seeds
+    scale: str
     width: int
     epochs: int
-    every: int = 100  # epochs from one evaluation to the next
+    every: int = 100
     n_test: int = 20_000
-    budget: int  # settings per method
-    seeds: int  # of the selection
-    fresh: int  # seeds of the evaluation
-    repeats: int = 0  # of the selected runs, see `flatnb.experiments.study`
-    tuned: bool = False  # the learning rate, too; else LR for all
-    equal_passes: bool = False  # p passes per step: 1/p of the epochs
+    budget: int
+    seeds: int
+    fresh: int
+    repeats: int = 0
+    tuned: bool = False
+    equal_passes: bool = False
 
 
 _PAPER = Plane(scale="paper", width=500, epochs=500, budget=40, seeds=15, fresh=15)
@@ -164,7 +179,12 @@ def _in_order(data: Data, member: Member) -> Data:
 
 
 def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
-    """The experiment of one task and method."""
+    """The experiment of one task and one method.
+
+    >>> task = replace(NARROW, data="spiral", tuned=True)
+    >>> experiment(task, METHODS["SAM"], Cost(1, 0.05, 1.0)).name
+    'plane/spiral-0.05/SAM/narrow-tuned'
+    """
     optimizer = method.optimizer or ADAM
     rates = optimizer.rates if task.tuned else LR
     settings = method.settings(task.budget, rates)

@@ -36,10 +36,17 @@ Setting = dict[str, float]
 
 @dataclass(frozen=True)
 class Range:
-    """From `low` to `high`: evenly, in the logarithm, or in that of what lacks to 1.
+    """The range of a hyperparameter that is searched.
 
-    `default` is the published one. `edges` are the ends ("low", "high") at which better
-    values may lie beyond: not where the method becomes ERM, or its definition stops.
+    `log`, `even` and `near` make one: evenly spaced in the logarithm, in the number
+    itself, or in the logarithm of what lacks to 1.
+
+    Args:
+        low, high: both included.
+        default: the published value.
+        edges: the ends, "low" or "high", beyond which better values may lie; not those
+            where the method becomes ERM, or where its definition stops.
+        spacing: as `log`, `even` and `near` set it.
 
     >>> log(0.01, 1.0).value(0.5), even(0.3, 0.9).value(0.5), near(0.9, 0.999).value(0.5)
     (0.1, 0.6, 0.99)
@@ -189,18 +196,36 @@ PAPER_GRID = even(0.01, 2.0)
 
 @dataclass(frozen=True)
 class Tuned:
-    """A method as the experiments tune it. `method` takes its hyperparameters, numbers
-    or tensors (members,); with auxiliary nets, held-out losses and lists."""
+    """A method as the experiments tune it: a row of `flatnb.experiments.tuning.METHODS`.
 
-    method: Callable[..., Method]  # ERM, where the optimizer or the average is tuned
-    space: Mapping[str, Range]  # besides the learning rate; axes show the first
+    Args:
+        method: the class, which takes its hyperparameters as numbers, or as tensors
+            (members,) in an ensemble; ERM, where the optimizer or an average is tuned.
+        space: hyperparameter -> `Range`, besides the learning rate; axes show the first.
+        look: color, dashes and marker in figures.
+        design: the most demanding experiments that it takes part in. TUNED: all in which
+            the learning rate is tuned, too; NO_RUNS: none.
+        label: its name in records, if it is not that of the class.
+        optimizer: in place of the task's.
+        average: of the weights, `swa` or `ema`.
+        auxiliary: nets per seed, each of which scores a part of the examples. `method`
+            then takes their losses first.
+        forwards: forward passes without gradient per step in a net with BatchNorm.
+
+    >>> row = Tuned(methods.SAM, {"rho": log(0.01, 2.0)}, Look("blue", "-", "P"))
+    >>> row.settings(budget=3, rates=0.1)
+    [{'lr': 0.1, 'rho': 0.01}, {'lr': 0.1, 'rho': 0.141421}, {'lr': 0.1, 'rho': 2.0}]
+    """
+
+    method: Callable[..., Method]
+    space: Mapping[str, Range]
     look: Look
     design: Design = Design.NO_RUNS
-    label: str = ""  # its name in records, if it is not that of the class
-    optimizer: Optimizer | None = None  # instead of the task's
-    average: Callable[..., Tensor] | None = None  # of the weights: `swa` or `ema`
-    auxiliary: int = 0  # nets per seed, each of which scores a part of the examples
-    forwards: int = 0  # per step, without gradient, in a net with BatchNorm
+    label: str = ""
+    optimizer: Optimizer | None = None
+    average: Callable[..., Tensor] | None = None
+    auxiliary: int = 0
+    forwards: int = 0
 
     @property
     def name(self) -> str:
@@ -210,9 +235,13 @@ class Tuned:
     def settings(
         self, budget: int, rates: Range | float, to_ends: bool = False
     ) -> list[Setting]:
-        """The settings tried, learning rate first; one, where nothing is searched.
-        `to_ends` stretches them, so that those of each hyperparameter reach both ends
-        of its range.
+        """The settings that are tried, learning rate first.
+
+        Args:
+            budget: how many; it is one where nothing is searched.
+            rates: the range of the learning rate, or the one that all have.
+            to_ends: stretch them, so that those of each hyperparameter reach both ends
+                of its range.
 
         >>> METHODS["SAM"].settings(2, 0.1)
         [{'lr': 0.1, 'rho': 0.01}, {'lr': 0.1, 'rho': 2.0}]
@@ -226,7 +255,11 @@ class Tuned:
         return [fixed | {name: r.value(x) for (name, r), x in row} for row in pairs]
 
     def published(self, lr: float) -> Setting:
-        """The published default, at a learning rate."""
+        """The published default, at a learning rate.
+
+        >>> METHODS["SAM"].published(0.1)
+        {'lr': 0.1, 'rho': 0.05}
+        """
         return {"lr": lr, **{name: r.default for name, r in self.space.items()}}
 
     def described(self, rates: Range | float, to_ends: bool = False) -> str:

@@ -52,16 +52,23 @@ def _read(name: str, path: Path, changed: int) -> dict[str, Any]:
 
 
 def select(patterns: Iterable[str], runs: str = "fresh") -> pandas.DataFrame:
-    """The runs of one kind of the records, a row for each record, seed and order.
+    """The runs of many records as one table, a row for each record, seed and order.
 
-    - "fresh": of the setting chosen for the task, under seeds that did not choose it;
-    - "default": of the published one, under those seeds;
-    - "selected": of what each seed alone chose, as the selection trained it;
-    - "repeated": these again, in other orders of batches.
+    Args:
+        patterns: names of records, shell-like, such as `["plane/*/SAM/narrow-tuned"]`.
+        runs: "fresh" ones, of the setting chosen for the task, under seeds that did not
+            choose it; "default", of the published setting, under those seeds;
+            "selected", of what each seed alone chose, as the selection trained it; or
+            "repeated", these again, in other orders of batches.
 
-    A record without such runs is left out. Columns as of `nets`, order, and at_edge:
-    whether the setting chosen lies at an edge of what was tried. A run whose loss is
-    not finite counts as chance: accuracy 1/C, losses log C, of C classes.
+    Returns:
+        The columns of `nets`; `order`, the number of the order of batches; and
+        `at_edge`, whether the setting chosen lies at an edge of what was tried. A
+        record without such runs is left out. A run whose loss is not finite counts as
+        chance: accuracy 1/C, losses log C, of C classes.
+
+    Raises:
+        RecordError: a pattern fits no name; it lists the closest.
 
     >>> "SAM" in set(select(["plane/gaussian-0/*/narrow-grid"], "selected")["method"])
     True
@@ -73,7 +80,7 @@ def select(patterns: Iterable[str], runs: str = "fresh") -> pandas.DataFrame:
 
 
 def on_all_tasks(runs: pandas.DataFrame) -> pandas.DataFrame:
-    """The runs, as of `select`, of the methods that have some on every task.
+    """Of a table of runs, those of methods that have some on every task.
 
     >>> runs = pandas.DataFrame({"task": ["a", "b", "a"], "method": ["ERM", "ERM", "SAM"]})
     >>> on_all_tasks(runs)["method"].unique().tolist()
@@ -86,11 +93,11 @@ def on_all_tasks(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def nets(patterns: Iterable[str]) -> pandas.DataFrame:
-    """A row for each net of the records: all settings under all seeds.
+    """All nets of the selections of many records: every setting under every seed.
 
-    Columns record, task, method, passes, those of `records.frame` (setting, the
-    hyperparameters, seed, the final metrics), and where they can be computed `loss_gap`
-    = test_loss - train_loss and `test_error` = 1 - test_accuracy.
+    Columns record, task, method, passes; those of `records.frame` (setting, the
+    hyperparameters, seed, the final metrics); and, where they can be computed,
+    `loss_gap` = test_loss - train_loss and `test_error` = 1 - test_accuracy.
 
     >>> nets(["plane/gaussian-0/SAM/narrow-grid"])["method"].unique().tolist()
     ['SAM']
@@ -126,7 +133,8 @@ def task_of(record: Mapping[str, Any]) -> str:
 
 
 def best(runs: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
-    """In each group the run with the highest val_accuracy, ties by the lowest val_loss.
+    """The run that validation chooses in each group: of the highest val_accuracy, ties
+    by the lowest val_loss.
 
     The columns `by` make the groups and sort the result; of equals it is the first.
 
@@ -160,8 +168,10 @@ def _mean(values: pandas.Series) -> float:
 
 
 def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
-    """Each method minus the baseline: a row for each task and seed, a column for each
-    other method in the order of the runs, NaN where a run of the pair is missing.
+    """The single differences of each method to the baseline, seed by seed.
+
+    A row for each task and seed, a column for each other method in the order of the
+    runs; NaN where a run of the pair is missing.
 
     >>> runs = pandas.DataFrame({"task": "a", "method": ["ERM", "SAM"], "seed": 0,
     ...                          "test_loss": [3, 2.5]})
@@ -180,13 +190,29 @@ def differences(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.Da
 
 
 def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
-    """Each method minus the baseline, seed by seed, for each task.
+    """Compare each method with a baseline on each task: the mean difference over seeds.
 
-    Columns task, method, difference (mean), interval (half-width), n (pairs), p (of the
-    two-sided t-test; NaN below LEAST_SEEDS pairs), p_holm (p, by `holm` in this table),
-    two checks of the t-test, trimmed (mean without a tenth at each end) and
-    p_wilcoxon (of the signed-rank test), and at_edge (whether a setting that the row
-    compares lies at an edge, as `select` says; else False).
+    Args:
+        runs: a table with the columns task, method, seed and the metric, such as that of
+            `select`.
+        baseline: a method that has runs on every task.
+        metric: the column that is compared. Differences are method minus baseline,
+            whether more is better or less.
+
+    Returns:
+        A row for each task and method:
+
+        - `difference`, the mean, and `interval`, the half-width of its 95 % interval;
+        - `n`, the pairs of runs that share a seed;
+        - `p` of the two-sided t-test, NaN below five pairs, and `p_holm`, adjusted by
+          `holm` for all rows of this table;
+        - `trimmed`, the mean without a tenth at each end, and `p_wilcoxon`, of the
+          signed-rank test: two checks of the t-test;
+        - `at_edge`, whether a setting that is compared lies at an edge of what was
+          tried; False where the runs do not say.
+
+    Raises:
+        ValueError: a task has no run of the baseline, or a run is there twice.
 
     >>> runs = select(["plane/gaussian-0/*/narrow-grid"], "selected")
     >>> paired(runs, "ERM", "test_loss")["n"].unique().tolist()
@@ -204,12 +230,12 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
 
 
 def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
-    """Each method minus the baseline over all tasks together: one test per method.
+    """Compare each method with a baseline over all tasks together: one test per method.
 
     Each seed's differences are averaged over the tasks, and these means are tested as
     in `paired`. A gain that is small on every task can be significant here; it is a
     gain of the mean, and may be absent, or a loss, on some task. A seed that some task
-    lacks is left out. Columns as of `paired`, but tasks (how many) for task.
+    lacks is left out. Columns as of `paired`, with `tasks`, their number, for `task`.
 
     >>> runs = pandas.DataFrame({"task": list("aabb"), "method": ["ERM", "SAM"] * 2,
     ...                          "seed": 0, "test_loss": [2.0, 1.0, 1.0, 0.5]})

@@ -73,7 +73,10 @@ def match(patterns: Iterable[str], known: Sequence[str]) -> list[str]:
 
 
 def load(name: str) -> dict[str, Any]:
-    """The record of that name; RecordError if there is none of the form.
+    """The record of a name, a dict.
+
+    Raises:
+        RecordError: there is none, or the file is not of the form.
 
     >>> load("plane/gaussian-0/SAM/narrow-grid")["method"]
     'SAM'
@@ -117,8 +120,10 @@ def selected(record: Mapping[str, Any]) -> dict[str, list[float | None]]:
 
 
 def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
-    """A row for each setting and seed: `setting` (its index), hyperparameters, `seed`
-    and the final metrics; NaN where a run failed or a setting lacks the hyperparameter.
+    """The selection of one record as a table, a row for each setting and seed.
+
+    Columns setting (its index), the hyperparameters, seed and the final metrics; NaN
+    where a run failed or a setting lacks the hyperparameter.
 
     >>> record = load("plane/gaussian-0/SAM/narrow-grid")
     >>> len(frame(record)) == len(record["settings"]) * len(record["seeds"])
@@ -134,7 +139,7 @@ def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
 
 
 def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:
-    """Write a record to its file, whole or not at all; returns the file.
+    """Write a record to its file below `root()`, whole or not at all; returns the file.
 
     Results (final, curves, the sample's metrics, provenance) are kept to 6 significant
     digits, NaN and infinity as null; all else exactly. Arrays and tensors become lists.
@@ -260,7 +265,9 @@ def keep_check(
 
 
 def dashboard() -> pandas.DataFrame:
-    """A row for each record and part of it that was repeated; one, if nothing was.
+    """What was repeated of each record: a row per record and part.
+
+    A record of which nothing was repeated has one row.
 
     Columns name, method, schema, device, date (of the record), repeated ("sample",
     "whole", or ""), on (the day), off (the largest difference of a metric; NaN if a

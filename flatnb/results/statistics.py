@@ -188,13 +188,14 @@ def flatness(
     strata: Sequence[str] = (),
     given: Sequence[str] = (),
 ) -> pandas.DataFrame:
-    """Spearman's correlation of measures and targets over nets, per seed.
+    """How well measures of flatness order nets by a target: Spearman's correlation, per
+    seed.
 
     Only nets that agree in the columns `within`, and in the seed, are ordered; the
     columns `given` are held constant. With `strata` only those are ordered that agree
     in these columns, too, and a seed's correlation is the mean over its strata. Nets
     that lack a number are left out, so that every measure orders the same nets; so is
-    what has fewer than LEAST_NETS nets of a seed (and stratum). Columns `within`,
+    what has fewer than ten nets of a seed (and stratum). Columns `within`,
     measure, target, correlation (mean over seeds), interval (its half-width), n
     (seeds), nets (per seed, on average).
 

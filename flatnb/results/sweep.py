@@ -43,7 +43,7 @@ def run(
     workers: int | None = None,
     retry: bool = False,
 ) -> list[Result]:
-    """Run what has no result in `folder` yet; return all results, in the jobs' order.
+    """Run the jobs that have no result in `folder` yet; return all results, in order.
 
     A job that raises, or whose process dies, is kept with its error; the others continue.
     A function's parameter `checkpoint` is a path there, `<key>.pt`: it may save its

@@ -38,9 +38,9 @@ ALONGSIDE = ("adaptive_sharpness", "grad_norm", "train_loss")
 
 
 def family(tables: Mapping[str, pandas.DataFrame]) -> pandas.DataFrame:
-    """Tables of tests as one, with Holm's method over all their tests.
+    """Several tables of tests as one family, with Holm's method over all of them.
 
-    The keys are the column family; the other columns are theirs.
+    The keys of `tables` become the column `family`.
 
     >>> tables = {"a": pandas.DataFrame({"p": [0.01]}), "b": pandas.DataFrame({"p": [1]})}
     >>> family(tables)["p_holm"].tolist()
@@ -56,7 +56,7 @@ def verdicts(
     gain: float | None = None,
     level: float = LEVEL,
 ) -> pandas.DataFrame:
-    """The tests of a metric with a verdict on each, as one family.
+    """Give each test of a metric a verdict, as the plan defines it: the first that holds.
 
     - "too few seeds": fewer than LEAST_SEEDS;
     - "at an edge": a setting compared lies at an edge of what was tried;
@@ -103,12 +103,19 @@ def verdicts(
 
 @dataclass(frozen=True)
 class Situation:
-    """What a reader wants to train for, and the records that are nearest to it."""
+    """What a reader wants to train for, and the records that are nearest to it.
+
+    Args:
+        words: the situation, for a reader.
+        pattern: of the names of records, whose tasks share their seeds.
+        metric: what counts.
+        gain: the smallest worth having, in units of the metric.
+    """
 
     words: str
-    pattern: str  # of the names of records, whose tasks share their seeds
+    pattern: str
     metric: str = "test_accuracy"
-    gain: float | None = WORTH  # the smallest worth having, in units of the metric
+    gain: float | None = WORTH
 
 
 PLANE = "plane/*/*/narrow-tuned"
@@ -128,9 +135,12 @@ def gains(
     gain: float | None = WORTH,
     baseline: str = "ERM",
 ) -> pandas.DataFrame:
-    """Verdicts on the methods that have fresh runs on every task of the records, over
-    all these tasks together: of `compare.overall`, indexed by method, with their passes.
-    Several patterns name records together. Empty if one of them has none.
+    """What each method gains over a baseline, with a verdict: all of it in one call.
+
+    Takes the fresh runs of the records that a pattern, or several together, name; of
+    them, the methods that have runs on every task; compares these over all tasks by
+    `compare.overall`; and judges by `verdicts`. Indexed by method, with their passes.
+    Empty if a pattern names no record.
 
     >>> gains().loc["SAM", "verdict"]
     'better'
@@ -149,7 +159,7 @@ def flatter(
     measure: str = "trace",
     metric: str = "test_loss",
 ) -> pandas.DataFrame:
-    """How often the flatter of two nets is the better one, a row per task.
+    """How often the flatter of two nets is the better one: a row per task.
 
     A pair is two fresh runs of one task and seed, trained by different methods, each
     as tuned; only methods that have such runs on every task count, and no pair that
@@ -220,7 +230,7 @@ def _detectable(half: float, n: int, level: float) -> float:
 def endings(
     patterns: Iterable[str], baseline: str = "ERM", below: float = math.inf
 ) -> pandas.DataFrame:
-    """Flatness at the end of the fresh runs, relative to the baseline's.
+    """How flat fresh runs end, relative to the baseline's: a ratio per method and measure.
 
     For each of ENDINGS and ALONGSIDE and each method: the ratio to the baseline, exp of
     the mean difference in logarithms, paired by seed, of which the tasks are averaged
@@ -230,10 +240,13 @@ def endings(
     Columns measure, method, ratio, low, high (its 95 % interval), n (seeds), pairs, p,
     p_holm (over ENDINGS; NaN for ALONGSIDE), detectable (the ratio below 1 that the design
     finds, as of `verdicts`), at_edge (as of `paired`), and train_loss and
-    baseline_loss, the mean training losses of the pairs.
+    baseline_loss, the mean training losses of the pairs. Empty where the records have
+    no training losses.
 
-    >>> "ratio" in endings(["sensing/*"], "GD")  # without training losses
-    False
+    >>> table = endings(["plane/spiral-0.1/*/narrow-tuned"]).set_index("measure")
+    >>> traces = table.loc["trace"].set_index("method")["ratio"]
+    >>> round(traces["EMA"], 2)  # EMA's trace, over plain training's
+    0.88
     """
     runs = select(patterns)
     if "train_loss" not in runs:

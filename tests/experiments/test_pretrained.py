@@ -16,6 +16,7 @@ from flatnb.experiments.pretrained import Pretrained
 from flatnb.experiments.tuning import METHODS
 from flatnb.models import small_cnn
 from flatnb.pretrained import efficientnet_lite0, minilm
+from flatnb.results import records
 
 TASK = Pretrained(
     name="tiny",
@@ -292,7 +293,7 @@ def test_every_method_of_the_study_learns_sentences(method, sentences, monkeypat
 def test_experiments_state_the_optimizer_and_rates_of_their_net():
     stated = {}
     for one in pretrained.experiments():
-        if one.method == "SAM":
+        if one.tuned and one.method == "SAM":
             stated[one.task["data"]] = one.task["optimizer"], one.space.split(";")[0]
             reached = [setting["lr"] for setting in one.settings]
             for edge in (min(reached), max(reached)):
@@ -316,3 +317,30 @@ def test_with_the_published_weights():
         task=asdict(task), method="ERM", setting={"lr": 0.01}, seed=0
     )
     assert value["flatness"]["trace"][0][0] is not None
+
+
+@pytest.mark.parametrize("task", pretrained.AGAIN)
+@pytest.mark.parametrize("method", ["ERM", "NSO", "SAM"])
+def test_what_is_looked_at_again_was_chosen_by_validation(task, method):
+    chosen = {}
+    for name in ("ERM", "NSO", "SAM"):
+        record = records.load(f"finetune/{task}/{name}")
+        chosen[name] = record["settings"][record["selection"]["setting"]]
+        assert not set(record["evaluation"]["chosen"]["seeds"]) & set(
+            pretrained.MORE_SEEDS
+        )
+    stated = pretrained.AGAIN[task][method]
+    assert stated[0] == chosen[method]
+    if method == "ERM":
+        assert stated[1:] == [{"lr": chosen["NSO"]["lr"]}]
+
+
+def test_again_trains_each_setting_under_each_seed_as_the_study_does():
+    job = {"task": asdict(TASK), "method": "ERM"}
+    settings, seeds = [{"lr": 0.1}, {"lr": 0.01}], [1, 2]
+    value = pretrained.train_again(settings=settings, seeds=seeds, **job)
+    for i, setting in enumerate(settings):
+        for j, seed in enumerate(seeds):
+            alone = pretrained.train_one(setting=setting, seed=seed, **job)
+            for metric, table in alone["metrics"].items():
+                assert value["metrics"][metric][i][j] == table[0][0]

@@ -245,7 +245,7 @@ def endings(
 
     >>> table = endings(["plane/spiral-0.1/*/narrow-tuned"]).set_index("measure")
     >>> traces = table.loc["trace"].set_index("method")["ratio"]
-    >>> round(traces["EMA"], 2)  # EMA's trace, over plain training's
+    >>> round(float(traces["EMA"]), 2)  # EMA's trace, over plain training's
     0.88
     """
     runs = select(patterns)

@@ -44,7 +44,7 @@ SIGHT = {
 LOOKS = {name: look for name, look in tuning.LOOKS.items() if look is not None}
 COLORS = sorted(plots.PALETTE.values())
 METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "ASAM", "GNP", "NSO")
-METHODS += ("WeightNoise", "FAM")  # of chapter 11
+METHODS += ("WeightNoise", "FAM")  # of chapter 12
 
 
 def linear(color: str) -> np.ndarray:

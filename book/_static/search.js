@@ -3,14 +3,14 @@
 
 // Questions in a reader's words, and the page that answers them: it comes first if it is found.
 const ANSWERS = [
-  [/which (method|one)|should i use|best method|recommend|compare|ranking/, "notebooks/13_scoreboard"],
+  [/which (method|one)|should i use|best method|recommend|compare|ranking/, "notebooks/14_scoreboard"],
   [/^cit(e|ing|ation)|bibtex/, "book/intro"],
-  [/learning rate|tun(e|ing)/, "notebooks/10_two_classes_in_the_plane"],
-  [/flatness predict|generali[sz]/, "notebooks/16_which_measure_predicts"],
+  [/learning rate|tun(e|ing)/, "notebooks/11_two_classes_in_the_plane"],
+  [/flatness predict|generali[sz]/, "notebooks/18_which_measure_predicts"],
   [/training loop|optimizer|your own/, "notebooks/A1_in_your_own_loop"],
   [/lightning|hugging ?face|accelerate|mixed precision|ddp|recipe/, "notebooks/A3_recipes"],
   [/rerun|reproduc|install/, "book/rerun"],
-  [/^(ema|swa)$|average/, "notebooks/13_scoreboard"],
+  [/^(ema|swa)$|average/, "notebooks/14_scoreboard"],
   [/^records?$|csv/, "notebooks/A4_records"],
   [/^a?sam$|sharpness.aware/, "notebooks/06_sharpness_aware_minimization"],
   [/^i?flood/, "notebooks/04_flooding"],
@@ -18,8 +18,8 @@ const ANSWERS = [
   [/^gnp$|gradient.norm/, "notebooks/07_gradient_norm_penalty"],
   [/^nso$|noise stability|weight.?noise/, "notebooks/08_noise_stability"],
   [/^fam$|relative flatness/, "notebooks/09_relative_flatness"],
-  [/trace|eigenvalue|hessian|curvature/, "notebooks/14_measuring_curvature"],
-  [/edge of stability/, "notebooks/15_edge_of_stability"],
+  [/trace|eigenvalue|hessian|curvature/, "notebooks/15_measuring_curvature"],
+  [/edge of stability/, "notebooks/16_edge_of_stability"],
 ];
 
 const query = (new URLSearchParams(location.search).get("q") || "").toLowerCase().trim();

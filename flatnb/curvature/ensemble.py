@@ -33,7 +33,7 @@ _Layer = EnsembleLinear | EnsembleBatchNorm
 _Use = tuple[_Layer, Tensor, Tensor]  # layer, what multiplies its weight, output
 
 
-# What is measured: experiments record it, chapter 16 compares it.
+# What is measured: experiments record it, chapter 18 compares it.
 FLATNESS = (
     "trace",
     "top_eigenvalue",

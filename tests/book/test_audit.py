@@ -17,14 +17,14 @@ from flatnb.book import run as runner
 
 PAGES = sorted((ROOT / "notebooks").glob("*_audit_*.ipynb"))
 VERDICTS = {  # on what the leads say, and on the port of SAM
-    "19_audit_losses": {"grid": "differs, changes a baseline"},
-    "20_audit_sharpness": {
+    "21_audit_losses": {"grid": "differs, changes a baseline"},
+    "22_audit_sharpness": {
         "default": "differs, changes results",
         **dict.fromkeys(
             ("dropout", "helper", "option", "biases"), "differs, in a port only"
         ),
     },
-    "21_audit_noise": {
+    "23_audit_noise": {
         "kappa": "agrees",
         "index": "differs, changes results",
         "rsam-restored": "differs, changes a baseline",

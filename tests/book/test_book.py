@@ -212,7 +212,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"points": "spiral", "theta": 0.5, "seed": 1, "label_noise": 0.0},
         {"seeds": 2, "width": 4, "epochs": 2, "n_test": 50},
     ),
-    "10_two_classes_in_the_plane": (
+    "11_two_classes_in_the_plane": (
         {"seeds": 2, "label_noise": 0.0},
         {"width": 4, "epochs": 2, "n_test": 50},
     ),
@@ -229,10 +229,11 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"draws": 20, "epochs": 1},
     ),
     "09_relative_flatness": (
-        {"examples": 100, "seeds": 2, "label_noise": 0.0},
-        {"width": 4, "epochs": 1, "batches": (100,), "draws": 5},
+        {"examples": 100, "label_noise": 0.0},
+        {"width": 4, "draws": 5},
     ),
-    "11_images": (
+    "10_averaging_the_weights": ({"seed": 1, "decay": 0.8}, {"steps": 5}),
+    "12_images": (
         {
             "dataset": "pictures",
             "folder": "of the test",
@@ -242,7 +243,7 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"width": 2},
     ),
-    "12_fine_tuning": (
+    "13_fine_tuning": (
         {"methods": "ERM, SAM", "shots": 5},
         {
             "width": 2,
@@ -253,15 +254,15 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "n_train": 100,
         },
     ),
-    "14_measuring_curvature": (
+    "15_measuring_curvature": (
         {"seeds": 2},
         {"width": 4, "depths": 3, "epochs": 1, "cnn": 2, "examples": 16, "draws": 2},
     ),
-    "15_edge_of_stability": (
+    "16_edge_of_stability": (
         {"points": "spiral", "label_noise": 0.1, "rescale": 2.0, "seeds": 2},
         {"width": 4, "steps": 12, "looks": 4, "epochs": 10, "cnn": 2},
     ),
-    "13_scoreboard": (
+    "14_scoreboard": (
         {
             "plane": "plane/gaussian*/narrow-tuned",
             "images": "none/*",
@@ -271,16 +272,20 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"again": ("SAM",), "seeds": 1},
     ),
-    "19_audit_losses": ({"seed": 1, "sigma": 0.3}, {"steps": 90}),
-    "20_audit_sharpness": (
+    "21_audit_losses": ({"seed": 1, "sigma": 0.3}, {"steps": 90}),
+    "22_audit_sharpness": (
         {"seed": 1, "rho": 0.05, "alpha": 0.6},
         {"steps": 5, "draws": 3},
     ),
-    "21_audit_noise": (
+    "23_audit_noise": (
         {"seed": 1, "rho": 0.05, "sigma": 0.02},
         {"steps": 2, "draws": 10},
     ),
-    "16_which_measure_predicts": (
+    "17_relative_flatness_and_the_gap": (
+        {"examples": 100, "seeds": 2, "label_noise": 0.0},
+        {"width": 4, "epochs": 1, "batches": (100,)},
+    ),
+    "18_which_measure_predicts": (
         {
             "board": "plane/gaussian*/narrow-tuned",
             "fitted": 0.05,
@@ -288,11 +293,11 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"seeds": 1},
     ),
-    "17_matrix_sensing": (
+    "19_matrix_sensing": (
         {"seed": 1, "sigma": 0.05},
         {"d": 8, "steps": 20, "starts": 3},
     ),
-    "18_pac_bayes": (
+    "20_pac_bayes": (
         {"seed": 1, "noise": 0.05, "delta": 0.1},
         {"seeds": 2, "epochs": 1, "draws": 2},
     ),
@@ -419,30 +424,32 @@ MORE: list[tuple[str, dict[str, Any]]] = [
     ("03_one_valley_every_method", {"w1": 0.8, "w2": 2.0, "lr": 0.3}),
     ("04_flooding", {"seed": 2, "level": 0.4, "label_noise": 0.0}),
     ("05_soft_ascent_descent", {"points": "sinusoid", "theta": 1.0, "seed": 3}),
-    ("10_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
+    ("11_two_classes_in_the_plane", {"seeds": 3, "label_noise": 0.2}),
     ("06_sharpness_aware_minimization", {"dataset": "MNIST"}),
     ("07_gradient_norm_penalty", {"dataset": "MNIST"}),
     ("08_noise_stability", {"seed": 2, "sigma": 0.1}),
     ("09_relative_flatness", {"dataset": "MNIST"}),
-    ("12_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
-    ("14_measuring_curvature", {"dataset": "MNIST"}),
-    ("15_edge_of_stability", {"points": "gaussian", "rescale": 0.2}),
+    ("10_averaging_the_weights", {"seed": 2, "decay": 0.95}),
+    ("17_relative_flatness_and_the_gap", {"dataset": "MNIST"}),
+    ("13_fine_tuning", {"data_set": "MNIST", "methods": "ERM, Flooding, NSO"}),
+    ("15_measuring_curvature", {"dataset": "MNIST"}),
+    ("16_edge_of_stability", {"points": "gaussian", "rescale": 0.2}),
     (
-        "13_scoreboard",
+        "14_scoreboard",
         {"plane": "plane/s*/narrow-tuned", "baseline": "EMA"},
     ),
-    ("19_audit_losses", {"seed": 2, "sigma": 0.8}),
-    ("20_audit_sharpness", {"seed": 2, "rho": 0.2, "alpha": 0.3}),
-    ("21_audit_noise", {"seed": 2, "rho": 0.2, "sigma": 0.1}),
+    ("21_audit_losses", {"seed": 2, "sigma": 0.8}),
+    ("22_audit_sharpness", {"seed": 2, "rho": 0.2, "alpha": 0.3}),
+    ("23_audit_noise", {"seed": 2, "rho": 0.2, "sigma": 0.1}),
     (
-        "16_which_measure_predicts",
+        "18_which_measure_predicts",
         {
             "board": "plane/s*/narrow-tuned",
             "fitted": 0.02,
             "drawn": "spiral-0.05",
         },
     ),
-    ("17_matrix_sensing", {"seed": 2, "sigma": 0.2}),
+    ("19_matrix_sensing", {"seed": 2, "sigma": 0.2}),
     ("A1_in_your_own_loop", {"seed": 2, "rho": 0.2}),
     ("A2_adding_a_method", {"seed": 2}),
     ("A3_recipes", {"seed": 2, "micro_batches": 8, "rho": 0.2}),
@@ -482,7 +489,7 @@ def test_a_board_that_names_no_record_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path, given = ROOT / "notebooks" / "13_scoreboard.ipynb", {"plane": "none/*"}
+    path, given = ROOT / "notebooks" / "14_scoreboard.ipynb", {"plane": "none/*"}
     (result,) = runner.run([path], profile="smoke", given=given)
     assert "RecordError: no record of fresh runs is named none/*" in str(result.error)
 

@@ -109,7 +109,7 @@ def test_the_gains_of_selected_runs_are_not_larger_and_less_certain(
 def test_the_tuning_takes_the_gain_away_and_not_the_fresh_runs(
     fresh: pd.DataFrame,
 ) -> None:
-    """Chapters 10 and 13: the mean gain of ten methods, of runs of the same 15 seeds."""
+    """Chapters 11 and 14: the mean gain of ten methods, of runs of the same 15 seeds."""
     single = compare.on_all_tasks(compare.select(["plane/*/narrow-grid"], "selected"))
     tuned = whole("selected")
     assert set(single["seed"]) == set(tuned["seed"])
@@ -140,7 +140,7 @@ def test_most_of_the_luck_is_that_of_few_runs() -> None:
     assert min(shares) > 0.5
 
 
-def test_what_chapter_10_opens_with() -> None:
+def test_what_it_was_the_learning_rate_opens_with() -> None:
     """And the landing page: of ten methods recorded both ways, in points."""
     single, tuned = headline.tests().values()
     assert len(single) == len(tuned) == 10
@@ -198,7 +198,7 @@ def test_only_one_gain_on_the_cards_is_surely_worth_half_a_point() -> None:
     assert sure == [("noisy labels", "NSO-EMA")]
 
 
-def test_what_chapter_11_opens_with() -> None:
+def test_what_small_images_open_with() -> None:
     names = ("digits-mlp", "MNIST-n5000-mlp", "cifar10-jpeg-n4000-small_cnn")
     runs = compare.select([f"images/{name}/*" for name in names])
     tests = compare.paired(runs, "ERM", "test_accuracy")

@@ -269,7 +269,7 @@ def test_every_name_that_a_chapter_had_leads_to_a_page() -> None:
 
 def test_an_old_name_leads_on_with_and_without_scripts(html: Path) -> None:
     text = (html / "notebooks" / "12_audit.html").read_text()
-    new = "19_audit_losses.html"
+    new = "21_audit_losses.html"
     assert f'location.replace("{new}" + location.hash)' in text
     assert f'content="0; url={new}"' in text and f'<a href="{new}">' in text
     assert 'url=book/intro.html"' in (html / "index.html").read_text()

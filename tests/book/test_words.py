@@ -7,7 +7,7 @@ from flatnb.results import compare, records, verdicts
 
 
 def test_among_pairs_that_both_fit_the_noise_ends_sharper() -> None:
-    """Chapter 16: NSO, weight noise and GNP; SAM has no such pair."""
+    """Chapter 18: NSO, weight noise and GNP; SAM has no such pair."""
     names = ("ERM", "SAM", "NSO", "WeightNoise", "GNP")
     patterns = [f"plane/*/{name}/narrow-tuned" for name in names]
     table = verdicts.endings(patterns, below=0.01)
@@ -59,7 +59,7 @@ def test_the_default_and_the_tuned_decays_of_the_average() -> None:
 
 
 def test_one_side_is_ahead_at_narrower_noise() -> None:
-    """Chapter 17: of the matrix sought, on all five problems."""
+    """Chapter 19: of the matrix sought, on all five problems."""
     errors = [
         records.frame(records.load(f"sensing/d100-r5/{name}")).set_index(
             ["sigma", "seed"]

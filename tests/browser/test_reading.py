@@ -30,7 +30,7 @@ UNRANKED = pytest.mark.xfail(reason="pages are ranked as Sphinx does", strict=Tr
 @UNRANKED
 @pytest.mark.parametrize("mode", [WIDE, DISK], ids=lambda mode: mode.name)
 def test_search_answers_which_method(visit: Visits, mode: Mode) -> None:
-    assert results(visit, "which+method", mode)[0].startswith("13_scoreboard")
+    assert results(visit, "which+method", mode)[0].startswith("14_scoreboard")
 
 
 @UNRANKED
@@ -54,7 +54,7 @@ def test_search_from_any_page_by_keyboard(visit: Visits) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES[:2], ids=lambda mode: mode.name)
-@pytest.mark.parametrize("start", ["book/intro.html", "notebooks/13_scoreboard.html"])
+@pytest.mark.parametrize("start", ["book/intro.html", "notebooks/14_scoreboard.html"])
 def test_tab_goes_through_every_control_in_order(
     visit: Visits, start: str, mode: Mode
 ) -> None:

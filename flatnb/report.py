@@ -11,8 +11,8 @@ multiplies both, as 100 for percent.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pandas
 
@@ -93,35 +93,139 @@ def differences(
     return pandas.Series(texts, tests.set_index(keys).index, dtype=object)
 
 
-def gain(method: str, pattern: str | Sequence[str] = verdicts.PLANE) -> str:
-    """In words, what a method gains over plain training when both are tuned: of all
-    tasks of a pattern, or of several, together, as of `verdicts.gains`.
+def gain(
+    method: str,
+    pattern: str | Sequence[str] = verdicts.PLANE,
+    *,
+    baseline: str = "ERM",
+    lead: str = "",
+) -> str:
+    """What a method gains in test accuracy over a baseline, in a sentence.
 
-    >>> gain("SAM").split(", ")[0]
-    'SAM minus plain training'
+    Both are tuned, and compared over all tasks of the records that a pattern names, or
+    several together, as by `flatnb.results.verdicts.gains`. What the sentence says
+    follows from the verdict. It begins with `lead`, such as "At equal passes".
+
+    >>> gain("FAM").split(":")[0]
+    'FAM has no gain worth having over plain training'
     """
-    tests = verdicts.gains(pattern)
-    if method not in tests.index:
-        return f"{method} is not recorded on all tasks of {pattern} yet."
-    row = tests.loc[method]
-    points = plus_minus(100 * row["difference"], 100 * row["interval"], "+.2f")
-    passes = "1 pass" if row["passes"] == 1 else f"{row['passes']:.3g} passes"
-    text = (
-        f"{method} minus plain training, each tuned with equally many settings: {points} "
-        f"points of test accuracy, {passes} per step (mean and 95 % "
-        f"interval over {row['n']} fresh seeds of {row['tasks']} tasks). "
-        f"Verdict: {row['verdict']}"
-    )
-    if row["verdict"] == "at an edge":
-        return f"{text}; a chosen setting was the largest or smallest one tried."
-    if row["verdict"] in ("no gain worth having", "inconclusive"):
-        return f"{text}; a gain of {100 * row['detectable']:.2f} would have been found."
-    if (
-        row["verdict"] == "better"
-        and row["difference"] + row["interval"] < verdicts.WORTH
-    ):
-        return f"{text}, by less than the half point that the plan calls worth having."
-    return f"{text}."
+    return gains([method], pattern, baseline=baseline, lead=lead)
+
+
+def gains(
+    methods: Sequence[str],
+    pattern: str | Sequence[str] = verdicts.PLANE,
+    *,
+    baseline: str = "ERM",
+    lead: str = "",
+) -> str:
+    """As `gain`, of several methods: a sentence for those of each verdict.
+
+    >>> gains(["FAM", "SAM"]).split(" points")[0].split(":")[0]
+    'SAM gains significantly, but less than the half point that the plan calls worth having'
+    """
+    tests = verdicts.gains(pattern, baseline=baseline)
+    recorded = tests.loc[[name for name in methods if name in tests.index]]
+    against = "plain training" if baseline == "ERM" else baseline
+    sentences: list[str] = []
+    half_point = HALF_POINT
+    for finding in _FINDINGS:
+        rows = recorded[[_finding(row) == finding for row in recorded.itertuples()]]
+        if len(rows):
+            sentence = _sentence(finding, rows, against, first=not sentences)
+            sentences.append(sentence.replace(HALF_POINT, half_point))
+            if HALF_POINT in sentence:
+                half_point = "that half point"
+    lacking = [name for name in methods if name not in tests.index]
+    if lacking:
+        verb = "is" if len(lacking) == 1 else "are"
+        names = _listed(lacking)
+        sentences.append(f"{names} {verb} not recorded on all tasks of {pattern} yet")
+    if lead:
+        sentences[0] = f"{lead}, {sentences[0]}"
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences)
+
+
+HALF_POINT = "the half point that the plan calls worth having"
+_FINDINGS = ("clearly better", "better", "slightly better", "inconclusive")
+_FINDINGS += ("no gain worth having", "worse", "at an edge", "too few seeds")
+
+
+def _finding(row: Any) -> str:
+    """The verdict of a test, and if it is better, by how much it surely is."""
+    if row.verdict == "better":
+        if row.difference - row.interval >= verdicts.WORTH:
+            return "clearly better"
+        if row.difference + row.interval < verdicts.WORTH:
+            return "slightly better"
+    return row.verdict
+
+
+def _listed(words: Iterable[str]) -> str:
+    """
+    >>> _listed(["a", "b", "c"])
+    'a, b and c'
+    """
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _sentence(
+    finding: str, rows: pandas.DataFrame, against: str, *, first: bool
+) -> str:
+    """On tests of one finding. What the first sentence of a text says of them all, later
+    ones leave out."""
+    who = _listed(rows.index)
+    s, has, gets, is_ = ("s", "has", "gets", "is")
+    if len(rows) > 1:
+        s, has, gets, is_ = ("", "have", "get", "are")
+    loss = finding == "worse"
+    spec = ".2f" if loss or "better" in finding else "+.2f"
+    sizes = zip((-1 if loss else 1) * rows["difference"], rows["interval"], strict=True)
+    points = _listed(plus_minus(100 * mean, 100 * half, spec) for mean, half in sizes)
+    points += " points of test accuracy" if first else " points"
+    basis = _passes(rows["passes"])
+    over, than = "", ", too"
+    if first:
+        seeds = _listed(dict.fromkeys(map(str, rows["n"])))
+        tasks = int(rows["tasks"].iloc[0])
+        of = f"{tasks} tasks" if tasks > 1 else "a task"
+        basis = f"mean and 95 % interval over {seeds} fresh seeds of {of}, {basis}"
+        over, than = f" over {against}", f" than {against}"
+    smallest = [f"{100 * size:.2f}" for size in rows["detectable"]]
+    a_gain = "a gain" if len(rows) == 1 else "gains"
+    found = f"{a_gain} of {_listed(smallest)} would have been found"
+    sentence = {
+        "clearly better": f"{who} gain{s} {points}{over} ({basis}), at least {HALF_POINT}",
+        "better": f"{who} {is_} significantly better{than}, by {points} ({basis}), which "
+        f"may reach {HALF_POINT}",
+        "slightly better": f"{who} gain{s} significantly, but less than {HALF_POINT}: "
+        f"{points}{over} ({basis})",
+        "inconclusive": f"whether {who} gain{s}{over} remains open: {points} ({basis}); "
+        f"{found}",
+        "no gain worth having": f"{who} {has} no gain worth having{over}: {points} "
+        f"({basis}); {found}",
+        "worse": f"{who} {is_} significantly worse{than if first else ''}, by {points} "
+        f"({basis})",
+        "at an edge": f"{who} {gets} no verdict, because a chosen setting was the "
+        f"largest or smallest one tried: {points}{over} ({basis})",
+        "too few seeds": f"{who} {has} too few seeds for a verdict: {points}{over} "
+        f"({basis})",
+    }[finding]
+    doubted = rows.index[~rows["agree"].astype(bool)]
+    if len(doubted):
+        sentence += f"; Wilcoxon's test disagrees on {_listed(doubted)}"
+    return sentence
+
+
+def _passes(passes: pandas.Series) -> str:
+    """The methods' passes per step, once if they are all the same."""
+    numbers = [f"{number:.3g}" for number in passes]
+    if len(set(numbers)) == 1:
+        return (
+            "1 pass per step" if numbers[0] == "1" else f"{numbers[0]} passes per step"
+        )
+    return f"{_listed(numbers)} passes per step"
 
 
 def table(

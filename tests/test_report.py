@@ -5,7 +5,7 @@ import pandas
 import pytest
 
 from flatnb import report
-from flatnb.results import statistics
+from flatnb.results import statistics, verdicts
 
 
 @pytest.fixture
@@ -80,10 +80,106 @@ def test_the_table_has_a_row_for_each_test(tests):
     assert single.loc[("test_loss", "NSO"), "verdict"] == "significantly better"
 
 
-def test_a_gain_in_words() -> None:
-    assert "points of test accuracy, 2 passes per step" in report.gain("SAM")
-    assert report.gain("SAM").endswith("calls worth having.")
-    assert "accuracy, 1 pass per step" in report.gain("FAM")
-    assert "would have been found" in report.gain("FAM")
-    assert "largest or smallest" in report.gain("RSAM")
-    assert report.gain("none").startswith("none is not recorded on all tasks")
+def made_gains(monkeypatch, **rows):
+    """Let the records have these tests: method -> columns that differ from SAM's."""
+    usual = {
+        "difference": 0.003,
+        "interval": 0.001,
+        "n": 60,
+        "tasks": 9,
+        "verdict": "better",
+        "detectable": 0.002,
+        "passes": 2.0,
+        "agree": True,
+    }
+    table = pandas.DataFrame({name: usual | row for name, row in rows.items()}).T
+    monkeypatch.setattr(verdicts, "gains", lambda *args, **options: table)
+
+
+BASIS = "mean and 95 % interval over 60 fresh seeds of 9 tasks, 2 passes per step"
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        (
+            {"difference": 0.01},
+            f"A gains 1.00 ± 0.10 points of test accuracy over plain training ({BASIS}), "
+            "at least the half point that the plan calls worth having.",
+        ),
+        (
+            {"difference": 0.005},
+            "A is significantly better than plain training, by 0.50 ± 0.10 points of test "
+            f"accuracy ({BASIS}), which may reach the half point that the plan calls worth "
+            "having.",
+        ),
+        (
+            {},
+            "A gains significantly, but less than the half point that the plan calls worth "
+            "having: 0.30 ± 0.10 points of test accuracy over plain training "
+            f"({BASIS}).",
+        ),
+        (
+            {"verdict": "inconclusive"},
+            "Whether A gains over plain training remains open: +0.30 ± 0.10 points of test "
+            f"accuracy ({BASIS}); a gain of 0.20 would have been found.",
+        ),
+        (
+            {"verdict": "no gain worth having", "difference": -0.001},
+            "A has no gain worth having over plain training: -0.10 ± 0.10 points of test "
+            f"accuracy ({BASIS}); a gain of 0.20 would have been found.",
+        ),
+        (
+            {"verdict": "worse", "difference": -0.003},
+            "A is significantly worse than plain training, by 0.30 ± 0.10 points of test "
+            f"accuracy ({BASIS}).",
+        ),
+        (
+            {"verdict": "at an edge", "agree": False},
+            "A gets no verdict, because a chosen setting was the largest or smallest one "
+            f"tried: +0.30 ± 0.10 points of test accuracy over plain training ({BASIS}); "
+            "Wilcoxon's test disagrees on A.",
+        ),
+        (
+            {"verdict": "too few seeds", "passes": 1.0, "tasks": 1},
+            "A has too few seeds for a verdict: +0.30 ± 0.10 points of test accuracy over "
+            "plain training (mean and 95 % interval over 60 fresh seeds of a task, "
+            "1 pass per step).",
+        ),
+    ],
+)
+def test_a_gain_in_a_sentence(monkeypatch, row, sentence) -> None:
+    made_gains(monkeypatch, A=row)
+    assert plain(report.gain("A")) == sentence
+
+
+def test_gains_are_grouped_by_verdict(monkeypatch) -> None:
+    made_gains(
+        monkeypatch,
+        A={"verdict": "worse", "difference": -0.003, "passes": 1.0},
+        B={"difference": 0.005},
+        C={},
+        D={"passes": 4 / 3},
+    )
+    assert plain(report.gains(["A", "B", "C", "D", "E"], lead="At equal passes")) == (
+        "At equal passes, B is significantly better than plain training, by 0.50 ± 0.10 "
+        f"points of test accuracy ({BASIS}), which may reach the half point that the plan "
+        "calls worth having. C and D gain significantly, but less than that half point: "
+        "0.30 ± 0.10 and 0.30 ± 0.10 points (2 and 1.33 passes per step). A is "
+        "significantly worse, by 0.30 ± 0.10 points (1 pass per step). E is not recorded on "
+        "all tasks of plane/*/*/narrow-tuned yet."
+    )
+
+
+def test_a_gain_over_another_method_names_it(monkeypatch) -> None:
+    made_gains(monkeypatch, A={"verdict": "inconclusive"})
+    said = report.gain("A", baseline="SAM", lead="At equal passes")
+    assert said.startswith("At equal passes, whether A gains over SAM remains open")
+
+
+def test_recorded_gains_are_those_of_the_verdicts(monkeypatch) -> None:
+    tests = verdicts.gains()
+    monkeypatch.setattr(verdicts, "gains", lambda *args, **options: tests)
+    for name, row in tests.iterrows():
+        number = f"{abs(100 * row['difference']):.2f} ± {100 * row['interval']:.2f}"
+        assert number in plain(report.gain(name))

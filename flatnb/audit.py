@@ -195,7 +195,13 @@ def angle(a: torch.Tensor, b: torch.Tensor) -> float:
 
 PLANE, SENSING = "plane, 9 sets", "matrix sensing"
 IMAGES = ("digits", "MNIST", "CIFAR-10")
-FINE_TUNING = ("hand signs, 10 shots", "photos, 10 shots", "hand signs, 5 shots")
+FINE_TUNING = (
+    "hand signs, 10 shots",
+    "photos, 10 shots",
+    "hand signs, 5 shots",
+    "questions, 10 shots",
+    "film reviews, 20 shots",
+)
 TASKS = {  # the names of their records, {} for the method
     PLANE: "plane/*/{}/narrow-tuned",
     "digits": "images/digits-mlp/{}",
@@ -204,6 +210,8 @@ TASKS = {  # the names of their records, {} for the method
     "hand signs, 10 shots": "finetune/sign-language-digits-10-shots/{}",
     "photos, 10 shots": "finetune/cifar10-jpeg-10-shots/{}",
     "hand signs, 5 shots": "finetune/sign-language-digits-5-shots/{}",
+    "questions, 10 shots": "finetune/trec-10-shots/{}",
+    "film reviews, 20 shots": "finetune/sst2-20-shots/{}",
     SENSING: "sensing/d100-r5/{}",
 }
 # The smallest gain in accuracy worth having, by the plan: a point where nets are large.

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
+_HALF_POINT = "the half point that the plan calls worth having"
+_FINDINGS = (
+    *("clearly better", "better", "slightly better", "inconclusive"),
+    *("no gain worth having", "worse", "at an edge", "too few seeds"),
+)
+
+
 def plus_minus(
     mean: float, half: float, spec: str = ".3f", *, star: bool = False
 ) -> str:
@@ -128,13 +135,13 @@ def gains(
     recorded = tests.loc[[name for name in methods if name in tests.index]]
     against = "plain training" if baseline == "ERM" else baseline
     sentences: list[str] = []
-    half_point = HALF_POINT
+    half_point = _HALF_POINT
     for finding in _FINDINGS:
         rows = recorded[[_finding(row) == finding for row in recorded.itertuples()]]
         if len(rows):
             sentence = _sentence(finding, rows, against, first=not sentences)
-            sentences.append(sentence.replace(HALF_POINT, half_point))
-            if HALF_POINT in sentence:
+            sentences.append(sentence.replace(_HALF_POINT, half_point))
+            if _HALF_POINT in sentence:
                 half_point = "that half point"
     lacking = [name for name in methods if name not in tests.index]
     if lacking:
@@ -144,11 +151,6 @@ def gains(
     if lead:
         sentences[0] = f"{lead}, {sentences[0]}"
     return " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences)
-
-
-HALF_POINT = "the half point that the plan calls worth having"
-_FINDINGS = ("clearly better", "better", "slightly better", "inconclusive")
-_FINDINGS += ("no gain worth having", "worse", "at an edge", "too few seeds")
 
 
 def _finding(row: Any) -> str:
@@ -196,10 +198,10 @@ def _sentence(
     a_gain = "a gain" if len(rows) == 1 else "gains"
     found = f"{a_gain} of {_listed(smallest)} would have been found"
     sentence = {
-        "clearly better": f"{who} gain{s} {points}{over} ({basis}), at least {HALF_POINT}",
+        "clearly better": f"{who} gain{s} {points}{over} ({basis}), at least {_HALF_POINT}",
         "better": f"{who} {is_} significantly better{than}, by {points} ({basis}), which "
-        f"may reach {HALF_POINT}",
-        "slightly better": f"{who} gain{s} significantly, but less than {HALF_POINT}: "
+        f"may reach {_HALF_POINT}",
+        "slightly better": f"{who} gain{s} significantly, but less than {_HALF_POINT}: "
         f"{points}{over} ({basis})",
         "inconclusive": f"whether {who} gain{s}{over} remains open: {points} ({basis}); "
         f"{found}",

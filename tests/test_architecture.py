@@ -72,6 +72,17 @@ def test_every_room_exists() -> None:
             assert any(lies_in(module, name) for module in FILES), name
 
 
+def test_the_figure_shows_every_room() -> None:
+    """By its name in a box, or among the contents of another; and no others."""
+    drawn = (ROOT / "book" / "_static" / "architecture.svg").read_text(encoding="utf-8")
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", drawn)
+    words = set(re.findall(r"\w+", " ".join(texts)))
+    rooms = {room for room in allowed() if "." not in room and room[0] != "_"}
+    assert rooms <= words
+    names = re.findall(r'class="name"[^>]*>(.*?)<', drawn)
+    assert {name for text in names for name in text.split(", ")} <= rooms
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_imports_follow_the_table(module: str) -> None:
     source = FILES[module].read_text(encoding="utf-8")

@@ -32,6 +32,8 @@
      choice({label, options: [[value, text, color]], value})            radio buttons
      button(label, click)                                               calls click, then draws
      say(text)  the finding, in words, below the plots
+     beside(words)  where there is room, puts the controls beside the plots, and the finding, too,
+                if `words`: so that a tall figure fits a laptop's screen
      data       what the cell displays by flatnb.book.play.data(...), or a page has inside of the
                 element as <script type="application/json" class="play-data">
      narrow     whether it is on a phone, where a height, as a function, may be smaller
@@ -419,6 +421,11 @@ window.flatnb = window.flatnb || {};
       this.root.setAttribute("role", "group");
       this.root.setAttribute("aria-label", label);
       write(this.how, how);
+    }
+
+    beside(words = false) {
+      this.root.classList.add("play-beside");
+      if (words) this.root.classList.add("play-words-beside");
     }
 
     /* Whether it is on a phone: there, all of it should be seen at once. */

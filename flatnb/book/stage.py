@@ -209,11 +209,11 @@ def _with_runs(notebook: str, folder: Path, build: Path) -> str:
 
 def _computed(run: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     """When a notebook was last run, for how long, and, as its first cell of code printed
-    it, with what."""
-    words = "Last computed"
+    it, with which torch: in a line of a page."""
+    words = "Computed"
     if "end_time" in run:
         day = datetime.fromisoformat(run["end_time"])
-        words += f" on {day.day} {day:%B %Y}"
+        words += f" on {day.day} {day:%b %Y}"
     words += f" in {_time(run['duration'])} (`{run['parameters']['profile']}`)"
     printed = [
         "".join(output.get("text", ""))
@@ -221,8 +221,8 @@ def _computed(run: dict[str, Any], cells: list[dict[str, Any]]) -> str:
         if "bootstrap" in tags(cell)
         for output in cell["outputs"]
     ]
-    versions = re.search(r"torch (\S+) · flatnb (\S+)", "".join(printed))
-    return words + (f", torch {versions[1]}, flatnb {versions[2]}" if versions else "")
+    torch = re.search(r"torch ([^\s+]+)", "".join(printed))
+    return words + (f", torch {torch[1]}" if torch else "")
 
 
 def _time(seconds: float) -> str:

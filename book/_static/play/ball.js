@@ -85,6 +85,7 @@ flatnb.play("ball", (fig) => {
     "A ball around the weights of a net, SAM's point on it and the worst point.",
     "Drag *w* and change the radius: how much of the worst rise does SAM's step find?",
   );
+  fig.beside(true);
   const side = [-data.extent, data.extent];
   const map = fig.plot({
     x: side,

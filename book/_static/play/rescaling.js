@@ -66,6 +66,7 @@ flatnb.play("rescaling", (fig) => {
     "A net's function, the steps in its two layers that cost the same, and measures of flatness.",
     "Multiply the first layer by *c*, divide the second by *c*, and watch what changes.",
   );
+  fig.beside(true);
   const extent = (i) => {
     const values = points.map((x) => x[i]);
     return [Math.min(...values) - 0.3, Math.max(...values) + 0.3];
@@ -78,7 +79,7 @@ flatnb.play("rescaling", (fig) => {
     title: "the function",
     xlabel: "*x*₁",
     ylabel: "*x*₂",
-    share: 1.3,
+    share: 1.25,
     height: (width) => Math.min(268, width + 14),
   });
   const WINDOW = 3.4;
@@ -101,8 +102,8 @@ flatnb.play("rescaling", (fig) => {
     xticks: [factors[0], 1, MOST],
     title: "relative to *c* = 1",
     xlabel: "factor *c*",
-    share: 0.7,
-    height: () => (fig.narrow ? 200 : 268),
+    share: 0.75,
+    height: (width) => (fig.narrow ? 200 : Math.min(268, width + 54)),
   });
   const factor = fig.slider({
     label: "factor *c* on the first layer",
@@ -150,9 +151,10 @@ flatnb.play("rescaling", (fig) => {
       measures.dot(c, relative[now], { color });
     }
     const middle = Math.sqrt(measures.y[1]);
-    measures.text(1, middle, "trace", { anchor: "middle", dy: -22 });
-    measures.text(1, middle, "top eigenvalue", { anchor: "middle", dy: -4, color: "red" });
-    measures.text(1, 1, "relative flatness", { anchor: "middle", dy: 20, color: "green" });
+    const label = { anchor: "middle", size: measures.width < 240 ? 12 : 14 };
+    measures.text(1, middle, "trace", { ...label, dy: -30 });
+    measures.text(1, middle, "top eigenvalue", { ...label, dy: -14, color: "red" });
+    measures.text(1, 1, "relative flatness", { ...label, dy: 20, color: "green" });
 
     fig.say(words(c, Math.max(...changes), now));
   });

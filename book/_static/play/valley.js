@@ -74,6 +74,7 @@ flatnb.play("valley", (fig) => {
     "Paths of training methods into the valley of minima where w₁ times w₂ is 1.",
     "Drag the start, choose a method, and watch where its path ends.",
   );
+  fig.beside();
   const map = fig.plot({
     x: [0, 3.4],
     y: [0, 2.1],
@@ -90,9 +91,9 @@ flatnb.play("valley", (fig) => {
     y: [0, 12],
     xticks: [0, 200, 400],
     yticks: [0, 6, 12],
-    title: "trace of the Hessian",
+    title: "trace",
     share: 0.6,
-    height: () => (fig.narrow ? 115 : 150),
+    height: () => 115,
   });
   const products = fig.plot({
     x: [0, STEPS],
@@ -102,7 +103,7 @@ flatnb.play("valley", (fig) => {
     title: "*w*₁*w*₂",
     xlabel: "step",
     next: traces,
-    height: () => (fig.narrow ? 135 : 170),
+    height: () => 135,
   });
   const start = map.handle({
     label: "start of the path",

@@ -39,9 +39,8 @@ test: lint  ## checks and tests, minutes
 test-all: lint  ## the same with the slow tests
 	$(PYTEST) --run-all
 
-# All tests of a page on the worker that has loaded it.
 test-pages: $(READY)  ## the built pages in an installed Chromium, after make book
-	$(PYTEST) --dist loadgroup --run-pages -m pages tests/browser
+	$(PYTEST) --maxprocesses 2 --run-pages -m pages tests/browser
 
 test-dispatch: $(READY)  ## numerical tests under each instruction set of this processor
 	$(BIN)/python tests/dispatch.py -n auto --maxprocesses 8

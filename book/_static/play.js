@@ -30,7 +30,7 @@
                 in both directions; next: a plot to share the place of, below or beside it
      slider({label, min, max, step, value, to, show})   .value = to(position), .text = show(value)
      choice({label, options: [[value, text, color]], value})            radio buttons
-     button(label, click)                                               calls click, then draws
+     button(label, click, reset)          calls click, then draws; what "Reset" calls to undo that
      say(text)  the finding, in words, below the plots
      beside(words)  where there is room, puts the controls beside the plots, and the finding, too,
                 if `words`: so that a tall figure fits a laptop's screen
@@ -488,12 +488,13 @@ window.flatnb = window.flatnb || {};
       };
     }
 
-    button(label, click) {
+    button(label, click, reset) {
       const button = element(this.controls, "button", { type: "button" }, label);
       button.addEventListener("click", () => {
         click();
         this.update();
       });
+      if (reset) this.resets.push(reset);
       return button;
     }
 

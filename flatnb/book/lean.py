@@ -37,7 +37,7 @@ def lighten(html: Path, own: Path) -> None:
     def kept(file: Path) -> bool:
         return file.name in named or (own / file.relative_to(static)).exists()
 
-    scripts = [_unmapped(script) for script in static.rglob("*.js") if kept(script)]
+    scripts = [_shipped(script) for script in static.rglob("*.js") if kept(script)]
     used = classes(named, "\n".join(scripts)) | COMPOSED
     linked = [link[2] for text in pages.values() for link in LINK.finditer(text)]
     sheets = []
@@ -59,13 +59,15 @@ def lighten(html: Path, own: Path) -> None:
     (static / SHEET).write_text(sheet, encoding="utf-8")
 
 
-def _unmapped(script: Path) -> str:
-    """A script's text, from which the name of a source map, which is not shipped, goes."""
+def _shipped(script: Path) -> str:
+    """A script's text, from which the name of a source map, which is not shipped, goes,
+    and what the theme notes in the console of every reader."""
     text = script.read_text(encoding="utf-8")
-    if "//# sourceMappingURL" in text:
-        text = re.sub(r"\n//# sourceMappingURL=.*", "", text)
-        script.write_text(text, encoding="utf-8")
-    return text
+    shipped = re.sub(r"\n//# sourceMappingURL=.*", "", text)
+    shipped = re.sub(r"console\.log\(([`\"])\[PST\].*?\1\)", "void 0", shipped)
+    if shipped != text:
+        script.write_text(shipped, encoding="utf-8")
+    return shipped
 
 
 def classes(pages: str, scripts: str) -> set[str]:

@@ -17,7 +17,7 @@ FAULTS = (
     # A name other than the text that one sees.
     (r'<summary aria-label="Toggle hidden content">', "<summary>"),
     # A heading of a table without text: pandas' corner.
-    (r"<th([^>]*)>\s*</th>", r"<td\1></td>"),
+    (r"<th([^>]*)>\s*(?:<p></p>)?\s*</th>", r"<td\1></td>"),
     # A list whose items say that they are something else, and that with a role of old.
     (r' role="doc-biblioentry"', ' role="listitem"'),
 )

@@ -46,7 +46,7 @@ def test_every_page_has_one_style_sheet_and_waits_for_no_script(html: Path) -> N
         assert scripts and all(" defer" in script for script in scripts), path
 
 
-def test_every_file_that_a_page_names_is_there_and_no_map_or_second_font(
+def test_every_file_that_a_page_names_is_there_without_maps_fonts_and_notes(
     html: Path,
 ) -> None:
     for path in pages(html):
@@ -59,6 +59,7 @@ def test_every_file_that_a_page_names_is_there_and_no_map_or_second_font(
     scripts = [(chapter.parent / name).read_text() for name in names]
     assert 1e3 < sum(map(len, scripts)) < 2e5
     assert not any("sourceMappingURL" in script for script in scripts)
+    assert not any(re.search(r"console\.log\(.\[PST\]", script) for script in scripts)
 
 
 def test_every_icon_of_a_page_has_its_glyph(html: Path) -> None:

@@ -76,15 +76,19 @@ def paper(page: str, visit: Visit) -> list[str]:
 
 
 def opening(page: str, visit: Visit) -> list[str]:
-    """A chapter's finding, its first picture and section are seen without scrolling."""
+    """A chapter's finding, its first picture and section are seen without scrolling; a
+    figure to play with has controls, and may leave no room for the section."""
     if not re.match(r"notebooks/\d", page):
         return []
-    found = visit["wide"].facts["opening"]
-    return [
-        f"{part} ends at {end and round(end)} px"
-        for part, end in found.items()
-        if end is None or end > 900
-    ]
+    place, height = visit["wide"].facts["opening"], 900
+    found = []
+    if place["finding"] > height:
+        found.append(f"the finding ends at {place['finding']:.0f} px")
+    if (place["seen"] or 0) < min(place["picture"] or height, 300):
+        found.append(f"{place['seen'] or 0:.0f} px of the picture are seen")
+    if place["section"] > height and not place["live"]:
+        found.append(f"the first section begins at {place['section']:.0f} px")
+    return found
 
 
 def weight(page: str, visit: Visit) -> list[str]:

@@ -46,10 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if argument in metafunc.fixturenames:
             asked = metafunc.config.getoption("--run-pages") and pages()
             names = chosen() if asked else ["none"]  # the fixture `book` says why
-            # All tests of a page on one worker, which visits it once.
-            group = pytest.mark.xdist_group
-            marked = [pytest.param(name, marks=group(name)) for name in names]
-            metafunc.parametrize(argument, marked)
+            metafunc.parametrize(argument, names)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,11 @@ window.measure = (() => {
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
   const style = getComputedStyle;
 
+  // Nothing is measured on its way from one look to another.
+  const still = document.createElement("style");
+  still.textContent = "*, *::before, *::after { transition: none !important; }";
+  document.head.append(still);
+
   const shown = (element) =>
     element.checkVisibility({ visibilityProperty: true }) &&
     element.getBoundingClientRect().width > 0;
@@ -33,7 +38,9 @@ window.measure = (() => {
   // The nearest box, the element itself or one around it, that does not show what sticks
   // out of it.
   const clip = (element) => {
-    for (let box = element; box && box !== document.body; box = box.parentElement) {
+    const drawn = element.matches("img, svg, canvas");  // those clip themselves
+    const first = drawn ? element.parentElement : element;
+    for (let box = first; box && box !== document.body; box = box.parentElement) {
       if (style(box).overflowX !== "visible" && style(box).display !== "inline") return box;
     }
     return null;
@@ -42,10 +49,12 @@ window.measure = (() => {
 
   // Everything that a page must show: what a script draws comes a moment after loading.
   const ready = async () => {
-    await document.fonts.ready;
     await window.MathJax?.startup?.promise;
-    await Promise.all(all("[data-play-ready]").map((figure) => figure.ready));
-    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+    const frame = () => new Promise((done) => requestAnimationFrame(done));
+    for (let i = 0; i < 300 && document.querySelector(".play-chart:empty"); i++) await frame();
+    await frame();
+    await document.fonts.ready;  // those of the formulas, too
+    await frame();
   };
 
   // Addresses of all that was fetched.
@@ -53,24 +62,33 @@ window.measure = (() => {
     .filter((entry) => ["navigation", "resource"].includes(entry.entryType))
     .map((entry) => entry.name);
 
-  // Elements that stick out of the window, unless a box around them scrolls.
+  // Elements that stick out of the window. In a box that scrolls only what is left of its
+  // beginning, where nobody gets.
   const outside = () => {
     const width = document.documentElement.clientWidth;
+    const inner = "svg *, mjx-math *, mjx-assistive-mml, .visually-hidden";
+    const boxes = new Map();  // of each parent
     const found = all("main *").filter((element) => {
-      if (!shown(element) || element.closest("svg svg, svg *, mjx-container *")) return false;
+      if (!shown(element) || element.closest(inner)) return false;
       const { left, right } = element.getBoundingClientRect();
-      if (right <= width + 1 && left >= -1) return false;
-      const box = clip(element);
-      return !(box && ["auto", "scroll"].includes(style(box).overflowX));
+      const parent = element.parentElement;
+      if (!boxes.has(parent)) boxes.set(parent, clip(parent));
+      const box = boxes.get(parent);
+      if (box && ["auto", "scroll"].includes(style(box).overflowX)) {
+        return left + box.scrollLeft < box.getBoundingClientRect().left - 1;
+      }
+      return right > width + 1 || left < -1;
     });
     const outer = found.filter((element) => !found.includes(element.parentElement));
     const page = document.documentElement.scrollWidth - width;
     return [...(page > 0 ? [`the page by ${page} px`] : []), ...outer.map(name)];
   };
 
-  // Pictures, drawings and canvases without a text that says what they show.
+  // Pictures, drawings and canvases without a text that says what they show; none is asked
+  // of one in a link with words, such as a logo beside a name.
   const silent = () => all("img, canvas, svg[role=img], [role=img]").filter((picture) => {
     if (picture.closest("[aria-hidden=true]")) return false;
+    if (picture.closest("a")?.textContent.trim()) return false;
     if (["none", "presentation"].includes(picture.getAttribute("role"))) return false;
     const labelled = picture.getAttribute("aria-labelledby");
     const text = picture.getAttribute("alt") ?? picture.getAttribute("aria-label") ??
@@ -106,33 +124,25 @@ window.measure = (() => {
   const unset = () => all("main .math").filter((formula) =>
     shown(formula) && !formula.querySelector("mjx-container")).map(name);
 
-  // Tables and code wider than the box that shows them, where nothing says that they go on:
-  // a shadow at the edge (a background or a mask of gradients), or a text.
-  const unannounced = () => all("main pre, main table").filter((wide) => {
+  // Tables, code and pictures wider than the box that shows them, where nothing says that they
+  // go on: no shadow at the edge, which is a background or a mask of gradients.
+  const unannounced = () => all("main pre, main table, main img").filter((wide) => {
     const box = clip(wide);
     if (!shown(wide) || !box || !overfull(box)) return false;
-    const announced = [box, box.parentElement].some((one) =>
-      style(one).backgroundImage.includes("gradient") || style(one).maskImage.includes("gradient") ||
-      ["::before", "::after"].some((side) => {
-        const pseudo = getComputedStyle(one, side);
-        return !["none", "normal"].includes(pseudo.content) &&
-          (pseudo.content.length > 2 || pseudo.backgroundImage.includes("gradient"));
-      }));
-    return !announced;
+    const fades = [box, box.parentElement].some((one) =>
+      [style(one).backgroundImage, style(one).maskImage].join().includes("gradient"));
+    return !fades;
   }).map(name);
 
   // Controls of which nothing changes to the eye when the keyboard comes to them, two of a
   // kind. The caller has pressed a key, so that focus is shown as for a reader who uses the
   // keyboard.
   const unmarked = () => {
-    const still = document.createElement("style");
-    still.textContent = "*, *::before, *::after { transition: none !important; }";
-    document.head.append(still);
     const looks = ["outlineStyle", "outlineWidth", "outlineColor", "boxShadow", "borderColor",
       "borderWidth", "backgroundColor", "textDecorationLine", "textDecorationThickness"];
     const look = (element) => {
-      const around = [element, element.parentElement, ...(element.labels ?? []),
-        element.nextElementSibling].filter(Boolean);
+      const around = [element, element.parentElement, ...element.children,
+        ...(element.labels ?? []), element.nextElementSibling].filter(Boolean);
       return around.flatMap((one) => [undefined, "::before", "::after"].map((side) => {
         const now = getComputedStyle(one, side);
         // The colour of an outline that is not drawn follows the text's.
@@ -156,7 +166,6 @@ window.measure = (() => {
       return !marked || ![control, ...(control.labels ?? [])].some(visible);
     });
     document.activeElement?.blur();
-    still.remove();
     return found.map(name);
   };
 
@@ -171,29 +180,35 @@ window.measure = (() => {
 
   // On paper: what a box cuts off, and what is taller than a page.
   const cut = (tall) => {
-    const sides = all("main pre, main table, main figure, main img, main svg, main .math")
+    const across = all("main pre, main table, main figure, main img, main svg, main div.math")
       .filter((element) => {
-        if (!shown(element)) return false;
+        if (!shown(element) || element.closest("mjx-container")) return false;
         const box = clip(element);
         const { right } = element.getBoundingClientRect();
-        return (box && (overfull(box) || box.scrollHeight > box.clientHeight + 1) &&
-          !["inline", "contents"].includes(style(box).display)) ||
-          right > document.documentElement.clientWidth + 1;
+        return (box && overfull(box)) || right > document.documentElement.clientWidth + 1;
       });
+    const down = all("main pre, main div, main figure").filter((box) =>
+      shown(box) && ["auto", "scroll", "hidden"].includes(style(box).overflowY) &&
+      !box.matches(".math, .math *") && box.scrollHeight > box.clientHeight + 1);
     const high = all("main figure, main img").filter((figure) =>
       shown(figure) && figure.getBoundingClientRect().height > tall);
-    return [...sides.map((one) => `cut off: ${name(one)}`),
+    return [...across.map((one) => `cut at the right: ${name(one)}`),
+      ...down.map((one) => `cut below: ${name(one)}`),
       ...high.map((one) => `taller than a page: ${name(one)}`)];
   };
 
-  // Where the finding, the first picture and the first section of a chapter end, in px.
+  // Where in the window, in px, the finding of a chapter ends, how much is seen of its first
+  // picture (of its height), and where its first section begins.
   const opening = () => {
-    const bottom = (element) => element && element.getBoundingClientRect().bottom + scrollY;
+    const box = (element) => element?.getBoundingClientRect();
+    const picture = box(all("main article :is(img, svg, .play)")
+      .find((one) => shown(one) && one.getBoundingClientRect().width > 200));
     return {
-      finding: bottom(document.querySelector("main h1 ~ p strong")),
-      picture: bottom(all("main article img, main article svg, main article canvas")
-        .find((one) => shown(one) && one.getBoundingClientRect().width > 200)),
-      section: bottom(document.querySelector("main h2")),
+      finding: box(document.querySelector("main h1 ~ p strong"))?.bottom,
+      seen: picture && Math.max(0, Math.min(innerHeight, picture.bottom) - picture.top),
+      picture: picture?.height,
+      section: box(all("main h2").find(shown))?.bottom,
+      live: Boolean(document.querySelector("main .play")),
     };
   };
 

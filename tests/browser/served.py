@@ -35,7 +35,8 @@ def server(book: Path) -> Iterator[str]:
         def do_GET(self) -> None:
             file = file_of(self.path, book)
             if not file.is_file():
-                self.send_error(404)
+                # A browser asks for an icon by itself, once.
+                self.send_error(204 if self.path == "/favicon.ico" else 404)
                 return
             body = sent(file)
             kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"

@@ -1,46 +1,56 @@
-"""What a reader does on the built pages: searches, goes by keyboard."""
+"""What a reader does on the built pages: looks around, searches, goes by keyboard."""
+
+import re
+from pathlib import Path
 
 import pytest
-from visits import MODES, Mode, Visits
+from visits import MODES, Mode, Visits, axe
 
-pytestmark = [pytest.mark.pages, pytest.mark.xdist_group("reading")]
+from flatnb.book import stage
 
-WIDE = MODES[0]
+pytestmark = pytest.mark.pages
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDE, NARROW = MODES[:2]
 DISK = next(mode for mode in MODES if mode.script and not mode.served)
 
 
+def chapter(name: str) -> str:
+    """The page of a chapter, whose number may change."""
+    (file,) = [f for f in stage.toc_files(ROOT) if f.stem.partition("_")[2] == name]
+    return file.with_suffix(".html").as_posix()
+
+
+SCOREBOARD = chapter("scoreboard")
+
+
 def results(visit: Visits, query: str, mode: Mode) -> list[str]:
-    """The pages that a search finds, best first."""
+    """The addresses that a search finds, best first."""
     with visit.opened(mode) as (tab, seen):
         tab.goto(visit.url("search.html", mode) + f"?q={query}")
-        tab.wait_for_function("Search._pulse_status === -1")  # the search has ended
+        ended = tab.locator("#search-results h2", has_text="Search Results")
+        ended.wait_for(state="attached")
         links = tab.eval_on_selector_all(
             "#search-results li a", "found => found.map((one) => one.pathname)"
         )
         assert not seen.foreign
         assert not seen.failed
-    return [
-        link.partition("/notebooks/")[2] or link.rpartition("/")[2] for link in links
-    ]
+    return links
 
 
-UNRANKED = pytest.mark.xfail(reason="pages are ranked as Sphinx does", strict=True)
-
-
-@UNRANKED
 @pytest.mark.parametrize("mode", [WIDE, DISK], ids=lambda mode: mode.name)
 def test_search_answers_which_method(visit: Visits, mode: Mode) -> None:
-    assert results(visit, "which+method", mode)[0].startswith("14_scoreboard")
+    assert results(visit, "which+method", mode)[0].endswith(SCOREBOARD)
 
 
-@UNRANKED
 @pytest.mark.parametrize("mode", [WIDE, DISK], ids=lambda mode: mode.name)
 def test_search_finds_the_chapter_before_the_glossary(
     visit: Visits, mode: Mode
 ) -> None:
-    found = results(visit, "SAM", mode)
-    chapter = next(i for i, page in enumerate(found) if page.startswith("06_"))
-    assert chapter < found.index("glossary.html")
+    pages = [chapter("sharpness_aware_minimization"), "book/glossary.html"]
+    links = results(visit, "SAM", mode)
+    found = [page for link in links for page in pages if link.endswith(page)]
+    assert list(dict.fromkeys(found)) == pages
 
 
 def test_search_from_any_page_by_keyboard(visit: Visits) -> None:
@@ -54,7 +64,7 @@ def test_search_from_any_page_by_keyboard(visit: Visits) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES[:2], ids=lambda mode: mode.name)
-@pytest.mark.parametrize("start", ["book/intro.html", "notebooks/14_scoreboard.html"])
+@pytest.mark.parametrize("start", ["book/intro.html", SCOREBOARD])
 def test_tab_goes_through_every_control_in_order(
     visit: Visits, start: str, mode: Mode
 ) -> None:
@@ -76,3 +86,46 @@ def test_tab_goes_through_every_control_in_order(
         missed = sorted(set(range(len(controls))) - set(counted))
         assert [controls[i] for i in missed] == []
         assert counted == sorted(counted)
+
+
+@pytest.mark.parametrize(
+    ("clicks", "sight"),
+    [
+        (["Which should I use?"], "text=First tune the learning rate"),
+        (["Cite"], "text=@software"),
+        (["Which should I use?", "own training loop"], "pre:has-text('.backward(')"),
+        (["Read"], "text=Two valleys"),
+    ],
+)
+@pytest.mark.parametrize("mode", [WIDE, NARROW], ids=lambda mode: mode.name)
+def test_a_few_clicks_lead_from_the_landing_page(
+    visit: Visits, mode: Mode, clicks: list[str], sight: str
+) -> None:
+    """To what to use, the line to paste, how to cite: in the window, not below it."""
+    with visit.opened(mode) as (tab, _):
+        visit.load(tab, "book/intro.html", mode)
+        for name in clicks:
+            links = tab.locator("main").get_by_role("link", name=re.compile(name))
+            links.first.click()
+        tab.wait_for_function(
+            "(one) => one.getBoundingClientRect().top < innerHeight",
+            arg=tab.locator(sight).locator("visible=true").first.element_handle(),
+        )
+
+
+@pytest.mark.parametrize(
+    ("mode", "opener"),
+    [(WIDE, "Control+k"), (NARROW, ".primary-toggle"), (NARROW, ".secondary-toggle")],
+    ids=["search", "pages", "contents"],
+)
+def test_what_opens_is_for_everyone(visit: Visits, mode: Mode, opener: str) -> None:
+    with visit.opened(mode) as (tab, _):
+        visit.load(tab, chapter("two_valleys"), mode)
+        if opener.startswith("Control"):
+            tab.keyboard.press(opener)
+        else:
+            tab.locator(opener).locator("visible=true").first.click()
+        tab.locator("dialog[open]").wait_for()
+        assert axe(tab) == []
+        tab.keyboard.press("Escape")
+        tab.locator("dialog[open]").wait_for(state="detached")

@@ -2,8 +2,8 @@
 narrow, light and dark, with JavaScript and without.
 
 A page is loaded once in each of the modes below, and everything is measured then; the
-tests read what was found. The four looks (two widths, two colour schemes) are all seen:
-a mode measures in its own scheme what the scheme does not change, and contrast in both.
+tests read what was found. Every mode has its own color scheme; contrast is measured in
+both where the window is wide.
 """
 
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
 from served import file_of, sent
 
 MEASURE = (Path(__file__).parent / "measure.js").read_text(encoding="utf-8")
@@ -79,14 +79,12 @@ class Visits:
 
     def __init__(self, browser: Browser, folder: Path, address: str) -> None:
         self.browser, self.folder, self.address = browser, folder, address
-        self._contexts: dict[Mode, BrowserContext] = {}
-        self._seen: dict[str, dict[str, Seen]] = {}
+        self._tabs: dict[Mode, Page] = {}
+        self._now: dict[Mode, Seen] = {}  # of the page that a tab shows
 
     def __call__(self, page: str) -> dict[str, Seen]:
         """What each mode showed of a page, by the mode's name."""
-        if page not in self._seen:
-            self._seen[page] = {mode.name: self._visit(page, mode) for mode in MODES}
-        return self._seen[page]
+        return {mode.name: self._visit(page, mode) for mode in MODES}
 
     def url(self, page: str, mode: Mode = MODES[0]) -> str:
         if mode.served:
@@ -95,39 +93,45 @@ class Visits:
 
     @contextmanager
     def opened(self, mode: Mode = MODES[0]) -> Iterator[tuple[Page, Seen]]:
-        """An empty tab, and what is seen in it."""
-        if mode not in self._contexts:
-            self._contexts[mode] = self.browser.new_context(
-                viewport={"width": mode.width, "height": 900},
-                color_scheme=mode.scheme,
-                java_script_enabled=mode.script,
-            )
-            # Every visit is a first one: no page knows what another left.
-            first = "try { localStorage.clear(); sessionStorage.clear(); } catch {}"
-            self._contexts[mode].add_init_script(first)
-        tab, seen = self._contexts[mode].new_page(), Seen()
-        tab.on("console", lambda message: seen.messages.append(message.text))
-        tab.on("pageerror", lambda error: seen.messages.append(str(error)))
-        tab.on("requestfailed", lambda request: self._fail(request, mode, seen))
-        tab.on("request", lambda request: self._ask(request.url, seen))
-        tab.on("response", lambda answer: self._answer(answer.url, answer.status, seen))
-        try:
-            yield tab, seen
-        finally:
-            tab.close()
+        """The tab of a mode, empty, and what is seen in it from now on."""
+        if mode not in self._tabs:
+            self._tabs[mode] = self._tab(mode)
+        tab, self._now[mode] = self._tabs[mode], Seen()
+        tab.set_viewport_size({"width": mode.width, "height": 900})
+        tab.emulate_media(media="screen", color_scheme=mode.scheme)
+        yield tab, self._now[mode]
+        self._now[mode] = Seen()  # of what leaving breaks off
+        tab.goto("about:blank")
 
-    def _fail(self, request: Request, mode: Mode, seen: Seen) -> None:
-        if mode.script or request.resource_type != "script":  # those are not asked for
-            seen.failed.append(f"{request.url}: {request.failure}")
+    def _tab(self, mode: Mode) -> Page:
+        context = self.browser.new_context(java_script_enabled=mode.script)
+        # Every visit is a first one: no page knows what another left.
+        first = "try { localStorage.clear(); sessionStorage.clear(); } catch {}"
+        context.add_init_script(first)
+        tab = context.new_page()
 
-    def _ask(self, url: str, seen: Seen) -> None:
-        own = (self.address + "/", self.folder.as_uri() + "/", "data:", "blob:")
-        if not url.startswith(own):
-            seen.foreign.append(url)
+        def say(message: str) -> None:
+            self._now[mode].messages.append(message)
 
-    def _answer(self, url: str, status: int, seen: Seen) -> None:
-        if status >= 400:
-            seen.failed.append(f"{url}: {status}")
+        def answered(answer: Response) -> None:
+            if answer.status >= 400:
+                self._now[mode].failed.append(f"{answer.url}: {answer.status}")
+
+        def failed(request: Request) -> None:
+            if mode.script or request.resource_type != "script":  # none is asked for
+                self._now[mode].failed.append(f"{request.url}: {request.failure}")
+
+        def asked(request: Request) -> None:
+            own = (self.address + "/", self.folder.as_uri() + "/", "data:", "blob:")
+            if not request.url.startswith(own):
+                self._now[mode].foreign.append(request.url)
+
+        tab.on("console", lambda message: say(message.text))
+        tab.on("pageerror", lambda error: say(str(error)))
+        tab.on("response", answered)
+        tab.on("requestfailed", failed)
+        tab.on("request", asked)
+        return tab
 
     def load(self, tab: Page, page: str, mode: Mode = MODES[0]) -> None:
         """Open a page and wait until it is all there."""
@@ -156,14 +160,13 @@ class Visits:
             seen.facts["live"] = tab.evaluate("measure.live().length")
             if mode.script:
                 seen.facts["unset"] = tab.evaluate("measure.unset()")
-            if mode.width < 500:
+            if mode.width < 500 and mode.script:  # a script says what goes on
                 seen.facts["unannounced"] = tab.evaluate("measure.unannounced()")
             if mode.script and mode.served:
                 self._look(tab, mode, seen)
             elif not mode.script:
                 other = {1400: 390, 390: 1400}[mode.width]
                 tab.set_viewport_size({"width": other, "height": 900})
-                self.load(tab, page, mode)
                 seen.facts["outside"] += tab.evaluate("measure.outside()")
             if mode.name == "wide":
                 tab.emulate_media(media="print", color_scheme="light")
@@ -172,28 +175,34 @@ class Visits:
         return seen
 
     def _look(self, tab: Page, mode: Mode, seen: Seen) -> None:
-        """Accessibility and the mark of focus, in both colour schemes."""
+        """Accessibility and the mark of focus; in both color schemes where the side bars
+        are seen, too."""
         seen.facts["axe"], seen.facts["unmarked"] = axe(tab), []
         tab.keyboard.press("Tab")
-        for scheme in [mode.scheme, {"light": "dark", "dark": "light"}[mode.scheme]]:
+        for scheme in ["light", "dark"] if mode.width == 1400 else [mode.scheme]:
             tab.emulate_media(color_scheme=scheme)
             seen.facts["axe"] += contrast(tab)
             seen.facts["unmarked"] += tab.evaluate("measure.unmarked()")
 
 
+# Rules of axe-core that compare colors, which takes long.
+COLORS = ["color-contrast", "link-in-text-block"]
+
+
 def axe(tab: Page) -> list[str]:
     """The findings of axe-core in an opened page, of any impact, without `contrast`."""
-    only = {"color-contrast": {"enabled": False}}
-    found = Axe().run(
-        tab, options={"resultTypes": ["violations"], "preload": False, "rules": only}
-    )
-    return _findings(found.response)
+    options = {
+        "resultTypes": ["violations"],
+        "preload": False,
+        "rules": {rule: {"enabled": False} for rule in COLORS},
+    }
+    return _findings(Axe().run(tab, options=options).response)
 
 
 def contrast(tab: Page) -> list[str]:
     """Where axe-core finds too little contrast; it is loaded already."""
-    only = '{resultTypes: ["violations"], preload: false, runOnly: ["color-contrast"]}'
-    return _findings(tab.evaluate(f"axe.run({{include: measure.words()}}, {only})"))
+    options = f'{{resultTypes: ["violations"], preload: false, runOnly: {COLORS}}}'
+    return _findings(tab.evaluate(f"axe.run({{include: measure.words()}}, {options})"))
 
 
 def _findings(response: dict[str, Any]) -> list[str]:

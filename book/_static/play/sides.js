@@ -80,8 +80,9 @@ flatnb.play("sides", (fig) => {
     to: (position) => COUNTS[position],
     show: (value) => String(value),
   });
-  let seed = 567; // a first draw of middling length, and means that are typical
-  fig.button("New draw", () => seed++);
+  const FIRST = 567; // a first draw of middling length, and means that are typical
+  let seed = FIRST;
+  fig.button("New draw", () => seed++, () => (seed = FIRST));
 
   const LEVELS = flatnb.linspace(0.5, 10, 12);
   const ground = (x, y) => loss([x, y]);

@@ -123,7 +123,7 @@ flatnb.play("valley", (fig) => {
   }
   const rate = fig.slider({ label: "learning rate *η*", min: 0.01, max: 0.35, step: 0.01, value: 0.05 });
   let seed = 0;
-  const redraw = fig.button("New noise", () => seed++);
+  const redraw = fig.button("New noise", () => seed++, () => (seed = 0));
 
   const band = (value) => LEVELS.filter((level) => value > level).length / LEVELS.length;
   const height = (x, y) => loss([x, y]);

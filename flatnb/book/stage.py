@@ -168,7 +168,13 @@ def as_page(notebook: str) -> str:
             output["data"] = figures.smaller(output["data"])
     run = content["metadata"].get("papermill")
     if run:
-        times = f"{minutes(cells)} min to read. {_computed(run, cells)}."
+        lookup = content["metadata"].get("flatnb", {}).get("lookup")
+        read = (
+            "A page to look things up in."
+            if lookup
+            else f"{minutes(cells)} min to read."
+        )
+        times = f"{read} {_computed(run, cells)}."
         cells[0]["source"] = f"{''.join(cells[0]['source'])}\n\n*{times}*"
     parts = [cell for cell in cells if SETUP.intersection(tags(cell))]
     if parts:

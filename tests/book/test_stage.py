@@ -114,7 +114,10 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     metadata = {"papermill": papermill, "run": {"threads": 7}}
     title = {"cell_type": "markdown", "metadata": {}, "source": ["# A"]}
     first = code("about()", "bootstrap")
-    about = {"output_type": "stream", "text": ["CPU · torch 2.9+cpu · flatnb 0.1 (main)"]}
+    about = {
+        "output_type": "stream",
+        "text": ["CPU · torch 2.9+cpu · flatnb 0.1 (main)"],
+    }
     cells = [title, {**first, "outputs": [about]}]
     copy.write_text(json.dumps({"metadata": metadata, "cells": cells}))
     folder = stage.stage(root, {Path("notebooks/01_a.ipynb"): copy})
@@ -125,6 +128,17 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())
     times = "*1 min to read. Computed on 26 Nov 2026 in 12 s (`smoke`), torch 2.9.*"
     assert page["cells"][0]["source"] == f"# A\n\n{times}"
+
+
+def test_a_page_to_look_things_up_in_has_no_minutes() -> None:
+    run = {"parameters": {"profile": "smoke"}, "duration": 3}
+    title = {"cell_type": "markdown", "metadata": {}, "source": ["# A"]}
+    metadata = {"papermill": run, "flatnb": {"lookup": True}}
+    page = json.loads(
+        stage.as_page(json.dumps({"metadata": metadata, "cells": [title]}))
+    )
+    words = "*A page to look things up in. Computed in 3 s (`smoke`).*"
+    assert page["cells"][0]["source"] == f"# A\n\n{words}"
 
 
 def test_staged_settings_without_an_address_have_no_links(tmp_path: Path) -> None:

@@ -40,15 +40,26 @@ def loaded(patterns: Iterable[str]) -> list[dict[str, Any]]:
     >>> [record["method"] for record in loaded(["plane/gaussian-0/SAM/narrow-grid"])]
     ['SAM']
     """
+    return [_read(*file) for file in _files(patterns)]
+
+
+def _files(patterns: Iterable[str]) -> list[tuple[str, Path, int]]:
+    """Name, file and time of change of each record: what is read of it stays true."""
     names = records.match(patterns, records.names())
     paths = [records.root() / f"{name}.json" for name in names]
-    changed = [path.stat().st_mtime_ns for path in paths]
-    return list(map(_read, names, paths, changed))
+    return [(n, p, p.stat().st_mtime_ns) for n, p in zip(names, paths, strict=True)]
 
 
 @functools.lru_cache(maxsize=1024)
 def _read(name: str, path: Path, changed: int) -> dict[str, Any]:
     return records.load(name)
+
+
+@functools.lru_cache(maxsize=2048)
+def _runs(name: str, path: Path, changed: int, kind: str) -> pandas.DataFrame:
+    """The rows of one record in `select`; not to be changed."""
+    record = _read(name, path, changed)
+    return _described(record, runs_of(record, kind))
 
 
 def select(patterns: Iterable[str], runs: str = "fresh") -> pandas.DataFrame:
@@ -74,7 +85,7 @@ def select(patterns: Iterable[str], runs: str = "fresh") -> pandas.DataFrame:
     True
     """
     choice("runs", runs, KINDS)
-    tables = [_described(r, runs_of(r, runs)) for r in loaded(patterns)]
+    tables = [_runs(*file, runs) for file in _files(patterns)]
     tables = [table for table in tables if len(table)]
     return pandas.concat(tables, ignore_index=True) if tables else pandas.DataFrame()
 

@@ -21,12 +21,10 @@ REDIRECTS = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config
 ]
 
 
-@pytest.fixture(scope="module")
-def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small book, built without an address."""
-    root = book(tmp_path_factory.mktemp("site"))
-    assert stage.build(stage.stage(root, {}), root / "_build" / "html")
-    return root / "_build" / "html"
+@pytest.fixture
+def html(built: dict[str, Path]) -> Path:
+    """The pages of the small book, built without an address."""
+    return built["without"] / "_build" / "html"
 
 
 def pages(html: Path) -> list[Path]:
@@ -172,15 +170,10 @@ def test_names_and_roles_are_those_that_one_sees(html: Path) -> None:
 SITE = "https://acme.github.io/flatnb/"
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small book, built with a made-up address."""
-    root = book(tmp_path_factory.mktemp("published"))
-    files = stage.with_address(root, "https://github.com/acme/flatnb", "v1")
-    for path, text in files.items():
-        path.write_text(text)
-    assert stage.build(stage.stage(root, {}), root / "_build" / "html")
-    return root / "_build" / "html"
+@pytest.fixture
+def published(built: dict[str, Path]) -> Path:
+    """The pages of the small book, built with a made-up address."""
+    return built["with"] / "_build" / "html"
 
 
 def test_the_address_of_the_site_follows_from_the_repository_unless_it_is_given(

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -206,18 +207,6 @@ def test_another_mathjax_is_refused(
 # --- pages --------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The small book built without and with an address; its notebook not executed."""
-    roots = {}
-    for name, url in (("without", ""), ("with", URL)):
-        root = roots[name] = book(tmp_path_factory.mktemp(name))
-        for path, text in stage.with_address(root, url, "v1").items():
-            path.write_text(text)
-        assert stage.build(stage.stage(root, {}), root / "_build" / "html")
-    return roots
-
-
 def page(root: Path) -> str:
     return (root / "_build" / "html" / "notebooks" / "01_a.html").read_text()
 
@@ -250,9 +239,9 @@ def test_pages_with_an_address_link_to_the_real_files(built: dict[str, Path]) ->
 
 
 def test_a_warning_fails_the_build_and_keeps_the_old_pages(
-    built: dict[str, Path], capfd: pytest.CaptureFixture[str]
+    built: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    root = built["with"]
+    root = shutil.copytree(built["with"], tmp_path / "book")
     before = page(root)
     with (root / "book" / "intro.md").open("a") as file:
         file.write("\n{ref}`nowhere`\n")

@@ -191,7 +191,8 @@ def as_page(notebook: str) -> str:
             merged["outputs"].append(table)
         place = cells.index(parts[0])
         others = [cell for cell in cells if cell not in parts]
-        for picture in others[place : place + 1]:
+        following = others[place : place + 2]  # a heading may stand before the picture
+        for picture in [c for c in following if c["cell_type"] == "code"][:1]:
             if "hide-input" in tags(picture):
                 merged["source"] += "\n\n" + "".join(picture["source"])
                 kept = [tag for tag in tags(picture) if tag != "hide-input"]

@@ -30,6 +30,7 @@ flatnb.play("chart", (fig) => {
   box.style.maxWidth = `${widest}px`;
   fig.plots.append(box);
   fig.plots.before(fig.controls); // they decide what is in the chart, which may be long
+  if (params.length > 3) fig.beside();
 
   const select = (label, value, bind) => {
     const field = document.createElement("label");

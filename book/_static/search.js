@@ -10,7 +10,7 @@ const ANSWERS = [
   [/training loop|optimizer|your own/, "notebooks/A1_in_your_own_loop"],
   [/lightning|hugging ?face|accelerate|mixed precision|ddp|recipe/, "notebooks/A3_recipes"],
   [/rerun|reproduc|install/, "book/rerun"],
-  [/^(ema|swa)$|average/, "notebooks/14_scoreboard"],
+  [/^(ema|swa)$|averag/, "notebooks/10_averaging_the_weights"],
   [/^records?$|csv/, "notebooks/A4_records"],
   [/^a?sam$|sharpness.aware/, "notebooks/06_sharpness_aware_minimization"],
   [/^i?flood/, "notebooks/04_flooding"],

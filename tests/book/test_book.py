@@ -232,7 +232,10 @@ OTHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"examples": 100, "label_noise": 0.0},
         {"width": 4, "draws": 5},
     ),
-    "10_averaging_the_weights": ({"seed": 1, "decay": 0.8}, {"steps": 5}),
+    "10_averaging_the_weights": (
+        {"seed": 1, "decay": 0.8, "points": "gaussian", "label_noise": 0.1, "lr": 0.02},
+        {"seeds": 2, "epochs": 3, "n_test": 50},
+    ),
     "12_images": (
         {
             "dataset": "pictures",

@@ -58,6 +58,30 @@ def test_the_default_and_the_tuned_decays_of_the_average() -> None:
     assert max(sigmas) == pytest.approx(0.22, abs=0.005)
 
 
+def test_averaging_gains_on_the_spirals_not_on_images_and_ends_flatter() -> None:
+    """Chapter 10: of EMA; its nets' learning rates are higher on four of nine tasks."""
+    shapes = ("gaussian", "sinusoid", "spiral")
+    gains = [
+        verdicts.gains(f"plane/{shape}-*/*/narrow-tuned").loc["EMA"] for shape in shapes
+    ]
+    assert gains[2]["difference"] > 0.85 * sum(row["difference"] for row in gains)
+    assert [row["verdict"] == "better" for row in gains] == [False, False, True]
+    images = compare.paired(compare.select(["images/*"]), "ERM", "test_accuracy")
+    assert (images.loc[images["method"] == "EMA", "p_holm"] > 0.5).all()
+    ratios = verdicts.endings(["plane/*/narrow-tuned"]).set_index(["method", "measure"])
+    assert ratios.loc[("EMA", "trace"), "high"] < 0.5
+    assert ratios.loc[("EMA", "trace"), "ratio"] < ratios.loc[("SAM", "trace"), "ratio"]
+
+
+def test_at_equal_passes_nothing_is_better_than_an_average() -> None:
+    """Chapter 10 and the landing page."""
+    patterns = ["plane/*/narrow-tuned-equal-passes"]
+    patterns += [f"plane/*/{name}/narrow-tuned" for name in ("ERM", "EMA")]
+    tests = verdicts.gains(patterns, baseline="EMA")
+    assert len(tests) >= 8 and not (tests["verdict"] == "better").any()
+    assert tests["difference"].max() < 0
+
+
 def test_one_side_is_ahead_at_narrower_noise() -> None:
     """Chapter 19: of the matrix sought, on all five problems."""
     errors = [

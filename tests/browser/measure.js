@@ -207,7 +207,7 @@ window.measure = (() => {
       finding: box(document.querySelector("main h1 ~ p strong"))?.bottom,
       seen: picture && Math.max(0, Math.min(innerHeight, picture.bottom) - picture.top),
       picture: picture?.height,
-      section: box(all("main h2").find(shown))?.bottom,
+      section: box(all("main h2").find(shown))?.top,
       live: Boolean(document.querySelector("main .play")),
     };
   };

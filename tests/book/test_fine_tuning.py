@@ -88,3 +88,16 @@ def test_what_nso_gains_on_hand_signs_is_compute() -> None:
         (longer[0] - plain[0], (8.6, 2.4)),
     ):
         assert tuple(map(float, interval(gap))) == pytest.approx(typed, abs=0.05)
+
+
+def test_on_hand_signs_the_nets_of_sam_have_the_lowest_loss_and_calibration_error() -> (
+    None
+):
+    names = [n for n in records.names() if n.startswith(f"finetune-again/{SIGNS}")]
+    assert len(names) == 6
+    for metric in ("test_loss", "test_ece"):
+        means = {}
+        for name in names:
+            for i, values in enumerate(records.load(name)["final"][metric]):
+                means[name, i] = np.mean(values)
+        assert min(means, key=means.__getitem__)[0].endswith("/SAM")

@@ -53,6 +53,7 @@ class Plane:
         repeats: how often selected runs train again, in other orders of batches.
         tuned: whether the learning rate is searched, too; else all have `LR`.
         equal_passes: whether a method of p passes per step has 1/p of the epochs.
+        cosine: whether the learning rate falls to zero; else it is constant.
     """
 
     data: str = "gaussian"
@@ -68,6 +69,7 @@ class Plane:
     repeats: int = 0
     tuned: bool = False
     equal_passes: bool = False
+    cosine: bool = False
 
 
 _PAPER = Plane(scale="paper", width=500, epochs=500, budget=40, seeds=15, fresh=15)
@@ -78,6 +80,7 @@ NARROW = replace(_PAPER, scale="narrow", width=32, epochs=200, fresh=60, repeats
 _COARSE = replace(_PAPER, scale="coarse", budget=10, seeds=5)
 _ON_ALL_SETS = (
     (replace(NARROW, tuned=True), Cost(1, 0.05, 1.0)),
+    (replace(NARROW, tuned=True, cosine=True), Cost(2, 0.05, 1.0)),
     (replace(NARROW, tuned=True, equal_passes=True), Cost(2, 0.05, 1.0)),
     (NARROW, Cost(3, 0.05, 1.0)),
     (_PAPER, Cost(4, 1.5, 75.0)),
@@ -127,7 +130,7 @@ def study(
     **task: Any,
 ) -> Value:
     """Select a setting and evaluate it: `flatnb.experiments.study`. `task` is data,
-    noise and n_test, of `flatnb.data.plane`; width, epochs, every, and the method."""
+    noise and n_test, of `flatnb.data.plane`; width, epochs, every, the method, and cosine."""
     return selection.study(
         _trainer(**task),
         settings,
@@ -148,6 +151,7 @@ def _trainer(
     epochs: int,
     every: int,
     method: str,
+    cosine: bool = False,
 ) -> Callable[[Sequence[Member], Path | None], Value]:
     def of(members: Sequence[Member]) -> Data:
         sets = {member.seed: None for member in members}
@@ -161,7 +165,7 @@ def _trainer(
             METHODS[method],
             members,
             Training(
-                epochs, every, 0, optimizer=ADAM, cosine=False, checkpoint=checkpoint
+                epochs, every, 0, optimizer=ADAM, cosine=cosine, checkpoint=checkpoint
             ),
         )
 
@@ -198,9 +202,10 @@ def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
     sizes = {key: getattr(task, key) for key in ("data", "noise", "n_test", "width")}
     sizes["epochs"] = epochs
     design = "tuned" if task.tuned else "grid"
-    end = "-equal-passes" if task.equal_passes else ""
+    end = "-equal-passes" * task.equal_passes + "-cosine" * task.cosine
     note = "settings past the budget: the published default"
     runs = {**sizes, "every": task.every, "method": method.name}
+    runs |= {"cosine": True} if task.cosine else {}
     short = {"epochs": 20, "every": 20, "settings": [settings[budget // 2]]}
     studied = {"settings": settings, "budget": budget, "seeds": seeds}
     studied |= {"fresh": list(FRESH[: task.fresh]), "repeats": task.repeats}
@@ -218,6 +223,7 @@ def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
             "budget_unit": "passes" if task.equal_passes else "epochs",
             "optimizer": optimizer.name,
             **_FIXED,
+            **({"schedule": "cosine"} if task.cosine else {}),
             "note": f"{note}; {method.note}" if method.note else note,
         },
         method=method.name,
@@ -235,6 +241,8 @@ def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
 
 def methods(task: Plane) -> list[Tuned]:
     """Those that take part; at equal passes, one of one pass has its record already."""
+    if task.cosine:
+        return [METHODS[name] for name in ("ERM", "EMA", "SAM", "NSO")]
     least = Design.TUNED if task.tuned else Design.ONE_RATE
     if task.scale == "coarse":
         least = Design.PAPER

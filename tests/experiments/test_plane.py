@@ -247,6 +247,17 @@ def test_at_equal_passes_a_method_of_p_passes_has_a_share_of_the_epochs(method, 
     assert one.name.endswith("-equal-passes")
 
 
+def test_with_a_cosine_nothing_but_the_schedule_differs():
+    task = replace(TINY, tuned=True)
+    constant = plane.experiment(task, METHODS["EMA"], FREE)
+    falling = plane.experiment(replace(task, cosine=True), METHODS["EMA"], FREE)
+    assert falling.name == f"{constant.name}-cosine"
+    assert falling.job.settings == {**constant.job.settings, "cosine": True}
+    assert falling.task == {**constant.task, "schedule": "cosine"}
+    ends = [one.sample.run()["metrics"]["norm"] for one in (constant, falling)]
+    assert ends[0] != ends[1]
+
+
 def test_adaflood_says_what_its_auxiliary_nets_cost():
     one, record = made("AdaFlood", replace(TINY, tuned=False))
     assert record["passes"] == 5

@@ -158,7 +158,7 @@ EQUAL_PASSES = 70  # epochs of one pass that cost what 30 of NSO do
 
 
 def experiments() -> Iterator[Experiment]:
-    """Each task with each method that images train large nets with."""
+    """Each task with each method that images train large nets with, and `AGAIN`."""
     for task, plan in TASKS.items():
         plan = plan._replace(optimizer=NETS[task.net].optimizer)
         for method in methods(large=True):
@@ -174,7 +174,7 @@ def experiments() -> Iterator[Experiment]:
 
 
 def _again(task: Pretrained, method: str, settings: list[Setting]) -> Experiment:
-    """Settings under more seeds; nothing is chosen."""
+    """Settings under more seeds; nothing is chosen, and flatness is not measured."""
     call, name = f"{__name__}:train_again", f"finetune-again/{task.name}"
     stated = asdict(task)
     given = {"task": stated, "method": method, "settings": settings}

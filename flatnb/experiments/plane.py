@@ -241,8 +241,6 @@ def experiment(task: Plane, method: Tuned, cost: Cost) -> Experiment:
 
 def methods(task: Plane) -> list[Tuned]:
     """Those that take part; at equal passes, one of one pass has its record already."""
-    if task.cosine:  # does the rate's fall gain what an average or noise gains?
-        return [METHODS[name] for name in ("ERM", "EMA", "SAM", "NSO")]
     least = Design.TUNED if task.tuned else Design.ONE_RATE
     if task.scale == "coarse":
         least = Design.PAPER

@@ -329,6 +329,7 @@ def test_what_is_looked_at_again_was_chosen_by_validation(task):
         seeds = record["evaluation"]["chosen"]["seeds"]
         assert not {*seeds, *record["seeds"]} & {*pretrained.MORE_SEEDS}
     assert pretrained.AGAIN[task]["ERM"][1:] == [{"lr": chosen["NSO"]["lr"]}]
+    assert pretrained.AGAIN[task]["WeightNoise"][-1] == chosen["NSO"]
 
 
 def test_the_longer_training_costs_what_nso_does():

@@ -82,6 +82,7 @@ _ON_ALL_SETS = (
     (replace(NARROW, tuned=True), Cost(1, 0.05, 1.0)),
     (replace(NARROW, tuned=True, cosine=True), Cost(2, 0.05, 1.0)),
     (replace(NARROW, tuned=True, equal_passes=True), Cost(2, 0.05, 1.0)),
+    (replace(NARROW, tuned=True, equal_passes=True, cosine=True), Cost(2, 0.05, 1.0)),
     (NARROW, Cost(3, 0.05, 1.0)),
     (_PAPER, Cost(4, 1.5, 75.0)),
     (replace(_PAPER, tuned=True), Cost(7, 1.5, 75.0)),

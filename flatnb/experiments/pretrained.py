@@ -208,7 +208,7 @@ def _again(task: Pretrained, method: str, settings: list[Setting]) -> Experiment
         passes=METHODS[method].passes,
         settings=settings,
         seeds=list(MORE_SEEDS),
-        space="the setting that validation chose; then, of some methods, NSO's",
+        space="the setting that validation chose; of ERM, then NSO's rate, too",
         budget=1,
         tuned=False,
     )

@@ -57,7 +57,8 @@ def rules(
 ) -> dict[str, pandas.DataFrame]:
     """The runs that `views` compares, by how the learning rates were chosen.
 
-    - "everyone tunes": fresh runs;
+    - "everyone tunes": fresh runs, in the plane at a constant rate;
+    - "tuned, and it falls": fresh runs of the plane with rates that fall along a cosine;
     - "equal passes": fresh runs of the plane again, those of p passes per step trained
       for 1/p of the epochs, and tuned at that length;
     - "one learning rate": selected runs of an earlier study, Adam at 0.001;
@@ -66,11 +67,12 @@ def rules(
     Rules without records are left out.
 
     >>> list(rules("plane/gaussian-0/*/narrow-tuned", "none/*", "none/*"))
-    ['everyone tunes', 'equal passes', 'published defaults']
+    ['everyone tunes', 'tuned, and it falls', 'equal passes', 'published defaults']
     """
     tuned = _runs([plane])
     found = {
         "everyone tunes": _runs([plane, images]),
+        "tuned, and it falls": _runs([f"{plane}-cosine"]),
         "equal passes": _runs([f"{plane}-equal-passes"]),
         "one learning rate": _runs([one_rate], "selected"),
         "published defaults": _runs([plane, images], "default"),

@@ -1,17 +1,18 @@
-/* The headline: what methods gain over plain training, at one learning rate and when all tune.
-   Every number is of the records; the page has them (flatnb.book.headline). */
+/* The headline: what methods gain over plain training, at one learning rate, when all tune it,
+   and when it falls, too. Every number is of the records; the page has them (flatnb.book.headline). */
 
 "use strict";
 
 flatnb.headline = (() => {
   /* What a panel shows, in words. */
-  const finding = (rows, tuned) => {
+  const finding = (rows, rule) => {
     const better = rows.filter((row) => row.verdict > 0).map((row) => row.gain);
     const range = [Math.min(...better), Math.max(...better)].map((gain) => flatnb.fixed(gain, 1));
     const count = `{blue|${better.length} of ${rows.length} methods}`;
-    return tuned
-      ? `When plain training tunes its learning rate too, ${count} keep a gain, at most {blue|${range[1]} points}.`
-      : `At one learning rate for all, ${count} beat plain training, by {blue|${range.join(" to ")} points} of accuracy.`;
+    if (rule === "fixed")
+      return `At one learning rate for all, ${count} beat plain training, by {blue|${range.join(" to ")} points} of accuracy.`;
+    const when = rule === "tuned" ? "When plain training tunes its learning rate too" : "When the tuned rate also falls to zero";
+    return `${when}, ${count} keep a gain` + (better.length ? `, at most {blue|${range[1]} points}.` : ".");
   };
 
   /* Part of the way, 0 to 1, from one row to another. */
@@ -28,15 +29,14 @@ flatnb.play("headline", (fig) => {
   const { finding, between } = flatnb.headline;
   const DURATION = 600; // milliseconds
   const still = window.matchMedia("(prefers-reduced-motion: reduce)");
-  const { fixed, tuned } = fig.data;
-  const count = tuned.length;
+  const count = fig.data.tuned.length;
   const looks = {
     1: { color: "blue" },
     0: { color: "gray", hollow: true },
     "-1": { color: "red", shape: "square", size: 4.5 },
   };
   fig.about(
-    "Gains in test accuracy of ten methods over plain training, at one learning rate for all or with tuned rates.",
+    "Gains in test accuracy of ten methods over plain training, at one learning rate for all, with tuned rates, or with tuned rates that fall.",
     "",
   );
   const rate = fig.choice({
@@ -44,6 +44,7 @@ flatnb.play("headline", (fig) => {
     options: [
       ["fixed", "One for all"],
       ["tuned", "Everyone tunes"],
+      ["falling", "… and it falls"],
     ],
     value: "fixed",
   });
@@ -56,11 +57,11 @@ flatnb.play("headline", (fig) => {
     xlabel: "gain over plain training [points]",
     height: 46 + 23 * count,
   });
-  let rows = fixed;
-  let goal = fixed;
+  let rows = fig.data.fixed;
+  let goal = rows;
   let move = null;
   fig.draw(() => {
-    const wanted = rate.value === "tuned" ? tuned : fixed;
+    const wanted = fig.data[rate.value];
     if (wanted !== goal) {
       move = { from: rows, start: performance.now() };
       goal = wanted;
@@ -79,6 +80,6 @@ flatnb.play("headline", (fig) => {
       plot.line([[gain - half, i], [gain + half, i]], { color: look.color, width: 2.5 });
       plot.dot(gain, i, { size: 5.5, ...look });
     });
-    fig.say(finding(goal, goal === tuned));
+    fig.say(finding(goal, rate.value));
   });
 });

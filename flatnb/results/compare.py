@@ -320,9 +320,10 @@ def _tests(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
     p, trimmed, wilcoxon = np.full((3, count), math.nan)
     if n >= LEAST_SEEDS:
         trimmed = stats.trim_mean(gaps, 0.1)
-        wilcoxon = np.ones(count)
         some = gaps.any(axis=0)
-        wilcoxon[some] = stats.wilcoxon(gaps[:, some]).pvalue if some.any() else 1.0
+        # One by one: of several at once, ties in one would make all p approximate.
+        signed = [stats.wilcoxon(gap).pvalue if gap.any() else 1.0 for gap in gaps.T]
+        wilcoxon = np.array(signed)
         spread = np.ptp(gaps, axis=0) > 0
         p = (~some).astype(float)  # without a spread, of which t is not defined
         if spread.any():

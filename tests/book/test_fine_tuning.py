@@ -1,5 +1,7 @@
 """What the chapter on fine-tuning says in words is what the records say."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,8 @@ from flatnb.results import compare, records, verdicts
 from flatnb.results.statistics import holm, interval
 
 SIGNS, TREC, SST2 = "sign-language-digits-5-shots", "trec-10-shots", "sst2-20-shots"
-TASKS = [f"finetune/{name}/*" for name in (SIGNS, TREC, SST2)]
+PHOTOS = "cifar10-jpeg-10-shots"
+TASKS = [f"finetune/{name}/*" for name in (SIGNS, TREC, SST2, PHOTOS)]
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +28,36 @@ def test_task_by_task_nothing_is_significant(runs: pd.DataFrame) -> None:
     trec = table[table["task"].str.endswith(TREC)]
     assert (trec["verdict"] == "no gain worth having").all()
     assert trec["difference"].abs().max() < 0.0125
-    others = table[~table["task"].str.endswith(TREC)]
-    assert 0.14 < others["detectable"].median() < 0.17
+    found = 100 * table.groupby("task")["detectable"].median()
+    for name, typed in ((SIGNS, 18), (SST2, 18), (PHOTOS, 7)):
+        assert found[f"finetune/{name}"] == pytest.approx(typed, abs=1)
+    fam = table[table["method"] == "FAM"].set_index("task")["verdict"]
+    bounded = {f"finetune/{name}" for name in (TREC, PHOTOS)}
+    assert set(fam.index[fam == "no gain worth having"]) == bounded
+    assert set(fam[[task for task in fam.index if task not in bounded]]) == {
+        "inconclusive"
+    }
+
+
+def test_on_photos_plain_fine_tuning_is_the_second_best(runs: pd.DataFrame) -> None:
+    photos = runs[runs["task"].str.endswith(PHOTOS)]
+    means = 100 * photos.groupby("method")["test_accuracy"].mean()
+    assert len(means) == 13
+    assert list(means.sort_values().index[::-1][:2]) == ["ASAM", "ERM"]
+    assert means["ERM"] == pytest.approx(34.5, abs=0.05)
+    gaps = means.drop("ERM") - means["ERM"]
+    assert gaps.max() < 1
+    below = {"EMA", "SoftAD", "Flooding", "SAM", "FAM"}
+    assert set(gaps.index[gaps < -2]) == below and gaps.min() > -4.5
 
 
 def test_on_the_mean_of_the_tasks_nso_is_better_and_weight_noise_worse() -> None:
     table = verdicts.gains(TASKS, gain=0.01)
     assert set(table.index[table["verdict"] == "better"]) == {"NSO"}
     assert set(table.index[table["verdict"] == "worse"]) == {"WeightNoise"}
-    for name in ("EMA", "ASAM"):
-        assert abs(table.loc[name, "difference"]) < 0.002
+    without_sst2 = [task for task in TASKS if SST2 not in task]
+    noise = verdicts.gains(without_sst2, gain=0.01).loc["WeightNoise"]
+    assert noise["verdict"] == "inconclusive" and noise["difference"] > 0
     situation = next(
         s for s in verdicts.SITUATIONS if s.words.startswith("fine-tuning")
     )
@@ -72,22 +95,129 @@ def test_on_hand_signs_the_traces_of_nso_are_a_fifth_of_those_of_plain(
     assert signs.groupby("method")["test_accuracy"].mean().idxmax() == "NSO"
 
 
-def test_what_nso_gains_on_hand_signs_is_compute() -> None:
-    def accuracy(method: str, folder: str = SIGNS) -> np.ndarray:
-        record = records.load(f"finetune-again/{folder}/{method}")
-        assert record["seeds"] == list(MORE_SEEDS)
-        return 100 * np.array(record["final"]["test_accuracy"])
+def test_on_photos_the_flatter_net_has_the_higher_test_loss(runs: pd.DataFrame) -> None:
+    share = {
+        metric: verdicts.flatter(f"finetune/{PHOTOS}/*", metric=metric)["share"].iloc[0]
+        for metric in ("test_loss", "test_accuracy")
+    }
+    assert share == pytest.approx(
+        {"test_loss": 1 / 7, "test_accuracy": 2 / 5}, abs=0.02
+    )
+    flat = verdicts.endings([f"finetune/{PHOTOS}/*"]).set_index(["measure", "method"])
+    row = flat.loc["trace", "NSO"]
+    assert 1 / row["ratio"] == pytest.approx(7, abs=0.5) and row["p_holm"] < 0.05
+    assert row["baseline_loss"] / row["train_loss"] == pytest.approx(7.5, abs=0.5)
+    tests = verdicts.verdicts(compare.paired(runs, "ERM", "test_loss"), "test_loss")
+    loss = tests[tests["task"].str.endswith(PHOTOS)].set_index("method").loc["NSO"]
+    assert loss["verdict"] == "worse"
+    assert loss["difference"] == pytest.approx(0.5, abs=0.05)
 
-    nso = accuracy("NSO")[0]
-    plain, longer = accuracy("ERM"), accuracy("ERM", f"{SIGNS}-{EQUAL_PASSES}-epochs")
-    others = [*plain, *longer, *(accuracy(m)[0] for m in ("SAM", "WeightNoise", "SWA"))]
-    p = holm([stats.ttest_rel(nso, other).pvalue for other in others])
-    assert (p < 0.05).tolist() == [True, True, False, False, False, False, True]
+
+def test_on_photos_the_learning_rate_orders_the_methods(runs: pd.DataFrame) -> None:
+    rates, smallest = {}, []
+    for name in records.match([f"finetune/{PHOTOS}/*"], records.names()):
+        record = records.load(name)
+        rates[record["method"]] = chosen(record)["lr"]
+        if record["selection"]["at_edge"] == ["lr"]:
+            smallest.append(record["method"])
+    assert sorted(smallest) == ["ASAM", "IFlood"]
+    photos = runs[runs["task"].str.endswith(PHOTOS)]
+    columns = ["test_loss", "train_loss", "trace"]
+    means = photos.groupby("method")[columns].mean().assign(lr=rates)
+    ranks = means.corr("spearman")["lr"]
+    assert ranks["test_loss"] > 0.9
+    assert ranks["train_loss"] < -0.8 and ranks["trace"] < -0.8
+
+
+def chosen(record: dict[str, Any]) -> dict[str, float]:
+    """The setting that validation chose."""
+    setting: dict[str, float] = record["settings"][record["selection"]["setting"]]
+    return setting
+
+
+def again(task: str, method: str) -> np.ndarray:
+    """Accuracies in points under fifteen new seeds, a row per setting."""
+    record = records.load(f"finetune-again/{task}/{method}")
+    assert record["seeds"] == list(MORE_SEEDS)
+    return 100 * np.array(record["final"]["test_accuracy"])
+
+
+def against_nso(task: str) -> dict[str, np.ndarray]:
+    """NSO minus each setting of families J and K."""
+    longer = again(f"{task}-{EQUAL_PASSES}-epochs", "ERM")
+    accuracies = dict(zip(("long", "long at NSO's rate"), longer, strict=True))
+    for method in ("ERM", "SAM", "SWA", "WeightNoise"):
+        for i, row in enumerate(again(task, method)):
+            accuracies[method + " as NSO" * i] = row
+    return {name: again(task, "NSO")[0] - row for name, row in accuracies.items()}
+
+
+def test_what_nso_gains_is_compute_on_hand_signs_and_its_rate_on_sst2() -> None:
+    gaps = {(t, name): g for t in (SIGNS, SST2) for name, g in against_nso(t).items()}
+    assert len(gaps) == 15
+    p = dict(
+        zip(
+            gaps,
+            holm([stats.ttest_1samp(gap, 0).pvalue for gap in gaps.values()]),
+            strict=True,
+        )
+    )
+    assert {pair for pair in gaps if p[pair] < 0.05} == {
+        (SIGNS, "ERM"),
+        (SIGNS, "ERM as NSO"),
+        (SST2, "ERM"),
+        (SST2, "long"),
+        (SST2, "SWA"),
+        (SST2, "WeightNoise"),
+    }
+    for pair, mean, half in (
+        ((SIGNS, "long"), -0.1, 3.7),
+        ((SST2, "ERM as NSO"), 0.1, 0.1),
+    ):
+        assert tuple(map(float, interval(gaps[pair]))) == pytest.approx(
+            (mean, half), abs=0.05
+        )
+    at_nsos_rate = ("ERM as NSO", "long at NSO's rate", "SAM", "WeightNoise as NSO")
+    means = [0.0, *(gaps[SST2, name].mean() for name in at_nsos_rate)]
+    assert max(means) - min(means) < 0.6
+
+
+def test_wilcoxons_test_agrees_with_all_but_one() -> None:
+    runs = []
+    for task in (SIGNS, SST2):
+        for name, gap in against_nso(task).items():
+            columns = {"task": f"{task}, {name}", "seed": list(MORE_SEEDS)}
+            # Accuracies were rounded to six digits; what ties has to tie here, too.
+            for method, values in (("ERM", 0.0), ("NSO", np.round(gap, 3))):
+                columns |= {"method": method, "test_accuracy": values}
+                runs.append(pd.DataFrame(columns))
+    tests = compare.paired(pd.concat(runs), "ERM", "test_accuracy")
+    table = verdicts.verdicts(tests, "test_accuracy")
+    assert len(table) == 15
+    assert table[~table["agree"]]["task"].tolist() == [f"{SST2}, long"]
+
+
+def test_what_more_epochs_and_another_rate_gain_plain_fine_tuning() -> None:
+    signs, film = again(SIGNS, "ERM"), again(SST2, "ERM")
+    long_signs = again(f"{SIGNS}-{EQUAL_PASSES}-epochs", "ERM")
+    long_film = again(f"{SST2}-{EQUAL_PASSES}-epochs", "ERM")
     for gap, typed in (
-        (nso - longer[0], (-0.1, 3.7)),
-        (longer[0] - plain[0], (8.6, 2.4)),
+        (long_signs[0] - signs[0], (8.6, 2.4)),
+        (film[1] - film[0], (4.7, 3.0)),
+        (long_film[0] - film[0], (0.2, 1.2)),
     ):
         assert tuple(map(float, interval(gap))) == pytest.approx(typed, abs=0.05)
+    assert film[1].mean() == pytest.approx(68.2, abs=0.05)
+
+
+def test_validation_chose_a_noise_for_sst2_at_which_nothing_is_learned() -> None:
+    record = records.load(f"finetune/{SST2}/WeightNoise")
+    k = record["selection"]["setting"]
+    assert record["final"]["val_accuracy"][k] == [0.675, 0.5]
+    fails, works = again(SST2, "WeightNoise")
+    mean, half = interval(fails)
+    assert abs(mean - 50) < half
+    assert works.mean() == pytest.approx(68.5, abs=0.05)
 
 
 def test_on_hand_signs_the_nets_of_sam_have_the_lowest_loss_and_calibration_error() -> (

@@ -236,6 +236,15 @@ def test_checks_of_the_t_test_are_scipys():
     assert row["trimmed"] == pytest.approx(np.sort(sam - erm)[2:-2].mean())
 
 
+def test_a_row_does_not_depend_on_the_ties_of_another():
+    erm, sam = np.zeros(15), np.random.default_rng(4).normal(size=15)
+    tied = [1.0, -1.0] + [2.0] * 13
+    own = runs({("t", "ERM"): [*erm], ("t", "SAM"): [*sam], ("t", "NSO"): tied})
+    alone = compare.paired(own[own["method"] != "NSO"], "ERM", "test_accuracy")
+    both = compare.paired(own, "ERM", "test_accuracy").set_index("method")
+    assert both.loc["SAM", "p_wilcoxon"] == alone.loc[0, "p_wilcoxon"]
+
+
 def test_a_row_of_a_choice_at_an_edge_says_so():
     """Of the method, or of the baseline; over all tasks, of any of them."""
     pairs = [(task, method) for task in "tu" for method in ("ERM", "SAM", "NSO")]

@@ -119,3 +119,14 @@ def test_a_folder_of_images_needs_its_place(monkeypatch):
     monkeypatch.delenv("FLATNB_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match=r"\$FLATNB_DATA/cifar10-jpeg"):
         images.load(replace(MLP, data="cifar10-jpeg"), 0)
+
+
+def test_with_larger_rates_every_method_reaches_both_ends():
+    """Of photographs, which `images/*` does not name: those are another family."""
+    larger = [one for one in images.experiments() if "larger-rates" in one.name]
+    assert len(larger) == 14
+    for one in larger:
+        assert one.name.startswith("images-larger-rates/cifar10-jpeg-n4000-small_cnn/")
+        rates = [setting["lr"] for setting in one.settings]
+        assert len(rates) == 10
+        assert [min(rates), max(rates)] == pytest.approx([0.1, 1.6])

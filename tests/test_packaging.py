@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from torch.optim import swa_utils
 
 import flatnb
 
@@ -267,31 +270,53 @@ def test_links_point_at_files(document: str) -> None:
         )
 
 
+def blocks(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.S)
+
+
+def names_of_a_loop() -> tuple[dict[str, Any], Callable[[Any], float]]:
+    """What the examples take as given, and the loss of a net."""
+    x = torch.randn(32, 2)
+    y = (x[:, 0] > 0).long()
+    model = torch.nn.Linear(2, 2)
+    given = {
+        **{"torch": torch, "F": torch.nn.functional, "flatnb": flatnb},
+        **{"model": model, "x": x, "y": y, "batches": [(x, y)] * 20, "epochs": 2},
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        **{name: getattr(swa_utils, name) for name in swa_utils.__all__},
+    }
+
+    @torch.no_grad()
+    def loss(net: Any) -> float:
+        return torch.nn.functional.cross_entropy(net(x), y).item()
+
+    return given, loss
+
+
 def test_the_examples_of_the_readme_train_and_measure(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    averaging, training, measuring = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
-    model = torch.nn.Linear(2, 2)
-    x = torch.randn(32, 2)
-    y = (x[:, 0] > 0).long()
-    before = torch.nn.functional.cross_entropy(model(x), y).item()
-    names = {
-        "F": torch.nn.functional,
-        "model": model,
-        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
-        "batches": [(x, y)] * 20,
-    }
+    training, averaging, measuring = blocks("README.md")
+    names, loss = names_of_a_loop()
+    before = loss(names["model"])
     exec(averaging, names)
-    with torch.no_grad():
-        averaged = torch.nn.functional.cross_entropy(names["average"](x), y).item()
-    after = torch.nn.functional.cross_entropy(model(x), y).item()
-    assert after < averaged < before
+    after = loss(names["model"])
+    assert after < loss(names["average"]) < before
     exec(training, names)
-    assert names["loss"] < after
-    exec(measuring, names | {"x": x, "y": y})
+    assert loss(names["model"]) < after
+    assert names["optimizer"].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+    exec(measuring, names)
     assert "products" in capsys.readouterr().out
+
+
+def test_the_lines_of_the_landing_page_train() -> None:
+    training, averaging = blocks("book/intro.md")
+    names, loss = names_of_a_loop()
+    before = loss(names["model"])
+    exec(averaging, names)
+    assert loss(names["average"]) == pytest.approx(before)
+    exec(training, names)
+    assert loss(names["model"]) < before
 
 
 def test_no_file_names_a_folder_of_one_machine() -> None:

@@ -20,7 +20,8 @@ def tests() -> dict[str, pandas.DataFrame]:
     """Gains in test accuracy over plain training, of `compare.overall` and indexed by
     method, of the methods that are recorded on all nine sets of the plane in all three
     ways: with one learning rate (selected runs), when everyone tunes a constant rate, and
-    when everyone tunes one that falls along a cosine (fresh runs).
+    when everyone tunes one that falls along a cosine (fresh runs). A family of tests has
+    all methods that are recorded in its way.
 
     >>> list(tests())
     ['one learning rate for all', 'everyone tunes', 'everyone tunes, and the rate falls']
@@ -35,12 +36,11 @@ def tests() -> dict[str, pandas.DataFrame]:
         for title, (design, runs) in designs.items()
     }
     shared = set.intersection(*(set(table["method"]) for table in tables.values()))
-    return {
-        title: compare.overall(
-            table[table["method"].isin(shared)], "ERM", "test_accuracy"
-        ).set_index("method")
+    tests = {
+        title: compare.overall(table, "ERM", "test_accuracy").set_index("method")
         for title, table in tables.items()
     }
+    return {title: table[table.index.isin(shared)] for title, table in tests.items()}
 
 
 def figure() -> Figure:

@@ -20,7 +20,7 @@ from scipy import stats
 from flatnb._checks import choice
 from flatnb.results import records
 from flatnb.results.runs import KINDS, runs_of
-from flatnb.results.statistics import holm, interval
+from flatnb.results.statistics import holm, interval, signed_rank
 
 LEAST_SEEDS = 5  # for a test; below, differences are shown untested
 
@@ -321,9 +321,7 @@ def _tests(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
     if n >= LEAST_SEEDS:
         trimmed = stats.trim_mean(gaps, 0.1)
         some = gaps.any(axis=0)
-        # One by one: of several at once, ties in one would make all p approximate.
-        signed = [stats.wilcoxon(gap).pvalue if gap.any() else 1.0 for gap in gaps.T]
-        wilcoxon = np.array(signed)
+        wilcoxon = np.array([signed_rank(gap) for gap in gaps.T])
         spread = np.ptp(gaps, axis=0) > 0
         p = (~some).astype(float)  # without a spread, of which t is not defined
         if spread.any():

@@ -72,6 +72,29 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
+def signed_rank(gaps: ArrayLike) -> float:
+    """p of Wilcoxon's two-sided signed-rank test that gaps (n,) are symmetric around 0.
+
+    Zeros are dropped, and equal sizes share their mean rank. With r the ranks of |gaps|,
+    p = 2 min(P(W <= w), P(W >= w)), at most 1, where w is the sum of r over the positive
+    gaps, and W is that sum when every sign is drawn by a coin. It is exact with ties,
+    too, where `scipy.stats.wilcoxon` approximates. 1 if all gaps are 0.
+
+    >>> signed_rank([3.0, 1.0, 2.0, 4.0])  # of 16 signs, these and the opposite
+    0.125
+    """
+    values = np.asarray(gaps, dtype=np.float64)
+    values = values[values != 0]
+    ranks = np.rint(2 * stats.rankdata(abs(values))).astype(int)  # of ties: halves
+    chances = np.zeros(ranks.sum() + 1)  # of every sum
+    chances[0] = 1.0
+    for rank in ranks:
+        chances[rank:] = (chances[rank:] + chances[:-rank]) / 2
+        chances[:rank] /= 2
+    w = ranks[values > 0].sum()
+    return float(min(1.0, 2 * chances[: w + 1].sum(), 2 * chances[w:].sum()))
+
+
 def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:
     """The true mean that a two-sided t-test at the level finds with this power.
 

@@ -142,7 +142,7 @@ def test_most_of_the_luck_is_that_of_few_runs() -> None:
 
 def test_what_it_was_the_learning_rate_opens_with() -> None:
     """And the landing page: of ten methods recorded both ways, in points."""
-    single, tuned = headline.tests().values()
+    single, tuned, _ = headline.tests().values()
     assert len(single) == len(tuned) == 10
     gains = 100 * single.loc[single["p_holm"] < 0.05, "difference"]
     assert len(gains) == 9
@@ -151,17 +151,6 @@ def test_what_it_was_the_learning_rate_opens_with() -> None:
     left = tuned[(tuned["p_holm"] < 0.05) & (tuned["difference"] > 0)]
     assert len(left) == 5
     assert 100 * left["difference"].max() == pytest.approx(0.4, abs=0.05)
-
-
-def test_calibration_on_the_landing_page() -> None:
-    table = (
-        100
-        * verdicts.gains(metric="test_ece", gain=None).loc[
-            ["EMA", "NSO-EMA"], ["difference", "interval"]
-        ]
-    )
-    assert table["difference"].tolist() == pytest.approx([-1.2, -1.6], abs=0.05)
-    assert table["interval"].tolist() == pytest.approx([0.1, 0.2], abs=0.05)
 
 
 def test_with_noisy_labels_ema_gains_on_the_spirals_and_sam_everywhere() -> None:
@@ -177,10 +166,12 @@ def test_with_noisy_labels_ema_gains_on_the_spirals_and_sam_everywhere() -> None
 
 def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
     names = {
-        "noisy labels": ("EMA", "NSO-EMA"),
-        "clean labels": ("EMA", "NSO-EMA"),
+        "noisy labels": (None, "FriendlySAM"),
+        "clean labels": (None, None),
+        "noisy labels, constant rate": ("EMA", "NSO-EMA"),
+        "clean labels, constant rate": ("EMA", "NSO-EMA"),
         "small images": (None, "SAM"),
-        "calibrated probabilities": ("EMA", "NSO-EMA"),
+        "calibrated probabilities": ("SWA", "WeightNoise"),
     }
     situations = {each.words: each for each in verdicts.SITUATIONS}
     for words, expected in names.items():
@@ -189,13 +180,13 @@ def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
 
 
 def test_only_one_gain_on_the_cards_is_surely_worth_half_a_point() -> None:
-    names = ("EMA", "SAM", "NSO-EMA")
+    names = ("EMA", "SAM", "FriendlySAM", "NSO-EMA")
     sure = []
-    for each in verdicts.SITUATIONS[:3]:
+    for each in verdicts.SITUATIONS[:5]:
         table = verdicts.gains(each.pattern)
         low = table["difference"] - table["interval"]
         sure += [(each.words, name) for name in names if low[name] > verdicts.WORTH]
-    assert sure == [("noisy labels", "NSO-EMA")]
+    assert sure == [("noisy labels, constant rate", "NSO-EMA")]
 
 
 SMALL_IMAGES = ("digits-mlp", "MNIST-n5000-mlp", "cifar10-jpeg-n4000-small_cnn")
@@ -251,7 +242,7 @@ def test_more_tests_in_the_family_changed_the_verdict_on_the_digits() -> None:
         (p,) = statistics.holm(family["p"])[sam]
         (wilcoxon,) = statistics.holm(family["p_wilcoxon"])[sam]
         found[len(family)] = p
-        assert wilcoxon > 0.05
+        assert (wilcoxon < 0.05) == (p < 0.05)
     assert found == pytest.approx({36: 0.056, 29: 0.046, 21: 0.037}, abs=0.0006)
     assert verdicts.gains(f"{DIGITS}/*").loc["SAM", "verdict"] == "better"
 

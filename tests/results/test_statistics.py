@@ -1,5 +1,6 @@
 """Intervals, Holm's correction and rank correlation, against scipy's."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from flatnb.results.statistics import (
     detectable,
     holm,
     interval,
+    signed_rank,
     spearman,
 )
 
@@ -82,6 +84,30 @@ def test_holm_on_a_worked_case():
     assert holm([0.9, 0.8]).tolist() == [1.0, 1.0]
     adjusted = holm([0.02, math.nan])
     assert adjusted[0] == 0.02 and math.isnan(adjusted[1])
+
+
+def test_the_signed_rank_test_is_scipys_without_ties() -> None:
+    for n in (5, 15, 40):
+        gaps = np.random.default_rng(n).normal(0.3, 1.0, n)
+        p = stats.wilcoxon(gaps, method="exact").pvalue
+        assert signed_rank(gaps) == pytest.approx(p, rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_signed_rank_test_counts_all_signs(seed: int) -> None:
+    """Of rounded gaps: with ties, and with zeros that are dropped."""
+    gaps = np.random.default_rng(seed).normal(0.4, 1.0, 9).round(0)
+    kept = gaps[gaps != 0]
+    ranks = stats.rankdata(abs(kept))
+    signs = np.array(list(itertools.product((0, 1), repeat=len(kept))))
+    sums, w = signs @ ranks, ranks[kept > 0].sum()
+    sides = np.mean(sums <= w), np.mean(sums >= w)
+    assert signed_rank(gaps) == pytest.approx(min(1.0, 2 * min(sides)))
+    assert signed_rank(-gaps) == signed_rank(gaps)
+
+
+def test_the_signed_rank_test_of_zeros_is_1() -> None:
+    assert signed_rank([0.0, 0.0]) == 1.0
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,0 +1,140 @@
+"""What the pages say of a learning rate that falls is what the records say."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flatnb.book import headline
+from flatnb.experiments import EXPERIMENTS
+from flatnb.results import compare, records, verdicts
+from flatnb.results.statistics import interval
+
+NOISY, CLEAN = (f"plane/*-{p}/*/narrow-tuned-cosine" for p in ("0.*", "0"))
+
+
+def by_seed(method: str, end: str = "") -> "pd.Series[float]":
+    """Mean accuracy over the nine tasks, in percent."""
+    runs = compare.select([f"plane/*/{method}/narrow-tuned{end}"])
+    assert runs["task"].nunique() == 9
+    return 100 * runs.groupby("seed")["test_accuracy"].mean()
+
+
+def of(verdict: str, pattern: str) -> set[str]:
+    table = verdicts.gains(pattern)
+    return set(table.index[table["verdict"] == verdict])
+
+
+def test_a_cosine_gains_what_an_average_gains_and_leaves_it_nothing() -> None:
+    falling = by_seed("ERM", "-cosine")
+    for baseline, typed in (("ERM", (0.39, 0.10)), ("EMA", (0.03, 0.06))):
+        found = interval(falling - by_seed(baseline))
+        assert tuple(map(float, found)) == pytest.approx(typed, abs=0.005)
+    table = verdicts.gains(verdicts.FALLING)
+    assert table.loc["EMA", "verdict"] == "worse"
+    assert table.loc["SWA", "verdict"] == "no gain worth having"
+
+
+def test_of_those_better_at_a_constant_rate_two_are_better_at_a_falling_one() -> None:
+    constant, falling = (
+        of("better", pattern) for pattern in (verdicts.PLANE, verdicts.FALLING)
+    )
+    assert falling == {"NSO", "USAM"} and len(constant) == 11 and falling < constant
+    table = verdicts.gains(verdicts.FALLING)
+    assert table["difference"].idxmax() == "FriendlySAM"
+    assert table.loc["FriendlySAM", "verdict"] == "at an edge"
+    assert table["difference"].max() < 0.002
+    assert {"Flooding", "AdaFlood", "SoftAD"} <= of("worse", verdicts.FALLING)
+    shown = {row["method"]: row["verdict"] for row in panel("falling")}
+    assert [name for name, verdict in shown.items() if verdict > 0] == ["NSO"]
+    assert len(shown) == 10
+
+
+def panel(name: str) -> list[dict[str, float]]:
+    return json.loads(headline.data())[name]
+
+
+def test_every_method_of_the_study_is_counted() -> None:
+    planned = {
+        each.name for each in EXPERIMENTS if each.name.endswith("narrow-tuned-cosine")
+    }
+    assert len(planned) == 9 * 23 and planned <= set(records.names())
+    assert len(verdicts.gains(verdicts.FALLING)) == 22
+
+
+LEFT = {"FriendlySAM": 0.31, "USAM": 0.25, "SAM": 0.21, "ASAM": 0.21}
+LEFT |= {"RSAM": 0.18, "NSO": 0.16}
+
+
+def test_what_is_left_is_left_where_labels_are_wrong() -> None:
+    assert of("better", NOISY) == set(LEFT)
+    gains = 100 * verdicts.gains(NOISY)["difference"]
+    assert gains[list(LEFT)].tolist() == pytest.approx([*LEFT.values()], abs=0.005)
+    assert not of("better", CLEAN)
+    spirals = verdicts.gains("plane/spiral-0.*/*/narrow-tuned-cosine")
+    assert (spirals.loc[list(LEFT), "verdict"] == "no gain worth having").all()
+
+
+def test_on_top_of_a_cosine_averages_and_noise_calibrate() -> None:
+    table = verdicts.gains(verdicts.FALLING, "test_ece", None)
+    typed = {"SWA": (-1.4, 0.1), "WeightNoise": (-1.5, 0.1)}
+    for name, numbers in typed.items():
+        row = 100 * table.loc[name, ["difference", "interval"]].astype(float)
+        assert row.tolist() == pytest.approx(numbers, abs=0.05)
+        assert table.loc[name, "verdict"] == "better"
+
+
+def test_far_flatter_at_the_same_training_loss_and_no_better() -> None:
+    table = verdicts.endings(["plane/*/narrow-tuned-cosine"])
+    ratios = table.set_index(["measure", "method"])["ratio"]
+    names = ["NSO-EMA", "SAM", "NSO"]
+    assert ratios["trace"][names].tolist() == pytest.approx(
+        [0.24, 0.39, 0.40], abs=0.005
+    )
+    assert ratios["train_loss"][names].between(1 - 1 / 16, 1 + 1 / 16).all()
+    assert not table.set_index("method").loc[names, "at_edge"].any()
+    assert verdicts.gains(verdicts.FALLING).loc["NSO-EMA", "difference"] < 0
+
+
+def test_sam_gains_on_noisy_gaussians_and_sinusoids_and_ends_sharper_on_one() -> None:
+    left = {}
+    for name in records.match(["plane/*/SAM/narrow-tuned-cosine"], records.names()):
+        pattern = name.replace("/SAM/", "/*/")
+        left[name.split("/")[1]] = verdicts.gains(pattern).loc["SAM", "difference"]
+    noisy = [f"{shape}-{p}" for shape in ("gaussian", "sinusoid") for p in (0.05, 0.1)]
+    assert sum(left[name] for name in noisy) > sum(left.values())
+    clean = verdicts.endings(["plane/sinusoid-0/*/narrow-tuned-cosine"])
+    clean = clean[clean["method"] == "SAM"].set_index("measure")
+    assert clean.loc["trace", "low"] > 1
+    assert clean.loc["train_loss", "ratio"] > 1
+
+
+def test_fewer_tries_cost_as_much_as_the_average_on_a_cosine() -> None:
+    """The scoreboard: plain training with 10 of its 40 rates, drawn at random."""
+    drawn = np.random.default_rng(1)
+    losses = []
+    for record in compare.loaded(["plane/*/ERM/narrow-tuned-cosine"]):
+        budget = record["selection"]["budget"]
+        chances, truths = (
+            np.array(record["final"][name][:budget], float).mean(axis=1)
+            for name in ("val_accuracy", "test_accuracy")
+        )
+        best = [
+            truths[max(drawn.permutation(budget)[:10], key=lambda k: chances[k])]
+            for _ in range(500)
+        ]
+        losses.append(100 * (truths[chances.argmax()] - np.mean(best)))
+    assert len(losses) == 9
+    assert np.mean(losses) == pytest.approx(0.13, abs=0.02)
+
+
+@pytest.mark.parametrize("place", ["*", "*-0.*", "*-0"])
+def test_at_equal_passes_nothing_is_better_on_a_cosine(place: str) -> None:
+    shorter = f"plane/{place}/*/narrow-tuned-equal-passes-cosine"
+    table = verdicts.gains([shorter, f"plane/{place}/ERM/narrow-tuned-cosine"])
+    assert set(table.index) == {*LEFT}
+    assert (table["p_holm"] > 0.05).all() or table["difference"].max() < 0
+    assert not (table["verdict"] == "better").any()
+    if place == "*-0.*":
+        assert (table["difference"] < table["detectable"]).all()

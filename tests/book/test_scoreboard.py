@@ -208,6 +208,13 @@ def on_small_images(metric: str = "test_accuracy") -> pd.DataFrame:
 def test_what_small_images_open_with() -> None:
     table = on_small_images()
     assert not table["verdict"].isin(["better", "worse"]).any()
+    significant = table[table["p_holm"] < 0.05]
+    assert (significant["difference"] > 0).all()
+    found = set(zip(significant["task"], significant.index, strict=True))
+    on_photographs = {(PHOTOGRAPHS, name) for name in ("SAM", "NSO", "NSO-EMA")}
+    assert found == {(MNIST, "SAM"), *on_photographs}
+    for task, method in found:
+        assert records.load(f"{task}/{method}")["selection"]["at_edge"] == ["lr"]
     digits = table[table["task"] == DIGITS]
     assert len(digits) == 21
     assert digits["difference"].idxmax() == digits["p"].idxmin() == "SAM"
@@ -230,6 +237,24 @@ def test_what_small_images_open_with() -> None:
     assert set(loss.index[better]) == {"ASAM", "SoftAD"}
 
 
+def test_the_plan_counts_the_tests_of_the_families_added_later() -> None:
+    plan = Path(__file__).parents[2] / "book" / "plan.md"
+    rows = {
+        line[2]: line.split(" | ")[2]
+        for line in plan.read_text(encoding="utf-8").splitlines()
+        if line.startswith(("| J |", "| K |", "| L |", "| M |"))
+    }
+    falling = compare.select(["plane/*/narrow-tuned-cosine"])["method"]
+    shorter = compare.select(["plane/*/narrow-tuned-equal-passes-cosine"])["method"]
+    assert rows["L"] == str(falling.nunique() - 1)
+    assert rows["M"] == f"{shorter.nunique()} each"
+    assert set(shorter) == {"SAM", "ASAM", "USAM", "RSAM", "FriendlySAM", "NSO"}
+    again = [name for name in records.names() if name.startswith("finetune-again/")]
+    others = [name for name in again if not name.endswith("/NSO")]
+    count = sum(len(records.load(name)["settings"]) for name in others)
+    assert int(rows["J"]) + int(rows["K"]) == count == 15
+
+
 def test_more_tests_in_the_family_changed_the_verdict_on_the_digits() -> None:
     """Chapter 12 has Holm's p in three families; `recommended` looks at the last."""
     table = on_small_images()
@@ -245,6 +270,43 @@ def test_more_tests_in_the_family_changed_the_verdict_on_the_digits() -> None:
         assert (wilcoxon < 0.05) == (p < 0.05)
     assert found == pytest.approx({36: 0.056, 29: 0.046, 21: 0.037}, abs=0.0006)
     assert verdicts.gains(f"{DIGITS}/*").loc["SAM", "verdict"] == "better"
+
+
+def test_on_which_gpu_the_photographs_were_trained() -> None:
+    methods = compare.select([f"{PHOTOGRAPHS}/*"])["method"].unique()
+    found = {
+        name: records.load(f"{PHOTOGRAPHS}/{name}")["provenance"]["device"]
+        for name in methods
+    }
+    assert sorted({name.split()[1] for name in found.values()}) == ["H100", "H200"]
+    other = [name for name in methods if found[name] != found["ERM"]]
+    assert "H100" in found["ERM"] and len(other) == 7
+    assert "NSO-EMA" in other and not {"SAM", "NSO"} & set(other)
+
+
+def test_the_calibration_errors_on_photographs() -> None:
+    runs = compare.select([f"{PHOTOGRAPHS}/*"])
+    errors = runs.groupby("method")["test_ece"].mean()
+    for method, error in {"ERM": 0.122, "ASAM": 0.092, "SoftAD": 0.032}.items():
+        assert errors[method] == pytest.approx(error, abs=0.0005)
+
+
+def test_near_the_largest_rate_other_settings_do_not_lead() -> None:
+    """In chapter 12's second figure, and SAM's under the second seed."""
+    nets = compare.nets([f"{PHOTOGRAPHS}/*"]).set_index(["method", "setting", "seed"])
+    accuracy = 100 * nets["test_accuracy"]
+    first, second = nets.index.levels[2]
+    for method, name, size in (("SAM", "rho", 0.03), ("NSO", "sigma", 0.006)):
+        other = nets.loc[method, 3, first]
+        assert other["lr"] == pytest.approx(0.42, abs=0.005)
+        assert other[name] == pytest.approx(size, abs=0.0005)
+        assert other[name] < nets.loc[method, 7, first][name] / 4
+    assert nets.loc["SAM", 7, first]["rho"] == pytest.approx(0.13, abs=0.005)
+    plain = accuracy["ERM", 7]
+    gaps = accuracy["SAM", 3] - plain
+    assert abs(gaps[first]) < 0.2
+    assert gaps[second] == pytest.approx(0.7, abs=0.05)
+    assert accuracy["NSO", 3, first] - plain[first] < -0.4
 
 
 def test_the_rates_that_were_tried_on_photographs() -> None:
@@ -268,6 +330,7 @@ def test_what_a_larger_rate_explains_on_photographs() -> None:
     near, largest = plain[7], plain[9]  # rates 0.43 and 0.8
     assert (near - plain[6]).mean() == pytest.approx(0.35, abs=0.05)
     assert (largest - plain[6]).mean() == pytest.approx(0.6, abs=0.05)
+    assert (near.count(), largest.count()) == (2, 1)  # runs
     leads = {
         "SAM": (7, near, 1.5),
         "NSO": (7, near, 0.9),

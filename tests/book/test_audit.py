@@ -90,6 +90,23 @@ def test_flatness_in_the_plane(method: str, measure: str, ratio: float) -> None:
     assert line.startswith("<b>significantly smaller</b>")
 
 
+def test_where_fam_shows_no_gain_worth_having() -> None:
+    tasks = [audit.PLANE, *audit.FINE_TUNING, *audit.IMAGES]
+    found: dict[str, list[str]] = {}
+    for task in tasks:
+        if line := audit.gain(task, "FAM"):
+            found.setdefault(line[3:].partition(",")[0], []).append(task)
+    assert found == {
+        "no gain worth having": [
+            audit.PLANE,
+            "photos, 10 shots",
+            "questions, 10 shots",
+            "digits",
+        ],
+        "inconclusive": ["hand signs, 5 shots", "film reviews, 20 shots", "CIFAR-10"],
+    }
+
+
 @pytest.fixture
 def checked(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

@@ -58,6 +58,8 @@ def test_on_the_mean_of_the_tasks_nso_is_better_and_weight_noise_worse() -> None
     without_sst2 = [task for task in TASKS if SST2 not in task]
     noise = verdicts.gains(without_sst2, gain=0.01).loc["WeightNoise"]
     assert noise["verdict"] == "inconclusive" and noise["difference"] > 0
+    assert table.loc["EMA", "verdict"] == "no gain worth having"
+    assert table.loc["SWA", "verdict"] == "inconclusive"
     situation = next(
         s for s in verdicts.SITUATIONS if s.words.startswith("fine-tuning")
     )
@@ -74,6 +76,43 @@ def test_on_sst2_plain_fine_tuning_got_a_rate_three_times_that_of_the_others() -
     assert all(2.9 < plain / rate < 3.1 for rate in rates.values())
 
 
+@pytest.mark.parametrize(
+    ("method", "strength", "low", "high"),
+    [("NSO", "sigma", 0.002, 0.5), ("SAM", "rho", 0.01, 2)],
+)
+def test_on_sst2_validation_chose_almost_no_noise(
+    method: str, strength: str, low: float, high: float
+) -> None:
+    record = records.load(f"finetune/{SST2}/{method}")
+    tried = [setting[strength] for setting in record["settings"]]
+    assert (min(tried), max(tried)) == pytest.approx((low, high))
+    assert chosen(record)[strength] < 1.1 * low
+    again_there = records.load(f"finetune-again/{SST2}/{method}")["settings"][0]
+    assert again_there == chosen(record)
+
+
+def test_up_to_a_rate_of_2e_4_one_accuracy_on_sst2_is_low() -> None:
+    low = []
+    for method in ("ERM", "NSO", "SAM", "FAM"):
+        record = records.load(f"finetune/{SST2}/{method}")
+        rows = zip(
+            record["settings"],
+            record["final"]["test_accuracy"],
+            record["final"]["train_accuracy"],
+            strict=True,
+        )
+        for setting, (accuracy, *_), (fit, *_) in rows:
+            if fit == 1 and setting["lr"] < 2e-4 and accuracy < 0.655:
+                low.append((method, round(100 * accuracy)))
+            if fit == 1 and setting["lr"] < 2e-4:
+                assert accuracy < 0.725
+            if setting == chosen(record) and method == "ERM":
+                assert accuracy == pytest.approx(0.683, abs=0.0005)
+            elif setting == chosen(record):
+                assert 0.655 < accuracy < 0.675
+    assert low == [("FAM", 59)]
+
+
 def test_the_flattest_nets_of_sst2_are_those_of_plain_fine_tuning(
     runs: pd.DataFrame,
 ) -> None:
@@ -82,6 +121,29 @@ def test_the_flattest_nets_of_sst2_are_those_of_plain_fine_tuning(
     assert traces.max()["ERM"] < 2
     shares = verdicts.flatter(f"finetune/{SST2}/*", metric="test_loss")["share"]
     assert shares.iloc[0] == pytest.approx(0.2, abs=0.02)
+    flat = verdicts.endings([f"finetune/{SST2}/*"]).set_index(["measure", "method"])
+    row = flat.loc["trace", "NSO"]
+    assert row["ratio"] == pytest.approx(10, abs=0.5) and row["p_holm"] < 0.05
+
+
+def test_where_nso_ends_flatter_and_where_sharper() -> None:
+    found = {}
+    for name in (SIGNS, TREC, SST2, PHOTOS):
+        flat = verdicts.endings([f"finetune/{name}/*"]).set_index(["measure", "method"])
+        for measure in ("trace", "top_eigenvalue"):
+            row = flat.loc[measure, "NSO"]
+            if row["p_holm"] < 0.05:
+                found[name, measure] = "lower" if row["ratio"] < 1 else "higher"
+    assert found == {
+        (TREC, "trace"): "higher",
+        (TREC, "top_eigenvalue"): "higher",
+        (SST2, "trace"): "higher",
+        (SST2, "top_eigenvalue"): "higher",
+        (PHOTOS, "trace"): "lower",
+    }
+    for name in (SIGNS, SST2):
+        record = records.load(f"finetune-again/{name}/NSO")
+        assert "trace" not in record["final"]  # flatness was not measured
 
 
 def test_on_hand_signs_the_traces_of_nso_are_a_fifth_of_those_of_plain(
@@ -91,6 +153,8 @@ def test_on_hand_signs_the_traces_of_nso_are_a_fifth_of_those_of_plain(
     row = flat.loc["trace", "NSO"]
     assert 0.18 < row["ratio"] < 0.21 and row["p_holm"] > 0.05
     assert flat.loc["trace", "ratio"].idxmin() == "NSO"
+    assert flat.loc["trace", "train_loss"].idxmin() == "NSO"
+    assert row["train_loss"] < row["baseline_loss"]
     signs = runs[runs["task"].str.endswith(SIGNS)]
     assert signs.groupby("method")["test_accuracy"].mean().idxmax() == "NSO"
 
@@ -172,11 +236,14 @@ def test_what_nso_gains_is_compute_on_hand_signs_and_its_rate_on_sst2() -> None:
     }
     for pair, mean, half in (
         ((SIGNS, "long"), -0.1, 3.7),
+        ((SIGNS, "long at NSO's rate"), 1.9, 2.8),
         ((SST2, "ERM as NSO"), 0.1, 0.1),
     ):
         assert tuple(map(float, interval(gaps[pair]))) == pytest.approx(
             (mean, half), abs=0.05
         )
+    for name, typed in (("long", 3.6), ("long at NSO's rate", 4.7)):  # not excluded
+        assert sum(interval(gaps[SIGNS, name])) == pytest.approx(typed, abs=0.05)
     at_nsos_rate = ("ERM as NSO", "long at NSO's rate", "SAM", "WeightNoise as NSO")
     means = [0.0, *(gaps[SST2, name].mean() for name in at_nsos_rate)]
     assert max(means) - min(means) < 0.6
@@ -204,10 +271,16 @@ def test_what_more_epochs_and_another_rate_gain_plain_fine_tuning() -> None:
     for gap, typed in (
         (long_signs[0] - signs[0], (8.6, 2.4)),
         (film[1] - film[0], (4.7, 3.0)),
+        (again(SST2, "SWA")[0] - film[0], (3.0, 3.3)),
         (long_film[0] - film[0], (0.2, 1.2)),
     ):
         assert tuple(map(float, interval(gap))) == pytest.approx(typed, abs=0.05)
     assert film[1].mean() == pytest.approx(68.2, abs=0.05)
+    rates = [
+        records.load(f"finetune-again/{SST2}/{method}")["settings"][0]["lr"]
+        for method in ("SWA", "ERM")
+    ]
+    assert rates[0] < rates[1] / 2
 
 
 def test_validation_chose_a_noise_for_sst2_at_which_nothing_is_learned() -> None:

@@ -170,7 +170,7 @@ def test_the_chart_says_what_the_verdicts_say(
 ) -> None:
     shown = view(
         board,
-        rule="everyone tunes",
+        rule="tuned",
         metric=label,
         place="spiral, three sets",
         baseline=baseline,

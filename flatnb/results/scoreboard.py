@@ -57,31 +57,38 @@ def rules(
 ) -> dict[str, pandas.DataFrame]:
     """The runs that `views` compares, by how the learning rates were chosen.
 
-    - "everyone tunes": fresh runs, in the plane at a constant rate;
-    - "tuned, and it falls": fresh runs of the plane with rates that fall along a cosine;
-    - "equal passes": fresh runs of the plane again, those of p passes per step trained
-      for 1/p of the epochs, and tuned at that length;
-    - "one learning rate": selected runs of an earlier study, Adam at 0.001;
+    - "tuned": fresh runs, in the plane at a constant rate;
+    - "tuned, falling": fresh runs of the plane with rates that fall along a cosine;
+    - "equal passes", "equal passes, falling": both again in the plane, those of p passes
+      per step trained for 1/p of the epochs, and tuned at that length;
+    - "the same for all": selected runs of an earlier study, Adam at 0.001;
     - "published defaults": fresh runs of these.
 
     Rules without records are left out.
 
-    >>> list(rules("plane/gaussian-0/*/narrow-tuned", "none/*", "none/*"))
-    ['everyone tunes', 'tuned, and it falls', 'equal passes', 'published defaults']
+    >>> list(rules("plane/gaussian-0/*/narrow-tuned", "none/*", "none/*"))[:3]
+    ['tuned', 'tuned, falling', 'equal passes']
     """
-    tuned = _runs([plane])
+    falling = f"{plane}-cosine"
     found = {
-        "everyone tunes": _runs([plane, images]),
-        "tuned, and it falls": _runs([f"{plane}-cosine"]),
-        "equal passes": _runs([f"{plane}-equal-passes"]),
-        "one learning rate": _runs([one_rate], "selected"),
+        "tuned": _runs([plane, images]),
+        "tuned, falling": _runs([falling]),
+        "equal passes": _equal_passes(plane, f"{plane}-equal-passes"),
+        "equal passes, falling": _equal_passes(falling, f"{plane}-equal-passes-cosine"),
+        "the same for all": _runs([one_rate], "selected"),
         "published defaults": _runs([plane, images], "default"),
     }
     found = {rule: runs for rule, runs in found.items() if len(runs)}
-    if "equal passes" in found:
-        single = tuned[tuned["passes"] == 1]
-        found["equal passes"] = pandas.concat([found["equal passes"], single])
     return found
+
+
+def _equal_passes(whole: str, shorter: str) -> pandas.DataFrame:
+    """The shorter runs, and of the whole ones those of methods of one pass."""
+    runs = _runs([shorter])
+    if len(runs):
+        tuned = _runs([whole])
+        runs = pandas.concat([runs, tuned[tuned["passes"] == 1]])
+    return runs
 
 
 def _runs(patterns: Sequence[str], kind: str = "fresh") -> pandas.DataFrame:

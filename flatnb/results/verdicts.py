@@ -161,13 +161,15 @@ def flatter(
     pattern: str = PLANE,
     measure: str = "trace",
     metric: str = "test_loss",
+    alike: float = math.inf,
 ) -> pandas.DataFrame:
     """How often the flatter of two nets is the better one: a row per task.
 
     A pair is two fresh runs of one task and seed, trained by different methods, each
     as tuned; only methods that have such runs on every task count, and no pair that
-    ties in the measure or in the metric. Columns pairs; wins, those in which the net of
-    the smaller `measure` has the better `metric`; share = wins / pairs.
+    ties in the measure or in the metric, or whose training losses differ by more than
+    the factor `alike`. Columns pairs; wins, those in which the net of
+    the smaller `measure` has the better `metric`; share = wins / pairs, NaN of none.
 
     Empty without records of fresh runs.
 
@@ -179,19 +181,30 @@ def flatter(
         return runs
     values = wide(runs, measure)
     scores = sign(metric) * wide(runs, metric)
+    losses = wide(runs, "train_loss") if alike < math.inf else None
     rows = {}
     for task, flatness in values.groupby("task"):
         gaps = _gaps(-flatness) * _gaps(scores.loc[[task]])
+        if losses is not None:
+            first, second = _pairs(losses.loc[[task]])
+            least, most = np.minimum(first, second), np.maximum(first, second)
+            gaps = np.where(most <= alike * least, gaps, 0.0)
         pairs, wins = int((gaps != 0).sum()), int((gaps > 0).sum())
-        rows[task] = {"pairs": pairs, "wins": wins, "share": wins / pairs}
+        rows[task] = {"pairs": pairs, "wins": wins, "share": wins / pairs if pairs else math.nan}
     return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("task")
 
 
 def _gaps(table: pandas.DataFrame) -> NDArray[np.float64]:
     """Signs of the differences of all pairs of columns, 0 where one is missing."""
+    first, second = _pairs(table)
+    return np.nan_to_num(np.sign(first - second))
+
+
+def _pairs(table: pandas.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The first and the second columns of all pairs of columns."""
     first, second = np.triu_indices(table.shape[1], 1)
     numbers = table.to_numpy(np.float64)
-    return np.nan_to_num(np.sign(numbers[:, first] - numbers[:, second]))
+    return numbers[:, first], numbers[:, second]
 
 
 def _of_all_tasks(patterns: Sequence[str]) -> pandas.DataFrame:

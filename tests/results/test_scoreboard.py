@@ -23,7 +23,7 @@ def one(views: pd.DataFrame, **wanted: str) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def views() -> pd.DataFrame:
-    return scoreboard.views({"everyone tunes": runs_of("spiral-*")}, ["ERM", "EMA"])
+    return scoreboard.views({"tuned": runs_of("spiral-*")}, ["ERM", "EMA"])
 
 
 @pytest.mark.parametrize("baseline", ["ERM", "EMA"])
@@ -57,7 +57,7 @@ def test_a_method_that_lacks_a_set_or_a_metric_is_not_compared_there() -> None:
     lost = (runs["method"] == "SAM") & runs["task"].str.contains("-0.05")
     runs = runs[~lost].copy()
     runs.loc[runs["method"] == "NSO", "test_ece"] = math.nan
-    views = scoreboard.views({"everyone tunes": runs}, ["ERM"])
+    views = scoreboard.views({"tuned": runs}, ["ERM"])
     here = {"baseline": "ERM", "metric": "test_accuracy"}
     assert "SAM" not in one(views, place="spiral, three sets", **here).index
     assert "SAM" in one(views, place="spiral, 0 % wrong labels", **here).index
@@ -73,7 +73,7 @@ def test_a_baseline_alone_and_no_runs_give_no_view() -> None:
         runs[runs["method"] != "ERM"],
         runs[:0],
     ):
-        views = scoreboard.views({"everyone tunes": part}, ["ERM"])
+        views = scoreboard.views({"tuned": part}, ["ERM"])
         assert views.empty
         assert list(views) == scoreboard.COLUMNS
 

@@ -196,3 +196,17 @@ def test_the_flatter_of_a_pair_wins_or_not(monkeypatch):
     monkeypatch.setattr(verdicts, "select", lambda patterns: both.copy())
     assert verdicts.flatter("*")["pairs"].tolist() == [2, 2]  # ERM and SAM have both
     assert verdicts.flatter("none").empty
+
+
+def test_only_pairs_of_like_training_losses_are_compared(monkeypatch):
+    keys = [("t", m, s) for s in (0, 1) for m in ("ERM", "SAM", "NSO")]
+    table = pandas.DataFrame(keys, columns=["task", "method", "seed"])
+    table["trace"] = [3.0, 2.0, 1.0] * 2
+    table["test_loss"] = [0.3, 0.2, 0.4] * 2
+    table["train_loss"] = [0.1, 0.2, 0.4, 0.1, 0.3, math.nan]
+    monkeypatch.setattr(verdicts, "select", lambda patterns: table.copy())
+    monkeypatch.setattr(verdicts, "names", lambda: ["t"])
+    found = [verdicts.flatter("*", alike=alike).loc["t"] for alike in (1.9, 2.0, 3.1)]
+    # SAM beats ERM, and loses to NSO; of seed 1 only the first two have losses.
+    assert [row["pairs"] for row in found] == [0, 2, 3]
+    assert [row["wins"] for row in found] == [0, 1, 2]

@@ -40,11 +40,11 @@ flatnb.play("headline", (fig) => {
     "",
   );
   const rate = fig.choice({
-    label: "Who chooses the learning rate?",
+    label: "Learning rate",
     options: [
-      ["fixed", "One for all"],
-      ["tuned", "Everyone tunes"],
-      ["falling", "… and it falls"],
+      ["fixed", "the same for all"],
+      ["tuned", "tuned"],
+      ["falling", "tuned, and falling"],
     ],
     value: "fixed",
   });

@@ -86,13 +86,20 @@ def signed_rank(gaps: ArrayLike) -> float:
     values = np.asarray(gaps, dtype=np.float64)
     values = values[values != 0]
     ranks = np.rint(2 * stats.rankdata(abs(values))).astype(int)  # of ties: halves
-    chances = np.zeros(ranks.sum() + 1)  # of every sum
+    chances = _of_rank_sums(tuple(sorted(ranks.tolist())))
+    w = ranks[values > 0].sum()
+    return float(min(1.0, 2 * chances[: w + 1].sum(), 2 * chances[w:].sum()))
+
+
+@functools.lru_cache(maxsize=256)  # without ties, n gaps have one distribution
+def _of_rank_sums(ranks: tuple[int, ...]) -> NDArray[np.float64]:
+    """The chance of every sum of those ranks that coins choose."""
+    chances = np.zeros(sum(ranks) + 1)
     chances[0] = 1.0
     for rank in ranks:
         chances[rank:] = (chances[rank:] + chances[:-rank]) / 2
         chances[:rank] /= 2
-    w = ranks[values > 0].sum()
-    return float(min(1.0, 2 * chances[: w + 1].sum(), 2 * chances[w:].sum()))
+    return chances
 
 
 def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:

@@ -190,7 +190,11 @@ def flatter(
             least, most = np.minimum(first, second), np.maximum(first, second)
             gaps = np.where(most <= alike * least, gaps, 0.0)
         pairs, wins = int((gaps != 0).sum()), int((gaps > 0).sum())
-        rows[task] = {"pairs": pairs, "wins": wins, "share": wins / pairs if pairs else math.nan}
+        rows[task] = {
+            "pairs": pairs,
+            "wins": wins,
+            "share": wins / pairs if pairs else math.nan,
+        }
     return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("task")
 
 

@@ -78,12 +78,16 @@ def signed_rank(gaps: ArrayLike) -> float:
     Zeros are dropped, and equal sizes share their mean rank. With r the ranks of |gaps|,
     p = 2 min(P(W <= w), P(W >= w)), at most 1, where w is the sum of r over the positive
     gaps, and W is that sum when every sign is drawn by a coin. It is exact with ties,
-    too, where `scipy.stats.wilcoxon` approximates. 1 if all gaps are 0.
+    too, where `scipy.stats.wilcoxon` approximates. 1 if all gaps are 0; NaN if one is NaN.
+    Source: F. Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1
+    (1945).
 
     >>> signed_rank([3.0, 1.0, 2.0, 4.0])  # of 16 signs, these and the opposite
     0.125
     """
     values = np.asarray(gaps, dtype=np.float64)
+    if np.isnan(values).any():
+        return math.nan
     values = values[values != 0]
     ranks = np.rint(2 * stats.rankdata(abs(values))).astype(int)  # of ties: halves
     chances = _of_rank_sums(tuple(sorted(ranks.tolist())))

@@ -72,12 +72,16 @@ def test_what_is_left_is_left_where_labels_are_wrong() -> None:
     gains = 100 * verdicts.gains(NOISY)["difference"]
     assert gains[list(LEFT)].tolist() == pytest.approx([*LEFT.values()], abs=0.005)
     assert not of("better", CLEAN)
+    best = 100 * verdicts.gains(NOISY).loc["FriendlySAM", "interval"]
+    assert best == pytest.approx(0.08, abs=0.005)  # the README has these numbers, too
     spirals = verdicts.gains("plane/spiral-0.*/*/narrow-tuned-cosine")
     assert (spirals.loc[list(LEFT), "verdict"] == "no gain worth having").all()
 
 
 def test_on_top_of_a_cosine_averages_and_noise_calibrate() -> None:
     table = verdicts.gains(verdicts.FALLING, "test_ece", None)
+    plain = compare.select(["plane/*/ERM/narrow-tuned-cosine"])["test_ece"]
+    assert 100 * plain.mean() == pytest.approx(6.6, abs=0.05)
     typed = {"SWA": (-1.4, 0.1), "WeightNoise": (-1.5, 0.1)}
     for name, numbers in typed.items():
         row = 100 * table.loc[name, ["difference", "interval"]].astype(float)
@@ -143,3 +147,12 @@ def test_at_equal_passes_nothing_is_better_on_a_cosine(place: str) -> None:
     assert not (table["verdict"] == "better").any()
     if place == "*-0.*":
         assert (table["difference"] < table["detectable"]).all()
+    if place == "*":  # the README
+        found = 100 * table.loc[["USAM", "NSO"], ["difference", "interval"]]
+        expected = [0.0, 0.09, -0.02, 0.09]
+        assert found.to_numpy().ravel() == pytest.approx(expected, abs=0.005)
+
+
+def test_no_method_of_one_pass_is_better_at_a_falling_rate() -> None:
+    table = verdicts.gains(verdicts.FALLING)
+    assert not (table["verdict"][table["passes"] == 1] == "better").any()

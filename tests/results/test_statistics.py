@@ -106,8 +106,9 @@ def test_the_signed_rank_test_counts_all_signs(seed: int) -> None:
     assert signed_rank(-gaps) == signed_rank(gaps)
 
 
-def test_the_signed_rank_test_of_zeros_is_1() -> None:
+def test_the_signed_rank_test_of_zeros_is_1_and_of_nan_nan() -> None:
     assert signed_rank([0.0, 0.0]) == 1.0
+    assert math.isnan(signed_rank([1.0, math.nan]))
 
 
 @pytest.mark.parametrize("seed", range(5))

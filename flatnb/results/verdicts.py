@@ -110,12 +110,14 @@ class Situation:
         pattern: of the names of records, whose tasks share their seeds.
         metric: what counts.
         gain: the smallest worth having, in units of the metric.
+        runs: whose, as of `compare.select`: "fresh" or "default".
     """
 
     words: str
     pattern: str
     metric: str = "test_accuracy"
     gain: float | None = WORTH
+    runs: str = "fresh"
 
 
 PLANE = "plane/*/*/narrow-tuned"  # the learning rate is constant
@@ -125,6 +127,7 @@ SITUATIONS = (
     Situation("clean labels", "plane/*-0/*/narrow-tuned-cosine"),
     Situation("noisy labels, constant rate", "plane/*-0.*/*/narrow-tuned"),
     Situation("clean labels, constant rate", "plane/*-0/*/narrow-tuned"),
+    Situation("nothing tuned", FALLING, runs="default"),
     Situation("small images", "images/digits-mlp/*"),
     Situation("fine-tuning on few examples", "finetune/*", gain=0.01),
     Situation("calibrated probabilities", FALLING, "test_ece", None),
@@ -137,24 +140,24 @@ def gains(
     metric: str = "test_accuracy",
     gain: float | None = WORTH,
     baseline: str = "ERM",
+    runs: str = "fresh",
 ) -> pandas.DataFrame:
     """What each method gains over a baseline, with a verdict: all of it in one call.
 
-    Takes the fresh runs of the records that a pattern, or several together, name; of
-    them, the methods that have runs on every task; compares these over all tasks by
-    `compare.overall`; and judges by `verdicts`. Indexed by method, with their passes.
-    Empty if a pattern names no record.
+    Takes the fresh runs of the records that a pattern, or several together, name, or
+    other `runs` as of `compare.select`; of them, the methods that have runs on every
+    task; compares these over all tasks by `compare.overall`; and judges by `verdicts`.
+    Indexed by method, with their passes. Empty if a pattern names no record.
 
     >>> gains().loc["SAM", "verdict"]
     'better'
     """
-    runs = _of_all_tasks([pattern] if isinstance(pattern, str) else pattern)
-    if runs.empty:
-        return runs
-    table = verdicts(overall(runs, baseline, metric), metric, gain)
-    table = table.set_index("method")
-    passes = runs.groupby("method")["passes"].first()
-    return table.assign(passes=passes.reindex(table.index))
+    table = _of_all_tasks([pattern] if isinstance(pattern, str) else pattern, runs)
+    if table.empty:
+        return table
+    passes = table.groupby("method")["passes"].first()
+    tests = verdicts(overall(table, baseline, metric), metric, gain).set_index("method")
+    return tests.assign(passes=passes.reindex(tests.index))
 
 
 def flatter(
@@ -176,7 +179,7 @@ def flatter(
     >>> bool(flatter("plane/gaussian-0/*/narrow-tuned")["share"].gt(0.5).all())
     True
     """
-    runs = _of_all_tasks([pattern])
+    runs = _of_all_tasks([pattern], "fresh")
     if runs.empty:
         return runs
     values = wide(runs, measure)
@@ -211,11 +214,11 @@ def _pairs(table: pandas.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.flo
     return numbers[:, first], numbers[:, second]
 
 
-def _of_all_tasks(patterns: Sequence[str]) -> pandas.DataFrame:
-    """The fresh runs of all patterns, by methods that have them on every task; empty if
-    one of the patterns names no record."""
+def _of_all_tasks(patterns: Sequence[str], runs: str) -> pandas.DataFrame:
+    """The runs of all patterns, by methods that have them on every task; empty if one
+    of the patterns names no record."""
     recorded = all(fnmatch.filter(names(), each) for each in patterns)
-    return on_all_tasks(select(patterns) if recorded else pandas.DataFrame())
+    return on_all_tasks(select(patterns, runs) if recorded else pandas.DataFrame())
 
 
 def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series | None:
@@ -229,10 +232,11 @@ def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series
     >>> recommended(SITUATIONS[0], passes=2).name
     'FriendlySAM'
     """
-    table = gains(situation.pattern, situation.metric, situation.gain)
+    where, runs = situation.pattern, situation.runs
+    table = gains(where, situation.metric, situation.gain, runs=runs)
     if table.empty:
         return None
-    worse = gains(situation.pattern)["verdict"] == "worse"
+    worse = gains(where, runs=runs)["verdict"] == "worse"
     better = (table["verdict"] == "better") & ~worse.reindex(table.index)
     table = table[better & (table["passes"] <= passes)]
     if table.empty:

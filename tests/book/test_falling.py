@@ -156,3 +156,31 @@ def test_at_equal_passes_nothing_is_better_on_a_cosine(place: str) -> None:
 def test_no_method_of_one_pass_is_better_at_a_falling_rate() -> None:
     table = verdicts.gains(verdicts.FALLING)
     assert not (table["verdict"][table["passes"] == 1] == "better").any()
+
+
+def test_what_a_default_gains_depends_on_the_schedule() -> None:
+    constant, falling = (
+        verdicts.gains(pattern, runs="default")
+        for pattern in (verdicts.PLANE, verdicts.FALLING)
+    )
+    named = ["SAM", "GSAM", "GNP", "FriendlySAM"]
+    assert (constant.loc[named, "verdict"] == "better").all()
+    assert (100 * constant.loc[named, "difference"]).between(0.75, 0.95).all()
+    assert not (falling.loc[named, "verdict"] == "better").any()
+    for name, typed in (("NSO", (0.29, 0.06)), ("WeightNoise", (0.19, 0.07))):
+        found = tuple(100 * falling.loc[name, ["difference", "interval"]])
+        assert found == pytest.approx(typed, abs=0.006)
+        assert falling.loc[name, "verdict"] == "better"
+    averages = [name for name in falling.index if name.endswith("EMA")]
+    lost = -100 * pd.concat(
+        [t.loc[averages, "difference"] for t in (constant, falling)]
+    )
+    assert lost.between(4.5, 6.5).all() and len(averages) == 3
+
+
+def test_no_default_that_falls_is_better_than_a_tuned_rate_that_falls() -> None:
+    runs = compare.on_all_tasks(compare.select([verdicts.FALLING], "default"))
+    means = runs.groupby("method")["test_accuracy"].mean()
+    tuned = by_seed("ERM", "-cosine").mean()
+    assert 100 * means.max() < tuned - 1
+    assert tuned - 100 * means["ERM"] == pytest.approx(1.56, abs=0.01)

@@ -170,6 +170,7 @@ def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
         "clean labels": (None, None),
         "noisy labels, constant rate": ("EMA", "NSO-EMA"),
         "clean labels, constant rate": ("EMA", "NSO-EMA"),
+        "nothing tuned": ("SGD", "NSO"),
         "small images": (None, "SAM"),
         "calibrated probabilities": ("SWA", "WeightNoise"),
     }
@@ -182,7 +183,9 @@ def test_the_cards_of_the_landing_page_are_what_is_recommended() -> None:
 def test_only_one_gain_on_the_cards_is_surely_worth_half_a_point() -> None:
     names = ("EMA", "SAM", "FriendlySAM", "NSO-EMA")
     sure = []
-    for each in verdicts.SITUATIONS[:5]:
+    for each in verdicts.SITUATIONS:
+        if "labels" not in each.words and each.words != "small images":
+            continue
         table = verdicts.gains(each.pattern)
         low = table["difference"] - table["interval"]
         sure += [(each.words, name) for name in names if low[name] > verdicts.WORTH]

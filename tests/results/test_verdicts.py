@@ -159,7 +159,7 @@ def test_the_best_of_the_better_methods_that_can_be_afforded_is_recommended(
         },
         index=["SWA", "EMA", "SAM", "NSO"],
     )
-    monkeypatch.setattr(verdicts, "gains", lambda *given: judged)
+    monkeypatch.setattr(verdicts, "gains", lambda *given, **runs: judged)
     found = verdicts.recommended(verdicts.Situation("", "", metric), passes)
     assert found is not None and found.name == expected
     judged["verdict"] = "inconclusive"
@@ -183,7 +183,7 @@ def test_the_flatter_of_a_pair_wins_or_not(monkeypatch):
     table["trace"] = [3.0, 2.0, 1.0, 3.0, 2.0, 2.0]
     table["test_loss"] = [0.3, 0.2, 0.4, 0.1, 0.2, math.nan]
     table["test_accuracy"] = [0.7, 0.8, 0.6, 0.9, 0.8, 0.9]
-    monkeypatch.setattr(verdicts, "select", lambda patterns: table.copy())
+    monkeypatch.setattr(verdicts, "select", lambda patterns, runs: table.copy())
     monkeypatch.setattr(verdicts, "names", lambda: ["t"])
     # Seed 0: SAM beats ERM, and NSO neither; of seed 1 the flatter SAM loses to ERM,
     # and NSO has no loss.
@@ -193,7 +193,7 @@ def test_the_flatter_of_a_pair_wins_or_not(monkeypatch):
     assert found.loc["t"].tolist() == [4, 1, 0.25]
     other = table.assign(task="u")[lambda rows: rows["method"] != "NSO"]
     both = pandas.concat([table, other])
-    monkeypatch.setattr(verdicts, "select", lambda patterns: both.copy())
+    monkeypatch.setattr(verdicts, "select", lambda patterns, runs: both.copy())
     assert verdicts.flatter("*")["pairs"].tolist() == [2, 2]  # ERM and SAM have both
     assert verdicts.flatter("none").empty
 
@@ -204,7 +204,7 @@ def test_only_pairs_of_like_training_losses_are_compared(monkeypatch):
     table["trace"] = [3.0, 2.0, 1.0] * 2
     table["test_loss"] = [0.3, 0.2, 0.4] * 2
     table["train_loss"] = [0.1, 0.2, 0.4, 0.1, 0.3, math.nan]
-    monkeypatch.setattr(verdicts, "select", lambda patterns: table.copy())
+    monkeypatch.setattr(verdicts, "select", lambda patterns, runs: table.copy())
     monkeypatch.setattr(verdicts, "names", lambda: ["t"])
     found = [verdicts.flatter("*", alike=alike).loc["t"] for alike in (1.9, 2.0, 3.1)]
     # SAM beats ERM, and loses to NSO; of seed 1 only the first two have losses.

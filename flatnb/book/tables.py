@@ -5,6 +5,8 @@ rest scrolls, columns of numbers aligned at the right, and gains and losses colo
 signed number whose interval does not reach zero (in a table with stars: that has one),
 and the words of a verdict. More is better, except in a column of losses or errors. All
 stands in a box that a style sheet can let scroll; colors are that style sheet's, too.
+A table with words that is wider than a phone has the class `stacks` and the name of its
+column on each cell, so that a style sheet can show a row as a short list there.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ _TABLE = re.compile(r"<table.*</table>", re.DOTALL)
 _SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|")
 _LESS = re.compile(r"\b(loss|error|nats)\b")
+_PHONE = 350  # px for a table
+# px in the style sheet of a phone: of a character, a cell's padding, and a cell of words
+# that is short, or long.
+_CHARACTER, _PADDING, _SHORT, _LONG = 6.2, 10, 80, 176
 # At the beginning of a line of a cell.
 _VERDICT = re.compile(r"(^|<br ?/?>)((?:<b>)?)((?:significantly )?(better|worse))\b")
 
@@ -75,10 +81,13 @@ def improved(table: str) -> str:
         for cell in column:
             if not cell.heading:
                 cell.content = _marked(cell, name, stars)
-    lines = ['<table class="dataframe">', "<thead>"]
+    words = any(kind != "number" for kind in kinds[1:])
+    wide = sum(map(_width, names, columns, kinds)) > _PHONE
+    stacks = words and wide and len(head) == 1
+    lines = [f'<table class="dataframe{" stacks" * stacks}">', "<thead>"]
     lines += [_row(row, kinds, "col") for row in head]
     lines += ["</thead>", "<tbody>"]
-    lines += [_row(row, kinds, "row") for row in body]
+    lines += [_row(row, kinds, "row", names if stacks else ()) for row in body]
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 
@@ -110,6 +119,14 @@ def _kind(column: Sequence[Cell]) -> str:
     return "prose" if any(len(cell.text) > 40 for cell in column) else ""
 
 
+def _width(name: str, column: Sequence[Cell], kind: str) -> float:
+    """About how wide a column is on a phone, in px: numbers do not break, words may."""
+    texts = [cell.text for cell in column]
+    pieces = [*name.split(), *(texts if kind == "number" else " ".join(texts).split())]
+    longest = _PADDING + _CHARACTER * max(map(len, pieces), default=0)
+    return max(longest, {"number": 0, "prose": _LONG}.get(kind, _SHORT))
+
+
 def _marked(cell: Cell, column: str, stars: bool) -> str:
     """The content of a cell, what is better or worse in it marked."""
     number = _SIGNED.fullmatch(cell.text)
@@ -122,13 +139,17 @@ def _marked(cell: Cell, column: str, stars: bool) -> str:
     return f'<span class="{"better" if good else "worse"}">{cell.content}</span>'
 
 
-def _row(cells: Sequence[Cell], kinds: Sequence[str], scope: str) -> str:
+def _row(
+    cells: Sequence[Cell], kinds: Sequence[str], scope: str, names: Sequence[str] = ()
+) -> str:
     width, text = len(kinds), ""
     for place, cell in enumerate(cells, width - len(cells)):
         kind = "th" if cell.heading and cell.text else "td"
         mark = "fixed" if place == 0 else kinds[place]
         attributes = cell.spans + f' class="{mark}"' * bool(mark)
         attributes += f' scope="{scope}"' * (kind == "th")
+        if names and place:
+            attributes += f' data-label="{html.escape(names[place])}"'
         text += f"<{kind}{attributes}>{cell.content}</{kind}>"
     return f"<tr>{text}</tr>"
 

@@ -103,3 +103,30 @@ def test_each_line_of_a_cell_may_begin_with_a_verdict() -> None:
     with pandas.option_context("display.max_colwidth", None):
         text = improved(table.to_html(escape=False, notebook=True))
     assert re.findall(r'<span class="(\w+)">', text) == ["worse", "worse", "better"]
+
+
+WORDS = {"gain (points)": ["+0.31 ± 0.08*"], "verdict": ["no gain worth having"]}
+WIDE = WORDS | {"detectable (points)": [0.11], "at equal passes": ["+0.12 ± 0.16"]}
+
+
+def test_a_table_of_words_that_is_wider_than_a_phone_stacks() -> None:
+    index = pandas.Index(["SAM"], name="method")
+    text = page(pandas.DataFrame(WIDE, index))
+    assert '<table class="dataframe stacks">' in text
+    assert re.findall(r'data-label="(.*?)"', text) == list(WIDE)
+    assert text.index("data-label") > text.index("<tbody>")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [WORDS, {f"gain at place {n}": ["+0.31 ± 0.08*"] for n in range(9)}],
+    ids=["narrow", "numbers"],
+)
+def test_a_table_that_is_narrow_or_of_numbers_does_not(columns) -> None:
+    assert "stacks" not in page(pandas.DataFrame(columns, ["SAM"]))
+    assert "data-label" not in page(pandas.DataFrame(columns, ["SAM"]))
+
+
+def test_names_of_columns_are_safe_in_a_label() -> None:
+    text = page(pandas.DataFrame({'a "b" < c': ["words " * 9] * 1, "d": ["e " * 30]}))
+    assert 'data-label="a &quot;b&quot; &lt; c"' in text

@@ -70,6 +70,11 @@ def tables(page: str, visit: Visit) -> list[str]:
     return _facts(visit, "unannounced")
 
 
+def words(page: str, visit: Visit) -> list[str]:
+    """On a phone, no verdict is out of sight."""
+    return _facts(visit, "away")
+
+
 def paper(page: str, visit: Visit) -> list[str]:
     """Print cuts nothing."""
     return _facts(visit, "cut")
@@ -114,6 +119,7 @@ CHECKS: dict[str, Check] = {
         accessibility,
         focus,
         tables,
+        words,
         paper,
         opening,
         weight,

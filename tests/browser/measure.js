@@ -134,6 +134,13 @@ window.measure = (() => {
     return !fades;
   }).map(name);
 
+  // Cells of words, such as a verdict, that begin outside the box of their table.
+  const away = () => all("main table tbody :is(th, td):not(.number)").filter((cell) => {
+    const box = clip(cell.closest("table"));
+    return box && shown(cell) && /\p{L}{3}/u.test(cell.textContent) &&
+      cell.getBoundingClientRect().left > box.getBoundingClientRect().right - 20;
+  }).map(name);
+
   // Controls of which nothing changes to the eye when the keyboard comes to them, two of a
   // kind. The caller has pressed a key, so that focus is shown as for a reader who uses the
   // keyboard.
@@ -213,5 +220,5 @@ window.measure = (() => {
   };
 
   return { ready, fetched, outside, silent, broken, headings, repeated, live, unset,
-    unannounced, unmarked, words, controls, cut, opening, name, shown };
+    unannounced, away, unmarked, words, controls, cut, opening, name, shown };
 })();

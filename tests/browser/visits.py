@@ -161,7 +161,8 @@ class Visits:
             if mode.script:
                 seen.facts["unset"] = tab.evaluate("measure.unset()")
             if mode.width < 500 and mode.script:  # a script says what goes on
-                seen.facts["unannounced"] = tab.evaluate("measure.unannounced()")
+                for fact in ("unannounced", "away"):
+                    seen.facts[fact] = tab.evaluate(f"measure.{fact}()")
             if mode.script and mode.served:
                 self._look(tab, mode, seen)
             elif not mode.script:

@@ -170,7 +170,7 @@ def test_the_chart_says_what_the_verdicts_say(
 ) -> None:
     shown = view(
         board,
-        rule="tuned",
+        rule="tuned, constant",
         metric=label,
         place="spiral, three sets",
         baseline=baseline,

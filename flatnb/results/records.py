@@ -240,8 +240,9 @@ def keep_check(
     `verified`; entries of other records, and of the other part, stay.
 
     An entry has the date of the record, date, code and device of the repetition, and
-    from the table of `verify`, off, {metric: |repeated - recorded|}, and inside. With
-    None, of a repetition that failed, nothing was inside.
+    from the table of `verify`, change, {metric: repeated - recorded}, and inside. With
+    None, of a repetition that failed, nothing was inside. (Older entries have off in
+    place of change, without its sign.)
     """
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     entry: dict[str, Any] = {
@@ -249,14 +250,14 @@ def keep_check(
         "date": now,
         "code": code(),
         "device": machine()["device"],
-        "off": {},
+        "change": {},
         "inside": checks is not None and bool(checks["inside"].all()),
     }
     if checks is not None:
-        gaps = (checks["repeated"] - checks["recorded"]).abs()
+        gaps = checks["repeated"] - checks["recorded"]
         gaps[checks["repeated"].isna() & checks["recorded"].isna()] = 0.0
-        off = dict(zip(checks["metric"], gaps, strict=True))
-        entry["off"] = form.plain(off, "record.sample.metrics")
+        change = dict(zip(checks["metric"], gaps, strict=True))
+        entry["change"] = form.plain(change, "record.sample.metrics")
     with FileLock(root() / f".{_VERIFIED}.lock"):
         entries = verified()
         entries.setdefault(record["name"], {})[part] = entry
@@ -271,8 +272,9 @@ def dashboard() -> pandas.DataFrame:
 
     Columns name, method, schema, device, date (of the record), repeated ("sample",
     "whole", or ""), on (the day), off (the largest difference of a metric; NaN if a
-    number was missing), inside (or None). What was repeated of an earlier record of that name
-    does not count.
+    number was missing), accuracy (the change of the test accuracy, NaN if its sign is not
+    known), inside (or None). What was repeated of an earlier record of that name does
+    not count.
 
     >>> "plane/gaussian-0/SAM/narrow-grid" in set(dashboard()["name"])
     True
@@ -283,12 +285,13 @@ def dashboard() -> pandas.DataFrame:
         made = record["provenance"]
         facts = {key: record[key] for key in ("name", "method", "schema")}
         facts |= {"device": made["device"], "date": made["date"][:10]}
-        nothing = {"repeated": "", "on": "", "off": None, "inside": None}
+        nothing = dict.fromkeys(("off", "accuracy", "inside"))
+        nothing |= {"repeated": "", "on": ""}
         found = [
             {
                 "repeated": part,
                 "on": entry["date"][:10],
-                "off": max(np.array(list(entry["off"].values()), float), default=None),
+                **_changes(entry),
                 "inside": entry["inside"],
             }
             for part, entry in sorted(entries.get(name, {}).items())
@@ -296,4 +299,13 @@ def dashboard() -> pandas.DataFrame:
         ]
         rows += [facts | entry for entry in found or [nothing]]
     table = pandas.DataFrame(rows)
-    return table.astype({"off": float}) if rows else table
+    return table.astype({"off": float, "accuracy": float}) if rows else table
+
+
+def _changes(entry: Mapping[str, Any]) -> dict[str, float | None]:
+    """The columns off and accuracy of `dashboard`."""
+    change = entry.get("change", {})
+    sizes = np.abs(np.array(list((change or entry.get("off", {})).values()), float))
+    of_accuracy = (v for name, v in change.items() if ".test_accuracy." in name)
+    off = float(sizes.max()) if sizes.size else None
+    return {"off": off, "accuracy": next(of_accuracy, None)}

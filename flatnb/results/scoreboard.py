@@ -57,24 +57,24 @@ def rules(
 ) -> dict[str, pandas.DataFrame]:
     """The runs that `views` compares, by how the learning rates were chosen.
 
-    - "tuned": fresh runs, in the plane at a constant rate;
-    - "tuned, falling": fresh runs of the plane with rates that fall along a cosine;
-    - "equal passes", "equal passes, falling": both again in the plane, those of p passes
-      per step trained for 1/p of the epochs, and tuned at that length;
+    - "tuned, falling": fresh runs with rates that fall along a cosine, all of images;
+    - "tuned, constant": fresh runs of the plane at a constant rate;
+    - "equal passes, falling", "equal passes, constant": both again in the plane, those of
+      p passes per step trained for 1/p of the epochs, and tuned at that length;
     - "the same for all": selected runs of an earlier study, Adam at 0.001;
-    - "published defaults": fresh runs of these.
+    - "published defaults": fresh runs of these, in the plane at a constant rate.
 
     Rules without records are left out.
 
     >>> list(rules("plane/gaussian-0/*/narrow-tuned", "none/*", "none/*"))[:3]
-    ['tuned', 'tuned, falling', 'equal passes']
+    ['tuned, falling', 'tuned, constant', 'equal passes, falling']
     """
     falling = f"{plane}-cosine"
     found = {
-        "tuned": _runs([plane, images]),
-        "tuned, falling": _runs([falling]),
-        "equal passes": _equal_passes(plane, f"{plane}-equal-passes"),
+        "tuned, falling": _runs([falling, images]),
+        "tuned, constant": _runs([plane]),
         "equal passes, falling": _equal_passes(falling, f"{plane}-equal-passes-cosine"),
+        "equal passes, constant": _equal_passes(plane, f"{plane}-equal-passes"),
         "the same for all": _runs([one_rate], "selected"),
         "published defaults": _runs([plane, images], "default"),
     }

@@ -111,6 +111,7 @@ class Situation:
         metric: what counts.
         gain: the smallest worth having, in units of the metric.
         runs: whose, as of `compare.select`: "fresh" or "default".
+        note: what the rule does not see, for a reader who follows it.
     """
 
     words: str
@@ -118,18 +119,19 @@ class Situation:
     metric: str = "test_accuracy"
     gain: float | None = WORTH
     runs: str = "fresh"
+    note: str = ""
 
 
 PLANE = "plane/*/*/narrow-tuned"  # the learning rate is constant
 FALLING = f"{PLANE}-cosine"  # it falls to zero along a cosine
+_LONGER = "plain fine-tuning at a lower rate, or for longer, gains as much"
 SITUATIONS = (
     Situation("noisy labels", "plane/*-0.*/*/narrow-tuned-cosine"),
     Situation("clean labels", "plane/*-0/*/narrow-tuned-cosine"),
     Situation("noisy labels, constant rate", "plane/*-0.*/*/narrow-tuned"),
     Situation("clean labels, constant rate", "plane/*-0/*/narrow-tuned"),
     Situation("nothing tuned", FALLING, runs="default"),
-    Situation("small images", "images/digits-mlp/*"),
-    Situation("fine-tuning on few examples", "finetune/*", gain=0.01),
+    Situation("fine-tuning on few examples", "finetune/*", gain=0.01, note=_LONGER),
     Situation("calibrated probabilities", FALLING, "test_ece", None),
     Situation("a low test loss", FALLING, "test_loss", None),
 )

@@ -167,7 +167,11 @@ def test_what_a_default_gains_depends_on_the_schedule() -> None:
     assert (constant.loc[named, "verdict"] == "better").all()
     assert (100 * constant.loc[named, "difference"]).between(0.75, 0.95).all()
     assert not (falling.loc[named, "verdict"] == "better").any()
-    for name, typed in (("NSO", (0.29, 0.06)), ("WeightNoise", (0.19, 0.07))):
+    for name, typed in (
+        ("NSO", (0.29, 0.06)),
+        ("WeightNoise", (0.19, 0.07)),
+        ("SGD", (0.13, 0.06)),
+    ):
         found = tuple(100 * falling.loc[name, ["difference", "interval"]])
         assert found == pytest.approx(typed, abs=0.006)
         assert falling.loc[name, "verdict"] == "better"

@@ -478,7 +478,7 @@ def test_what_verifying_found_is_kept_beside_the_records(folder: Path) -> None:
     records.keep_check(record, "sample", checked([1.0], [1.0], 0.0))
     assert records.names() == ["a", "b"]
     entry = records.verified()["b"]["whole"]
-    assert entry["off"] == {"m0": 0.25, "m1": 0.5, "m2": 0.0} and entry["inside"]
+    assert entry["change"] == {"m0": 0.25, "m1": -0.5, "m2": 0.0} and entry["inside"]
     assert entry["code"] == code() and entry["record"] == record["provenance"]["date"]
     table = records.dashboard()
     assert table["name"].tolist() == ["a", "b", "b"]
@@ -489,14 +489,30 @@ def test_what_verifying_found_is_kept_beside_the_records(folder: Path) -> None:
     assert table["schema"].tolist() == [2, 2, 2]
 
 
+def test_a_repetition_tells_how_the_accuracy_changed_if_its_sign_was_kept() -> None:
+    records.save(example())
+    accuracy = "metrics.test_accuracy.0.0.-1"
+    found = checked([0.5, 1.0], [0.375, 1.5], 1.0).assign(metric=[accuracy, "m1"])
+    records.keep_check(records.load(NAME), "whole", found)
+    table = records.dashboard()
+    assert table["accuracy"].tolist() == [-0.125] and table["off"].tolist() == [0.5]
+    file = records.root() / "verified.json"
+    older = json.loads(file.read_text())
+    entry = older[NAME]["whole"]
+    entry["off"] = {name: abs(value) for name, value in entry.pop("change").items()}
+    file.write_text(json.dumps(older))
+    table = records.dashboard()
+    assert table["accuracy"].isna().all() and table["off"].tolist() == [0.5]
+
+
 def test_a_repetition_that_failed_or_lost_a_number_is_not_inside() -> None:
     records.save(example())
     record = records.load(NAME)
     records.keep_check(record, "sample", None)
-    assert records.verified()[NAME]["sample"]["off"] == {}
+    assert records.verified()[NAME]["sample"]["change"] == {}
     assert records.dashboard()["inside"].tolist() == [False]
     records.keep_check(record, "sample", checked([1.0, 1.0], [math.nan, 1.0], 0.5))
-    assert records.verified()[NAME]["sample"]["off"] == {"m0": None, "m1": 0.0}
+    assert records.verified()[NAME]["sample"]["change"] == {"m0": None, "m1": 0.0}
     (row,) = records.dashboard().to_dict("records")
     assert row["inside"] is False and math.isnan(row["off"])
 

@@ -40,7 +40,7 @@ flatnb.play("headline", (fig) => {
     "",
   );
   const rate = fig.choice({
-    label: "Learning rate",
+    label: "Click through the three: the learning rate is",
     options: [
       ["fixed", "the same for all"],
       ["tuned", "tuned"],

@@ -1,13 +1,15 @@
 """An audit of papers: a formula against public code, and claims against the records.
 
 `Checks` collects what cells found out about code, a `Source` links to the line that was
-read, and `gain`, `ending` and `untested` say in a line each what the records have on a
-claim. Tables are of HTML, for pages.
+read, and `gain` and `ending` are rows of what the records have on a claim; `untested`
+says what they lack. Tables are of HTML, for pages.
 """
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -193,7 +195,10 @@ def angle(a: torch.Tensor, b: torch.Tensor) -> float:
 
 # --- claims against the records -----------------------------------------------------
 
-PLANE, SENSING = "plane, 9 sets", "matrix sensing"
+PLANE, FALLING = "plane, constant rate", "plane, falling rate"
+EQUAL, EQUAL_FALLING = f"{PLANE}, equal compute", f"{FALLING}, equal compute"
+PLANES = (PLANE, FALLING, EQUAL, EQUAL_FALLING)
+SENSING = "matrix sensing, published width"
 IMAGES = ("digits", "MNIST", "CIFAR-10")
 FINE_TUNING = (
     "hand signs, 10 shots",
@@ -204,6 +209,9 @@ FINE_TUNING = (
 )
 TASKS = {  # the names of their records, {} for the method
     PLANE: "plane/*/{}/narrow-tuned",
+    FALLING: "plane/*/{}/narrow-tuned-cosine",
+    EQUAL: "plane/*/{}/narrow-tuned-equal-passes",
+    EQUAL_FALLING: "plane/*/{}/narrow-tuned-equal-passes-cosine",
     "digits": "images/digits-mlp/{}",
     "MNIST": "images/MNIST-n5000-mlp/{}",
     "CIFAR-10": "images/cifar10-jpeg-n4000-small_cnn/{}",
@@ -214,10 +222,14 @@ TASKS = {  # the names of their records, {} for the method
     "film reviews, 20 shots": "finetune/sst2-20-shots/{}",
     SENSING: "sensing/d100-r5/{}",
 }
+# At equal compute these methods of one pass per step train for all the epochs.
+ONE_PASS = ("ERM", "SoftAD")
+FULL = {EQUAL: PLANE, EQUAL_FALLING: FALLING}  # the task that has their records
 # The smallest gain in accuracy worth having, by the plan: a point where nets are large.
 WORTH = {task: 0.01 if task in {"CIFAR-10", *FINE_TUNING} else 0.005 for task in TASKS}
 
-Comparison = tuple[str, str, tuple[str, ...]]  # task, reference, methods (all, if none)
+Comparison = tuple[str, str, tuple[str, ...]]  # task, reference, methods
+ALL: tuple[str, ...] = ()  # methods that have records
 
 
 def _direct(tasks: Sequence[str]) -> list[Comparison]:
@@ -227,13 +239,17 @@ def _direct(tasks: Sequence[str]) -> list[Comparison]:
 
 
 # Each is corrected by Holm's method as one, for each metric: those of the plan, and
-# three groups that it lists as decided later.
+# those that it lists as decided later.
 FAMILIES: list[list[Comparison]] = [
-    [(PLANE, "ERM", ())],
-    [(PLANE, "WeightNoise", ())],
-    [(task, "ERM", ()) for task in IMAGES],
-    [(task, "ERM", ()) for task in FINE_TUNING],
-    _direct([PLANE]),
+    *([(task, "ERM", ALL)] for task in PLANES),
+    *([(task, "WeightNoise", ALL)] for task in (PLANE, FALLING)),
+    [(task, "ERM", ALL) for task in IMAGES],
+    [(task, "ERM", ALL) for task in FINE_TUNING],
+    [
+        *_direct([PLANE, FALLING]),
+        *((task, "SAM", ("SoftAD", "GNP", "NSO")) for task in FULL),
+        (EQUAL, "WeightNoise", ("NSO",)),
+    ],
     _direct(IMAGES),
     _direct(FINE_TUNING),
     [(SENSING, "WeightNoise", ("NSO",)), (SENSING, "GD", ("NSO",))],
@@ -245,7 +261,11 @@ FORMS = {  # of a metric: its name, unit, scale and format
     "norm": ("norm of the weights", "", 1, "+.2f"),
     "distance": ("distance", "", 1, "+.4f"),
 }
-SIZES = ("loss_gap", "norm")  # a smaller one is not a merit by itself
+# Of these a smaller one is not a merit by itself, or no setting was chosen.
+SIZES = ("loss_gap", "norm", "distance")
+NAMES = {"WeightNoise": "weight noise", "GD": "gradient descent"}
+NBSP = "\N{NO-BREAK SPACE}"
+AT_EDGE = "at an edge"
 MEASURES = {
     "trace": "trace",
     "top_eigenvalue": "top eigenvalue",
@@ -253,6 +273,8 @@ MEASURES = {
     "grad_norm": "gradient norm",
 }
 FITS = 0.01  # the training loss below which a net counts as fitting its data
+
+Row = dict[str, str]  # of a table of results: its cells by column
 
 
 def _planned(pattern: str) -> list[Any]:
@@ -267,6 +289,8 @@ def _fresh(task: str) -> tuple[pandas.DataFrame, pandas.Series[int], int]:
     """
     pattern = TASKS[task].format("*")
     names = [name for name in records.names() if fnmatch(name, pattern)]
+    if names and task in FULL:
+        names += [TASKS[FULL[task]].format(method) for method in ONE_PASS]
     runs = compare.select(names) if names else pandas.DataFrame()
     if runs.empty:
         runs = pandas.DataFrame(columns=["record", "task", "method"])
@@ -283,6 +307,9 @@ def _tests(family: int, metric: str) -> dict[tuple[str, str, str], Any]:
         runs = _fresh(task)[0]
         if methods:
             runs = runs[runs["method"].isin([reference, *methods])]
+        elif task in FULL:
+            others = [method for method in ONE_PASS if method != reference]
+            runs = runs[~runs["method"].isin(others)]
         if metric in runs and reference in set(runs["method"]):
             table = compare.overall(runs, reference, metric)
             tables[f"{task}, {reference}"] = table.assign(task=task, against=reference)
@@ -302,7 +329,7 @@ def test_of(task: str, method: str, reference: str, metric: str) -> Any:
     """The test of a method against a reference on a task, in its family; None where the
     records lack one of the two.
 
-    >>> test_of("plane, 9 sets", "SoftAD", "SAM", "loss_gap").verdict
+    >>> test_of("plane, constant rate", "SoftAD", "SAM", "loss_gap").verdict
     'better'
     """
     for index, family in enumerate(FAMILIES):
@@ -314,42 +341,54 @@ def test_of(task: str, method: str, reference: str, metric: str) -> Any:
     raise ValueError(f"no family has {method} against {reference} on {task}")
 
 
-def _words(test: Any, metric: str) -> str:
+def row_of(test: Any, task: str, against: str, metric: str, worth: float) -> Row:
+    """A test of `verdicts.verdicts` as a row of a table: the task (and the metric, if it
+    is not accuracy), the reference, the difference with its interval, the verdict.
+    """
+    name, unit, scale, spec = FORMS[metric]
+    number = report.plus_minus(scale * test.difference, scale * test.interval, spec)
+    return {
+        "task": task if metric == "test_accuracy" else f"{task}: {name}",
+        "against": against,
+        "difference": f"{number}{unit}, n{NBSP}={NBSP}{test.n}",
+        "verdict": _words(test, metric, worth),
+    }
+
+
+def _words(test: Any, metric: str, worth: float) -> str:
     """A verdict in plain words."""
     _, unit, scale, spec = FORMS[metric]
-    words = test.verdict
+    words = str(test.verdict)
     if words in ("better", "worse"):
         sizes = {"better": "smaller", "worse": "larger"}
         word = sizes[words] if metric in SIZES else words
         words = f"significantly {word}"
-        worth = WORTH[test.task]
         if metric == "test_accuracy" and abs(test.difference) + test.interval < worth:
             words += f", by less than {'half a point' if worth == 0.005 else 'a point'}"
     elif words == "at an edge":
-        words = "no verdict, a setting at the edge of its range"
-    elif words in ("no gain worth having", "inconclusive"):
+        words = f"no verdict{', though significant' * (test.p_holm < LEVEL)}: {AT_EDGE}"
+    elif words == "no gain worth having":
+        words += f" (at most {scale * (test.difference + test.interval):{spec}})"
+    elif words == "inconclusive":
         found = f"{scale * test.detectable:{spec.lstrip('+')}}{unit}"
-        words += f", {found} would have been found"
+        words += f" (could find {found})"
     return words if test.agree else f"{words}; Wilcoxon's test disagrees"
 
 
 def gain(
     task: str, method: str, reference: str = "ERM", metric: str = "test_accuracy"
-) -> str:
-    """A line of HTML: the verdict on a method minus its reference, with its interval;
-    empty where the records lack one of the two.
+) -> Row:
+    """A row on a method minus its reference, as of `row_of`; empty where the records
+    lack one of the two.
 
-    >>> gain("plane, 9 sets", "SoftAD", "SAM", "loss_gap").partition(":")[0]
-    '<b>significantly smaller</b>'
+    >>> gain("plane, constant rate", "SoftAD", "SAM", "loss_gap")["verdict"]
+    'significantly smaller'
     """
-    name, unit, scale, spec = FORMS[metric]
-    minus = "plain training" if reference == "ERM" else reference
-    where = f"{task}: {name} minus {minus}'s"
     test = test_of(task, method, reference, metric)
     if test is None:
-        return ""
-    number = report.plus_minus(scale * test.difference, scale * test.interval, spec)
-    return f"<b>{_words(test, metric)}</b>: {where}, {number}{unit}, n = {test.n}"
+        return {}
+    against = NAMES.get(reference, reference)
+    return row_of(test, task, against, metric, WORTH[task])
 
 
 @cache
@@ -362,23 +401,21 @@ def _endings(task: str, below: float) -> dict[tuple[str, str], Any]:
     return {(row.measure, row.method): row for row in rows}
 
 
-def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> str:
-    """A line of HTML: a measure of flatness at the end, as a ratio to plain training's;
-    with `fitting`, of the pairs of nets that both fit, which selects by an outcome.
-    Empty where the records lack one of the two.
+def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> Row:
+    """A row on a measure of flatness at the end, as a ratio to plain training's; with
+    `fitting`, of the pairs of nets that both fit, which selects by an outcome. Empty
+    where the records lack one of the two.
 
-    >>> ending("plane, 9 sets", "NSO", "trace").partition(":")[0]
-    '<b>significantly smaller</b>'
+    >>> ending("plane, constant rate", "NSO", "trace")["verdict"]
+    'significantly smaller'
     """
-    pairs = ", pairs that both fit" if fitting else ""
-    where = f"{task}{pairs}: {MEASURES[measure]} over plain training's"
     row = _endings(task, FITS if fitting else math.inf).get((measure, method))
     if row is None:
-        return ""
+        return {}
     if row.n < compare.LEAST_SEEDS:
         words = "too few seeds"
     elif row.at_edge:
-        words = "no verdict, a setting at the edge of its range"
+        words = f"no verdict: {AT_EDGE}"
     elif fitting:
         words = "descriptive"
     elif math.isnan(row.p_holm):
@@ -386,12 +423,16 @@ def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> st
     elif row.p_holm < LEVEL:
         words = f"significantly {'smaller' if row.ratio < 1 else 'larger'}"
     else:
-        words = f"inconclusive, × {row.detectable:.2f} would have been found"
-    losses = f"training loss {row.train_loss:.3f} against {row.baseline_loss:.3f}"
-    return (
-        f"<b>{words}</b>: {where}, × {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}], "
-        f"n = {row.n}, {losses}"
-    )
+        words = f"inconclusive (could find × {row.detectable:.2f})"
+    return {
+        "task": f"{task}{', pairs that both fit' * fitting}",
+        "measure": MEASURES[measure],
+        "over ERM's": (
+            f"× {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}], n{NBSP}={NBSP}{row.n}"
+        ),
+        "training losses": f"{row.train_loss:.3f}, ERM's {row.baseline_loss:.3f}",
+        "verdict": words,
+    }
 
 
 def untested(what: str, patterns: Iterable[str], methods: Sequence[str]) -> str:
@@ -415,31 +456,61 @@ def untested(what: str, patterns: Iterable[str], methods: Sequence[str]) -> str:
 def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:
     """As `untested`, of the tasks on which the records lack one of the methods.
 
-    >>> unrecorded(["matrix sensing"], ["NSO", "GD"])
+    >>> unrecorded(["plane, constant rate"], ["NSO", "SAM"])
     ''
     """
     lacking = [task for task in tasks if untested("", [TASKS[task]], methods)]
-    return untested(", ".join(lacking), [TASKS[task] for task in lacking], methods)
+    return untested(" + ".join(lacking), [TASKS[task] for task in lacking], methods)
 
 
-LINE_BREAK = '<div style="height: 0.5em"></div>'  # between the lines of one claim
+def heading(claim: str, found: Sequence[Row | str], rest: Sequence[str]) -> str:
+    """What stands above a claim's table: its words, how often each verdict is in the
+    table, results without a row of their own, and what is not tested.
 
-
-def claims_table(
-    claims: Mapping[str, tuple[Sequence[str], Sequence[str]]],
-) -> Styler:
-    """A row per claim: its lines from the records, and what is not tested.
-
-    >>> claims_table({"SAM helps": (["<b>better</b>"], [""])}).data.iloc[0].tolist()
-    ['SAM helps', '<b>better</b>', '–']
+    >>> found = [{"task": "digits", "verdict": "significantly better"},
+    ...     {"task": "digits: test loss", "verdict": "inconclusive (…)"}]
+    >>> print(heading("SAM helps", found, ["MNIST: 3 GPU minutes"]))
+    <p>SAM helps<br>
+    Accuracy: 1 better. Test loss: 1 inconclusive.<br>
+    Not tested: MNIST: 3 GPU minutes</p>
     """
-    rows = [
-        (
-            claim,
-            LINE_BREAK.join(line for line in lines if line) or "–",
-            LINE_BREAK.join(line for line in rest if line) or "–",
-        )
-        for claim, (lines, rest) in claims.items()
+    kinds: dict[str, Counter[str]] = {}
+    for row in found:
+        if isinstance(row, dict) and row:
+            measure = row.get("measure") or row["task"].partition(": ")[2] or "accuracy"
+            word = row["verdict"].removeprefix("significantly ")
+            kind = re.split("[,:;(]", word)[0].strip()
+            kinds.setdefault(measure, Counter())[kind] += 1
+    counts = [
+        f"{measure[0].upper()}{measure[1:]}: "
+        + ", ".join(f"{count} {kind}" for kind, count in each.items())
+        for measure, each in kinds.items()
     ]
-    columns = ["the abstract", "the records", "not tested, and its cost"]
-    return words_table(pandas.DataFrame(rows, columns=columns), widths=(22, 50, 28))
+    lines = [claim, f"{'. '.join(counts)}." if counts else ""]
+    lines += [line for line in found if isinstance(line, str)]
+    if missing := "; ".join(line for line in rest if line):
+        lines.append(f"Not tested: {missing}")
+    lines = [line for line in lines if line]
+    return "<p>" + "<br>\n".join(lines) + "</p>"
+
+
+def rows_table(found: Sequence[Row | str]) -> pandas.DataFrame:
+    """The rows among the results on a claim, without the empty ones.
+
+    >>> rows_table([{"verdict": "better"}, {}, "a line"]).to_dict("records")
+    [{'verdict': 'better'}]
+    """
+    return pandas.DataFrame([row for row in found if isinstance(row, dict) and row])
+
+
+def show_claims(
+    claims: Mapping[str, tuple[Sequence[Row | str], Sequence[str]]],
+) -> None:
+    """Display each claim with its `heading` and a table of a row per test."""
+    from IPython.display import HTML, display
+
+    for claim, (found, rest) in claims.items():
+        display(HTML(heading(claim, found, rest)))
+        table = rows_table(found)
+        if len(table):
+            display(words_table(table))

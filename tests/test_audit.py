@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -37,9 +39,9 @@ def test_bad_names_are_refused() -> None:
         audit.Checks({}).add("a", True, "0")
 
 
-def test_lines_are_empty_without_records() -> None:
-    assert audit.gain("MNIST", "AdaFlood") == ""
-    assert audit.ending("MNIST", "AdaFlood", "trace") == ""
+def test_rows_are_empty_without_records() -> None:
+    assert audit.gain("MNIST", "AdaFlood") == {}
+    assert audit.ending("MNIST", "AdaFlood", "trace") == {}
     assert "GPU minutes" in audit.unrecorded(["MNIST"], ["AdaFlood"])
 
 
@@ -48,9 +50,51 @@ def test_a_comparison_has_a_family() -> None:
         audit.test_of(audit.PLANE, "SAM", "SoftAD", "test_accuracy")
 
 
-def test_a_claim_without_result_has_a_dash() -> None:
-    (row,) = audit.claims_table({"c": ([""], ["rest"])}).data.to_numpy().tolist()
-    assert row == ["c", "–", "rest"]
+def test_at_equal_compute_a_method_of_one_pass_trains_for_all_the_epochs() -> None:
+    found = [
+        audit.test_of(task, "SoftAD", "SAM", "test_accuracy").difference
+        for task in (audit.PLANE, audit.EQUAL)
+    ]
+    of_sam = [
+        audit.test_of(task, "SAM", "ERM", "test_accuracy").difference
+        for task in (audit.PLANE, audit.EQUAL)
+    ]
+    assert found[1] - found[0] == pytest.approx(of_sam[0] - of_sam[1])
+    assert audit.gain(audit.EQUAL, "SoftAD") == {}  # that is the test at equal epochs
+
+
+def row(verdict: str, agree: bool = True, p_holm: float = 0.5) -> audit.Row:
+    test = SimpleNamespace(
+        difference=-0.02,
+        interval=0.025,
+        n=5,
+        p_holm=p_holm,
+        verdict=verdict,
+        detectable=0.1,
+        agree=agree,
+    )
+    return audit.row_of(test, "digits", "SAM", "test_accuracy", 0.01)
+
+
+def test_verdicts_have_the_number_that_they_rest_on() -> None:
+    number = row("better")["difference"].replace("\N{NO-BREAK SPACE}", " ")
+    assert number == "-2.00 ± 2.50 points, n = 5"
+    assert row("no gain worth having")["verdict"].endswith("having (at most +0.50)")
+    assert row("inconclusive")["verdict"] == "inconclusive (could find 10.00 points)"
+    assert row("better", agree=False)["verdict"].endswith("; Wilcoxon's test disagrees")
+    assert row("at an edge")["verdict"] == "no verdict: at an edge"
+    found = row("at an edge", p_holm=0.01)["verdict"]
+    assert found == "no verdict, though significant: at an edge"
+
+
+def test_a_claim_has_a_heading_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.heading("c", [{}], [""]) == "<p>c</p>"
+    assert audit.heading("c", ["line"], []) == "<p>c<br>\nline</p>"
+    trace = {"task": "digits", "measure": "trace", "verdict": "descriptive"}
+    assert "Trace: 2 descriptive." in audit.heading("c", [trace, trace], [])
+    assert audit.rows_table([{}, "line"]).empty
+    audit.show_claims({"c": ([row("better"), {}], []), "d": ([], ["all"])})
+    assert capsys.readouterr().out.count("HTML object") == 2
 
 
 def test_gradient_of_the_small_net() -> None:

@@ -55,7 +55,28 @@ VERDICTS = {  # on what the leads say, and on the port of SAM
         (audit.PLANE, "GNP", "SAM", "test_accuracy", 0, "no gain worth having"),
         (audit.PLANE, "NSO", "ERM", "test_accuracy", 0.0041, "better"),
         (audit.PLANE, "NSO", "WeightNoise", "test_accuracy", 0.002, "better"),
+        (audit.PLANE, "NSO", "SAM", "test_accuracy", 0.0011, "no gain worth having"),
         (audit.PLANE, "FAM", "ERM", "test_accuracy", 0, "no gain worth having"),
+        (audit.FALLING, "FAM", "ERM", "test_accuracy", 0, "no gain worth having"),
+        (audit.FALLING, "SoftAD", "SAM", "test_accuracy", -0.0036, "worse"),
+        (audit.FALLING, "SoftAD", "Flooding", "test_accuracy", -0.0014, "worse"),
+        (audit.FALLING, "SoftAD", "SAM", "test_loss", 0.007, "worse"),
+        (audit.FALLING, "SoftAD", "Flooding", "test_loss", -0.007, "better"),
+        (audit.FALLING, "SoftAD", "SAM", "loss_gap", -0.082, "better"),
+        (audit.FALLING, "SoftAD", "Flooding", "loss_gap", -0.09, "better"),
+        (audit.FALLING, "SoftAD", "Flooding", "norm", -2.03, "better"),
+        (audit.FALLING, "SoftAD", "SAM", "norm", 1.51, "worse"),
+        (audit.FALLING, "Flooding", "ERM", "test_accuracy", -0.0011, "worse"),
+        (audit.FALLING, "AdaFlood", "ERM", "test_accuracy", -0.0015, "worse"),
+        (audit.FALLING, "AdaFlood", "ERM", "test_loss", -0.027, "better"),
+        (audit.FALLING, "GNP", "SAM", "test_accuracy", -0.0018, "worse"),
+        (audit.FALLING, "NSO", "ERM", "test_accuracy", 0.0012, "better"),
+        (audit.FALLING, "NSO", "SAM", "test_accuracy", 0, "no gain worth having"),
+        (audit.FALLING, "SAM", "ERM", "test_loss", -0.013, "better"),
+        (audit.FALLING, "GNP", "ERM", "test_loss", -0.007, "better"),
+        (audit.EQUAL, "SoftAD", "SAM", "test_accuracy", -0.0031, "worse"),
+        (audit.EQUAL_FALLING, "SoftAD", "SAM", "test_accuracy", -0.0027, "at an edge"),
+        (audit.EQUAL, "NSO", "WeightNoise", "test_accuracy", -0.002, "worse"),
         (audit.SENSING, "NSO", "WeightNoise", "distance", -0.0022, "better"),
         (audit.SENSING, "NSO", "GD", "distance", -1.81, "better"),
     ],
@@ -70,8 +91,46 @@ def test_differences(
 
 @pytest.mark.parametrize("method", ["SAM", "ASAM", "GNP"])
 def test_gains_in_the_plane_are_below_half_a_point(method: str) -> None:
-    line = audit.gain(audit.PLANE, method)
-    assert line.startswith("<b>significantly better, by less than half a point</b>")
+    words = audit.gain(audit.PLANE, method)["verdict"]
+    assert words == "significantly better, by less than half a point"
+    for task in (audit.FALLING, audit.EQUAL, audit.EQUAL_FALLING):
+        test = audit.test_of(task, method, "ERM", "test_accuracy")
+        if method == "GNP" and task == audit.EQUAL_FALLING:
+            assert test is None
+        else:
+            assert test.p_holm > 0.05
+
+
+@pytest.mark.parametrize("method", ["Flooding", "IFlood", "AdaFlood"])
+@pytest.mark.parametrize("task", [audit.PLANE, audit.FALLING])
+def test_floods_gain_no_accuracy_in_the_plane(method: str, task: str) -> None:
+    test = audit.test_of(task, method, "ERM", "test_accuracy")
+    assert test.difference < 0 and test.difference + test.interval < 0.001
+    assert test.verdict != "better"
+
+
+def test_on_small_images_only_sam_is_significant_and_has_no_verdict() -> None:
+    for task in audit.IMAGES:
+        for method in ("SAM", "ASAM", "GNP"):
+            test = audit.test_of(task, method, "ERM", "test_accuracy")
+            if test is None:
+                continue
+            significant = method == "SAM" and task in ("MNIST", "CIFAR-10")
+            assert (test.p_holm < 0.05) == significant
+            assert not significant or test.verdict == "at an edge"
+
+
+def test_wilcoxon_does_not_confirm_one_side_at_equal_compute() -> None:
+    test = audit.test_of(audit.EQUAL, "NSO", "WeightNoise", "test_accuracy")
+    assert test.p_holm < 0.05 and not test.agree
+
+
+def test_on_sentences_trace_and_training_loss_of_nso_are_larger() -> None:
+    for task in ("questions, 10 shots", "film reviews, 20 shots"):
+        row = audit.ending(task, "NSO", "trace")
+        assert row["verdict"] == "significantly larger"
+        ending = audit._endings(task, float("inf"))["trace", "NSO"]
+        assert ending.train_loss > ending.baseline_loss
 
 
 @pytest.mark.parametrize(
@@ -84,21 +143,22 @@ def test_gains_in_the_plane_are_below_half_a_point(method: str) -> None:
     ],
 )
 def test_flatness_in_the_plane(method: str, measure: str, ratio: float) -> None:
-    line = audit.ending(audit.PLANE, method, measure)
-    (number,) = re.findall(r"× ([\d.]+) \[", line)
+    row = audit.ending(audit.PLANE, method, measure)
+    (number,) = re.findall(r"× ([\d.]+) \[", row["over ERM's"])
     assert float(number) == pytest.approx(ratio, abs=0.05)
-    assert line.startswith("<b>significantly smaller</b>")
+    assert row["verdict"] == "significantly smaller"
 
 
 def test_where_fam_shows_no_gain_worth_having() -> None:
-    tasks = [audit.PLANE, *audit.FINE_TUNING, *audit.IMAGES]
+    tasks = [*audit.PLANES, *audit.FINE_TUNING, *audit.IMAGES]
     found: dict[str, list[str]] = {}
     for task in tasks:
-        if line := audit.gain(task, "FAM"):
-            found.setdefault(line[3:].partition(",")[0], []).append(task)
+        if row := audit.gain(task, "FAM"):
+            found.setdefault(row["verdict"].partition(" (")[0], []).append(task)
     assert found == {
         "no gain worth having": [
             audit.PLANE,
+            audit.FALLING,
             "photos, 10 shots",
             "questions, 10 shots",
             "digits",

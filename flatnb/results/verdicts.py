@@ -167,14 +167,23 @@ def flatter(
     measure: str = "trace",
     metric: str = "test_loss",
     alike: float = math.inf,
+    rates: float = math.inf,
+    without: Collection[str] = (),
 ) -> pandas.DataFrame:
     """How often the flatter of two nets is the better one: a row per task.
 
     A pair is two fresh runs of one task and seed, trained by different methods, each
-    as tuned; only methods that have such runs on every task count, and no pair that
-    ties in the measure or in the metric, or whose training losses differ by more than
-    the factor `alike`. Columns pairs; wins, those in which the net of
-    the smaller `measure` has the better `metric`; share = wins / pairs, NaN of none.
+    as tuned; only methods that have such runs on every task count, but none of those
+    in `without`; and no pair that ties in the measure or in the metric, or whose
+    training losses differ by more than the factor `alike`, or whose learning rates by
+    more than the factor `rates`. Columns pairs; wins w, those in which the net of the
+    smaller `measure` has the better `metric`; share = w / pairs, NaN of none; and
+    interval, half of its 95 % interval, of n seeds the pairs of which are not
+    independent,
+
+        t(0.975, n - 1) √(n / (n - 1) Σ_s (w_s - share · pairs_s)²) / pairs.
+
+    It does not cover that other methods and settings could have been compared.
 
     Empty without records of fresh runs.
 
@@ -184,23 +193,32 @@ def flatter(
     runs = _of_all_tasks([pattern], "fresh")
     if runs.empty:
         return runs
+    runs = runs[~runs["method"].isin(without)]
     values = wide(runs, measure)
     scores = sign(metric) * wide(runs, metric)
-    losses = wide(runs, "train_loss") if alike < math.inf else None
+    limits = {"train_loss": alike, "lr": rates}
+    limited = {key: wide(runs, key) for key, most in limits.items() if most < math.inf}
     rows = {}
     for task, flatness in values.groupby("task"):
         gaps = _gaps(-flatness) * _gaps(scores.loc[[task]])
-        if losses is not None:
-            first, second = _pairs(losses.loc[[task]])
+        for key, table in limited.items():
+            first, second = _pairs(table.loc[[task]])
             least, most = np.minimum(first, second), np.maximum(first, second)
-            gaps = np.where(most <= alike * least, gaps, 0.0)
-        pairs, wins = int((gaps != 0).sum()), int((gaps > 0).sum())
-        rows[task] = {
-            "pairs": pairs,
-            "wins": wins,
-            "share": wins / pairs if pairs else math.nan,
-        }
+            gaps = np.where(most <= limits[key] * least, gaps, 0.0)
+        rows[task] = _share(gaps)
     return pandas.DataFrame.from_dict(rows, orient="index").rename_axis("task")
+
+
+def _share(gaps: NDArray[np.float64]) -> dict[str, float]:
+    """A row of `flatter`; gaps (n, pairs) are 1 for a win, -1 for a loss, else 0."""
+    by_seed, wins_by_seed = (gaps != 0).sum(axis=1), (gaps > 0).sum(axis=1)
+    pairs, wins, n = int(by_seed.sum()), int(wins_by_seed.sum()), len(gaps)
+    share = wins / pairs if pairs else math.nan
+    half = math.nan
+    if n > 1 and pairs:
+        squares = np.square(wins_by_seed - share * by_seed).sum()
+        half = stats.t.ppf(0.975, n - 1) * math.sqrt(n / (n - 1) * squares) / pairs
+    return {"pairs": pairs, "wins": wins, "share": share, "interval": half}
 
 
 def _gaps(table: pandas.DataFrame) -> NDArray[np.float64]:

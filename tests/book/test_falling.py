@@ -1,6 +1,7 @@
 """What the pages say of a learning rate that falls is what the records say."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,11 +90,13 @@ def test_on_top_of_a_cosine_averages_and_noise_calibrate() -> None:
         assert table.loc[name, "verdict"] == "better"
 
 
-def shares(metric: str, alike: float, pattern: str) -> "pd.Series[float]":
+def shares(
+    metric: str, alike: float, pattern: str, column: str = "share", **limits: Any
+) -> "pd.Series[float]":
     """Of each set: in how many percent of pairs the flatter net is the better one."""
-    table = verdicts.flatter(pattern, metric=metric, alike=alike)
+    table = verdicts.flatter(pattern, metric=metric, alike=alike, **limits)
     sets = table.index.str.removeprefix("plane/").str.removesuffix(", tuned lr")
-    return pd.Series(100 * table["share"].to_numpy(), sets)
+    return pd.Series(100 * table[column].to_numpy(), sets)
 
 
 def test_where_training_losses_are_alike_the_flatter_net_is_more_accurate_on_some() -> (
@@ -111,6 +114,48 @@ def test_where_training_losses_are_alike_the_flatter_net_is_more_accurate_on_som
     assert [others.min(), others.max()] == pytest.approx([45, 54], abs=0.6)
     assert loss[[name for name in loss.index if "gaussian" in name]].min() > 60
     assert loss[[name for name in loss.index if "gaussian" not in name]].max() < 52
+
+
+SAM_FAMILY = {"SAM", "ASAM", "USAM", "RSAM", "GNP", "BSAM", "SAM-EMA"}
+SAM_FAMILY |= {"GSAM", "FriendlySAM", "LookSAM"}
+OTHER_RATES = {"SGD", "AdamW", "BSAM"}  # optimizers whose rates have another scale
+NEAR = {"rates": 10**0.25}
+
+
+@pytest.mark.parametrize(
+    ("limits", "noisy", "others", "sinusoids"),
+    [
+        ({}, (61, 74), (45, 54), (34, 36)),
+        (NEAR | {"without": OTHER_RATES}, (59, 76), (45, 51), (51, 58)),
+        ({"without": SAM_FAMILY}, (59, 72), (48, 53), (47, 47)),
+        (NEAR | {"without": OTHER_RATES | SAM_FAMILY}, (58, 74), (41, 55), (45, 58)),
+    ],
+)
+def test_neither_the_rate_nor_sams_family_is_the_whole_reason(
+    limits: Any, noisy: Any, others: Any, sinusoids: Any
+) -> None:
+    accuracy = shares("test_accuracy", 1.1, verdicts.FALLING, **limits)
+    half = shares("test_accuracy", 1.1, verdicts.FALLING, "interval", **limits)
+    four = [f"{shape}-{p}" for shape in ("gaussian", "sinusoid") for p in (0.05, 0.1)]
+    assert (accuracy - half)[four].min() > 50
+    for part, ends in ((accuracy[four], noisy), (accuracy.drop(four), others)):
+        assert (round(part.min()), round(part.max())) == ends
+    loss = shares("test_loss", 1.1, verdicts.FALLING, **limits)
+    part = loss[["sinusoid-0.05", "sinusoid-0.1"]]
+    assert (round(part.min()), round(part.max())) == sinusoids
+    if not limits:
+        gaussians = [name for name in loss.index if "gaussian" in name]
+        assert (round(loss[gaussians].min()), round(loss[gaussians].max())) == (61, 69)
+
+
+def test_without_the_noise_methods_too_a_coin_is_left_on_some_gaussians() -> None:
+    limits = {"without": SAM_FAMILY | {"NSO", "NSO-EMA", "WeightNoise"}}
+    found = [
+        shares("test_accuracy", 1.1, verdicts.FALLING, column, **limits)
+        for column in ("share", "interval")
+    ]
+    one = [values["gaussian-0.05"] for values in found]
+    assert one == pytest.approx([51, 6], abs=0.5)
 
 
 def test_at_a_constant_rate_the_flatter_net_wins_by_set() -> None:

@@ -117,8 +117,9 @@ def test_chance_is_known_for_all_tasks_that_are_compared() -> None:
 def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
     """At the nearest learning rate NSO, SAM and weight noise have 0.17 to 0.24 times
     ERM's trace; among nets of nearly one rate, training loss held, adaptive sharpness
-    has the best rank correlation with the test loss, 0.28 (0.23 to 0.38 by set); over
-    all nets the sign of that of the trace differs between sets."""
+    has the best rank correlation with the test loss, 0.28 (0.23 to 0.38 by set), the
+    trace has 0.19, and none of seven has more than 0.16 with the test error; over all
+    nets the sign of that of the trace differs between sets."""
     loaded = [r for r in book if re.fullmatch(r"plane/.*/narrow-tuned", r["name"])]
     nets = pandas.concat([records.frame(r).assign(**_place(r)) for r in loaded])
     nets = nets[(nets["setting"] < 40) & ~nets["method"].isin(OWN_OPTIMIZER)]
@@ -127,9 +128,12 @@ def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
     measures += ["adaptive_sharpness", "grad_norm", "norm"]
     plain = flatness(nets, measures[:1], ["test_loss"])["correlation"]
     assert (plain > 0.1).any() and (plain < -0.1).any()
-    held = flatness(
-        nets, measures, ["test_loss"], strata=["rate"], given=["train_loss"]
-    ).set_index("measure")
+    nets["test_error"] = 1 - nets["test_accuracy"]
+    targets = ["test_loss", "test_error"]
+    both = flatness(nets, measures, targets, strata=["rate"], given=["train_loss"])
+    errors = both[both["target"] == "test_error"].groupby("measure")["correlation"]
+    assert errors.mean().max() == pytest.approx(0.16, abs=0.005)
+    held = both[both["target"] == "test_loss"].set_index("measure")
     flat = held.loc[measures[:3]]
     assert len(flat) == 27 and (flat["correlation"] > 0).all()
     positive = (flat["correlation"] > flat["interval"]).groupby("measure").sum()
@@ -137,6 +141,7 @@ def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
     means = held["correlation"].groupby("measure").mean()
     assert means[measures[:3]].between(0.15, 0.25).all()
     assert means.idxmax() == "adaptive_sharpness"
+    assert means["trace"] == pytest.approx(0.19, abs=0.005)
     best = held.loc["adaptive_sharpness", "correlation"]
     assert best.agg(["mean", "min", "max"]).round(2).tolist() == [0.28, 0.23, 0.38]
     relative = held.loc[measures[3], "correlation"]
@@ -154,7 +159,39 @@ def test_opening_of_which_measure_predicts(book: list[dict[str, Any]]) -> None:
                 logs = [np.log(t[["trace", "train_loss"]]).mean() for t in (own, erm)]
                 ratios.append(logs[0] - logs[1])
         trace, loss = np.exp(np.mean(ratios, axis=0))
-        assert trace > 1 if method == "EMA" else 0.165 < trace < 0.245 and loss > 1.5
+        if method == "EMA":
+            assert trace > 1
+        else:
+            assert 0.165 < trace < 0.245 and 1.6 <= round(loss, 1) <= 1.9
+
+
+def test_the_sign_of_the_trace_depends_on_what_is_held(
+    book: list[dict[str, Any]],
+) -> None:
+    """The same page: learning rate and training loss held by a line, as planned, flatter
+    goes with better on one set and with worse on five of eleven; among nets of nearly
+    one rate with better on all ten that have enough nets."""
+    name = r"plane/.*/narrow-tuned|images/(digits.*|MNIST-n.*)"
+    loaded = [r for r in book if re.fullmatch(name, r["name"])]
+    loaded = [r for r in loaded if "trace" in r["final"] and "evaluation" in r]
+    nets = pandas.concat(
+        frame[frame["setting"] < r["selection"]["budget"]].assign(**_place(r))
+        for r in loaded
+        for frame in [records.frame(r)]
+    )
+    first = set().union(*(r["seeds"][:15] for r in loaded))
+    nets = nets[nets["seed"].isin(first) & ~nets["method"].isin(OWN_OPTIMIZER)]
+    nets["rate"] = np.floor(4 * np.log10(nets["lr"]) + 1e-9)
+    forms = {
+        (1, 5, 11): {"given": ["lr", "train_loss"]},
+        (10, 0, 10): {"strata": ["rate"], "given": ["train_loss"]},
+    }
+    for expected, how in forms.items():
+        found = flatness(nets, ["trace"], ["test_loss"], **how)
+        found = found.dropna(subset=["correlation", "interval"])
+        above = found["correlation"] > found["interval"]
+        below = found["correlation"] < -found["interval"]
+        assert (above.sum(), below.sum(), len(found)) == expected
 
 
 def _place(record: dict[str, Any]) -> dict[str, str]:

@@ -187,10 +187,11 @@ def test_the_flatter_of_a_pair_wins_or_not(monkeypatch):
     monkeypatch.setattr(verdicts, "names", lambda: ["t"])
     # Seed 0: SAM beats ERM, and NSO neither; of seed 1 the flatter SAM loses to ERM,
     # and NSO has no loss.
-    assert verdicts.flatter("*").loc["t"].tolist() == [4, 1, 0.25]
+    columns = ["pairs", "wins", "share"]
+    assert verdicts.flatter("*").loc["t", columns].tolist() == [4, 1, 0.25]
     # By accuracy ERM and NSO of seed 1 tie, and SAM and NSO do in the trace.
     found = verdicts.flatter("*", metric="test_accuracy")
-    assert found.loc["t"].tolist() == [4, 1, 0.25]
+    assert found.loc["t", columns].tolist() == [4, 1, 0.25]
     other = table.assign(task="u")[lambda rows: rows["method"] != "NSO"]
     both = pandas.concat([table, other])
     monkeypatch.setattr(verdicts, "select", lambda patterns, runs: both.copy())
@@ -210,3 +211,33 @@ def test_only_pairs_of_like_training_losses_are_compared(monkeypatch):
     # SAM beats ERM, and loses to NSO; of seed 1 only the first two have losses.
     assert [row["pairs"] for row in found] == [0, 2, 3]
     assert [row["wins"] for row in found] == [0, 1, 2]
+
+
+def test_pairs_of_far_rates_and_of_methods_left_out_do_not_count(monkeypatch):
+    keys = [("t", m, s) for s in (0, 1) for m in ("ERM", "SAM", "NSO")]
+    table = pandas.DataFrame(keys, columns=["task", "method", "seed"])
+    table["trace"] = [3.0, 2.0, 1.0] * 2
+    table["test_loss"] = [0.3, 0.2, 0.4, 0.3, 0.2, 0.1]
+    table["lr"] = [0.1, 0.2, 0.4] * 2
+    monkeypatch.setattr(verdicts, "select", lambda patterns, runs: table.copy())
+    monkeypatch.setattr(verdicts, "names", lambda: ["t"])
+    found = [verdicts.flatter("*", rates=rates).loc["t"] for rates in (1.9, 2.0, 4.0)]
+    assert [row["pairs"] for row in found] == [0, 4, 6]
+    assert [row["wins"] for row in found] == [0, 3, 4]
+    assert [math.isnan(row["share"]) for row in found] == [True, False, False]
+    assert verdicts.flatter("*", without={"SAM"}).loc["t", "wins"] == 1
+
+
+def test_the_interval_of_a_share_is_that_of_a_ratio_over_seeds():
+    # With as many pairs of each seed it is the t-interval of the seeds' shares.
+    gaps = np.array([[1, 1, -1, -1], [1, 1, 1, -1], [1, 1, 1, 1]], float)
+    _, half = statistics.interval([0.5, 0.75, 1.0])
+    row = verdicts._share(gaps)
+    assert row["share"] == 0.75 and row["interval"] == pytest.approx(half)
+    assert math.isnan(verdicts._share(gaps[:1])["interval"])
+    # A seed without pairs changes nothing but the number of seeds.
+    more = verdicts._share(np.vstack([gaps, np.zeros(4)]))
+    assert more["share"] == 0.75
+    factor = stats.t.ppf(0.975, 3) * (4 / 3) ** 0.5
+    factor /= stats.t.ppf(0.975, 2) * (3 / 2) ** 0.5
+    assert more["interval"] == pytest.approx(half * factor)

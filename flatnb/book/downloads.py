@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import pandas
+
 from flatnb.book import figures
 from flatnb.results import compare, records
 from flatnb.results.runs import KINDS
@@ -56,7 +58,8 @@ def families(patterns: Collection[str]) -> list[str]:
 
 def save_records(folder: Path, cache: Path, family: str) -> dict[str, int]:
     """Write the runs of a family of records into `folder`, a file per kind of run that
-    it has, with a row per run and a column per quantity, in six digits.
+    it has, with a row per run and a column per quantity, in six digits. A family that
+    chose nothing, because its settings were given, has one file, of all its settings.
 
     Files are kept in `cache` for as long as records and code stay the same: to write
     those of the plane takes ten seconds.
@@ -69,10 +72,10 @@ def save_records(folder: Path, cache: Path, family: str) -> dict[str, int]:
         shutil.rmtree(made.parent, ignore_errors=True)
         unfinished = made.with_name("unfinished")
         unfinished.mkdir(parents=True)
-        for kind in KINDS:
-            runs = compare.select([f"{family}/*"], kind).dropna(axis=1, how="all")
+        for name, runs in _runs(family).items():
             if len(runs):
-                file = unfinished / f"{family}-{kind}.csv"
+                runs = runs.dropna(axis=1, how="all")
+                file = unfinished / f"{name}.csv"
                 runs.to_csv(file, index=False, float_format="%.6g")
         unfinished.rename(made)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +87,19 @@ def save_records(folder: Path, cache: Path, family: str) -> dict[str, int]:
     return counts
 
 
+def _runs(family: str) -> dict[str, pandas.DataFrame]:
+    """Name of a file, without its end -> the runs in it."""
+    patterns = [f"{family}/*"]
+    selections = [record["selection"] for record in compare.loaded(patterns)]
+    if all(each["split"] is None and each["budget"] == 1 for each in selections):
+        return {f"{family}-runs": compare.nets(patterns)}
+    return {f"{family}-{kind}": compare.select(patterns, kind) for kind in KINDS}
+
+
 def _state(family: str) -> str:
     """A hash of what the files of a family depend on."""
     digest = hashlib.sha256()
-    code = Path(compare.__file__).parent.glob("*.py")
+    code = [*Path(compare.__file__).parent.glob("*.py"), Path(__file__)]
     for path in sorted([*code, *(records.root() / family).rglob("*.json")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

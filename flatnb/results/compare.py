@@ -3,7 +3,7 @@
 `runs` is a table with the columns task, method, seed and a column per metric, such as
 that of `select`. Intervals are `statistics.interval`'s, over seeds. Seeds pair what
 they share: points, labels, initial weights and orders of batches. Runs of one seed in
-several orders count as one, their mean.
+several orders count as one, their mean. Tasks may share these, too, or not: `overall`.
 """
 
 import functools
@@ -214,7 +214,8 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
         A row for each task and method:
 
         - `difference`, the mean, and `interval`, the half-width of its 95 % interval;
-        - `n`, the pairs of runs that share a seed;
+        - `n`, the pairs of runs that share a seed, and `df`, n - 1, the degrees of
+          freedom;
         - `p` of the two-sided t-test, NaN below five pairs, and `p_holm`, adjusted by
           `holm` for all rows of this table;
         - `trimmed`, the mean without a tenth at each end, and `p_wilcoxon`, of the
@@ -240,31 +241,83 @@ def paired(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFra
     return tests_of(gaps, "task", edges(runs, baseline))
 
 
-def overall(runs: pandas.DataFrame, baseline: str, metric: str) -> pandas.DataFrame:
+def overall(
+    runs: pandas.DataFrame, baseline: str, metric: str, *, shared: bool = True
+) -> pandas.DataFrame:
     """Compare each method with a baseline over all tasks together: one test per method.
 
-    Each seed's differences are averaged over the tasks, and these means are tested as
-    in `paired`. A gain that is small on every task can be significant here; it is a
-    gain of the mean, and may be absent, or a loss, on some task. A seed that some task
-    lacks is left out. Columns as of `paired`, with `tasks`, their number, for `task`.
+    A gain that is small on every task can be significant here; it is a gain of the mean,
+    and may be absent, or a loss, on some task. Columns as of `paired`, with `tasks`,
+    their number, for `task`.
 
-    >>> runs = pandas.DataFrame({"task": list("aabb"), "method": ["ERM", "SAM"] * 2,
-    ...                          "seed": 0, "test_loss": [2.0, 1.0, 1.0, 0.5]})
-    >>> overall(runs, "ERM", "test_loss")["difference"].tolist()
-    [-0.75]
+    Args:
+        runs, baseline, metric: as of `paired`.
+        shared: whether a seed draws the same on all tasks: `share_seeds`. If so, each
+            seed's differences are averaged over the tasks, and these means are tested
+            as in `paired`; a seed that some task lacks is left out. If not, which seeds
+            are averaged would be an accident of their numbers. Then the variances of
+            the tasks are combined, by Welch and Satterthwaite: T tasks, of n_t
+            differences with mean d_t and standard deviation s_t each, have
+
+                d = sum_t d_t / T,  v_t = s_t^2 / n_t,  se = sqrt(sum_t v_t) / T,
+                df = (sum_t v_t)^2 / sum_t (v_t^2 / (n_t - 1)),
+
+            the interval d ± t(0.975, df) se, and p of d / se. `n` is the fewest
+            differences of a task, `trimmed` the mean of the tasks' trimmed means, and
+            `p_wilcoxon` NaN.
+
+    Raises:
+        ValueError: as of `paired`; or there is no seed with all tasks or, of tasks that
+            do not share them, a task without a pair.
+
+    Sources: F. E. Satterthwaite, "An approximate distribution of estimates of variance
+    components", Biometrics Bulletin 2 (1946); B. L. Welch, "The generalization of
+    'Student's' problem when several different population variances are involved",
+    Biometrika 34 (1947).
+
+    >>> runs = pandas.DataFrame({"task": list("aabb") * 2, "method": ["ERM", "SAM"] * 4,
+    ...     "seed": [0] * 4 + [1] * 4, "test_loss": [0.0, 1, 0, 3, 0, 3, 0, 1]})
+    >>> overall(runs, "ERM", "test_loss")[["difference", "interval"]].values.tolist()
+    [[2.0, 0.0]]
+    >>> apart = overall(runs, "ERM", "test_loss", shared=False)
+    >>> apart[["difference", "interval", "df"]].round(2).values.tolist()
+    [[2.0, 3.04, 2.0]]
     """
     pairs = differences(runs, baseline, metric)
     tasks = pairs.index.unique("task")
     seeds = pairs.groupby("seed")
     means = seeds.mean().where(seeds.count() == len(tasks))
+    lacking = pairs.groupby("task").count().eq(0).any()
     for method in means:
-        if means[method].isna().all():
+        if means[method].isna().all() if shared else lacking[method]:
             raise ValueError(
-                f"{method} and {baseline} share no seed that has {metric} on all of "
-                f"{', '.join(tasks)}; take tasks of the same seeds"
+                f"{method} and {baseline} share no seed that has {metric} on "
+                f"{'all' if shared else 'each'} of {', '.join(tasks)}; take tasks "
+                f"{'of the same seeds' if shared else 'on which they do'}"
             )
-    gaps = {(len(tasks), method): means[method] for method in means}
-    return tests_of(gaps, "tasks", edges(runs, baseline))
+    at_edge = edges(runs, baseline)
+    if shared:
+        gaps = {(len(tasks), method): means[method] for method in means}
+        return tests_of(gaps, "tasks", at_edge)
+    rows = {
+        (len(tasks), method): _welch([pairs.loc[task, method] for task in tasks])
+        for method in pairs
+    }
+    return _table(rows, "tasks", at_edge)
+
+
+def share_seeds(tasks: Iterable[str]) -> bool:
+    """Whether a seed draws the same on all of these tasks, as `overall` needs to know.
+
+    In the plane it draws the initial weights and the orders of batches of one net, and
+    the points of a shape. In fine-tuning it draws other examples on each task.
+
+    >>> share_seeds(["plane/spiral-0", "plane/gaussian-0"])
+    True
+    >>> share_seeds(["finetune/trec-10-shots", "finetune/sst2-20-shots"])
+    False
+    """
+    return not any(task.startswith("finetune") for task in tasks)
 
 
 def edges(runs: pandas.DataFrame, baseline: str) -> set[tuple[Any, str]]:
@@ -300,22 +353,32 @@ def tests_of(
     >>> tests_of(gaps, "task")["difference"].tolist()
     [2.0]
     """
-    columns = [key, "method", "difference", "interval", "n"]
-    columns += ["p", "trimmed", "p_wilcoxon"]
     values = [gap.dropna().to_numpy(np.float64) for gap in gaps.values()]
-    numbers = np.empty((len(values), 6))
+    numbers = np.empty((len(values), len(_NUMBERS)))
     for n in {len(gap) for gap in values}:  # those of n pairs at once
         places = [place for place, gap in enumerate(values) if len(gap) == n]
         numbers[places] = _tests(np.stack([values[i] for i in places], axis=1))
-    rows = [(*names, *row) for names, row in zip(gaps, numbers.tolist(), strict=True)]
-    table = pandas.DataFrame(rows, columns=columns).astype({"n": int})
+    return _table(dict(zip(gaps, numbers.tolist(), strict=True)), key, at_edge)
+
+
+_NUMBERS = ["difference", "interval", "n", "df", "p", "trimmed", "p_wilcoxon"]
+
+
+def _table(
+    rows: Mapping[tuple[Any, str], Sequence[float]],
+    key: str,
+    at_edge: Collection[tuple[Any, str]],
+) -> pandas.DataFrame:
+    """Rows of _NUMBERS as one family."""
+    columns = [key, "method", *_NUMBERS]
+    values = [(*names, *row) for names, row in rows.items()]
+    table = pandas.DataFrame(values, columns=columns).astype({"n": int})
     table.insert(columns.index("p") + 1, "p_holm", holm(table["p"]))
-    return table.assign(at_edge=[names in at_edge for names in gaps])
+    return table.assign(at_edge=[names in at_edge for names in rows])
 
 
 def _tests(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of the columns of differences (n, k): mean, half-width of its interval, n, p of the
-    t-test, the trimmed mean, and p of the signed-rank test, as (k, 6)."""
+    """Of the columns of differences (n, k), of one task or over all: (k, _NUMBERS)."""
     n, count = gaps.shape
     p, trimmed, wilcoxon = np.full((3, count), math.nan)
     if n >= LEAST_SEEDS:
@@ -326,7 +389,30 @@ def _tests(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
         p = (~some).astype(float)  # without a spread, of which t is not defined
         if spread.any():
             p[spread] = stats.ttest_1samp(gaps[:, spread], 0.0).pvalue
-    return np.stack([*interval(gaps), np.full(count, n), p, trimmed, wilcoxon], axis=1)
+    sizes = np.full(count, n), np.full(count, n - 1)
+    return np.stack([*interval(gaps), *sizes, p, trimmed, wilcoxon], axis=1)
+
+
+def _welch(tasks: Sequence[pandas.Series]) -> list[float]:
+    """_NUMBERS of the mean over tasks of their differences, independent of each other."""
+    gaps = [task.dropna().to_numpy(np.float64) for task in tasks]
+    n = min(map(len, gaps))
+    mean = float(np.mean([gap.mean() for gap in gaps]))
+    if n < 2:
+        return [mean, math.nan, n, math.nan, math.nan, math.nan, math.nan]
+    parts = np.array([gap.var(ddof=1) / len(gap) for gap in gaps])
+    error = math.sqrt(parts.sum()) / len(gaps)
+    df = math.nan
+    half, p = 0.0, float(mean == 0)  # without a spread
+    if error > 0:
+        freedom = np.array([len(gap) - 1 for gap in gaps])
+        df = float(parts.sum() ** 2 / (parts**2 / freedom).sum())
+        half = float(stats.t.ppf(0.975, df)) * error
+        p = 2 * float(stats.t.sf(abs(mean) / error, df))
+    trimmed = float(np.mean([stats.trim_mean(gap, 0.1) for gap in gaps]))
+    if n < LEAST_SEEDS:
+        p = trimmed = math.nan
+    return [mean, half, n, df, p, trimmed, math.nan]
 
 
 def _check(runs: pandas.DataFrame) -> None:

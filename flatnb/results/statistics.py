@@ -106,7 +106,9 @@ def _of_rank_sums(ranks: tuple[int, ...]) -> NDArray[np.float64]:
     return chances
 
 
-def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) -> float:
+def detectable(
+    sd: float, n: float, level: float = LEVEL, power: float = POWER
+) -> float:
     """The true mean that a two-sided t-test at the level finds with this power.
 
     Of n pairs whose differences have the standard deviation sd: d with
@@ -114,7 +116,8 @@ def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) ->
         P(|T| > t(1 - level/2, n - 1)) = power,
 
     T noncentral t of n - 1 degrees of freedom and noncentrality d √n / sd. With k tests
-    in a family, level/k is the level of Holm's first step. NaN for n < 2.
+    in a family, level/k is the level of Holm's first step. NaN for n < 2, and n may be
+    a fraction only for its degrees of freedom, n - 1, as of `compare.overall`.
 
     >>> round(detectable(sd=1.0, n=60), 3)
     0.368
@@ -125,7 +128,7 @@ def detectable(sd: float, n: int, level: float = LEVEL, power: float = POWER) ->
 
 
 @functools.cache
-def _noncentrality(n: int, level: float, power: float) -> float:
+def _noncentrality(n: float, level: float, power: float) -> float:
     """Of T, for `detectable`."""
     # T = (Z + shift) / S, integrated over S, because scipy's noncentral t has NaNs.
     nodes, weights = np.polynomial.legendre.leggauss(200)

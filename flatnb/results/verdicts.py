@@ -23,6 +23,7 @@ from flatnb.results.compare import (
     on_all_tasks,
     overall,
     select,
+    share_seeds,
     sign,
     tests_of,
     wide,
@@ -69,12 +70,12 @@ def verdicts(
     the true gain that the design finds with 80 % power at level/k, k tests in the
     family (`statistics.detectable`, with the spread that was seen); agree, whether
     Wilcoxon's test, adjusted alike, is significant where the t-test is, and the
-    trimmed mean has the sign of the mean there (True below CHECKED seeds: of five,
-    Wilcoxon's p is 0.06 at least).
+    trimmed mean has the sign of the mean there (True without that test, and below
+    CHECKED seeds: of five, Wilcoxon's p is 0.06 at least).
 
     >>> tests = pandas.DataFrame({"method": ["SAM"], "difference": [0.01], "n": [60],
-    ...     "interval": [0.004], "p": [1e-5], "p_holm": [1e-5], "trimmed": [0.01],
-    ...     "p_wilcoxon": [1e-5], "at_edge": [False]})
+    ...     "df": [59], "interval": [0.004], "p": [1e-5], "p_holm": [1e-5],
+    ...     "trimmed": [0.01], "p_wilcoxon": [1e-5], "at_edge": [False]})
     >>> verdicts(tests, "test_accuracy", 0.005)["verdict"].tolist()
     ['better']
     """
@@ -92,12 +93,12 @@ def verdicts(
     }
     words = np.select(list(reasons.values()), list(reasons), "inconclusive")
     count = max(1, int(tests["p"].notna().sum()))
-    spreads = zip(tests["interval"], tests["n"], strict=True)
-    found = [_detectable(half, int(n), level / count) for half, n in spreads]
+    spreads = zip(tests["interval"], tests["df"], strict=True)
+    found = [_detectable(half, df, level / count) for half, df in spreads]
     same_sign = tests["trimmed"] * tests["difference"] > 0
     wilcoxon = holm(tests["p_wilcoxon"]) < level
     agree = (wilcoxon == significant) & (same_sign | ~significant)
-    agree |= tests["n"] < CHECKED
+    agree |= (tests["n"] < CHECKED) | tests["p_wilcoxon"].isna()
     return tests.assign(verdict=words, detectable=found, agree=agree)
 
 
@@ -107,7 +108,7 @@ class Situation:
 
     Args:
         words: the situation, for a reader.
-        pattern: of the names of records, whose tasks share their seeds.
+        pattern: of the names of records.
         metric: what counts.
         gain: the smallest worth having, in units of the metric.
         runs: whose, as of `compare.select`: "fresh" or "default".
@@ -148,8 +149,9 @@ def gains(
 
     Takes the fresh runs of the records that a pattern, or several together, name, or
     other `runs` as of `compare.select`; of them, the methods that have runs on every
-    task; compares these over all tasks by `compare.overall`; and judges by `verdicts`.
-    Indexed by method, with their passes. Empty if a pattern names no record.
+    task; compares these over all tasks by `compare.overall`, within a seed where the
+    tasks share what it draws; and judges by `verdicts`. Indexed by method, with their
+    passes. Empty if a pattern names no record.
 
     >>> gains().loc["SAM", "verdict"]
     'better'
@@ -158,7 +160,9 @@ def gains(
     if table.empty:
         return table
     passes = table.groupby("method")["passes"].first()
-    tests = verdicts(overall(table, baseline, metric), metric, gain).set_index("method")
+    shared = share_seeds(table["task"].unique())
+    tests = overall(table, baseline, metric, shared=shared)
+    tests = verdicts(tests, metric, gain).set_index("method")
     return tests.assign(passes=passes.reindex(tests.index))
 
 
@@ -264,11 +268,13 @@ def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series
     return table.loc[(table["difference"] * sign(situation.metric)).idxmax()]
 
 
-def _detectable(half: float, n: int, level: float) -> float:
-    """From the half-width of a 95 % interval of n pairs."""
-    if n < 2:
+def _detectable(half: float, df: float, level: float) -> float:
+    """From the half-width of a 95 % interval of so many degrees of freedom, which is
+    that of df + 1 pairs."""
+    if not df > 0:
         return math.nan
-    return detectable(half / stats.t.ppf(0.975, n - 1) * math.sqrt(n), n, level)
+    n = df + 1
+    return detectable(half / stats.t.ppf(0.975, df) * math.sqrt(n), n, level)
 
 
 def endings(
@@ -309,8 +315,8 @@ def endings(
     table = pandas.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"].where(table["measure"].isin(ENDINGS)))
     count = max(1, int(table["p_holm"].notna().sum()))
-    halves = zip(np.log(table["high"] / table["ratio"]), table["n"], strict=True)
-    found = [_detectable(half, int(n), LEVEL / count) for half, n in halves]
+    halves = zip(np.log(table["high"] / table["ratio"]), table["df"], strict=True)
+    found = [_detectable(half, df, LEVEL / count) for half, df in halves]
     table["detectable"] = np.exp(np.negative(found))
     columns = ["measure", "method", "ratio", "low", "high", "n", "pairs", "p", "p_holm"]
     return table[[*columns, "detectable", "at_edge", "train_loss", "baseline_loss"]]

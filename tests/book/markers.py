@@ -15,7 +15,8 @@ final metric of each seed at the setting chosen for it; and behind a list of num
     SAM gains 0.3<!-- gain: plane/*/narrow-tuned:SAM --> points
 
 A gain is that over ERM in test accuracy, in points: of the fresh runs of all records that
-fit the pattern, by `compare.overall`; with `.interval`, the half-width of its interval.
+fit the pattern, by `compare.overall`, within a seed where the tasks share what it draws;
+with `.interval`, the half-width of its interval.
 Several patterns are parted by commas. `SoftAD/Flooding` is the gain of SoftAD over
 Flooding.
 
@@ -70,7 +71,9 @@ def gain(pattern: str, path: str) -> float:
     if not {method, baseline} <= set(runs["method"]):
         raise records.RecordError(f"no gain {path} in {pattern}")
     runs = runs[runs["method"].isin([baseline, method])]
-    tests = compare.overall(runs, baseline, "test_accuracy").set_index("method")
+    shared = compare.share_seeds(runs["task"].unique())
+    tests = compare.overall(runs, baseline, "test_accuracy", shared=shared)
+    tests = tests.set_index("method")
     if method not in tests.index or end not in ("", "interval"):
         raise records.RecordError(f"no gain {path} in {pattern}")
     return 100 * float(tests.loc[method, end or "difference"])

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from torch import nn
 
 from flatnb.experiments.pretrained import EQUAL_PASSES, MORE_SEEDS
+from flatnb.experiments.tuning import METHODS
+from flatnb.pretrained import Encoder, efficientnet_lite0
 from flatnb.results import compare, records, verdicts
 from flatnb.results.statistics import holm, interval
 
@@ -281,6 +284,29 @@ def test_what_more_epochs_and_another_rate_gain_plain_fine_tuning() -> None:
         for method in ("SWA", "ERM")
     ]
     assert rates[0] < rates[1] / 2
+
+
+def test_a_third_of_a_pass_is_added_in_the_net_of_images_alone() -> None:
+    """NSO adds a forward pass where buffers are, such as BatchNorm's."""
+    assert any(isinstance(m, nn.BatchNorm2d) for m in efficientnet_lite0().modules())
+    assert not [*Encoder().buffers()]
+    assert pytest.approx(30 * METHODS["NSO"].passes) == EQUAL_PASSES
+    assert 30 * METHODS["NSO"].build([{"sigma": 0.1}]).passes == 60
+
+
+def test_tasks_of_fine_tuning_share_no_seeds(runs: pd.DataFrame) -> None:
+    """What the plan's last lines say of the two ways to take the mean."""
+    everywhere = compare.on_all_tasks(runs)
+    within = compare.overall(everywhere, "ERM", "test_accuracy")
+    within = verdicts.verdicts(within, "test_accuracy", 0.01).set_index("method")
+    apart = verdicts.gains(TASKS, gain=0.01)
+    for name, before, after in (("NSO", 1.1, 1.3), ("WeightNoise", 0.6, 1.5)):
+        for table, typed in ((within, before), (apart, after)):
+            assert 100 * table.loc[name, "interval"] == pytest.approx(typed, abs=0.05)
+    changed = apart.index[apart["verdict"] != within["verdict"]]
+    assert list(changed) == ["SoftAD"]
+    assert within.loc["SoftAD", "verdict"] == "inconclusive"
+    assert apart.loc["SoftAD", "verdict"] == "no gain worth having"
 
 
 def test_validation_chose_a_noise_for_sst2_at_which_nothing_is_learned() -> None:

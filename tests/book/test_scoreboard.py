@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from flatnb.book import headline
+from flatnb.experiments import EXPERIMENTS
 from flatnb.results import compare, records, scoreboard, statistics, verdicts
 
 TUNED = ["plane/*/narrow-tuned"]
@@ -285,6 +286,38 @@ def test_on_which_gpu_the_photographs_were_trained() -> None:
     other = [name for name in methods if found[name] != found["ERM"]]
     assert "H100" in found["ERM"] and len(other) == 7
     assert "NSO-EMA" in other and not {"SAM", "NSO"} & set(other)
+
+
+def test_nsos_star_on_photographs_goes_with_the_next_test() -> None:
+    table = on_small_images()
+    nso = (table["task"] == PHOTOGRAPHS) & (table.index == "NSO")
+    assert table.loc[nso, "p_holm"].item() == pytest.approx(0.0497, abs=5e-5)
+    p = table["p"].to_numpy()
+    (with_one_more,) = statistics.holm([*p, 1.0])[: len(p)][nso]
+    assert with_one_more > 0.05
+    names = set(records.names())
+    planned = {e.name for e in EXPERIMENTS if e.name.startswith(f"{MNIST}/")}
+    assert len(planned - names) == 19
+
+
+def test_the_methods_that_lead_on_photographs_fit_less_than_plain_training() -> None:
+    fits = compare.select([f"{PHOTOGRAPHS}/*"]).groupby("method")["train_accuracy"]
+    low = fits.mean()[fits.mean() < 0.95]
+    assert set(low.index) == {"SAM", "NSO", "SAM-EMA", "NSO-EMA", "ASAM"}
+    assert fits.mean()["ERM"] > 0.95
+
+
+def test_the_lower_test_losses_of_another_machine() -> None:
+    table = on_small_images("test_loss")
+    table = table[(table["task"] == PHOTOGRAPHS) & (table["p_holm"] < 0.05)]
+    assert (table["difference"] < 0).all()
+    devices = {
+        name: records.load(f"{PHOTOGRAPHS}/{name}")["provenance"]["device"]
+        for name in ("ERM", *table.index)
+    }
+    other = {name for name in table.index if devices[name] != devices["ERM"]}
+    assert other == {"ASAM", "SWA", "SAM-EMA", "NSO-EMA"}
+    assert set(table.index) - other == {"SAM", "NSO", "SoftAD"}
 
 
 def test_the_calibration_errors_on_photographs() -> None:

@@ -276,30 +276,49 @@ def test_runs_of_a_family_are_files_by_kind_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, cache = tmp_path / "files", tmp_path / "cache"
-    counts = downloads.save_records(folder, cache, "sensing")
-    assert counts.keys() == {
-        f"sensing-{k}.csv" for k in ("default", "fresh", "selected")
-    }
+    counts = downloads.save_records(folder, cache, "finetune")
+    assert counts.keys() == {f"finetune-{k}.csv" for k in ("fresh", "selected")}
     for name, count in counts.items():
-        kind = name.removeprefix("sensing-").removesuffix(".csv")
-        runs, expected = pd.read_csv(folder / name), compare.select(["sensing/*"], kind)
+        kind = name.removeprefix("finetune-").removesuffix(".csv")
+        runs, expected = (
+            pd.read_csv(folder / name),
+            compare.select(["finetune/*"], kind),
+        )
         assert len(runs) == len(expected) == count
         assert runs["record"].tolist() == expected["record"].tolist()
-        assert runs["distance"].to_numpy() == pytest.approx(expected["distance"], 1e-5)
+        assert runs["trace"].to_numpy() == pytest.approx(
+            expected["trace"].to_numpy(), 1e-5, nan_ok=True
+        )
     monkeypatch.setattr(compare, "select", None)
-    assert downloads.save_records(folder, cache, "sensing") == counts
+    assert downloads.save_records(folder, cache, "finetune") == counts
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"), [("finetune-again", 17), ("sensing", 9), ("gnp-map", 84)]
+)
+def test_where_nothing_was_chosen_one_file_has_the_runs_of_all_settings(
+    tmp_path: Path, family: str, settings: int
+) -> None:
+    """Chapter 13 compares plain fine-tuning at a second setting of its records."""
+    counts = downloads.save_records(tmp_path, tmp_path / "cache", family)
+    assert list(counts) == [f"{family}-runs.csv"]
+    runs = pd.read_csv(tmp_path / f"{family}-runs.csv")
+    cells = runs.groupby(["record", "setting"]).size()
+    assert len(cells) == settings
+    assert counts[f"{family}-runs.csv"] == len(runs) == cells.sum()
+    assert not runs.duplicated(["record", "setting", "seed"]).any()
 
 
 def test_a_page_that_reads_records_links_to_their_runs(tmp_path: Path) -> None:
     root = book(tmp_path)
     path = root / "notebooks" / "01_a.ipynb"
     content = json.loads(path.read_text())
-    content["metadata"]["flatnb"] = {"records": ["sensing/*/NSO", "none/*"]}
+    content["metadata"]["flatnb"] = {"records": ["images/*/NSO", "none/*"]}
     path.write_text(json.dumps(content))
     folder = stage.stage(root, {})
     *_, last = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())["cells"]
     links = re.findall(
-        r'href="\.\./([^"]*)">([^<]*)</a> \((\d+) runs\)', last["source"]
+        r'href="\.\./([^"]*)">([^<]*)</a> \(([\d,]+) runs\)', last["source"]
     )
     assert len(links) == 3
     for address, name, _ in links:

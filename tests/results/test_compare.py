@@ -300,6 +300,104 @@ def test_over_all_tasks_a_seed_counts_once():
     )
 
 
+def on_tasks(gaps):
+    """Runs of ERM, at 0, and SAM, whose differences on each task are given."""
+    values = {}
+    for task, row in gaps.items():
+        values |= {(task, "ERM"): [0.0] * len(row), (task, "SAM"): list(row)}
+    return runs(values)
+
+
+def test_tasks_that_share_no_seeds_add_their_variances():
+    # By hand: v of the tasks is 1/3, 12/3 and 10/5, of 2, 2 and 4 degrees of freedom.
+    gaps = {"a": [1.0, 2, 3], "b": [0.0, 6, 6], "c": [0.0, 2, 4, 6, 8]}
+    (row,) = compare.overall(
+        on_tasks(gaps), "ERM", "test_accuracy", shared=False
+    ).itertuples()
+    variance = (1 / 3 + 4 + 2) / 9
+    df = (19 / 3) ** 2 / (1 / 18 + 8 + 1)
+    assert row.difference == pytest.approx((2 + 4 + 4) / 3)
+    assert row.df == pytest.approx(df) == pytest.approx(4.43, abs=0.005)
+    half = stats.t.ppf(0.975, df) * math.sqrt(variance)
+    assert row.interval == pytest.approx(half) == pytest.approx(2.24, abs=0.005)
+    assert (row.n, row.tasks) == (3, 3)
+    assert math.isnan(row.p)  # of a task with three pairs there is no test
+
+
+def test_of_two_tasks_it_is_the_test_of_welch():
+    rng = np.random.default_rng(2)
+    first, second = rng.normal(1, 1, 6), rng.normal(0.5, 4, 9)
+    own = on_tasks({"a": first, "b": second})
+    (row,) = compare.overall(own, "ERM", "test_accuracy", shared=False).itertuples()
+    welch = stats.ttest_ind(first, -second, equal_var=False)
+    low, high = welch.confidence_interval()
+    assert row.p == row.p_holm == pytest.approx(welch.pvalue)
+    assert row.df == pytest.approx(welch.df)
+    assert row.interval == pytest.approx((high - low) / 4)  # of the mean, not the sum
+    assert row.n == 6
+
+
+def test_of_one_task_it_does_not_matter_what_tasks_share():
+    own = on_tasks({"a": np.random.default_rng(3).normal(size=7)})
+    shared, apart = (
+        compare.overall(own, "ERM", "test_accuracy", shared=shared)
+        for shared in (True, False)
+    )
+    assert apart["p_wilcoxon"].isna().all()
+    checks = shared.assign(p_wilcoxon=math.nan)
+    pandas.testing.assert_frame_equal(apart, checks, check_dtype=False)
+
+
+def test_of_unshared_seeds_the_numbers_do_not_matter():
+    gaps = {"a": [1.0, 2, 4, 8, 9], "b": [1.0, 2, 3, 5, 7]}
+    other = {**gaps, "b": gaps["b"][::-1]}
+    tables = [
+        compare.overall(on_tasks(each), "ERM", "test_accuracy", shared=shared)
+        for shared in (False, True)
+        for each in (gaps, other)
+    ]
+    halves = [table["interval"][0] for table in tables]
+    assert halves[0] == pytest.approx(halves[1])
+    assert halves[2] > 3 * halves[3]
+
+
+def test_intervals_over_unshared_tasks_cover_the_mean_and_vary_less():
+    spreads, studies, seeds = (4.5, 0.5, 3.9, 1.1), 2000, 5
+    rng = np.random.default_rng(5)
+    gaps = rng.normal(0, 1, (len(spreads), studies, seeds)) * np.reshape(
+        spreads, (-1, 1, 1)
+    )
+    values = {}
+    for task, table in enumerate(gaps):
+        values |= {(f"t{task}", f"method {i}"): row for i, row in enumerate(table)}
+        values[f"t{task}", "ERM"] = np.zeros(seeds)
+    own = runs(values)
+    apart, within = (
+        compare.overall(own, "ERM", "test_accuracy", shared=shared)
+        for shared in (False, True)
+    )
+    for table in (apart, within):
+        covered = (table["difference"].abs() <= table["interval"]).mean()
+        assert 0.935 < covered < 0.965
+    for measure in ("mean", "std"):
+        one, other = (getattr(t["interval"], measure)() for t in (apart, within))
+        assert one < other
+    assert (apart["df"] > 4).all()
+
+
+def test_unshared_tasks_need_pairs_each():
+    own = on_tasks({"a": [1.0, 2], "b": [1.0, None]})
+    (row,) = compare.overall(own, "ERM", "test_accuracy", shared=False).itertuples()
+    assert row.n == 1 and math.isnan(row.interval) and math.isnan(row.df)
+    assert row.difference == 1.25
+    own = on_tasks({"a": [1.0, 2], "b": [None, None]})
+    with pytest.raises(ValueError, match="that has test_accuracy on each of a, b"):
+        compare.overall(own, "ERM", "test_accuracy", shared=False)
+    same = on_tasks({"a": [0.0] * 5, "b": [0.0] * 5})
+    (row,) = compare.overall(same, "ERM", "test_accuracy", shared=False).itertuples()
+    assert (row.p, row.interval) == (1, 0)
+
+
 def test_over_all_tasks_methods_and_seeds_must_be_shared():
     own = runs({("t", "ERM"): [0.8, 0.9], ("t", "SAM"): [0.7, 0.9]})
     other = own.assign(task="u", seed=own["seed"] + 2)

@@ -14,6 +14,7 @@ from flatnb.results import compare, statistics, verdicts
 def of(gain, half, p, *, n=60, at_edge=False):
     """A table of one test, whose checks agree."""
     row = {"method": "SAM", "difference": gain, "interval": half, "n": n, "p": p}
+    row["df"] = n - 1
     row |= {"p_holm": p, "trimmed": gain, "p_wilcoxon": p, "at_edge": at_edge}
     return pandas.DataFrame([row])
 
@@ -59,6 +60,23 @@ def test_the_detectable_gain_is_that_of_the_spread_and_the_family():
     expected = statistics.detectable(sd, 12, 0.05 / 2)  # NSO has no test
     assert found.loc["SAM", "detectable"] == pytest.approx(expected)
     assert math.isnan(found.loc["NSO", "detectable"])
+
+
+def test_the_detectable_gain_over_unshared_tasks_has_their_degrees_of_freedom():
+    rng = np.random.default_rng(1)
+    gaps = {"a": rng.normal(0, 3, 5), "b": rng.normal(0, 1, 5)}
+    values = {}
+    for task, row in gaps.items():
+        values |= {(task, "ERM"): [0.0] * 5, (task, "SAM"): list(row)}
+    tests = compare.overall(runs(values), "ERM", "test_accuracy", shared=False)
+    found = verdicts.verdicts(tests, "test_accuracy")
+    error = math.sqrt(sum(row.var(ddof=1) / 5 for row in gaps.values())) / 2
+    n = tests["df"][0] + 1
+    assert 5 < n < 9
+    assert found["detectable"][0] == pytest.approx(
+        statistics.detectable(error * math.sqrt(n), n)
+    )
+    assert found["agree"].all()  # there is no signed-rank test to disagree
 
 
 def test_checks_agree_or_not():

@@ -111,7 +111,9 @@ def gain(
 
     Both are tuned, and compared over all tasks of the records that a pattern names, or
     several together, as by `flatnb.results.verdicts.gains`. What the sentence says
-    follows from the verdict. It begins with `lead`, such as "At equal passes".
+    follows from the verdict, which is corrected for all methods tested; the ± is not,
+    and where it excludes zero and the verdict does not, the sentence says so. It begins
+    with `lead`, such as "At equal passes".
 
     >>> gain("FAM").split(":")[0]
     'FAM has no gain worth having over plain training'
@@ -139,7 +141,9 @@ def gains(
     for finding in _FINDINGS:
         rows = recorded[[_finding(row) == finding for row in recorded.itertuples()]]
         if len(rows):
-            sentence = _sentence(finding, rows, against, first=not sentences)
+            sentence = _sentence(
+                finding, rows, against, family=len(tests), first=not sentences
+            )
             sentences.append(sentence.replace(_HALF_POINT, half_point))
             if _HALF_POINT in sentence:
                 half_point = "that half point"
@@ -173,10 +177,10 @@ def _listed(words: Iterable[str]) -> str:
 
 
 def _sentence(
-    finding: str, rows: pandas.DataFrame, against: str, *, first: bool
+    finding: str, rows: pandas.DataFrame, against: str, *, family: int, first: bool
 ) -> str:
-    """On tests of one finding. What the first sentence of a text says of them all, later
-    ones leave out."""
+    """On tests of one finding, out of a family of so many. What the first sentence of a
+    text says of them all, later ones leave out."""
     who = _listed(rows.index)
     s, has, gets, is_ = ("s", "has", "gets", "is")
     if len(rows) > 1:
@@ -195,12 +199,15 @@ def _sentence(
         basis = f"mean and 95 % interval over {seeds} fresh seeds of {of}, {basis}"
         over, than = f" over {against}", f" than {against}"
     smallest = [f"{100 * size:.2f}" for size in rows["detectable"]]
-    a_gain = "a gain" if len(rows) == 1 else "gains"
-    found = f"{a_gain} of {_listed(smallest)} would have been found"
+    a_gain = "a true gain" if len(rows) == 1 else "true gains"
+    found = f"{_uncorrected(rows, family)}{a_gain} of {_listed(smallest)} would be "
+    found += "significant in 80 % of such comparisons"
+    one = len(rows) == 1
+    includes = "the interval includes" if one else "the intervals include"
     sentence = {
         "clearly better": f"{who} gain{s} {points}{over} ({basis}), at least {_HALF_POINT}",
-        "better": f"{who} {is_} significantly better{than}, by {points} ({basis}), which "
-        f"may reach {_HALF_POINT}",
+        "better": f"{who} {is_} significantly better{than}, by {points} ({basis}); "
+        f"{includes} {_HALF_POINT}",
         "slightly better": f"{who} gain{s} significantly, but less than {_HALF_POINT}: "
         f"{points}{over} ({basis})",
         "inconclusive": f"whether {who} gain{s}{over} remains open: {points} ({basis}); "
@@ -210,7 +217,8 @@ def _sentence(
         "worse": f"{who} {is_} significantly worse{than if first else ''}, by {points} "
         f"({basis})",
         "at an edge": f"{who} {gets} no verdict, because a chosen setting was the "
-        f"largest or smallest one tried: {points}{over} ({basis})",
+        f"largest or smallest one tried, and a better one may lie beyond: {points}{over} "
+        f"({basis})",
         "too few seeds": f"{who} {has} too few seeds for a verdict: {points}{over} "
         f"({basis})",
     }[finding]
@@ -218,6 +226,17 @@ def _sentence(
     if len(doubted):
         sentence += f"; Wilcoxon's test disagrees on {_listed(doubted)}"
     return sentence
+
+
+def _uncorrected(rows: pandas.DataFrame, family: int) -> str:
+    """Which of the tests, none of them significant, have an interval without zero."""
+    apart = rows.index[rows["difference"].abs() > rows["interval"]]
+    if apart.empty:
+        return ""
+    whose = f" of {_listed(apart)}" if len(apart) < len(rows) else ""
+    noun, are = ("difference", "is") if len(apart) == 1 else ("differences", "are")
+    together = f"not significant once {family} methods are tested together"
+    return f"the {noun}{whose} {are} {together}; "
 
 
 def _passes(passes: pandas.Series) -> str:

@@ -97,6 +97,7 @@ def made_gains(monkeypatch, **rows):
 
 
 BASIS = "mean and 95 % interval over 60 fresh seeds of 9 tasks, 2 passes per step"
+FOUND = "a true gain of 0.20 would be significant in 80 % of such comparisons"
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,8 @@ BASIS = "mean and 95 % interval over 60 fresh seeds of 9 tasks, 2 passes per ste
         (
             {"difference": 0.005},
             "A is significantly better than plain training, by 0.50 ± 0.10 points of test "
-            f"accuracy ({BASIS}), which may reach the half point that the plan calls worth "
-            "having.",
+            f"accuracy ({BASIS}); the interval includes the half point that the plan calls "
+            "worth having.",
         ),
         (
             {},
@@ -120,14 +121,14 @@ BASIS = "mean and 95 % interval over 60 fresh seeds of 9 tasks, 2 passes per ste
             f"({BASIS}).",
         ),
         (
-            {"verdict": "inconclusive"},
-            "Whether A gains over plain training remains open: +0.30 ± 0.10 points of test "
-            f"accuracy ({BASIS}); a gain of 0.20 would have been found.",
+            {"verdict": "inconclusive", "interval": 0.004},
+            "Whether A gains over plain training remains open: +0.30 ± 0.40 points of test "
+            f"accuracy ({BASIS}); {FOUND}.",
         ),
         (
             {"verdict": "no gain worth having", "difference": -0.001},
             "A has no gain worth having over plain training: -0.10 ± 0.10 points of test "
-            f"accuracy ({BASIS}); a gain of 0.20 would have been found.",
+            f"accuracy ({BASIS}); {FOUND}.",
         ),
         (
             {"verdict": "worse", "difference": -0.003},
@@ -137,7 +138,8 @@ BASIS = "mean and 95 % interval over 60 fresh seeds of 9 tasks, 2 passes per ste
         (
             {"verdict": "at an edge", "agree": False},
             "A gets no verdict, because a chosen setting was the largest or smallest one "
-            f"tried: +0.30 ± 0.10 points of test accuracy over plain training ({BASIS}); "
+            "tried, and a better one may lie beyond: +0.30 ± 0.10 points of test accuracy "
+            f"over plain training ({BASIS}); "
             "Wilcoxon's test disagrees on A.",
         ),
         (
@@ -163,12 +165,27 @@ def test_gains_are_grouped_by_verdict(monkeypatch) -> None:
     )
     assert plain(report.gains(["A", "B", "C", "D", "E"], lead="At equal passes")) == (
         "At equal passes, B is significantly better than plain training, by 0.50 ± 0.10 "
-        f"points of test accuracy ({BASIS}), which may reach the half point that the plan "
-        "calls worth having. C and D gain significantly, but less than that half point: "
+        f"points of test accuracy ({BASIS}); the interval includes the half point that the "
+        "plan calls worth having. C and D gain significantly, but less than that half point: "
         "0.30 ± 0.10 and 0.30 ± 0.10 points (2 and 1.33 passes per step). A is "
         "significantly worse, by 0.30 ± 0.10 points (1 pass per step). E is not recorded on "
         "all tasks of plane/*/*/narrow-tuned yet."
     )
+
+
+def test_an_interval_without_zero_may_not_be_significant(monkeypatch) -> None:
+    neither = {"verdict": "no gain worth having", "difference": 0.002}
+    zero = {"verdict": "no gain worth having", "difference": 0.0}
+    made_gains(monkeypatch, A=neither, B=zero, C=neither, D={})
+    together = "not significant once 4 methods are tested together; "
+    said = {
+        name: plain(report.gains(list(name))) for name in ("A", "B", "AB", "AC", "ABC")
+    }
+    assert f"({BASIS}); the difference is {together}{FOUND}." in said["A"]
+    assert together not in said["B"] + plain(report.gain("D"))
+    assert f"; the difference of A is {together}" in said["AB"]
+    assert f"; the differences are {together}" in said["AC"]
+    assert f"; the differences of A and C are {together}" in said["ABC"]
 
 
 def test_a_gain_over_another_method_names_it(monkeypatch) -> None:

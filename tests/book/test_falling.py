@@ -159,9 +159,10 @@ def test_without_the_noise_methods_too_a_coin_is_left_on_some_gaussians() -> Non
 
 
 def test_at_a_constant_rate_the_flatter_net_wins_by_set() -> None:
-    """The landing page, of all pairs."""
+    """The landing page and chapter 1, of all pairs."""
     found = shares("test_loss", float("inf"), verdicts.PLANE)
     assert [found.min(), found.max()] == pytest.approx([36, 76], abs=0.5)
+    assert set(found.index[found < 49]) == {"sinusoid-0.05", "sinusoid-0.1"}
 
 
 def test_fewer_tries_cost_as_much_as_the_average_on_a_cosine() -> None:

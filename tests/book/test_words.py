@@ -1,8 +1,12 @@
 """What pages say in words, and no marker or test of their chapter holds."""
 
+import copy
+
 import numpy as np
 import pytest
+import torch
 
+from flatnb import models
 from flatnb.results import compare, records, verdicts
 
 
@@ -25,6 +29,47 @@ def test_stopping_early_beats_every_level_on_mnist1d() -> None:
     losses = np.array(record["curves"]["all"]["test_loss"]).mean(axis=1)
     levels = [setting["level"] for setting in record["settings"]]
     assert losses[levels.index(0)].min() < losses[:, -1].min()
+
+
+def test_the_lowest_test_loss_on_mnist1d_is_the_first_after_the_start() -> None:
+    """Chapter 4: of evaluations every ten epochs; the test loss falls before it."""
+    (record,) = compare.loaded(["double-descent/mnist1d-n4000/Flooding"])
+    levels = [setting["level"] for setting in record["settings"]]
+    plain = np.array(record["curves"]["all"]["test_loss"])[levels.index(0)].mean(axis=0)
+    assert plain.argmin() == 1 and record["curves"]["epochs"][:2] == [0, 10]
+
+
+def test_a_bolder_last_layer_lowers_kappa_only_where_the_net_is_certain() -> None:
+    """Chapter 2, exercise 3: logits times 3, two classes, by their difference m."""
+    m = np.linspace(0.1, 4, 391)
+    before, after = (np.exp(-z) / (1 + np.exp(-z)) ** 2 for z in (m, 3 * m))
+    falls = m[9 * after < before]
+    assert falls.min() == pytest.approx(1.3, abs=0.05)
+    assert len(falls) == (m >= falls.min()).sum()
+
+
+def test_the_biases_take_the_climb_of_asam_in_a_shrunken_layer() -> None:
+    """Chapter 6, exercise 3: of a rescaled net of two layers, by the length of T g."""
+    torch.manual_seed(0)
+    net = models.mlp(6, 8, 1, 3, batchnorm=False).double()
+    x, y = torch.randn(20, 6).double(), torch.arange(20) % 3
+    lengths = []
+    for c in (1.0, 1 / 8):
+        scaled = copy.deepcopy(net)
+        first, second = (m for m in scaled.modules() if isinstance(m, torch.nn.Linear))
+        with torch.no_grad():
+            first.weight.mul_(c)
+            first.bias.mul_(c)
+            second.weight.div_(c)
+        torch.nn.functional.cross_entropy(scaled(x), y).backward()
+        lengths.append([first.bias.grad.norm().item()])
+        lengths[-1] += [
+            (layer.weight * layer.weight.grad).norm().item()
+            for layer in (first, second)
+        ]
+    (bias, *weights), (longer, *same) = lengths
+    assert longer / bias == pytest.approx(8)
+    assert same == pytest.approx(weights)
 
 
 def test_softad_has_the_lower_test_loss_on_two_spirals() -> None:

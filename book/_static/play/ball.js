@@ -132,15 +132,15 @@ flatnb.play("ball", (fig) => {
     const circle = flatnb.linspace(0, 2 * Math.PI, 90);
     const around = (angle) => [w[0] + rho * Math.cos(angle), w[1] + rho * Math.sin(angle)];
     map.line(circle.map(around), { dash: "6 5", width: 1.5 });
-    map.arrow(w, sam, { color: "red", width: 2.5 });
-    map.dot(...top, { color: "blue", shape: "star", size: 10 });
-    map.dot(...sam, { color: "red", shape: "diamond", size: 7 });
+    map.arrow(w, sam, { color: "blue", width: 2.5 });
+    map.dot(...top, { color: "red", shape: "star", size: 10 });
+    map.dot(...sam, { color: "blue", shape: "diamond", size: 7 });
     map.text(...w, "*w*", { anchor: "end", dx: -13, dy: -8 });
 
     const radii = flatnb.linspace(0, MOST, 25).slice(1);
     const curves = [
-      ["red", "diamond", radii.map((r) => rise(ascent(net, w, r))), rise(sam)],
-      ["blue", "star", radii.map((r) => rise(worst(net, w, r))), rise(top)],
+      ["blue", "diamond", radii.map((r) => rise(ascent(net, w, r))), rise(sam)],
+      ["red", "star", radii.map((r) => rise(worst(net, w, r))), rise(top)],
     ];
     const highest = curves[1][2][radii.length - 1];
     rises.y = [0, TOPS.find((value) => value > highest) || highest];
@@ -155,7 +155,7 @@ flatnb.play("ball", (fig) => {
       rises.line([[0, 0], ...radii.map((r, i) => [r, values[i]])], { color });
       rises.dot(rho, now, { color, shape, size: shape === "star" ? 10 : 6 });
     }
-    const legend = [["blue", "worst point"], ["red", "SAM's step"], ["gray", "straight line"]];
+    const legend = [["red", "worst point"], ["blue", "SAM's step"], ["gray", "straight line"]];
     legend.forEach(([color, text], row) => {
       rises.text(0, rises.y[1], text, { color, dx: 8, dy: 18 + 19 * row });
     });
@@ -164,7 +164,7 @@ flatnb.play("ball", (fig) => {
 
   const words = (sam, top, line, here) => {
     const percent = (rise) => `${fixed((100 * rise) / top, 0)}\u00a0%`;
-    const losses = `The loss is ${fixed(here)} at *w*, {red|${fixed(here + sam)}} at SAM's point and {blue|${fixed(here + top)}} at the worst point on the circle.`;
+    const losses = `The loss is ${fixed(here)} at *w*, {blue|${fixed(here + sam)}} at SAM's point and {red|${fixed(here + top)}} at the worst point on the circle.`;
     if (top < 0.005) return `${losses} It hardly rises around here.`;
     if (sam < 0) return `${losses} SAM's step leads over a ridge, below the loss at *w*.`;
     const found = sam > 0.95 * top ? "nearly all of the worst rise, " : "";

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
@@ -503,14 +503,10 @@ def rows_table(found: Sequence[Row | str]) -> pandas.DataFrame:
     return pandas.DataFrame([row for row in found if isinstance(row, dict) and row])
 
 
-def show_claims(
+def claim_tables(
     claims: Mapping[str, tuple[Sequence[Row | str], Sequence[str]]],
-) -> None:
-    """Display each claim with its `heading` and a table of a row per test."""
-    from IPython.display import HTML, display
-
+) -> Iterator[tuple[str, Styler | None]]:
+    """Of each claim its `heading`, and a table of a row per test, None without tests."""
     for claim, (found, rest) in claims.items():
-        display(HTML(heading(claim, found, rest)))
         table = rows_table(found)
-        if len(table):
-            display(words_table(table))
+        yield heading(claim, found, rest), words_table(table) if len(table) else None

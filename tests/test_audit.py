@@ -87,14 +87,16 @@ def test_verdicts_have_the_number_that_they_rest_on() -> None:
     assert found == "no verdict, though significant: at an edge"
 
 
-def test_a_claim_has_a_heading_and_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_claim_has_a_heading_and_a_table() -> None:
     assert audit.heading("c", [{}], [""]) == "<p>c</p>"
     assert audit.heading("c", ["line"], []) == "<p>c<br>\nline</p>"
     trace = {"task": "digits", "measure": "trace", "verdict": "descriptive"}
     assert "Trace: 2 descriptive." in audit.heading("c", [trace, trace], [])
     assert audit.rows_table([{}, "line"]).empty
-    audit.show_claims({"c": ([row("better"), {}], []), "d": ([], ["all"])})
-    assert capsys.readouterr().out.count("HTML object") == 2
+    claims = {"c": ([row("better"), {}], []), "d": ([], ["all"])}
+    (first, table), (second, none) = audit.claim_tables(claims)
+    assert first.startswith("<p>c<br>") and len(table.data) == 1
+    assert second == "<p>d<br>\nNot tested: all</p>" and none is None
 
 
 def test_gradient_of_the_small_net() -> None:

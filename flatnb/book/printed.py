@@ -1,0 +1,66 @@
+"""An extension of Sphinx: sentences that a cell prints are set as text.
+
+A cell prints in a notebook what a page says in words, a sentence to a line. In a font of
+fixed width such lines are hard to read and break in the wrong places on a phone; what is
+aligned in columns needs that font, and keeps it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
+
+_ALIGNED = re.compile(r"\S {2,}\S|\t|^ {5,}")
+_MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
+
+
+def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
+    """Of what a cell printed, each line and whether it is indented, to stand below the
+    one before; None if lines are aligned in columns. A hyphen before a number is a minus.
+
+    >>> paragraphs("SAM gains -0.1 points:\\n  on the spiral -0.2")
+    [(False, 'SAM gains −0.1 points:'), (True, 'on the spiral −0.2')]
+    >>> paragraphs("SAM  0.1\\nERM  0.2") is None
+    True
+    """
+    lines = [line.rstrip() for line in printed.splitlines()]
+    if any(map(_ALIGNED.search, lines)):
+        return None
+    return [
+        (line.startswith(" "), _MINUS.sub("\N{MINUS SIGN}", line.strip()))
+        for line in lines
+        if line
+    ]
+
+
+class Printed(SphinxPostTransform):
+    """Sets the sentences among the outputs of cells."""
+
+    default_priority = 10  # after myst-nb has chosen one format of each output
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Replace what the cells of one page printed, where it is sentences."""
+        for block in list(self.document.findall(nodes.literal_block)):
+            if not {"output", "stream"} <= set(block["classes"]):
+                continue
+            if found := paragraphs(block.astext()):
+                block.replace_self(
+                    nodes.container(
+                        "",
+                        *(
+                            nodes.paragraph("", text, classes=["under"] * below)
+                            for below, text in found
+                        ),
+                        classes=["output", "printed"],
+                    )
+                )
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """As an extension of Sphinx."""
+    app.add_post_transform(Printed)
+    return {"parallel_read_safe": True}

@@ -9,6 +9,7 @@ import pandas as pd
 
 from flatnb import plots
 from flatnb.charts.page import about, choice, data, pick
+from flatnb.results.scoreboard import DEFAULTS
 
 if TYPE_CHECKING:
     import altair as alt
@@ -30,12 +31,15 @@ METRICS = {
 }
 NOT_RECORDED = "not recorded"
 _KEYS = ("rule", "metric", "place", "baseline")
+_ENDS = (("low", "-"), ("high", "+"))
 
 
 def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     """One of the `flatnb.results.scoreboard.views` at a time, a row for each method.
 
-    The reader chooses rule, metric, place and baseline, and the order of the rows.
+    The reader chooses rule, metric, place and baseline, and the order of the rows. All
+    rules have one axis, on which their gains can be compared; published defaults, where
+    a method can lose many times as much as another gains, widen it.
     """
     import altair as alt
 
@@ -51,16 +55,22 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     ]
     text = "format(datum.gain, '+' + digits) + ' ± ' + format(datum.interval, digits)"
     row = "[-datum.gain, 1000 * datum.passes - datum.gain, datum.number][order]"
+    ends = {end: f"datum.gain {sign} datum.interval" for end, sign in _ENDS}
     rows = (
         alt.Chart()
         .transform_filter(" && ".join(f"datum.{key} == {key}" for key in _KEYS))
         .transform_calculate(
-            low="datum.gain - datum.interval",
-            high="datum.gain + datum.interval",
-            words=text,
-            verdict=pick(list(VERDICTS), "datum.verdict"),
-            row=row,
+            **ends, words=text, verdict=pick(list(VERDICTS), "datum.verdict"), row=row
         )
+    )
+    tuned = [index for index, rule in enumerate(words["rule"]) if rule != DEFAULTS]
+    alike = " && ".join(f"datum.{key} == {key}" for key in _KEYS[1:])
+    axis_of_all = (
+        alt.Chart()
+        .transform_filter(f"{alike} && indexof({tuned}, datum.rule) >= 0")
+        .transform_calculate(**ends)
+        .transform_aggregate(low="min(low)", high="max(high)")
+        .mark_rule(opacity=0, aria=False)
     )
     colors, shapes = (
         alt.Scale(domain=list(VERDICTS), range=list(values))
@@ -84,6 +94,7 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     title = alt.ExprRef(f"[{pick(gains, 'metric')}, {relative_to}]")  # two lines
     return alt.layer(
         zero.encode(x=alt.datum(0)),
+        axis_of_all.encode(x=alt.X("low:Q", title=None), x2="high:Q"),
         encoded.mark_rule(strokeWidth=2).encode(
             x=alt.X("low:Q", title=None, axis=axis), x2="high:Q"
         ),

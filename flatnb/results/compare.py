@@ -285,8 +285,7 @@ def overall(
     """
     pairs = differences(runs, baseline, metric)
     tasks = pairs.index.unique("task")
-    seeds = pairs.groupby("seed")
-    means = seeds.mean().where(seeds.count() == len(tasks))
+    means = over_tasks(pairs)
     lacking = pairs.groupby("task").count().eq(0).any()
     for method in means:
         if means[method].isna().all() if shared else lacking[method]:
@@ -304,6 +303,18 @@ def overall(
         for method in pairs
     }
     return _table(rows, "tasks", at_edge)
+
+
+def over_tasks(pairs: pandas.DataFrame) -> pandas.DataFrame:
+    """Of single `differences`, the mean over the tasks for each seed; NaN where some task
+    lacks it.
+
+    >>> index = pandas.MultiIndex.from_product([["a", "b"], [0]], names=["task", "seed"])
+    >>> over_tasks(pandas.DataFrame({"SAM": [1.0, 3.0]}, index))["SAM"].tolist()
+    [2.0]
+    """
+    count = pairs.index.unique("task").size
+    return pairs.groupby("seed").sum(min_count=count) / count
 
 
 def share_seeds(tasks: Iterable[str]) -> bool:
@@ -384,7 +395,7 @@ def _tests(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
     if n >= LEAST_SEEDS:
         trimmed = stats.trim_mean(gaps, 0.1)
         some = gaps.any(axis=0)
-        wilcoxon = np.array([signed_rank(gap) for gap in gaps.T])
+        wilcoxon = signed_rank(gaps)
         spread = np.ptp(gaps, axis=0) > 0
         p = (~some).astype(float)  # without a spread, of which t is not defined
         if spread.any():

@@ -129,13 +129,26 @@ def frame(record: Mapping[str, Any]) -> pandas.DataFrame:
     >>> len(frame(record)) == len(record["settings"]) * len(record["seeds"])
     True
     """
-    settings = pandas.DataFrame(record["settings"]).rename_axis("setting").reset_index()
-    seeds = pandas.DataFrame({"seed": record["seeds"]})
-    final = {
-        metric: np.array(table, dtype=float).ravel()
-        for metric, table in record["final"].items()
-    }
-    return settings.merge(seeds, how="cross").assign(**final)
+    settings, seeds = record["settings"], record["seeds"]
+    columns = setting_columns(settings, np.arange(len(settings)).repeat(len(seeds)))
+    columns["seed"] = np.tile(seeds, len(settings))
+    for metric, table in record["final"].items():
+        columns[metric] = np.array(table, dtype=float).ravel()
+    return pandas.DataFrame(columns)
+
+
+def setting_columns(
+    settings: Sequence[Mapping[str, Any]], indices: Sequence[int] | np.ndarray
+) -> dict[str, Any]:
+    """Columns of a table: setting, and the hyperparameters of the settings of these
+    indices, NaN where a setting lacks one.
+
+    >>> setting_columns([{"lr": 0.1}, {"lr": 0.2}], [1, 1])["lr"].tolist()
+    [0.2, 0.2]
+    """
+    table = pandas.DataFrame(settings)
+    rows = np.asarray(indices, dtype=int)
+    return {"setting": rows} | {name: table[name].to_numpy()[rows] for name in table}
 
 
 def save(record: Mapping[str, Any], *, replace: bool = False) -> Path:

@@ -39,11 +39,10 @@ def runs_of(record: Mapping[str, Any], kind: str) -> pandas.DataFrame:
         places = [i * seeds + j for j, i in enumerate(_settings(record, kind))]
         table = records.frame(record).iloc[places].assign(order=0)
     else:
-        settings = pandas.DataFrame(record["settings"]).rename_axis("setting")
-        table = settings.iloc[evaluated["settings"]].reset_index()
+        columns = records.setting_columns(record["settings"], evaluated["settings"])
+        columns |= {"seed": evaluated["seeds"], "order": evaluated["orders"]}
         final = {name: np.array(v, float) for name, v in evaluated["final"].items()}
-        columns = {"seed": evaluated["seeds"], "order": evaluated["orders"]}
-        table = table.assign(**columns, **final)
+        table = pandas.DataFrame(columns | final)
     lost = table.filter(["train_loss", "test_loss"]).isna().any(axis=1)
     if lost.any():
         chance = _chance(record, table)

@@ -6,7 +6,7 @@ baseline. Its tests, one per method, are a family, as of `verdicts.gains`.
 
 import fnmatch
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas
@@ -49,6 +49,8 @@ PLACES = (
     Place("images: 4,000 of CIFAR-10", ("images/cifar10-jpeg-n4000-small_cnn",), 0.01),
 )
 
+DEFAULTS = "published defaults"  # the rule by which nothing is tuned
+
 
 def rules(
     plane: str = "plane/*/narrow-tuned",
@@ -76,7 +78,7 @@ def rules(
         "equal passes, falling": _equal_passes(falling, f"{plane}-equal-passes-cosine"),
         "equal passes, constant": _equal_passes(plane, f"{plane}-equal-passes"),
         "the same for all": _runs([one_rate], "selected"),
-        "published defaults": _runs([plane, images], "default"),
+        DEFAULTS: _runs([plane, images], "default"),
     }
     found = {rule: runs for rule, runs in found.items() if len(runs)}
     return found
@@ -115,35 +117,47 @@ def views(
     parts = [pandas.DataFrame(columns=COLUMNS)]
     for rule, table in runs.items():
         table = table.assign(task=table["task"].str.removesuffix(", tuned lr"))
-        for place, metric in itertools.product(PLACES, METRICS):
-            inside = _inside(table, place, metric)
-            for baseline in filter(set(inside["method"]).__contains__, baselines):
-                view = _view(inside, place, metric, baseline, level)
-                keys = {"rule": rule, "place": place.words, "metric": metric}
-                parts.append(view.assign(**keys, baseline=baseline)[COLUMNS])
+        passes = table.groupby(["task", "method"])["passes"].first()
+        chosen = table.get("at_edge", pandas.Series(data=False, index=table.index))
+        at_edge = set(
+            table.loc[chosen, ["task", "method"]].itertuples(index=False, name=None)
+        )
+        for metric in filter(set(table).__contains__, METRICS):
+            values = compare.wide(table[table[metric].notna()], metric)
+            for place in PLACES:
+                inside = _inside(values, place)
+                for baseline in filter(set(inside).__contains__, baselines):
+                    edges = {m for task, m in at_edge if task in place.tasks}
+                    view = _view(inside, place, metric, baseline, edges, level)
+                    keys = {"rule": rule, "place": place.words, "metric": metric}
+                    keys |= {"baseline": baseline}
+                    costs = passes[place.tasks[0]].reindex(view["method"]).to_numpy()
+                    parts.append(view.assign(**keys, passes=costs)[COLUMNS])
     return pandas.concat(parts[1:] or parts, ignore_index=True)
 
 
-def _inside(table: pandas.DataFrame, place: Place, metric: str) -> pandas.DataFrame:
-    """The runs of the methods that have the metric on all tasks of a place."""
-    there = table[table["task"].isin(place.tasks)]
-    if metric in there:
-        there = there[there[metric].notna()]
-        tasks = there.groupby("method")["task"].transform("nunique")
-        there = there[tasks == len(place.tasks)]
-    if metric not in there or there["method"].nunique() < 2:
-        return there[:0]
-    return there
+def _inside(values: pandas.DataFrame, place: Place) -> pandas.DataFrame:
+    """The values of the methods that have some on all tasks of a place."""
+    there = values[values.index.get_level_values("task").isin(place.tasks)]
+    tasks = there.notna().groupby("task").any()
+    there = there.loc[:, (len(tasks) == len(place.tasks)) & tasks.all()]
+    return there if there.shape[1] > 1 else there.iloc[:, :0]
 
 
 def _view(
-    runs: pandas.DataFrame, place: Place, metric: str, baseline: str, level: float
+    values: pandas.DataFrame,
+    place: Place,
+    metric: str,
+    baseline: str,
+    edges: Collection[str],
+    level: float,
 ) -> pandas.DataFrame:
     worth = place.worth if metric == "test_accuracy" else None
-    tests = compare.overall(runs, baseline, metric)
+    others = values.drop(columns=baseline)
+    means = compare.over_tasks(others.sub(values[baseline], axis=0))
+    count = len(place.tasks)
+    gaps = {(count, method): means[method] for method in means}
+    lost = {(count, method) for method in means if {method, baseline} & {*edges}}
+    tests = compare.tests_of(gaps, "tasks", lost)
     tests = verdicts.verdicts(tests, metric, worth, level)
-    passes = runs.groupby("method")["passes"].first()
-    return tests.assign(
-        gain=tests["difference"] * compare.sign(metric),
-        passes=passes.reindex(tests["method"]).to_numpy(),
-    )
+    return tests.assign(gain=tests["difference"] * compare.sign(metric))

@@ -72,8 +72,9 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def signed_rank(gaps: ArrayLike) -> float:
-    """p of Wilcoxon's two-sided signed-rank test that gaps (n,) are symmetric around 0.
+def signed_rank(gaps: ArrayLike) -> NDArray[np.float64]:
+    """p of Wilcoxon's two-sided signed-rank test that gaps are symmetric around 0, over
+    the first axis: gaps (n, …) give (…).
 
     Zeros are dropped, and equal sizes share their mean rank. With r the ranks of |gaps|,
     p = 2 min(P(W <= w), P(W >= w)), at most 1, where w is the sum of r over the positive
@@ -82,20 +83,27 @@ def signed_rank(gaps: ArrayLike) -> float:
     Source: F. Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1
     (1945).
 
-    >>> signed_rank([3.0, 1.0, 2.0, 4.0])  # of 16 signs, these and the opposite
+    >>> float(signed_rank([3.0, 1.0, 2.0, 4.0]))  # of 16 signs, these and the opposite
     0.125
     """
     values = np.asarray(gaps, dtype=np.float64)
+    ranks = 2 * stats.rankdata(abs(values), axis=0)  # of ties: halves; zeros are first
+    ranks -= 2 * (values == 0).sum(axis=0)
+    columns = (table.reshape(len(values), -1).T for table in (values, ranks))
+    p = [_signed_rank(*column) for column in zip(*columns, strict=True)]
+    return np.array(p).reshape(values.shape[1:])
+
+
+def _signed_rank(values: NDArray[np.float64], ranks: NDArray[np.float64]) -> float:
     if np.isnan(values).any():
         return math.nan
-    values = values[values != 0]
-    ranks = np.rint(2 * stats.rankdata(abs(values))).astype(int)  # of ties: halves
-    chances = _of_rank_sums(tuple(sorted(ranks.tolist())))
-    w = ranks[values > 0].sum()
+    whole = np.rint(ranks).astype(int)
+    chances = _of_rank_sums(tuple(sorted(whole[values != 0].tolist())))
+    w = whole[values > 0].sum()
     return float(min(1.0, 2 * chances[: w + 1].sum(), 2 * chances[w:].sum()))
 
 
-@functools.lru_cache(maxsize=256)  # without ties, n gaps have one distribution
+@functools.lru_cache(maxsize=1024)  # without ties, n gaps have one distribution
 def _of_rank_sums(ranks: tuple[int, ...]) -> NDArray[np.float64]:
     """The chance of every sum of those ranks that coins choose."""
     chances = np.zeros(sum(ranks) + 1)

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hostile import MARK, places
 from test_records import NAME, example, of_schema_1
@@ -92,6 +93,29 @@ def fuzz(file: Path, seeds: range) -> int:
 def test_changed_records_are_read_or_refused_in_one_line(file: Path) -> None:
     assert not is_refused(file, file.read_text())
     assert 50 < fuzz(file, range(100)) < 100
+
+
+def test_the_shortcuts_of_the_form_find_what_the_whole_schema_finds(file: Path) -> None:
+    kinds = jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: type(value) is int
+    )
+    whole = jsonschema.validators.extend(
+        jsonschema.Draft202012Validator, type_checker=kinds
+    )(form.schema())
+    good = json.loads(file.read_text())
+    faults = 0
+    for seed in range(400):
+        try:
+            record = json.loads(mutated(good, random.Random(seed)))
+        except (ValueError, RecursionError):
+            continue
+        found, expected = (
+            sorted(str(error) for error in validator.iter_errors(record))
+            for validator in (form._validator(), whole)
+        )
+        assert found == expected
+        faults += bool(found)
+    assert faults > 50
 
 
 @pytest.mark.slow

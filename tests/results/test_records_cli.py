@@ -303,6 +303,28 @@ def test_verify_keeps_what_it_found(
     assert len(records.dashboard()) == 3
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, ModuleNotFoundError])
+def test_what_cannot_be_repeated_here_is_said_and_counts_neither_way(
+    experiments: list[Any],
+    called: list[float],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[Exception],
+) -> None:
+    experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 4.0, 2.0, 0.0)]
+    out(capsys, "verify", "a")
+    before = records.verified()
+
+    def lacks_its_data(x: float) -> None:
+        raise error("no such thing here")
+
+    monkeypatch.setattr(sys.modules["flatnb.data.sample"], "run", lacks_its_data)
+    lines = out(capsys, "verify", status=1).splitlines()
+    assert [line.split()[:2] for line in lines] == [["skipped", "a"], ["skipped", "b"]]
+    assert "no such thing here" in lines[0]
+    assert records.verified() == before
+
+
 def test_verify_repeats_a_whole_run_when_asked(
     experiments: list[Any], called: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,16 @@ def test_the_signed_rank_test_counts_all_signs(seed: int) -> None:
     assert signed_rank(-gaps) == signed_rank(gaps)
 
 
+def test_the_signed_rank_test_of_a_table_is_that_of_its_columns() -> None:
+    gaps = np.random.default_rng(0).normal(0.4, 1.0, (9, 2, 3)).round(0)
+    gaps[0, 0, 0] = math.nan
+    gaps[:, 1, 1] = 0.0
+    found = signed_rank(gaps)
+    assert found.shape == (2, 3)
+    for place, p in np.ndenumerate(found):
+        assert p == pytest.approx(float(signed_rank(gaps[:, *place])), nan_ok=True)
+
+
 def test_the_signed_rank_test_of_zeros_is_1_and_of_nan_nan() -> None:
     assert signed_rank([0.0, 0.0]) == 1.0
     assert math.isnan(signed_rank([1.0, math.nan]))

@@ -263,7 +263,6 @@ FORMS = {  # of a metric: its name, unit, scale and format
 }
 # Of these a smaller one is not a merit by itself, or no setting was chosen.
 SIZES = ("loss_gap", "norm", "distance")
-NAMES = {"WeightNoise": "weight noise", "GD": "gradient descent"}
 NBSP = "\N{NO-BREAK SPACE}"
 AT_EDGE = "at an edge"
 MEASURES = {
@@ -387,7 +386,7 @@ def gain(
     test = test_of(task, method, reference, metric)
     if test is None:
         return {}
-    against = NAMES.get(reference, reference)
+    against = report.NAMES.get(reference, reference)
     return row_of(test, task, against, metric, WORTH[task])
 
 

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 
 _HALF_POINT = "the half point that the plan calls worth having"
+# What a method of records is called in prose, if not by its name there.
+NAMES = {
+    "WeightNoise": "weight noise",
+    "FriendlySAM": "Friendly SAM",
+    "BSAM": "bSAM",
+    "NSO-EMA": "NSO + EMA",
+    "SAM-EMA": "SAM + EMA",
+    "GD": "gradient descent",
+}
 _FINDINGS = (
     *("clearly better", "better", "slightly better", "inconclusive"),
     *("no gain worth having", "worse", "at an edge", "too few seeds"),
@@ -135,7 +144,7 @@ def gains(
     """
     tests = verdicts.gains(pattern, baseline=baseline)
     recorded = tests.loc[[name for name in methods if name in tests.index]]
-    against = "plain training" if baseline == "ERM" else baseline
+    against = "plain training" if baseline == "ERM" else _named([baseline])
     sentences: list[str] = []
     half_point = _HALF_POINT
     for finding in _FINDINGS:
@@ -150,7 +159,7 @@ def gains(
     lacking = [name for name in methods if name not in tests.index]
     if lacking:
         verb = "is" if len(lacking) == 1 else "are"
-        names = _listed(lacking)
+        names = _named(lacking)
         sentences.append(f"{names} {verb} not recorded on all tasks of {pattern} yet")
     if lead:
         sentences[0] = f"{lead}, {sentences[0]}"
@@ -176,12 +185,20 @@ def _listed(words: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
+def _named(methods: Iterable[str]) -> str:
+    """
+    >>> _named(["SAM", "WeightNoise"])
+    'SAM and weight noise'
+    """
+    return _listed([NAMES.get(name, name) for name in methods])
+
+
 def _sentence(
     finding: str, rows: pandas.DataFrame, against: str, *, family: int, first: bool
 ) -> str:
     """On tests of one finding, out of a family of so many. What the first sentence of a
     text says of them all, later ones leave out."""
-    who = _listed(rows.index)
+    who = _named(rows.index)
     s, has, gets, is_ = ("s", "has", "gets", "is")
     if len(rows) > 1:
         s, has, gets, is_ = ("", "have", "get", "are")
@@ -224,7 +241,7 @@ def _sentence(
     }[finding]
     doubted = rows.index[~rows["agree"].astype(bool)]
     if len(doubted):
-        sentence += f"; Wilcoxon's test disagrees on {_listed(doubted)}"
+        sentence += f"; Wilcoxon's test disagrees on {_named(doubted)}"
     return sentence
 
 
@@ -233,7 +250,7 @@ def _uncorrected(rows: pandas.DataFrame, family: int) -> str:
     apart = rows.index[rows["difference"].abs() > rows["interval"]]
     if apart.empty:
         return ""
-    whose = f" of {_listed(apart)}" if len(apart) < len(rows) else ""
+    whose = f" of {_named(apart)}" if len(apart) < len(rows) else ""
     noun, are = ("difference", "is") if len(apart) == 1 else ("differences", "are")
     together = f"not significant once {family} methods are tested together"
     return f"the {noun}{whose} {are} {together}; "

@@ -13,8 +13,9 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from flatnb.book.tables import with_minus
+
 _ALIGNED = re.compile(r"\S {2,}\S|\t|^ {5,}")
-_MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
 
 
 def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
@@ -29,11 +30,7 @@ def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
     lines = [line.rstrip() for line in printed.splitlines()]
     if any(map(_ALIGNED.search, lines)):
         return None
-    return [
-        (line.startswith(" "), _MINUS.sub("\N{MINUS SIGN}", line.strip()))
-        for line in lines
-        if line
-    ]
+    return [(line.startswith(" "), with_minus(line.strip())) for line in lines if line]
 
 
 class Printed(SphinxPostTransform):

@@ -3,8 +3,9 @@
 A table that pandas wrote gets one row of headings, its first column fixed while the
 rest scrolls, columns of numbers aligned at the right, and gains and losses colored: a
 signed number whose interval does not reach zero (in a table with stars: that has one),
-and the words of a verdict. More is better, except in a column of losses or errors. All
-stands in a box that a style sheet can let scroll; colors are that style sheet's, too.
+and the words of a verdict. More is better, except in a column of losses or errors. A
+hyphen before a number is a minus. All stands in a box that a style sheet can let scroll;
+colors are that style sheet's, too.
 A table with words that is wider than a phone has the class `stacks` and the name of its
 column on each cell, so that a style sheet can show a row as a short list there.
 """
@@ -23,6 +24,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 _ROW = re.compile(r"<tr[^>]*>(.*?)</tr>", re.DOTALL)
 _CELL = re.compile(r"<(t[hd])([^>]*)>(.*?)</t[hd]>", re.DOTALL)
 _TABLE = re.compile(r"<table.*</table>", re.DOTALL)
+_TEXT = re.compile(r"(?:^|(?<=>))[^<]+")  # what of HTML is not in a tag
+_MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
 _SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|")
 _LESS = re.compile(r"\b(loss|error|nats)\b")
@@ -91,6 +94,15 @@ def improved(table: str) -> str:
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 
+def with_minus(text: str) -> str:
+    """A text in which a hyphen before a number is a minus.
+
+    >>> with_minus("-0.1 on 2026-11-27")
+    '−0.1 on 2026-11-27'
+    """
+    return _MINUS.sub("\N{MINUS SIGN}", text)
+
+
 def _rows(part: str) -> list[list[Cell]]:
     return [
         [
@@ -150,7 +162,8 @@ def _row(
         attributes += f' scope="{scope}"' * (kind == "th")
         if names and place:
             attributes += f' data-label="{html.escape(names[place])}"'
-        text += f"<{kind}{attributes}>{cell.content}</{kind}>"
+        content = _TEXT.sub(lambda found: with_minus(found[0]), cell.content)
+        text += f"<{kind}{attributes}>{content}</{kind}>"
     return f"<tr>{text}</tr>"
 
 

@@ -70,7 +70,7 @@ def test_with_stars_only_these_count() -> None:
     table = pandas.DataFrame(
         {"gain (points)": ["+0.3 ± 0.1*", "+0.4 ± 0.1", "-2 ± 1*"]}
     )
-    assert marked(page(table)) == {"+0.3 ± 0.1*": "better", "-2 ± 1*": "worse"}
+    assert marked(page(table)) == {"+0.3 ± 0.1*": "better", "−2 ± 1*": "worse"}
 
 
 def test_without_stars_intervals_that_exclude_zero_count() -> None:
@@ -81,7 +81,17 @@ def test_without_stars_intervals_that_exclude_zero_count() -> None:
 @pytest.mark.parametrize("name", ["test loss (nats)", "calibration error"])
 def test_less_is_better_of_losses_and_errors(name: str) -> None:
     table = pandas.DataFrame({name: ["+0.3 ± 0.1", "-0.2 ± 0.1"]})
-    assert marked(page(table)) == {"+0.3 ± 0.1": "worse", "-0.2 ± 0.1": "better"}
+    assert marked(page(table)) == {"+0.3 ± 0.1": "worse", "−0.2 ± 0.1": "better"}
+
+
+def test_a_hyphen_before_a_number_is_a_minus_and_no_other_is() -> None:
+    link = '<a href="#a-1" class="b -2">2026-11-27, 1e-06, x-1: -1, [-.5, 2]</a>'
+    table = pandas.DataFrame({"gain": [-0.5], "where": [link]})
+    with pandas.option_context("display.max_colwidth", None):
+        text = improved(table.to_html(escape=False, notebook=True))
+    assert ">−0.5<" in text
+    shown = "2026-11-27, 1e-06, x-1: −1, [−.5, 2]</a>"
+    assert '<a href="#a-1" class="b -2">' + shown in text
 
 
 def test_columns_of_sentences_are_prose() -> None:

@@ -2,17 +2,21 @@
 
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from flatnb.experiments import pretrained
+from flatnb.experiments.pretrained import Pretrained
 from flatnb.pretrained import (
     efficientnet,
     efficientnet_lite0,
     pretrained_efficientnet_lite0,
     scaled,
 )
+from flatnb.results import records
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])
@@ -109,3 +113,31 @@ def test_the_published_weights_give_a_finite_number_on_a_picture() -> None:
     net = pretrained_efficientnet_lite0().eval()
     gray = scaled(torch.full((1, 3, 64, 64), 128, dtype=torch.uint8))
     assert net(gray).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_two_steps_of_fine_tuning_amplify_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the page of records has it: a millionth of each weight, of the order of what
+    processors round, moves the losses of SAM's sample by more than 0.02."""
+    sample = records.load("finetune/sign-language-digits-5-shots/SAM")["sample"]
+    task = Pretrained(**sample["settings"]["task"])
+    plain = pretrained.start
+    losses: list[float] = []
+    for size in (0.0, 1e-6):
+
+        def started(*arguments: Any, size: float = size) -> nn.Module:
+            net = plain(*arguments)
+            torch.manual_seed(0)
+            with torch.no_grad():
+                for weight in net.parameters():
+                    weight.mul_(1 + size * torch.randn_like(weight))
+            return net
+
+        monkeypatch.setattr(pretrained, "start", started)
+        given = (sample["settings"][key] for key in ("method", "setting", "seed"))
+        *_, value = pretrained._trained(task, *given, None)
+        losses.append(value["metrics"]["train_loss"][0][0][-1])
+    assert abs(losses[1] - losses[0]) > 0.02

@@ -11,8 +11,8 @@ multiplies both, as 100 for percent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-_HALF_POINT = "the half point that the plan calls worth having"
 # What a method of records is called in prose, if not by its name there.
 NAMES = {
     "WeightNoise": "weight noise",
@@ -33,10 +32,25 @@ NAMES = {
     "SAM-EMA": "SAM + EMA",
     "GD": "gradient descent",
 }
-_FINDINGS = (
-    *("clearly better", "better", "slightly better", "inconclusive"),
-    *("no gain worth having", "worse", "at an edge", "too few seeds"),
-)
+# What a verdict says of one method, and in a list of several.
+_VERDICTS = {
+    "better": ("is significantly better than {}{}", "significantly better{}"),
+    "worse": ("is significantly worse than {}", "significantly worse"),
+    "no gain worth having": (
+        "has no gain worth having over {}",
+        "no gain worth having",
+    ),
+    "inconclusive": ("may or may not gain over {}", "inconclusive"),
+    "at an edge": (
+        "gets no verdict against {}, because a chosen setting was the largest or smallest "
+        "one tried",
+        "no verdict: a chosen setting was the largest or smallest one tried",
+    ),
+    "too few seeds": (
+        "has too few seeds for a verdict against {}",
+        "too few seeds for a verdict",
+    ),
+}
 
 
 def plus_minus(
@@ -121,13 +135,29 @@ def gain(
     Both are tuned, and compared over all tasks of the records that a pattern names, or
     several together, as by `flatnb.results.verdicts.gains`. What the sentence says
     follows from the verdict, which is corrected for all methods tested; the ± is not,
-    and where it excludes zero and the verdict does not, the sentence says so. It begins
-    with `lead`, such as "At equal passes".
+    and where it excludes zero and the verdict does not, the sentence says so. Half a
+    point is the smallest gain worth having, by the plan. It begins with `lead`, such as
+    "At equal passes".
 
     >>> gain("FAM").split(":")[0]
     'FAM has no gain worth having over plain training'
     """
-    return gains([method], pattern, baseline=baseline, lead=lead)
+    tests = verdicts.gains(pattern, baseline=baseline)
+    if method not in tests.index:
+        return f"{_begun(lead)}{_named(method)} is not recorded on all tasks of {pattern} yet."
+    row = tests.loc[method]
+    said = _VERDICTS[row["verdict"]][0].format(_against(baseline), _size(row))
+    sentence = (
+        f"{_begun(lead)}{_named(method)} {said}: {_points(row)} points of test accuracy "
+        f"(95 % interval, {_basis(tests.loc[[method]])}, {_passes(row)})"
+    )
+    if row["verdict"] in ("inconclusive", "no gain worth having"):
+        smallest = f"{100 * row['detectable']:.2f}"
+        sentence += (
+            f"; {_uncorrected(row, len(tests), 'the difference is ')}a true gain of "
+        )
+        sentence += f"{smallest} would be significant in 80 % of such comparisons"
+    return f"{sentence[0].upper()}{sentence[1:]}{_doubt(row)}."
 
 
 def gains(
@@ -137,133 +167,83 @@ def gains(
     baseline: str = "ERM",
     lead: str = "",
 ) -> str:
-    """As `gain`, of several methods: a sentence for those of each verdict.
+    """As `gain`, of several methods: a heading, and a line for each.
 
-    >>> gains(["FAM", "SAM"]).split(" points")[0].split(":")[0]
-    'SAM gains significantly, but less than the half point that the plan calls worth having'
+    >>> print(gains(["FAM", "XAM"], lead="With all the epochs").splitlines()[2])
+      XAM: not recorded on all tasks yet
     """
     tests = verdicts.gains(pattern, baseline=baseline)
     recorded = tests.loc[[name for name in methods if name in tests.index]]
-    against = "plain training" if baseline == "ERM" else _named([baseline])
-    sentences: list[str] = []
-    half_point = _HALF_POINT
-    for finding in _FINDINGS:
-        rows = recorded[[_finding(row) == finding for row in recorded.itertuples()]]
-        if len(rows):
-            sentence = _sentence(
-                finding, rows, against, family=len(tests), first=not sentences
-            )
-            sentences.append(sentence.replace(_HALF_POINT, half_point))
-            if _HALF_POINT in sentence:
-                half_point = "that half point"
-    lacking = [name for name in methods if name not in tests.index]
-    if lacking:
-        verb = "is" if len(lacking) == 1 else "are"
-        names = _named(lacking)
-        sentences.append(f"{names} {verb} not recorded on all tasks of {pattern} yet")
-    if lead:
-        sentences[0] = f"{lead}, {sentences[0]}"
-    return " ".join(f"{text[0].upper()}{text[1:]}." for text in sentences)
+    basis = f", {_basis(recorded)}" if len(recorded) else ""
+    lines = [
+        f"{_begun(lead)}points of test accuracy minus those of {_against(baseline)} "
+        f"(95 % interval{basis}):"
+    ]
+    lines[0] = lines[0][0].upper() + lines[0][1:]
+    for name in methods:
+        if name not in tests.index:
+            lines.append(f"{_named(name)}: not recorded on all tasks yet")
+            continue
+        row = tests.loc[name]
+        said = _VERDICTS[row["verdict"]][1].format(_size(row))
+        line = f"{_named(name)}: {_points(row)} ({_passes(row)}), {said}"
+        if row["verdict"] in ("inconclusive", "no gain worth having"):
+            open_to = _uncorrected(row, len(tests), "")
+            line += f" ({open_to}detectable: {100 * row['detectable']:.2f})"
+        lines.append(line + _doubt(row))
+    return "\n  ".join(lines)
 
 
-def _finding(row: Any) -> str:
-    """The verdict of a test, and if it is better, by how much it surely is."""
-    if row.verdict == "better":
-        if row.difference - row.interval >= verdicts.WORTH:
-            return "clearly better"
-        if row.difference + row.interval < verdicts.WORTH:
-            return "slightly better"
-    return row.verdict
+def _begun(lead: str) -> str:
+    return f"{lead}, " if lead else ""
 
 
-def _listed(words: Iterable[str]) -> str:
+def _named(method: str) -> str:
     """
-    >>> _listed(["a", "b", "c"])
-    'a, b and c'
+    >>> _named("WeightNoise")
+    'weight noise'
     """
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
+    return NAMES.get(method, method)
 
 
-def _named(methods: Iterable[str]) -> str:
-    """
-    >>> _named(["SAM", "WeightNoise"])
-    'SAM and weight noise'
-    """
-    return _listed([NAMES.get(name, name) for name in methods])
+def _against(baseline: str) -> str:
+    return "plain training" if baseline == "ERM" else _named(baseline)
 
 
-def _sentence(
-    finding: str, rows: pandas.DataFrame, against: str, *, family: int, first: bool
-) -> str:
-    """On tests of one finding, out of a family of so many. What the first sentence of a
-    text says of them all, later ones leave out."""
-    who = _named(rows.index)
-    s, has, gets, is_ = ("s", "has", "gets", "is")
-    if len(rows) > 1:
-        s, has, gets, is_ = ("", "have", "get", "are")
-    loss = finding == "worse"
-    spec = ".2f" if loss or "better" in finding else "+.2f"
-    sizes = zip((-1 if loss else 1) * rows["difference"], rows["interval"], strict=True)
-    points = _listed(plus_minus(100 * mean, 100 * half, spec) for mean, half in sizes)
-    points += " points of test accuracy" if first else " points"
-    basis = _passes(rows["passes"])
-    over, than = "", ", too"
-    if first:
-        seeds = _listed(dict.fromkeys(map(str, rows["n"])))
-        tasks = int(rows["tasks"].iloc[0])
-        of = f"{tasks} tasks" if tasks > 1 else "a task"
-        basis = f"mean and 95 % interval over {seeds} fresh seeds of {of}, {basis}"
-        over, than = f" over {against}", f" than {against}"
-    smallest = [f"{100 * size:.2f}" for size in rows["detectable"]]
-    a_gain = "a true gain" if len(rows) == 1 else "true gains"
-    found = f"{_uncorrected(rows, family)}{a_gain} of {_listed(smallest)} would be "
-    found += "significant in 80 % of such comparisons"
-    one = len(rows) == 1
-    includes = "the interval includes" if one else "the intervals include"
-    sentence = {
-        "clearly better": f"{who} gain{s} {points}{over} ({basis}), at least {_HALF_POINT}",
-        "better": f"{who} {is_} significantly better{than}, by {points} ({basis}); "
-        f"{includes} {_HALF_POINT}",
-        "slightly better": f"{who} gain{s} significantly, but less than {_HALF_POINT}: "
-        f"{points}{over} ({basis})",
-        "inconclusive": f"whether {who} gain{s}{over} remains open: {points} ({basis}); "
-        f"{found}",
-        "no gain worth having": f"{who} {has} no gain worth having{over}: {points} "
-        f"({basis}); {found}",
-        "worse": f"{who} {is_} significantly worse{than if first else ''}, by {points} "
-        f"({basis})",
-        "at an edge": f"{who} {gets} no verdict, because a chosen setting was the "
-        f"largest or smallest one tried, and a better one may lie beyond: {points}{over} "
-        f"({basis})",
-        "too few seeds": f"{who} {has} too few seeds for a verdict: {points}{over} "
-        f"({basis})",
-    }[finding]
-    doubted = rows.index[~rows["agree"].astype(bool)]
-    if len(doubted):
-        sentence += f"; Wilcoxon's test disagrees on {_named(doubted)}"
-    return sentence
+def _size(row: pandas.Series) -> str:
+    """Of a gain, where its interval says so: whether it reaches the half point."""
+    if row["difference"] - row["interval"] >= verdicts.WORTH:
+        return ", by at least half a point"
+    if row["difference"] + row["interval"] < verdicts.WORTH:
+        return ", by less than half a point"
+    return ""
 
 
-def _uncorrected(rows: pandas.DataFrame, family: int) -> str:
-    """Which of the tests, none of them significant, have an interval without zero."""
-    apart = rows.index[rows["difference"].abs() > rows["interval"]]
-    if apart.empty:
+def _points(row: pandas.Series) -> str:
+    return plus_minus(100 * row["difference"], 100 * row["interval"], "+.2f")
+
+
+def _basis(rows: pandas.DataFrame) -> str:
+    """Of what the means are."""
+    seeds = " or ".join(dict.fromkeys(map(str, rows["n"])))
+    tasks = int(rows["tasks"].iloc[0])
+    return f"n = {seeds} fresh seeds of {f'{tasks} tasks' if tasks > 1 else 'a task'}"
+
+
+def _uncorrected(row: pandas.Series, family: int, before: str) -> str:
+    """Of a test that is not significant, if its interval excludes zero."""
+    if abs(row["difference"]) <= row["interval"]:
         return ""
-    whose = f" of {_named(apart)}" if len(apart) < len(rows) else ""
-    noun, are = ("difference", "is") if len(apart) == 1 else ("differences", "are")
-    together = f"not significant once {family} methods are tested together"
-    return f"the {noun}{whose} {are} {together}; "
+    return f"{before}not significant once {family} methods are tested together; "
 
 
-def _passes(passes: pandas.Series) -> str:
-    """The methods' passes per step, once if they are all the same."""
-    numbers = [f"{number:.3g}" for number in passes]
-    if len(set(numbers)) == 1:
-        return (
-            "1 pass per step" if numbers[0] == "1" else f"{numbers[0]} passes per step"
-        )
-    return f"{_listed(numbers)} passes per step"
+def _passes(row: pandas.Series) -> str:
+    passes = f"{row['passes']:.3g}"
+    return f"{passes} {'pass' if passes == '1' else 'passes'} per step"
+
+
+def _doubt(row: pandas.Series) -> str:
+    return "" if row["agree"] else "; Wilcoxon's test disagrees"
 
 
 def table(

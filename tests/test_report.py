@@ -96,7 +96,7 @@ def made_gains(monkeypatch, **rows):
     monkeypatch.setattr(verdicts, "gains", lambda *args, **options: table)
 
 
-BASIS = "mean and 95 % interval over 60 fresh seeds of 9 tasks, 2 passes per step"
+BASIS = "95 % interval, n = 60 fresh seeds of 9 tasks"
 FOUND = "a true gain of 0.20 would be significant in 80 % of such comparisons"
 
 
@@ -105,48 +105,44 @@ FOUND = "a true gain of 0.20 would be significant in 80 % of such comparisons"
     [
         (
             {"difference": 0.01},
-            f"A gains 1.00 ± 0.10 points of test accuracy over plain training ({BASIS}), "
-            "at least the half point that the plan calls worth having.",
+            "A is significantly better than plain training, by at least half a point: +1.00 ± "
+            f"0.10 points of test accuracy ({BASIS}, 2 passes per step).",
         ),
         (
             {"difference": 0.005},
-            "A is significantly better than plain training, by 0.50 ± 0.10 points of test "
-            f"accuracy ({BASIS}); the interval includes the half point that the plan calls "
-            "worth having.",
+            "A is significantly better than plain training: +0.50 ± 0.10 points of test "
+            f"accuracy ({BASIS}, 2 passes per step).",
         ),
         (
             {},
-            "A gains significantly, but less than the half point that the plan calls worth "
-            "having: 0.30 ± 0.10 points of test accuracy over plain training "
-            f"({BASIS}).",
+            "A is significantly better than plain training, by less than half a point: +0.30 ± "
+            f"0.10 points of test accuracy ({BASIS}, 2 passes per step).",
         ),
         (
             {"verdict": "inconclusive", "interval": 0.004},
-            "Whether A gains over plain training remains open: +0.30 ± 0.40 points of test "
-            f"accuracy ({BASIS}); {FOUND}.",
+            "A may or may not gain over plain training: +0.30 ± 0.40 points of test accuracy "
+            f"({BASIS}, 2 passes per step); {FOUND}.",
         ),
         (
             {"verdict": "no gain worth having", "difference": -0.001},
             "A has no gain worth having over plain training: -0.10 ± 0.10 points of test "
-            f"accuracy ({BASIS}); {FOUND}.",
+            f"accuracy ({BASIS}, 2 passes per step); {FOUND}.",
         ),
         (
             {"verdict": "worse", "difference": -0.003},
-            "A is significantly worse than plain training, by 0.30 ± 0.10 points of test "
-            f"accuracy ({BASIS}).",
+            "A is significantly worse than plain training: -0.30 ± 0.10 points of test "
+            f"accuracy ({BASIS}, 2 passes per step).",
         ),
         (
             {"verdict": "at an edge", "agree": False},
-            "A gets no verdict, because a chosen setting was the largest or smallest one "
-            "tried, and a better one may lie beyond: +0.30 ± 0.10 points of test accuracy "
-            f"over plain training ({BASIS}); "
-            "Wilcoxon's test disagrees on A.",
+            "A gets no verdict against plain training, because a chosen setting was the "
+            "largest or smallest one tried: +0.30 ± 0.10 points of test accuracy "
+            f"({BASIS}, 2 passes per step); Wilcoxon's test disagrees.",
         ),
         (
             {"verdict": "too few seeds", "passes": 1.0, "tasks": 1},
-            "A has too few seeds for a verdict: +0.30 ± 0.10 points of test accuracy over "
-            "plain training (mean and 95 % interval over 60 fresh seeds of a task, "
-            "1 pass per step).",
+            "A has too few seeds for a verdict against plain training: +0.30 ± 0.10 points of "
+            "test accuracy (95 % interval, n = 60 fresh seeds of a task, 1 pass per step).",
         ),
     ],
 )
@@ -155,43 +151,46 @@ def test_a_gain_in_a_sentence(monkeypatch, row, sentence) -> None:
     assert plain(report.gain("A")) == sentence
 
 
-def test_gains_are_grouped_by_verdict(monkeypatch) -> None:
+def test_of_several_methods_each_has_a_line(monkeypatch) -> None:
     made_gains(
         monkeypatch,
         A={"verdict": "worse", "difference": -0.003, "passes": 1.0},
-        B={"difference": 0.005},
-        C={},
-        D={"passes": 4 / 3},
+        WeightNoise={"passes": 4 / 3, "agree": False},
+        C={"verdict": "inconclusive", "interval": 0.004},
+        D={"verdict": "at an edge"},
     )
-    assert plain(report.gains(["A", "B", "C", "D", "E"], lead="At equal passes")) == (
-        "At equal passes, B is significantly better than plain training, by 0.50 ± 0.10 "
-        f"points of test accuracy ({BASIS}); the interval includes the half point that the "
-        "plan calls worth having. C and D gain significantly, but less than that half point: "
-        "0.30 ± 0.10 and 0.30 ± 0.10 points (2 and 1.33 passes per step). A is "
-        "significantly worse, by 0.30 ± 0.10 points (1 pass per step). E is not recorded on "
-        "all tasks of plane/*/*/narrow-tuned yet."
-    )
+    methods = ["A", "WeightNoise", "C", "D", "E"]
+    lines = report.gains(methods, lead="At equal passes").splitlines()
+    assert [plain(line) for line in lines] == [
+        f"At equal passes, points of test accuracy minus those of plain training ({BASIS}):",
+        "  A: -0.30 ± 0.10 (1 pass per step), significantly worse",
+        "  weight noise: +0.30 ± 0.10 (1.33 passes per step), significantly better, by less "
+        "than half a point; Wilcoxon's test disagrees",
+        "  C: +0.30 ± 0.40 (2 passes per step), inconclusive (detectable: 0.20)",
+        "  D: +0.30 ± 0.10 (2 passes per step), no verdict: a chosen setting was the largest "
+        "or smallest one tried",
+        "  E: not recorded on all tasks yet",
+    ]
 
 
 def test_an_interval_without_zero_may_not_be_significant(monkeypatch) -> None:
-    neither = {"verdict": "no gain worth having", "difference": 0.002}
+    apart = {"verdict": "no gain worth having", "difference": 0.002}
     zero = {"verdict": "no gain worth having", "difference": 0.0}
-    made_gains(monkeypatch, A=neither, B=zero, C=neither, D={})
-    together = "not significant once 4 methods are tested together; "
-    said = {
-        name: plain(report.gains(list(name))) for name in ("A", "B", "AB", "AC", "ABC")
-    }
-    assert f"({BASIS}); the difference is {together}{FOUND}." in said["A"]
-    assert together not in said["B"] + plain(report.gain("D"))
-    assert f"; the difference of A is {together}" in said["AB"]
-    assert f"; the differences are {together}" in said["AC"]
-    assert f"; the differences of A and C are {together}" in said["ABC"]
+    made_gains(monkeypatch, A=apart, B=zero, C={})
+    together = "not significant once 3 methods are tested together; "
+    said = {name: plain(report.gain(name)) for name in "ABC"}
+    assert f"; the difference is {together}{FOUND}." in said["A"]
+    assert together not in said["B"] + said["C"]
+    lines = report.gains(["A", "B", "C"]).splitlines()
+    assert [together in plain(line) for line in lines] == [False, True, False, False]
 
 
 def test_a_gain_over_another_method_names_it(monkeypatch) -> None:
     made_gains(monkeypatch, A={"verdict": "inconclusive"})
-    said = report.gain("A", baseline="SAM", lead="At equal passes")
-    assert said.startswith("At equal passes, whether A gains over SAM remains open")
+    said = report.gain("A", baseline="WeightNoise", lead="At equal passes")
+    assert said.startswith("At equal passes, A may or may not gain over weight noise: ")
+    missing = report.gain("X", lead="At equal passes")
+    assert missing.startswith("At equal passes, X is not recorded on all tasks of ")
 
 
 def test_recorded_gains_are_those_of_the_verdicts(monkeypatch) -> None:

@@ -188,12 +188,21 @@ def test_fewer_tries_cost_as_much_as_the_average_on_a_cosine() -> None:
 def test_at_equal_passes_nothing_is_better_on_a_cosine(place: str) -> None:
     shorter = f"plane/{place}/*/narrow-tuned-equal-passes-cosine"
     table = verdicts.gains([shorter, f"plane/{place}/ERM/narrow-tuned-cosine"])
-    assert set(table.index) == {*LEFT, "GSAM"} and len(table) == 7  # as the pages say
+    assert (
+        set(table.index) == {*LEFT, "GSAM", "GNP"} and len(table) == 8
+    )  # as the pages say
     assert (table["p_holm"] > 0.05).all() or table["difference"].max() < 0
     assert not (table["verdict"] == "better").any()
     if place == "*-0.*":
         assert (table["difference"] < table["detectable"]).all()
-    if place == "*":  # the README
+    edges = {"*": {"SAM", "FriendlySAM", "RSAM"}, "*-0.*": {"FriendlySAM", "RSAM"}}
+    if place in edges:  # chapter 14 and the landing page
+        assert set(table.index[table["verdict"] == "at an edge"]) == edges[place]
+    if place == "*":  # the README, and chapter 14
+        patterns = [shorter, f"plane/{place}/ERM/narrow-tuned-cosine"]
+        losses = verdicts.gains(patterns, "test_loss", None)
+        better = set(losses.index[losses["verdict"] == "better"])
+        assert better == {"ASAM", "GNP", "GSAM", "NSO", "USAM"}
         found = 100 * table.loc[["USAM", "NSO"], ["difference", "interval"]]
         expected = [0.0, 0.09, -0.02, 0.09]
         assert found.to_numpy().ravel() == pytest.approx(expected, abs=0.005)

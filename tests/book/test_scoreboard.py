@@ -251,7 +251,7 @@ def test_the_plan_counts_the_tests_of_the_families_added_later() -> None:
     shorter = compare.select(["plane/*/narrow-tuned-equal-passes-cosine"])["method"]
     assert rows["L"] == str(falling.nunique() - 1)
     assert rows["M"] == f"{shorter.nunique()} each"
-    names = {"SAM", "ASAM", "USAM", "RSAM", "FriendlySAM", "GSAM", "NSO"}
+    names = {"SAM", "ASAM", "USAM", "RSAM", "FriendlySAM", "GSAM", "NSO", "GNP"}
     assert set(shorter) == names
     again = [name for name in records.names() if name.startswith("finetune-again/")]
     others = [name for name in again if not name.endswith("/NSO")]

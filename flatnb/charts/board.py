@@ -94,7 +94,9 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     title = alt.ExprRef(f"[{pick(gains, 'metric')}, {relative_to}]")  # two lines
     return alt.layer(
         zero.encode(x=alt.datum(0)),
-        axis_of_all.encode(x=alt.X("low:Q", title=None), x2="high:Q"),
+        axis_of_all.encode(
+            x=alt.X("low:Q", title=None, scale=alt.Scale(nice=False)), x2="high:Q"
+        ),
         encoded.mark_rule(strokeWidth=2).encode(
             x=alt.X("low:Q", title=None, axis=axis), x2="high:Q"
         ),

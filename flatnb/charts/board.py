@@ -31,7 +31,6 @@ METRICS = {
 }
 NOT_RECORDED = "not recorded"
 _KEYS = ("rule", "metric", "place", "baseline")
-_ENDS = (("low", "-"), ("high", "+"))
 
 
 def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
@@ -55,7 +54,10 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     ]
     text = "format(datum.gain, '+' + digits) + ' ± ' + format(datum.interval, digits)"
     row = "[-datum.gain, 1000 * datum.passes - datum.gain, datum.number][order]"
-    ends = {end: f"datum.gain {sign} datum.interval" for end, sign in _ENDS}
+    ends = {
+        "low": "datum.gain - datum.interval",
+        "high": "datum.gain + datum.interval",
+    }
     rows = (
         alt.Chart()
         .transform_filter(" && ".join(f"datum.{key} == {key}" for key in _KEYS))

@@ -47,6 +47,11 @@ PLACES = (
     Place("images: digits", ("images/digits-mlp",)),
     Place("images: 5,000 of MNIST", ("images/MNIST-n5000-mlp",)),
     Place("images: 4,000 of CIFAR-10", ("images/cifar10-jpeg-n4000-small_cnn",), 0.01),
+    Place(
+        "images: 4,000 of CIFAR-10, larger rates",
+        ("images-larger-rates/cifar10-jpeg-n4000-small_cnn",),
+        0.01,
+    ),
 )
 
 DEFAULTS = "published defaults"  # the rule by which nothing is tuned
@@ -54,7 +59,7 @@ DEFAULTS = "published defaults"  # the rule by which nothing is tuned
 
 def rules(
     plane: str = "plane/*/narrow-tuned",
-    images: str = "images/*",
+    images: str = "images*/*",
     one_rate: str = "plane/*/narrow-grid",
 ) -> dict[str, pandas.DataFrame]:
     """The runs that `views` compares, by how the learning rates were chosen.

@@ -237,13 +237,16 @@ def _check_experiment(record: Any, experiment: Any, whole: bool) -> None:
 
 def _repeated(record: Any, experiment: Any, whole: bool) -> Any:
     """The checks of `records.verify`, of the sample or of a whole run."""
+    from flatnb.experiments.runner import in_precision_of
     from flatnb.results.jobs import Job
 
-    if not whole:
-        return records.verify(record, experiment.sample)
-    run = experiment.whole_run(record)
-    job = Job(run["call"], run["settings"])
-    return records.verify({**record, "sample": run}, job)
+    job = experiment.sample
+    if whole:
+        run = experiment.whole_run(record)
+        record = {**record, "sample": run}
+        job = Job(run["call"], run["settings"])
+    with in_precision_of(record["provenance"]["device"]):
+        return records.verify(record, job)
 
 
 NOTEBOOKS: dict[str, Any] = {"type": Path, "metavar": "NOTEBOOK"}

@@ -1,6 +1,8 @@
 """Training the settings of a method, all members at once or one net after another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +30,8 @@ _FLATNESS_EXAMPLES = 2048  # as many as the gradient's norm is taken of
 _ON_GPU = 1 << 26
 
 TUNING_SEED = 1000  # for the choice of a setting
+# Whether a net, not an ensemble, trains in bfloat16; None: if it is on a GPU.
+_HALF: ContextVar[bool | None] = ContextVar("_HALF", default=None)
 Curve = list[float | None]  # a number per epoch
 Value = dict[str, Any]
 
@@ -62,7 +66,9 @@ class Training:
         kind = method.optimizer or self.optimizer
         optimizer = kind.build(model, settings, self.weight_decay, len(data.train))
         schedule = CosineAnnealingLR(optimizer, self.epochs) if self.cosine else None
-        half = device().type == "cuda" and not isinstance(model, Ensemble)
+        half = _HALF.get()
+        if half is None:
+            half = device().type == "cuda"
         run = fit(
             model,
             data,
@@ -72,11 +78,26 @@ class Training:
             seed=self.seed,
             scheduler=schedule,
             every=self.every,
-            dtype=torch.bfloat16 if half else None,
+            dtype=torch.bfloat16 if half and not isinstance(model, Ensemble) else None,
             average=average,
             checkpoint=self.checkpoint,
         )
         return run, model if average is None else average.module
+
+
+@contextmanager
+def in_precision_of(device: str) -> Iterator[None]:
+    """Train a net, wherever, in the precision of a device by its name in a record:
+    "cpu" in float32, a GPU in bfloat16. Two steps of fine-tuning tell these apart.
+
+    >>> with in_precision_of("NVIDIA H200"):
+    ...     pass
+    """
+    token = _HALF.set(device != "cpu")
+    try:
+        yield
+    finally:
+        _HALF.reset(token)
 
 
 def device() -> torch.device:

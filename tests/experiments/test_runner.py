@@ -193,3 +193,27 @@ def test_an_interrupted_job_goes_on_from_its_checkpoints(
     epochs = counted(monkeypatch)
     assert job(**given, checkpoint=path) == unbroken
     assert len(epochs) == left
+
+
+def test_a_net_trains_in_the_precision_of_a_record():
+    """Of its device, wherever it is repeated; an ensemble in float32 on any."""
+
+    def end(job):
+        job = {**job, "task": dataclasses.asdict(CNN)}
+        return images.train_one(**job)["metrics"]["train_loss"]
+
+    job = dict(method="ERM", setting={"lr": 0.1}, seed=0)
+    own = end(job)
+    with runner.in_precision_of("NVIDIA H200"):
+        rounded = end(job)
+        with runner.in_precision_of("cpu"):
+            exact = end(job)
+    assert rounded != exact
+    assert rounded[0][0] == pytest.approx(exact[0][0], rel=0.05)
+    if runner.device().type == "cpu":
+        assert own == exact
+    task = dataclasses.asdict(dataclasses.replace(images.DIGITS, epochs=1))
+    nets = dict(task=task, method="ERM", settings=[{"lr": 0.1}], seeds=[0])
+    expected = images.train_perceptrons(**nets)["metrics"]
+    with runner.in_precision_of("NVIDIA H200"):
+        assert images.train_perceptrons(**nets)["metrics"] == expected

@@ -4,6 +4,7 @@ real once.
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -287,6 +288,29 @@ def test_verify_takes_what_a_record_does_not_name_from_the_experiment(
 ) -> None:
     experiments += [sampled("a", 3.0, 1.5, 0.0, settings={})]
     assert out(capsys, "verify").startswith("inside a half: recorded 1.5, now 1.5")
+
+
+def test_verify_trains_in_the_precision_of_the_record(
+    experiments: list[Any],
+    called: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from flatnb.experiments import runner
+
+    devices: list[str] = []
+
+    def in_precision_of(device: str) -> Any:
+        devices.append(device)
+        return nullcontext()
+
+    monkeypatch.setattr(runner, "in_precision_of", in_precision_of)
+    experiments += [sampled("a", 3.0, 1.5, 0.0), sampled("b", 3.0, 1.5, 0.0)]
+    record = records.load("b")
+    record["provenance"]["device"] = "NVIDIA H200"
+    records.save(record, replace=True)
+    out(capsys, "verify")
+    assert devices == [records.load("a")["provenance"]["device"], "NVIDIA H200"]
 
 
 def test_verify_keeps_what_it_found(

@@ -200,7 +200,7 @@ EQUAL, EQUAL_FALLING = f"{PLANE}, equal compute", f"{FALLING}, equal compute"
 PLANES = (PLANE, FALLING, EQUAL, EQUAL_FALLING)
 SENSING = "matrix sensing, published width"
 IMAGES = ("digits", "MNIST", "CIFAR-10")
-LARGER_RATES = "CIFAR-10, larger rates"  # compared with plain training only
+LARGER_RATES = "CIFAR-10, larger rates"
 FINE_TUNING = (
     "hand signs, 10 shots",
     "photos, 10 shots",
@@ -255,6 +255,7 @@ FAMILIES: list[list[Comparison]] = [
         (EQUAL, "WeightNoise", ("NSO",)),
     ],
     _direct(IMAGES),
+    _direct([LARGER_RATES]),
     _direct(FINE_TUNING),
     [(SENSING, "WeightNoise", ("NSO",)), (SENSING, "GD", ("NSO",))],
 ]

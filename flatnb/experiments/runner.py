@@ -88,7 +88,7 @@ class Training:
 @contextmanager
 def in_precision_of(device: str) -> Iterator[None]:
     """Train a net, wherever, in the precision of a device by its name in a record:
-    "cpu" in float32, a GPU in bfloat16. Two steps of fine-tuning tell these apart.
+    "cpu" in float32, a GPU in bfloat16. Even two steps of fine-tuning end differently.
 
     >>> with in_precision_of("NVIDIA H200"):
     ...     pass

@@ -16,6 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import LinearSegmentedColormap
 
+from flatnb.report import NAMES
 from flatnb.results.compare import sign
 from flatnb.results.statistics import LEVEL, interval
 
@@ -199,12 +200,12 @@ def differences(
             color=color(row.method),
             marker=marker(row.method),
             linestyle="",
-            label=row.method if first else None,
+            label=NAMES.get(row.method, row.method) if first else None,
         )
         if row.p_holm < LEVEL:
             offset: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
             ax.annotate("*", (row.difference, place), ha="center", **offset)
-    rows = methods if single else tasks
+    rows = [NAMES.get(name, name) for name in methods] if single else tasks
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.axvline(0, color="0.4", linewidth=1)
@@ -240,5 +241,5 @@ def gains(
         triangle = "^" if row.gain > 0 else "v"
         ax.plot(*place, marker=triangle, color="black", markersize=5)
     ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
-    ax.set_yticks(range(len(methods)), methods)
+    ax.set_yticks(range(len(methods)), [NAMES.get(name, name) for name in methods])
     ax.grid(False)

@@ -22,7 +22,7 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from flatnb import charts, plots
+from flatnb import charts, plots, report
 from flatnb.charts import board as boards
 from flatnb.charts import page as pages
 from flatnb.charts.regions import CLASSES, picture
@@ -176,6 +176,7 @@ def test_the_chart_says_what_the_verdicts_say(
         baseline=baseline,
     )
     tests = verdicts.gains("plane/spiral-*/*/narrow-tuned", metric, worth, baseline)
+    tests = tests.rename(index=report.NAMES)
     assert set(shown.index) == set(tests.index)
     tests = tests.loc[shown.index]
     scale = 100 if metric in ("test_accuracy", "test_ece") else 1

@@ -1,7 +1,8 @@
 """Files of figures: small ones, and their counterparts in the colors of dark mode.
 
 The book's run draws each figure as SVG and as PNG. `smaller` keeps the SVG, or the PNG
-of a figure of so many points that its SVG is larger than `LIMIT` bytes.
+of a figure of so many points that its SVG is larger than `LIMIT` bytes. Either says where
+the figure can be cut into its columns (`flatnb.book.panels`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from flatnb.book import panels
 from flatnb.book.dark import dark, dark_hex
 
 LIMIT = 150_000
@@ -30,11 +33,16 @@ def smaller(bundle: dict[str, Any]) -> dict[str, Any]:
     """
     if "image/svg+xml" not in bundle:
         return bundle
-    svg = compact("".join(bundle["image/svg+xml"]))
+    svg = "".join(bundle["image/svg+xml"])
+    png = base64.b64decode(bundle["image/png"]) if "image/png" in bundle else None
+    columns = panels.words(panels.found(svg, png)) if png else ""
+    svg = compact(svg)
     others = {k: v for k, v in bundle.items() if not k.startswith("image/")}
-    if len(svg) <= LIMIT or "image/png" not in bundle:
+    if len(svg) <= LIMIT or png is None:
+        if columns:
+            svg = svg.replace("<svg ", f'<svg data-panels="{columns}" ', 1)
         return {**others, "image/svg+xml": svg}
-    png = few_colors(base64.b64decode(bundle["image/png"]))
+    png = few_colors(png, columns)
     return {**others, "image/png": base64.b64encode(png).decode()}
 
 
@@ -76,12 +84,13 @@ def _dark_raster(found: re.Match[str]) -> str:
     return f"data:image/png;base64,{base64.b64encode(pixels).decode()}"
 
 
-def few_colors(png: bytes) -> bytes:
-    """A PNG with at most 256 colors, which is a third as large; on white."""
+def few_colors(png: bytes, columns: str = "") -> bytes:
+    """A PNG with at most 256 colors, which is a third as large; on white. It can state
+    columns, in the words of `flatnb.book.panels`."""
     picture = _opened(png)
     white = Image.new("RGBA", picture.size, "white")
     whole = Image.alpha_composite(white, picture).convert("RGB")
-    return _written(whole.quantize(256, dither=Image.Dither.NONE), picture)
+    return _written(whole.quantize(256, dither=Image.Dither.NONE), picture, columns)
 
 
 def dark_png(png: bytes) -> bytes:
@@ -107,9 +116,12 @@ def _opened(png: bytes) -> Image.Image:
         return picture.convert("RGBA")
 
 
-def _written(picture: Image.Image, like: Image.Image) -> bytes:
-    file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True, dpi=like.info.get("dpi"))
+def _written(picture: Image.Image, like: Image.Image, columns: str = "") -> bytes:
+    file, texts = io.BytesIO(), PngInfo()
+    if columns:
+        texts.add_text("panels", columns)
+    dpi = like.info.get("dpi")
+    picture.save(file, "PNG", optimize=True, dpi=dpi, pnginfo=texts)
     return file.getvalue()
 
 

@@ -10,6 +10,7 @@ import pandas
 from matplotlib.figure import Figure
 
 from flatnb import plots
+from flatnb.report import NAMES
 from flatnb.results import compare
 from flatnb.results.statistics import LEVEL
 
@@ -67,7 +68,7 @@ def figure() -> Figure:
             ax.errorbar(gains, places[shown], xerr=halves, **look)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.set_title(title.replace(", ", ",\n"))
-    axes[0].set_yticks(places, order)
+    axes[0].set_yticks(places, [NAMES.get(name, name) for name in order])
     axes[1].set_xlabel("points of accuracy minus plain training")
     return fig
 
@@ -104,7 +105,7 @@ def data() -> str:
         rows = table.loc[order].reset_index()
         verdicts = np.sign(rows["difference"]) * (rows["p_holm"] < LEVEL)
         shown = {
-            "method": rows["method"],
+            "method": rows["method"].replace(NAMES),
             "gain": (100 * rows["difference"]).round(3),
             "half": (100 * rows["interval"]).round(3),
             "verdict": verdicts.astype(int),

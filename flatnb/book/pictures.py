@@ -4,7 +4,8 @@ Next to each picture of a page it puts the one that `flatnb.book.figures` colors
 theme's classes only-light and only-dark show one of the two, and browsers fetch only
 that: a hidden picture whose loading is lazy is never wanted. Around both is a box that
 knows the picture's size in inches, by which a style sheet reserves its place and keeps
-its text readable.
+its text readable. A figure that is too wide for a phone is in its box once more as its
+columns, for a style sheet to put one below the other.
 """
 
 from __future__ import annotations
@@ -16,20 +17,44 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from flatnb.book import panels
 from flatnb.book.figures import dark_png, dark_svg, inches
+
+PHONE = 6.2  # inches: what is wider is cut into its columns on a phone
 
 
 class Box(nodes.General, nodes.Element):
-    """A picture, light and dark, in a box that knows its size."""
+    """A part of a page that has a class and its sizes as variables of a style."""
 
 
 def _open(self: Any, node: Box) -> None:
-    style = f"--width: {node['inches'][0]:.3f}; --height: {node['inches'][1]:.3f}"
-    self.body.append(f'<div class="picture" style="{style}">\n')
+    style = "; ".join(f"--{name}: {size:.3f}" for name, size in node["sizes"].items())
+    kind = node["kind"]
+    self.body.append(f'<div class="{kind}" style="{style}">\n')
 
 
 def _close(self: Any, node: Box) -> None:
     self.body.append("</div>\n")
+
+
+def _columns(columns: list[list[panels.Part]], images: list[nodes.image]) -> Box:
+    """The columns of a figure, each a row of windows through which a part of it is seen."""
+    whole = Box("", kind="columns", sizes={})
+    for number, parts in enumerate(columns):
+        share = sum(part.end - part.start for part in parts)
+        column = Box("", kind="column", sizes={"share": share})
+        for part in parts:
+            sizes = {"from": part.start, "part": part.end - part.start}
+            window = Box("", kind="window", sizes={**sizes, "floor": part.floor})
+            for image in images:
+                seen = image.deepcopy()
+                seen["ids"] = []
+                if number:  # the first says what all show
+                    seen["alt"] = ""
+                window += seen
+            column += window
+        whole += column
+    return whole
 
 
 class Pictures(SphinxPostTransform):
@@ -56,9 +81,14 @@ class Pictures(SphinxPostTransform):
             for node, mode in ((image, "only-light"), (twin, "only-dark")):
                 node["classes"] = [*node["classes"], mode]
                 node["loading"] = "lazy"
-            box = Box("", inches=inches(path))
+            width, height = inches(path)
+            box = Box("", kind="picture", sizes={"width": width, "height": height})
+            columns = panels.of(path) if width > PHONE else []
             image.replace_self(box)
             box += [image, twin]
+            if columns:
+                box["kind"] += " of-columns"
+                box += _columns(columns, [image, twin])
 
 
 def _logo(app: Any, config: Any) -> None:

@@ -13,14 +13,14 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from flatnb.book.tables import with_minus
+from flatnb.book.tables import typeset
 
 _ALIGNED = re.compile(r"\S {2,}\S|\t|^ {5,}")
 
 
 def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
     """Of what a cell printed, each line and whether it is indented, to stand below the
-    one before; None if lines are aligned in columns. A hyphen before a number is a minus.
+    one before, typeset; None if lines are aligned in columns.
 
     >>> paragraphs("SAM gains -0.1 points:\\n  on the spiral -0.2")
     [(False, 'SAM gains −0.1 points:'), (True, 'on the spiral −0.2')]
@@ -30,7 +30,7 @@ def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
     lines = [line.rstrip() for line in printed.splitlines()]
     if any(map(_ALIGNED.search, lines)):
         return None
-    return [(line.startswith(" "), with_minus(line.strip())) for line in lines if line]
+    return [(line.startswith(" "), typeset(line.strip())) for line in lines if line]
 
 
 class Printed(SphinxPostTransform):

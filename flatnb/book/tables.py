@@ -4,8 +4,8 @@ A table that pandas wrote gets one row of headings, its first column fixed while
 rest scrolls, columns of numbers aligned at the right, and gains and losses colored: a
 signed number whose interval does not reach zero (in a table with stars: that has one),
 and the words of a verdict. More is better, except in a column of losses or errors. A
-hyphen before a number is a minus. All stands in a box that a style sheet can let scroll;
-colors are that style sheet's, too.
+hyphen before a number is a minus, and methods have the names of prose. All stands in a
+box that a style sheet can let scroll; colors are that style sheet's, too.
 A table with words that is wider than a phone has the class `stacks` and the name of its
 column on each cell, so that a style sheet can show a row as a short list there.
 """
@@ -21,11 +21,15 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+from flatnb.report import NAMES
+
 _ROW = re.compile(r"<tr[^>]*>(.*?)</tr>", re.DOTALL)
 _CELL = re.compile(r"<(t[hd])([^>]*)>(.*?)</t[hd]>", re.DOTALL)
 _TABLE = re.compile(r"<table.*</table>", re.DOTALL)
 _TEXT = re.compile(r"(?:^|(?<=>))[^<]+")  # what of HTML is not in a tag
 _MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
+# The name of a method, which is not part of code or of a record's name.
+_RECORDED = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, NAMES))})(?![\w/(-])")
 _SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|")
 _LESS = re.compile(r"\b(loss|error|nats)\b")
@@ -94,12 +98,16 @@ def improved(table: str) -> str:
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 
-def with_minus(text: str) -> str:
-    """A text in which a hyphen before a number is a minus.
+def typeset(text: str) -> str:
+    """A text as pages print it: a hyphen before a number is a minus, and methods have the
+    names of prose, not those of records.
 
-    >>> with_minus("-0.1 on 2026-11-27")
-    '−0.1 on 2026-11-27'
+    >>> typeset("WeightNoise, NSO-EMA: -0.1 on 2026-11-27")
+    'weight noise, NSO + EMA: −0.1 on 2026-11-27'
+    >>> typeset("FriendlySAM(rho=0.1), plane/spiral-0/BSAM/narrow")
+    'FriendlySAM(rho=0.1), plane/spiral-0/BSAM/narrow'
     """
+    text = _RECORDED.sub(lambda found: NAMES[found[0]], text)
     return _MINUS.sub("\N{MINUS SIGN}", text)
 
 
@@ -162,7 +170,7 @@ def _row(
         attributes += f' scope="{scope}"' * (kind == "th")
         if names and place:
             attributes += f' data-label="{html.escape(names[place])}"'
-        content = _TEXT.sub(lambda found: with_minus(found[0]), cell.content)
+        content = _TEXT.sub(lambda found: typeset(found[0]), cell.content)
         text += f"<{kind}{attributes}>{content}</{kind}>"
     return f"<tr>{text}</tr>"
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from flatnb import plots
 from flatnb.charts.page import about, choice, data, pick
+from flatnb.report import NAMES
 from flatnb.results.scoreboard import DEFAULTS
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     """
     import altair as alt
 
+    views = views.replace({"method": NAMES, "baseline": NAMES})
     words = {key: list(views[key].unique()) for key in _KEYS}
     names, gains, _, formats = zip(*(METRICS[m] for m in words["metric"]), strict=True)
     params = [

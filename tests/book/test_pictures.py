@@ -24,6 +24,9 @@ A page
 .. image:: two.png
    :alt: Pixels.
 
+.. image:: wide.svg
+   :alt: Two columns.
+
 .. image:: https://example.org/three.png
    :alt: Of somebody else.
 """
@@ -31,10 +34,13 @@ A page
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The pages of a small project with three pictures."""
+    """The pages of a small project with four pictures."""
     root = tmp_path_factory.mktemp("project")
     (root / "one.svg").write_text(SVG)
     Image.new("RGB", (96, 48), "white").save(root / "two.png", dpi=(96, 96))
+    wide = SVG.replace("360pt", "576pt")
+    wide = wide.replace("<svg", '<svg data-panels="0 0.5 1; 0 0.1 0.9, 0.5 1 1"', 1)
+    (root / "wide.svg").write_text(wide)
     (root / "index.rst").write_text(PAGE)
     settings = {"extensions": ["flatnb.book.pictures"]}
     out = root / "out"
@@ -57,6 +63,25 @@ def boxes(built: Path) -> list[str]:
     return re.findall(r'<div class="picture".*?</div>', page, re.DOTALL)
 
 
+def test_a_wide_figure_is_there_by_columns_too(built: Path) -> None:
+    page = (built / "index.html").read_text(encoding="utf-8")
+    assert page.count("picture of-columns") == 1
+    whole = re.search(r'<div class="picture of-columns".*', page, re.DOTALL)
+    assert whole is not None
+    windows = re.findall(r'class="window" style="([^"]*)"', whole[0])
+    assert windows == [
+        "--from: 0.000; --part: 0.500; --floor: 1.000",
+        "--from: 0.000; --part: 0.100; --floor: 0.900",
+        "--from: 0.500; --part: 0.500; --floor: 1.000",
+    ]
+    assert re.findall(r'class="column" style="([^"]*)"', whole[0]) == [
+        "--share: 0.500",
+        "--share: 0.600",
+    ]
+    words = re.findall(r'<img alt="([^"]*)"', whole[0])
+    assert words[:8] == ["Two columns."] * 4 + [""] * 4, "said once where it is seen"
+
+
 def test_each_picture_of_ours_is_there_for_both_modes(built: Path) -> None:
     found = boxes(built)
     assert len(found) == 2
@@ -75,7 +100,7 @@ def test_both_have_the_words(built: Path) -> None:
 
 
 def test_the_box_has_the_size_in_inches(built: Path) -> None:
-    first, second = boxes(built)
+    first, second = boxes(built)[:2]
     assert "--width: 5.000; --height: 2.000" in first
     assert "--width: 1.000; --height: 0.500" in second
 

@@ -61,7 +61,7 @@ def found(svg: str, png: bytes) -> list[list[Part]]:
         return []
     width, height = map(float, size.groups())
     with Image.open(io.BytesIO(png)) as picture:
-        white = (np.asarray(picture.convert("L")) >= 250).all(axis=0)
+        white = np.all(np.asarray(picture.convert("L")) >= 250, axis=0)
     edges = [0.0]
     for left, right in pairwise(axes):
         start = max(left.right, *left.texts) / width

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from small_book import code, read, write
 
+from flatnb import report
 from flatnb.book import headline, landing
 from flatnb.results.statistics import LEVEL
 
@@ -19,6 +20,7 @@ CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 def test_the_figure_has_the_numbers_of_the_tests() -> None:
     panels = json.loads(headline.data())
     for rows, table in zip(panels.values(), headline.tests().values(), strict=True):
+        table = table.rename(index=report.NAMES)
         assert {row["method"] for row in rows} == set(table.index)
         for row in rows:
             test = table.loc[row["method"]]

@@ -143,6 +143,7 @@ def test_the_figure_says_the_measures_at_c(
     toy: Callable[..., Page], case: Case
 ) -> None:
     tab = toy("rescaling", cell("rescaling", case.data()))
+    slide(tab, "factor", 2)
     assert finding(tab).startswith("The net as it was trained")
     slide(tab, "factor", 3)
     trace, top = case.trace(2.0), curvature.top_eigenvalues(case.hessian(2.0)).values[0]

@@ -110,7 +110,7 @@ flatnb.play("rescaling", (fig) => {
     min: 0,
     max: factors.length - 1,
     step: 1,
-    value: one,
+    value: Math.round(1.3 * one), // where the ellipse is not yet a circle
     to: (position) => factors[position],
     show: (c) => short(c, 3),
   });

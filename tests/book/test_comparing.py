@@ -1,0 +1,47 @@
+"""The page that says how methods are compared: its examples are what the records say."""
+
+import re
+
+import pytest
+from small_book import ROOT
+
+from flatnb.book.stage import toc_files
+from flatnb.results import verdicts
+
+PAGE = (ROOT / "book" / "comparing.md").read_text(encoding="utf-8")
+
+
+def test_the_line_is_that_of_the_records() -> None:
+    row = verdicts.gains().loc["SAM"]
+    assert f"detectable: {100 * row.detectable:.2f}" in PAGE
+    assert f"n = {row.n} fresh seeds of {row.tasks} tasks" in PAGE
+    assert f"n = {row.n} seeds" in PAGE
+    assert row.verdict == "better" and 0 < row.difference < verdicts.WORTH == 0.005
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("better", ["NSO", "SAM"]),
+        ("worse", ["SoftAD"]),
+        ("no gain worth having", ["FAM"]),
+        ("at an edge", ["RSAM"]),
+    ],
+)
+def test_each_verdict_has_its_example(words: str, names: list[str]) -> None:
+    table = verdicts.gains()
+    assert (table.loc[names, "verdict"] == words).all()
+    assert not table["verdict"].isin(["inconclusive", "too few seeds"]).any()
+    assert table.loc["RSAM", "p_holm"] < 0.05, "even if the difference is significant"
+    assert words in PAGE
+
+
+def test_the_example_of_points_has_their_difference() -> None:
+    more, less = map(float, re.findall(r"([\d.]+) % against ([\d.]+) %", PAGE)[0])
+    assert f"+{more - less:.2f} points" in PAGE
+
+
+def test_it_stands_before_the_chapters_that_need_it() -> None:
+    pages = [str(page) for page in toc_files(ROOT)]
+    place = pages.index("book/comparing.md")
+    assert pages[place + 1] == "notebooks/04_flooding.ipynb"

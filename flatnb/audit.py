@@ -25,6 +25,7 @@ from torch import nn
 from flatnb import report
 from flatnb._checks import choice
 from flatnb.experiments import EXPERIMENTS
+from flatnb.experiments.pretrained import EQUAL_PASSES
 from flatnb.results import compare, records, verdicts
 from flatnb.results.statistics import LEVEL
 
@@ -395,6 +396,66 @@ def gain(
     return row_of(test, task, against, metric, WORTH[task])
 
 
+# The two tasks that were fine-tuned again under fifteen new seeds, by their records.
+AGAIN = {"sign-language-digits-5-shots": "hand signs", "sst2-20-shots": "SST-2"}
+
+
+def fine_tuned_again() -> pandas.DataFrame:
+    """The runs of the plan's families J and K, `finetune-again/`: task, method (with the
+    setting, and the epochs if not 30), seed, test_accuracy, and lr, the learning rate.
+
+    >>> fine_tuned_again()["method"].iloc[0]
+    'ERM, as chosen'
+    """
+    longer = f"-{EQUAL_PASSES}-epochs"
+    names = [name for name in records.names() if name.startswith("finetune-again/")]
+    tables = []
+    for name in sorted(names, key=lambda name: (longer in name, name)):
+        record, folder = records.load(name), name.split("/")[1]
+        method = record["method"]
+        labels = [f"{method}, as chosen", f"{method}, NSO's setting"]
+        if method == "ERM":
+            labels[1] = "ERM at NSO's rate"
+        for label, setting, values in zip(
+            labels, record["settings"], record["final"]["test_accuracy"], strict=False
+        ):
+            columns = {
+                "task": AGAIN[folder.removesuffix(longer)],
+                "method": label + f", {EQUAL_PASSES} epochs" * folder.endswith(longer),
+                "seed": record["seeds"],
+                "test_accuracy": values,
+                "lr": setting["lr"],
+            }
+            tables.append(pandas.DataFrame(columns))
+    runs = pandas.concat(tables, ignore_index=True)
+    return runs.sort_values("task", kind="stable")
+
+
+@cache
+def again_tests() -> pandas.DataFrame:
+    """NSO as chosen minus each of the others of `fine_tuned_again`, by task and method:
+    families J and K, corrected as one.
+
+    >>> len(again_tests())
+    15
+    """
+    runs = fine_tuned_again()
+    tests = compare.paired(runs, "NSO, as chosen", "test_accuracy")
+    tests[["difference", "trimmed"]] *= -1
+    tests = verdicts.verdicts(tests, "test_accuracy", 0.01)
+    return tests.set_index(["task", "method"])
+
+
+def again(task: str, reference: str) -> Row:
+    """A row on NSO minus a reference under the fifteen new seeds, as of `row_of`.
+
+    >>> again("SST-2", "ERM, as chosen")["verdict"]
+    'significantly better'
+    """
+    test = again_tests().loc[task, reference]
+    return row_of(test, f"{task}, 15 new seeds", reference, "test_accuracy", 0.01)
+
+
 @cache
 def _endings(task: str, below: float) -> dict[tuple[str, str], Any]:
     """(measure, method) -> its ratio at the end of training to plain training's."""
@@ -464,7 +525,7 @@ def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:
     ''
     """
     lacking = [task for task in tasks if untested("", [TASKS[task]], methods)]
-    return untested(" + ".join(lacking), [TASKS[task] for task in lacking], methods)
+    return untested("; ".join(lacking), [TASKS[task] for task in lacking], methods)
 
 
 def heading(claim: str, found: Sequence[Row | str], rest: Sequence[str]) -> str:

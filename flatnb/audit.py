@@ -428,7 +428,8 @@ def fine_tuned_again() -> pandas.DataFrame:
             }
             tables.append(pandas.DataFrame(columns))
     runs = pandas.concat(tables, ignore_index=True)
-    return runs.sort_values("task", kind="stable")
+    order = list(AGAIN.values()).index
+    return runs.sort_values("task", kind="stable", key=lambda tasks: tasks.map(order))
 
 
 @cache

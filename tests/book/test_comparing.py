@@ -5,24 +5,32 @@ import re
 import pytest
 from small_book import ROOT
 
+from flatnb import report
 from flatnb.book.stage import toc_files
+from flatnb.book.tables import typeset
 from flatnb.results import verdicts
 
 PAGE = (ROOT / "book" / "comparing.md").read_text(encoding="utf-8")
 
 
-def test_the_line_is_that_of_the_records() -> None:
-    row = verdicts.gains().loc["SAM"]
-    assert f"detectable: {100 * row.detectable:.2f}" in PAGE
-    assert f"n = {row.n} fresh seeds of {row.tasks} tasks" in PAGE
-    assert f"n = {row.n} seeds" in PAGE
-    assert row.verdict == "better" and 0 < row.difference < verdicts.WORTH == 0.005
+def test_the_lines_are_those_of_the_chapters() -> None:
+    found = report.gains(["SAM", "FAM"], lead="At a constant learning rate")
+    assert found.count("\n") == 2
+    for line in found.splitlines():
+        assert f"> {typeset(line.strip())}\n" in PAGE.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_the_table_explains_these_lines() -> None:
+    table = verdicts.gains()
+    assert f"| n = {table.loc['SAM', 'n']} fresh seeds of 9 tasks |" in PAGE
+    assert f"the *family*: {len(table)} on these sets" in PAGE
+    assert verdicts.WORTH == 0.005, "half a point"
 
 
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        ("better", ["NSO", "SAM"]),
+        ("better", ["NSO"]),
         ("worse", ["SoftAD"]),
         ("no gain worth having", ["FAM"]),
         ("at an edge", ["RSAM"]),
@@ -38,7 +46,7 @@ def test_each_verdict_has_its_example(words: str, names: list[str]) -> None:
 
 def test_the_example_of_points_has_their_difference() -> None:
     more, less = map(float, re.findall(r"([\d.]+) % against ([\d.]+) %", PAGE)[0])
-    assert f"+{more - less:.2f} points" in PAGE
+    assert f"| +{more - less:.2f} |" in PAGE
 
 
 def test_it_stands_before_the_chapters_that_need_it() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -21,10 +22,7 @@ _NARROW = 0.6  # inches: what is narrower (a color bar) stays with the axes to i
 _BARE = 0.12  # inches left of axes: too little for tick labels
 _HALF = 0.06  # inches that a tick label at the end of an axis reaches past it
 _SIZE = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')  # in points
-_AXES = re.compile(r'(?=<g id="axes_\d+">)')
-_PATCH = re.compile(
-    r'<g id="axes_\d+">\s*<g id="patch_\d+">\s*<path d="(M[^"]*z)\s*"', re.DOTALL
-)
+_SVG = "{http://www.w3.org/2000/svg}"
 _TEXT = re.compile(
     r"translate\(([\d.]+) [\d.]+\) (?:scale|rotate)"
 )  # not of its glyphs
@@ -83,12 +81,15 @@ def found(svg: str, png: bytes) -> list[list[Part]]:
 def _columns(svg: str) -> list[_Column]:
     """The axes from left to right; those that overlap in width are one column."""
     axes = []
-    for part in _AXES.split(svg)[1:]:
-        if patch := _PATCH.match(part):
-            numbers = [float(n) for n in re.findall(r"-?[\d.]+", patch[1])]
-            x, y = numbers[0::2], numbers[1::2]
-            texts = [float(place) for place in _TEXT.findall(part)]
-            axes.append(_Column(min(x), max(x), max(y), texts))
+    for group in ElementTree.fromstring(svg).iter(f"{_SVG}g"):
+        patch = group.find(f"{_SVG}g/{_SVG}path")
+        if not group.get("id", "").startswith("axes_") or patch is None:
+            continue
+        numbers = [float(n) for n in re.findall(r"-?[\d.]+", patch.get("d", ""))]
+        x, y = numbers[0::2], numbers[1::2]
+        moved = [part.get("transform", "") for part in group.iter(f"{_SVG}g")]
+        texts = [float(found[1]) for found in map(_TEXT.match, moved) if found]
+        axes.append(_Column(min(x), max(x), max(y), texts))
     columns: list[_Column] = []
     for one in sorted(axes, key=lambda one: one.left):
         narrow = one.right - one.left < 72 * _NARROW

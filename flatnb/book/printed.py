@@ -33,6 +33,16 @@ def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
     return [(line.startswith(" "), typeset(line.strip())) for line in lines if line]
 
 
+def inline(text: str) -> list[nodes.Node]:
+    """A printed sentence, what stands in backticks as code.
+
+    >>> [node.astext() for node in inline("the option `flag` is read")]
+    ['the option ', 'flag', ' is read']
+    """
+    kinds = nodes.Text, lambda code: nodes.literal("", code)
+    return [kinds[i % 2](part) for i, part in enumerate(text.split("`")) if part]
+
+
 class Printed(SphinxPostTransform):
     """Sets the sentences among the outputs of cells."""
 
@@ -49,7 +59,9 @@ class Printed(SphinxPostTransform):
                     nodes.container(
                         "",
                         *(
-                            nodes.paragraph("", text, classes=["under"] * below)
+                            nodes.paragraph(
+                                "", "", *inline(text), classes=["under"] * below
+                            )
                             for below, text in found
                         ),
                         classes=["output", "printed"],

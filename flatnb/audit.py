@@ -376,7 +376,7 @@ def _words(test: Any, metric: str, worth: float) -> str:
         words += f" (at most {scale * (test.difference + test.interval):{spec}})"
     elif words == "inconclusive":
         found = f"{scale * test.detectable:{spec.lstrip('+')}}{unit}"
-        words += f" (could find {found})"
+        words += f" (detectable: {found})"
     return words if test.agree else f"{words}; Wilcoxon's test disagrees"
 
 
@@ -489,7 +489,7 @@ def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> Ro
     elif row.p_holm < LEVEL:
         words = f"significantly {'smaller' if row.ratio < 1 else 'larger'}"
     else:
-        words = f"inconclusive (could find × {row.detectable:.2f})"
+        words = f"inconclusive (detectable: × {row.detectable:.2f})"
     return {
         "task": f"{task}{', pairs that both fit' * fitting}",
         "measure": MEASURES[measure],

@@ -80,7 +80,7 @@ def test_verdicts_have_the_number_that_they_rest_on() -> None:
     number = row("better")["difference"].replace("\N{NO-BREAK SPACE}", " ")
     assert number == "-2.00 ± 2.50 points, n = 5"
     assert row("no gain worth having")["verdict"].endswith("having (at most +0.50)")
-    assert row("inconclusive")["verdict"] == "inconclusive (could find 10.00 points)"
+    assert row("inconclusive")["verdict"] == "inconclusive (detectable: 10.00 points)"
     assert row("better", agree=False)["verdict"].endswith("; Wilcoxon's test disagrees")
     assert row("at an edge")["verdict"] == "no verdict: at an edge"
     found = row("at an edge", p_holm=0.01)["verdict"]

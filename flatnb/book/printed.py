@@ -2,7 +2,8 @@
 
 A cell prints in a notebook what a page says in words, a sentence to a line. In a font of
 fixed width such lines are hard to read and break in the wrong places on a phone; what is
-aligned in columns needs that font, and keeps it.
+aligned in columns needs that font, and keeps it. In all sentences of a page, numbers stay
+with their units.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from flatnb.book.tables import typeset
 
+_UNIT = re.compile(r"(?<=\d) %| ± |\bn = (?=\d)")
+_EXACT = nodes.literal, nodes.literal_block, nodes.raw, nodes.math, nodes.math_block
 _ALIGNED = re.compile(r"\S {2,}\S|\t|^ {5,}")
 
 
@@ -31,6 +34,16 @@ def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
     if any(map(_ALIGNED.search, lines)):
         return None
     return [(line.startswith(" "), typeset(line.strip())) for line in lines if line]
+
+
+def unbroken(text: str) -> str:
+    """A text whose numbers stay with their units: no line ends before % or around ±, or
+    in n = 5.
+
+    >>> unbroken("50 % ± 3 %, n = 5").count("\N{NO-BREAK SPACE}")
+    6
+    """
+    return _UNIT.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def inline(text: str) -> list[nodes.Node]:
@@ -69,7 +82,21 @@ class Printed(SphinxPostTransform):
                 )
 
 
+class Units(SphinxPostTransform):
+    """Keeps numbers and units of one page together, in sentences."""
+
+    default_priority = 20  # after Printed
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Replace the texts that have some."""
+        for text in list(self.document.findall(nodes.Text)):
+            if _UNIT.search(text) and not isinstance(text.parent, _EXACT):
+                text.parent.replace(text, nodes.Text(unbroken(text)))
+
+
 def setup(app: Any) -> dict[str, bool]:
     """As an extension of Sphinx."""
     app.add_post_transform(Printed)
+    app.add_post_transform(Units)
     return {"parallel_read_safe": True}

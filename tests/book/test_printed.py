@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from pathlib import Path
 
-from flatnb.book.printed import paragraphs
+import pytest
+from sphinx.application import Sphinx
+
+from flatnb.book.printed import inline, paragraphs
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,24 @@ def test_sentences_are_paragraphs(printed: str, shown: list[tuple[bool, str]]) -
 )
 def test_what_is_aligned_stays_as_it_is(printed: str) -> None:
     assert paragraphs(printed) is None
+
+
+def test_what_stands_in_backticks_is_code() -> None:
+    nodes_ = inline("the option `flag` is read")
+    assert [type(node).__name__ for node in nodes_] == ["Text", "literal", "Text"]
+
+
+def test_no_line_of_a_page_ends_before_a_unit(tmp_path: Path) -> None:
+    """In sentences; code stays as it was typed."""
+    page = "A page\n======\n\n0.3 ± 0.1 in 95 % of cases, n = 5: ``95 % ± 1``.\n"
+    (tmp_path / "index.rst").write_text(page)
+    out = tmp_path / "out"
+    settings = {"extensions": ["flatnb.book.printed"]}
+    app = Sphinx(tmp_path, None, out, tmp_path / "trees", "html", settings, None, None)
+    app.build()
+    text = (out / "index.html").read_text(encoding="utf-8")
+    assert (
+        "0.3_±_0.1 in 95_% of cases, n_=_5:".replace("_", "\N{NO-BREAK SPACE}") in text
+    )
+    code = re.findall(r'<span class="pre">([^<]*)</span>', text)
+    assert code == ["95", "%", "±", "1"]

@@ -10,7 +10,7 @@ import pandas as pd
 from flatnb import plots
 from flatnb.charts.page import about, choice, data, pick
 from flatnb.report import NAMES
-from flatnb.results.scoreboard import DEFAULTS
+from flatnb.results.scoreboard import DEFAULTS, ONE_RATE
 
 if TYPE_CHECKING:
     import altair as alt
@@ -38,8 +38,8 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
     """One of the `flatnb.results.scoreboard.views` at a time, a row for each method.
 
     The reader chooses rule, metric, place and baseline, and the order of the rows. All
-    rules have one axis, on which their gains can be compared; published defaults, where
-    a method can lose many times as much as another gains, widen it.
+    rules by which all methods are tuned have one axis, on which their gains can be
+    compared; the others, whose gains and losses are many times as large, widen it.
     """
     import altair as alt
 
@@ -67,7 +67,8 @@ def scoreboard(views: pd.DataFrame) -> alt.TopLevelMixin:
             **ends, words=text, verdict=pick(list(VERDICTS), "datum.verdict"), row=row
         )
     )
-    tuned = [index for index, rule in enumerate(words["rule"]) if rule != DEFAULTS]
+    wide = DEFAULTS, ONE_RATE
+    tuned = [i for i, rule in enumerate(words["rule"]) if rule not in wide]
     alike = " && ".join(f"datum.{key} == {key}" for key in _KEYS[1:])
     axis_of_all = (
         alt.Chart()

@@ -55,6 +55,7 @@ PLACES = (
 )
 
 DEFAULTS = "published defaults"  # the rule by which nothing is tuned
+ONE_RATE = "the same for all"  # that by which plain training is not
 
 
 def rules(
@@ -82,7 +83,7 @@ def rules(
         "tuned, constant": _runs([plane]),
         "equal passes, falling": _equal_passes(falling, f"{plane}-equal-passes-cosine"),
         "equal passes, constant": _equal_passes(plane, f"{plane}-equal-passes"),
-        "the same for all": _runs([one_rate], "selected"),
+        ONE_RATE: _runs([one_rate], "selected"),
         DEFAULTS: _runs([plane, images], "default"),
     }
     found = {rule: runs for rule, runs in found.items() if len(runs)}

@@ -23,9 +23,8 @@ _BARE = 0.12  # inches left of axes: too little for tick labels
 _HALF = 0.06  # inches that a tick label at the end of an axis reaches past it
 _SIZE = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')  # in points
 _SVG = "{http://www.w3.org/2000/svg}"
-_TEXT = re.compile(
-    r"translate\(([\d.]+) [\d.]+\) (?:scale|rotate)"
-)  # not of its glyphs
+# Where a text begins; its glyphs are moved, too, but neither scaled nor turned.
+_TEXT = re.compile(r"translate\(([\d.]+) [\d.]+\) (?:scale|rotate)")
 _STATED = re.compile(r' data-panels="([^"]*)"')
 
 

@@ -27,7 +27,7 @@
   };
 
   const mark = (box) => {
-    const wide = box.scrollWidth > box.clientWidth + 3;
+    const wide = box.scrollWidth > box.clientWidth + 1;
     if (!wide && !hints.has(box)) return;
     const rest = box.scrollWidth - box.clientWidth - box.scrollLeft;
     box.classList.toggle("wider", wide);

@@ -29,8 +29,8 @@ class Box(nodes.General, nodes.Element):
 
 def _open(self: Any, node: Box) -> None:
     style = "; ".join(f"--{name}: {size:.3f}" for name, size in node["sizes"].items())
-    kind = node["kind"]
-    self.body.append(f'<div class="{kind}" style="{style}">\n')
+    hidden = ' aria-hidden="true"' * node.get("hidden", False)
+    self.body.append(f'<div class="{node["kind"]}"{hidden} style="{style}">\n')
 
 
 def _close(self: Any, node: Box) -> None:
@@ -42,15 +42,14 @@ def _columns(columns: list[list[panels.Part]], images: list[nodes.image]) -> Box
     whole = Box("", kind="columns", sizes={})
     for number, parts in enumerate(columns):
         share = sum(part.end - part.start for part in parts)
-        column = Box("", kind="column", sizes={"share": share})
+        # The words of the picture stand for all of it: they are read once.
+        column = Box("", kind="column", sizes={"share": share}, hidden=number > 0)
         for part in parts:
             sizes = {"from": part.start, "part": part.end - part.start}
             window = Box("", kind="window", sizes={**sizes, "floor": part.floor})
             for image in images:
                 seen = image.deepcopy()
                 seen["ids"] = []
-                if number:  # the first says what all show
-                    seen["alt"] = ""
                 window += seen
             column += window
         whole += column

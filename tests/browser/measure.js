@@ -126,7 +126,7 @@ window.measure = (() => {
 
   // Tables, code and pictures wider than the box that shows them, where nothing says that they
   // go on: no shadow at the edge, which is a background or a mask of gradients.
-  const unannounced = () => all("main pre, main table, main img").filter((wide) => {
+  const unannounced = () => all("main pre, main table, main :not(.window) > img").filter((wide) => {
     const box = clip(wide);
     if (!shown(wide) || !box || !overfull(box)) return false;
     const fades = [box, box.parentElement].some((one) =>

@@ -66,7 +66,7 @@ window.measure = (() => {
   // beginning, where nobody gets.
   const outside = () => {
     const width = document.documentElement.clientWidth;
-    const inner = "svg *, mjx-math *, mjx-assistive-mml, .visually-hidden";
+    const inner = "svg *, mjx-math *, mjx-assistive-mml, .visually-hidden, .window > img";
     const boxes = new Map();  // of each parent
     const found = all("main *").filter((element) => {
       if (!shown(element) || element.closest(inner)) return false;

@@ -36,8 +36,8 @@ def requests(page: str, visit: Visit) -> list[str]:
 
 
 def pictures(page: str, visit: Visit) -> list[str]:
-    """Every picture is there and has a text in its place."""
-    return _facts(visit, "silent", "broken")
+    """Every picture is there, whole, and has a text in its place."""
+    return _facts(visit, "silent", "broken", "parted")
 
 
 def width(page: str, visit: Visit) -> list[str]:

@@ -102,6 +102,15 @@ window.measure = (() => {
     image.complete && !image.naturalWidth && image.loading !== "lazy")
     .map((image) => image.getAttribute("src").slice(0, 100));
 
+  // Figures in columns whose windows do not show all of them, from the left to the right end.
+  const parted = () => all("main .columns").filter((columns) => {
+    const own = [...columns.children].map((column) => column.lastElementChild.style);
+    const part = (style, side) => Number(style.getPropertyValue(`--${side}`));
+    const ends = [0, ...own.map((style) => part(style, "from") + part(style, "part"))];
+    return ends.at(-1) < 0.998 ||
+      own.some((style, i) => Math.abs(part(style, "from") - ends[i]) > 0.002);
+  }).map(name);
+
   const headings = () => {
     const found = all("h1, h2, h3, h4, h5, h6").filter(shown);
     const level = (heading) => Number(heading.localName[1]);
@@ -219,6 +228,6 @@ window.measure = (() => {
     };
   };
 
-  return { ready, fetched, outside, silent, broken, headings, repeated, live, unset,
+  return { ready, fetched, outside, silent, broken, parted, headings, repeated, live, unset,
     unannounced, away, unmarked, words, controls, cut, opening, name, shown };
 })();

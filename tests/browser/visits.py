@@ -153,6 +153,7 @@ class Visits:
                 "outside",
                 "silent",
                 "broken",
+                "parted",
                 "headings",
                 "repeated",
             ]:

@@ -12,11 +12,14 @@ TUNED = [one for one in EXPERIMENTS if one.tuned]
 
 
 def tasks():
-    """The experiments of each task, a list each: they differ in the method alone."""
+    """The experiments of each task, a list each: they differ in the method alone, or in
+    the schedule of a lone baseline."""
     found = defaultdict(list)
     for one in TUNED:
         name, _, rest = one.name.partition(f"/{one.method}")
         found[name, rest].append(one)
+    for name, rest in [key for key, of in found.items() if len(of) == 1]:
+        found[name, rest.removesuffix("-cosine")] += found.pop((name, rest))
     return list(found.values())
 
 

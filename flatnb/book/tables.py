@@ -4,10 +4,11 @@ A table that pandas wrote gets one row of headings, its first column fixed while
 rest scrolls, columns of numbers aligned at the right, and gains and losses colored: a
 signed number whose interval does not reach zero (in a table with stars: that has one),
 and the words of a verdict. More is better, except in a column of losses or errors. A
-hyphen before a number is a minus, and methods have the names of prose. All stands in a
-box that a style sheet can let scroll; colors are that style sheet's, too.
-A table with words that is wider than a phone has the class `stacks` and the name of its
-column on each cell, so that a style sheet can show a row as a short list there.
+hyphen before a number is a minus, methods have the names of prose, and a third of a
+pass is one. All stands in a box that a style sheet can let scroll; colors are that
+style sheet's, too.
+A table that is wider than a phone has the class `stacks` and the name of its column on
+each cell, so that a style sheet can show a row as a short list there.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
 # The name of a method, which is not part of code or of a record's name.
 _RECORDED = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, NAMES))})(?![\w/(-])")
 _SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
-_NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|")
+_NUMBER = re.compile(
+    r"[+-]?\d[\d.,]*⅓?(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|"
+)
 _LESS = re.compile(r"\b(loss|error|nats)\b")
 _PHONE = 350  # px for a table
 # px in the style sheet of a phone: of a character, a cell's padding, and a cell of words
@@ -88,9 +91,10 @@ def improved(table: str) -> str:
         for cell in column:
             if not cell.heading:
                 cell.content = _marked(cell, name, stars)
-    words = any(kind != "number" for kind in kinds[1:])
+            if name.startswith("passes"):
+                cell.content = _passes(cell.content)
     wide = sum(map(_width, names, columns, kinds)) > _PHONE
-    stacks = words and wide and len(head) == 1
+    stacks = wide and len(head) == 1
     lines = [f'<table class="dataframe{" stacks" * stacks}">', "<thead>"]
     lines += [_row(row, kinds, "col") for row in head]
     lines += ["</thead>", "<tbody>"]
@@ -99,15 +103,16 @@ def improved(table: str) -> str:
 
 
 def typeset(text: str) -> str:
-    """A text as pages print it: a hyphen before a number is a minus, and methods have the
-    names of prose, not those of records.
+    """A text as pages print it: a hyphen before a number is a minus, methods have the names
+    of prose, not those of records, and a third of a pass is one.
 
-    >>> typeset("WeightNoise, NSO-EMA: -0.1 on 2026-11-27")
-    'weight noise, NSO + EMA: −0.1 on 2026-11-27'
+    >>> typeset("WeightNoise, NSO-EMA: -0.1 on 2026-11-27, 2.33 passes")
+    'weight noise, NSO + EMA: −0.1 on 2026-11-27, 2⅓ passes'
     >>> typeset("FriendlySAM(rho=0.1), plane/spiral-0/BSAM/narrow")
     'FriendlySAM(rho=0.1), plane/spiral-0/BSAM/narrow'
     """
     text = _RECORDED.sub(lambda found: NAMES[found[0]], text)
+    text = re.sub(r"(?<![\d.])(\d)\.33(?= pass)", "\\1⅓", text)
     return _MINUS.sub("\N{MINUS SIGN}", text)
 
 
@@ -141,7 +146,7 @@ def _kind(column: Sequence[Cell]) -> str:
 
 def _width(name: str, column: Sequence[Cell], kind: str) -> float:
     """About how wide a column is on a phone, in px: numbers do not break, words may."""
-    texts = [cell.text for cell in column]
+    texts = [typeset(cell.text) for cell in column]
     pieces = [*name.split(), *(texts if kind == "number" else " ".join(texts).split())]
     longest = _PADDING + _CHARACTER * max(map(len, pieces), default=0)
     return max(longest, {"number": 0, "prose": _LONG}.get(kind, _SHORT))
@@ -157,6 +162,11 @@ def _marked(cell: Cell, column: str, stars: bool) -> str:
         return cell.content
     good = sign == ("-" if _LESS.search(column) else "+")
     return f'<span class="{"better" if good else "worse"}">{cell.content}</span>'
+
+
+def _passes(text: str) -> str:
+    """Passes as prose has them: 2.00 are 2, 2.33 are 2⅓."""
+    return re.sub(r"(?<=\d)\.00$", "", re.sub(r"(?<=\d)\.33$", "⅓", text))
 
 
 def _row(

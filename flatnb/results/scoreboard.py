@@ -36,7 +36,7 @@ def _plane(words: str, shapes: Sequence[str], shares: Sequence[str]) -> Place:
 
 
 PLACES = (
-    _plane("all nine sets of points", SHAPES, SHARES),
+    _plane("all nine sets", SHAPES, SHARES),
     _plane("noisy labels, six sets", SHAPES, SHARES[1:]),
     _plane("clean labels, three sets", SHAPES, SHARES[:1]),
     *(_plane(f"{shape}, three sets", [shape], SHARES) for shape in SHAPES),

@@ -66,13 +66,13 @@ def focus(page: str, visit: Visit) -> list[str]:
 
 
 def tables(page: str, visit: Visit) -> list[str]:
-    """On a phone, what goes on at the right says so."""
+    """On a phone, what goes on at the right, such as code, says so."""
     return _facts(visit, "unannounced")
 
 
-def words(page: str, visit: Visit) -> list[str]:
-    """On a phone, no verdict is out of sight."""
-    return _facts(visit, "away")
+def whole(page: str, visit: Visit) -> list[str]:
+    """On a phone, all of a table, figure or formula is seen."""
+    return _facts(visit, "scrolling")
 
 
 def paper(page: str, visit: Visit) -> list[str]:
@@ -119,7 +119,7 @@ CHECKS: dict[str, Check] = {
         accessibility,
         focus,
         tables,
-        words,
+        whole,
         paper,
         opening,
         weight,

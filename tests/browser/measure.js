@@ -143,11 +143,10 @@ window.measure = (() => {
     return !fades;
   }).map(name);
 
-  // Cells of words, such as a verdict, that begin outside the box of their table.
-  const away = () => all("main table tbody :is(th, td):not(.number)").filter((cell) => {
-    const box = clip(cell.closest("table"));
-    return box && shown(cell) && /\p{L}{3}/u.test(cell.textContent) &&
-      cell.getBoundingClientRect().left > box.getBoundingClientRect().right - 20;
+  // Tables, figures and formulas that go on outside their box; the plan of the rooms may.
+  const scrolling = () => all("main :is(table, div.math, .picture)").filter((wide) => {
+    const box = clip(wide);
+    return shown(wide) && box && overfull(box) && !wide.querySelector("svg.architecture");
   }).map(name);
 
   // Controls of which nothing changes to the eye when the keyboard comes to them, two of a
@@ -229,5 +228,5 @@ window.measure = (() => {
   };
 
   return { ready, fetched, outside, silent, broken, parted, headings, repeated, live, unset,
-    unannounced, away, unmarked, words, controls, cut, opening, name, shown };
+    unannounced, scrolling, unmarked, words, controls, cut, opening, name, shown };
 })();

@@ -162,7 +162,7 @@ class Visits:
             if mode.script:
                 seen.facts["unset"] = tab.evaluate("measure.unset()")
             if mode.width < 500 and mode.script:  # a script says what goes on
-                for fact in ("unannounced", "away"):
+                for fact in ("unannounced", "scrolling"):
                     seen.facts[fact] = tab.evaluate(f"measure.{fact}()")
             if mode.script and mode.served:
                 self._look(tab, mode, seen)

@@ -373,7 +373,9 @@ SMALL_RUNS += [
         pytest.param(
             path,
             profile,
-            marks=[pytest.mark.slow] * (profile == "paper"),
+            # The recipes take a minute, and a kernel runs them with other values below.
+            marks=[pytest.mark.slow]
+            * (profile == "paper" or path.stem == "A3_recipes"),
             id=f"{path.stem}-{profile}",
         )
         for path, profile in SMALL_RUNS

@@ -16,7 +16,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from flatnb.book.tables import typeset
 
-_UNIT = re.compile(r"(?<=\d) %| ± |\bn = (?=\d)")
+_UNIT = re.compile(r"(?<=\d) %| ± |\bn = (?=\d)|(?<=SAM|NSO) \+ (?=EMA)")
 _EXACT = nodes.literal, nodes.literal_block, nodes.raw, nodes.math, nodes.math_block
 _ALIGNED = re.compile(r"\S {2,}\S|\t|^ {5,}")
 
@@ -38,10 +38,10 @@ def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
 
 def unbroken(text: str) -> str:
     """A text whose numbers stay with their units: no line ends before % or around ±, or
-    in n = 5.
+    in n = 5 or SAM + EMA.
 
-    >>> unbroken("50 % ± 3 %, n = 5").count("\N{NO-BREAK SPACE}")
-    6
+    >>> unbroken("50 % ± 3 %, n = 5, SAM + EMA").count("\N{NO-BREAK SPACE}")
+    8
     """
     return _UNIT.sub(lambda found: found[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 

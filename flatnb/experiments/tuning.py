@@ -112,8 +112,9 @@ class Optimizer:
             return _bsam(model, settings, weight_decay, examples)
         if not isinstance(model, Ensemble):
             return self.make(params, lr=rates[0], weight_decay=decays[0])
-        # A step of a large ensemble costs a GPU passes over the weights; fused: one.
-        fused = True if params[0].is_cuda else None
+        # A step costs several passes over weights that no cache holds; fused: one.
+        large = sum(p.numel() for p in params) > _NOT_IN_CACHE
+        fused = True if large or params[0].is_cuda else None
         optimizer = self.make(params, lr=max(rates), weight_decay=0.0, fused=fused)
         member_learning_rates(optimizer, rates, decays if any(decays) else None)
         return optimizer
@@ -139,6 +140,7 @@ def _bsam(
 
 
 _BOTH = ("low", "high")
+_NOT_IN_CACHE = 2**24  # weights
 ADAM = Optimizer("Adam", torch.optim.Adam, log(1e-5, 0.3, 1e-3, _BOTH))
 ADAMW = Optimizer("AdamW", torch.optim.AdamW, ADAM.rates)
 _MOMENTUM = partial(torch.optim.SGD, momentum=0.9)

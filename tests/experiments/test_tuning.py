@@ -10,7 +10,7 @@ from torch import is_grad_enabled
 import flatnb
 from flatnb import models
 from flatnb.data import Split, plane, stack
-from flatnb.ensemble import member_learning_rates
+from flatnb.ensemble import Ensemble, member_learning_rates
 from flatnb.experiments import EXPERIMENTS, tuning
 from flatnb.experiments.tuning import ADAM, ADAMW, BSAM, METHODS, SGD, log
 from flatnb.results import records
@@ -334,3 +334,23 @@ def test_each_member_has_an_average_of_its_own():
 
 def test_a_range_is_stated_in_words():
     assert str(log(0.01, 2.0)) == "[0.01, 2] in the logarithm"
+
+
+@pytest.mark.parametrize("kind", [ADAM, ADAMW, SGD], ids=lambda kind: kind.name)
+def test_the_steps_of_a_large_ensemble_are_those_of_a_small_one(
+    kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [{"lr": 1e-3}, {"lr": 1e-2}]
+    ends = []
+    for bound in (2**24, 0):
+        monkeypatch.setattr(tuning, "_NOT_IN_CACHE", bound)
+        net = Ensemble(lambda: models.mlp(2, 8, 2, 2), members=2, seeds=[0, 1])
+        optimizer = kind.build(net, settings, 0.1)
+        assert optimizer.defaults["fused"] is (True if bound == 0 else None)
+        for k in range(5):
+            for p in net.parameters():
+                p.grad = torch.sin(p.detach() + k)
+            optimizer.step()
+        ends.append(list(net.parameters()))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

@@ -2,7 +2,7 @@
 
 `Checks` collects what cells found out about code, a `Source` links to the line that was
 read, and `gain` and `ending` are rows of what the records have on a claim; `untested`
-says what they lack. Tables are of HTML, for pages.
+says what they lack. `evidence` shows a claim's rows as tables of HTML, for pages.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # What a difference between formula and code touches.
 SEVERITIES = ("changes results", "changes a baseline", "cosmetic", "in a port only")
+NBSP = "\N{NO-BREAK SPACE}"
 
 # --- formula against code -----------------------------------------------------------
 
@@ -125,27 +126,44 @@ class Checks:
         )
 
     def table(self) -> Styler:
-        """A row per check: paper and verdict, what is expected, code, numbers."""
+        """A row per check: what is expected of a method, code, numbers, verdict."""
         table = pandas.DataFrame(self.rows)
-        table["verdict"] = "<b>" + table.pop("paper") + "</b><br>" + table["verdict"]
-        shown = table.replace(r"`(.*?)`", r"<code>\1</code>", regex=True)
-        return words_table(shown, widths=(20, 25, 27, 28))
+        table["expected"] = "<b>" + table.pop("paper") + "</b>: " + table["expected"]
+        table["verdict"] = table.pop("verdict")  # last
+        return words_table(table.replace(r"`(.*?)`", r"<code>\1</code>", regex=True))
 
 
-def words_table(table: pandas.DataFrame, widths: Sequence[int] = ()) -> Styler:
-    """A table of HTML texts, for show: aligned left, without an index; with the widths
-    of its columns in percent.
+def words_table(table: pandas.DataFrame) -> Styler:
+    """A table of HTML texts, for show: aligned left, without an index.
 
     >>> "text-align: left" in words_table(pandas.DataFrame({"a": ["b"]})).to_html()
     True
     """
     left = {"selector": "th, td", "props": "text-align: left; vertical-align: top"}
-    columns = [
-        {"selector": f"th.col{column}", "props": f"width: {width}%"}
-        for column, width in enumerate(widths)
-    ]
     shown = table.style.set_table_attributes('class="dataframe"')
-    return shown.set_table_styles([left, *columns]).hide(axis="index")
+    return shown.set_table_styles([left]).hide(axis="index")
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power(number: float) -> str:
+    """A number as a digit times a power of ten, in one piece.
+
+    >>> power(6.2e-17).split()
+    ['6', '·', '10⁻¹⁷']
+    """
+    digit, exponent = f"{number:.0e}".split("e")
+    return f"{digit}{NBSP}·{NBSP}10{str(int(exponent)).translate(_RAISED)}"
+
+
+def apart(distance: float | torch.Tensor) -> str:
+    """How far two results are apart, in words.
+
+    >>> apart(0.0)
+    'identical'
+    """
+    return f"apart by {power(float(distance))}" if distance else "identical"
 
 
 # The net on which the pages compare gradients.
@@ -203,11 +221,11 @@ SENSING = "matrix sensing, published width"
 IMAGES = ("digits", "MNIST", "CIFAR-10")
 LARGER_RATES = "CIFAR-10, larger rates"
 FINE_TUNING = (
-    "hand signs, 10 shots",
-    "photos, 10 shots",
-    "hand signs, 5 shots",
-    "questions, 10 shots",
-    "film reviews, 20 shots",
+    "hand signs, 10 per class",
+    "photos",
+    "hand signs, 5 per class",
+    "TREC",
+    "SST-2",
 )
 TASKS = {  # the names of their records, {} for the method
     PLANE: "plane/*/{}/narrow-tuned",
@@ -218,11 +236,11 @@ TASKS = {  # the names of their records, {} for the method
     "MNIST": "images/MNIST-n5000-mlp/{}",
     "CIFAR-10": "images/cifar10-jpeg-n4000-small_cnn/{}",
     LARGER_RATES: "images-larger-rates/cifar10-jpeg-n4000-small_cnn/{}",
-    "hand signs, 10 shots": "finetune/sign-language-digits-10-shots/{}",
-    "photos, 10 shots": "finetune/cifar10-jpeg-10-shots/{}",
-    "hand signs, 5 shots": "finetune/sign-language-digits-5-shots/{}",
-    "questions, 10 shots": "finetune/trec-10-shots/{}",
-    "film reviews, 20 shots": "finetune/sst2-20-shots/{}",
+    "hand signs, 10 per class": "finetune/sign-language-digits-10-shots/{}",
+    "photos": "finetune/cifar10-jpeg-10-shots/{}",
+    "hand signs, 5 per class": "finetune/sign-language-digits-5-shots/{}",
+    "TREC": "finetune/trec-10-shots/{}",
+    "SST-2": "finetune/sst2-20-shots/{}",
     SENSING: "sensing/d100-r5/{}",
 }
 # At equal compute these methods of one pass per step train for all the epochs.
@@ -260,16 +278,15 @@ FAMILIES: list[list[Comparison]] = [
     _direct(FINE_TUNING),
     [(SENSING, "WeightNoise", ("NSO",)), (SENSING, "GD", ("NSO",))],
 ]
-FORMS = {  # of a metric: its name, unit, scale and format
-    "test_accuracy": ("accuracy", " points", 100, "+.2f"),
-    "test_loss": ("test loss", " nats", 1, "+.3f"),
-    "loss_gap": ("loss gap", " nats", 1, "+.3f"),
-    "norm": ("norm of the weights", "", 1, "+.2f"),
-    "distance": ("distance", "", 1, "+.4f"),
+FORMS = {  # of a metric: its name, with the unit, scale and format
+    "test_accuracy": ("accuracy, points", 100, "+.2f"),
+    "test_loss": ("test loss, nats", 1, "+.3f"),
+    "loss_gap": ("loss gap, nats", 1, "+.3f"),
+    "norm": ("norm of the weights", 1, "+.2f"),
+    "distance": ("distance", 1, "+.4f"),
 }
 # Of these a smaller one is not a merit by itself, or no setting was chosen.
 SIZES = ("loss_gap", "norm", "distance")
-NBSP = "\N{NO-BREAK SPACE}"
 AT_EDGE = "at an edge"
 MEASURES = {
     "trace": "trace",
@@ -347,22 +364,24 @@ def test_of(task: str, method: str, reference: str, metric: str) -> Any:
 
 
 def row_of(test: Any, task: str, against: str, metric: str, worth: float) -> Row:
-    """A test of `verdicts.verdicts` as a row of a table: the task (and the metric, if it
-    is not accuracy), the reference, the difference with its interval, the verdict.
+    """A test of `verdicts.verdicts` as a row of a table: task, what is measured, the
+    reference, the difference, the half-width of its interval, seeds, the verdict.
     """
-    name, unit, scale, spec = FORMS[metric]
-    number = report.plus_minus(scale * test.difference, scale * test.interval, spec)
+    name, scale, spec = FORMS[metric]
     return {
-        "task": task if metric == "test_accuracy" else f"{task}: {name}",
+        "task": task,
+        "measure": name,
         "against": against,
-        "difference": f"{number}{unit}, n{NBSP}={NBSP}{test.n}",
+        "difference": f"{scale * test.difference:{spec}}",
+        "interval": f"±{NBSP}{scale * test.interval:{spec.lstrip('+')}}",
+        "n": str(test.n),
         "verdict": _words(test, metric, worth),
     }
 
 
 def _words(test: Any, metric: str, worth: float) -> str:
     """A verdict in plain words."""
-    _, unit, scale, spec = FORMS[metric]
+    _, scale, spec = FORMS[metric]
     words = str(test.verdict)
     if words in ("better", "worse"):
         sizes = {"better": "smaller", "worse": "larger"}
@@ -375,8 +394,7 @@ def _words(test: Any, metric: str, worth: float) -> str:
     elif words == "no gain worth having":
         words += f" (at most {scale * (test.difference + test.interval):{spec}})"
     elif words == "inconclusive":
-        found = f"{scale * test.detectable:{spec.lstrip('+')}}{unit}"
-        words += f" (detectable: {found})"
+        words += f" (detectable: {scale * test.detectable:{spec.lstrip('+')}})"
     return words if test.agree else f"{words}; Wilcoxon's test disagrees"
 
 
@@ -489,14 +507,14 @@ def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> Ro
     elif row.p_holm < LEVEL:
         words = f"significantly {'smaller' if row.ratio < 1 else 'larger'}"
     else:
-        words = f"inconclusive (detectable: × {row.detectable:.2f})"
+        words = f"inconclusive (detectable: ×{NBSP}{row.detectable:.2f})"
+    ratio = f"×{NBSP}{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
     return {
         "task": f"{task}{', pairs that both fit' * fitting}",
         "measure": MEASURES[measure],
-        "over ERM's": (
-            f"× {row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}], n{NBSP}={NBSP}{row.n}"
-        ),
-        "training losses": f"{row.train_loss:.3f}, ERM's {row.baseline_loss:.3f}",
+        "over ERM's": ratio.replace(" ", NBSP),
+        "n": str(row.n),
+        "training loss; ERM's": f"{row.train_loss:#.2g}; {row.baseline_loss:#.2g}",
         "verdict": words,
     }
 
@@ -516,7 +534,8 @@ def untested(what: str, patterns: Iterable[str], methods: Sequence[str]) -> str:
         return ""
     gpu = sum(cost.gpu_minutes for cost in costs)
     cpu = sum(cost.cpu_minutes for cost in costs) / 60
-    return f"{what}: {gpu:,.0f} GPU minutes or {cpu:,.{int(cpu < 10)}f} CPU hours"
+    minutes = f"{gpu:,.0f}" if gpu >= 1 else "under 1"
+    return f"{what} ({minutes} GPU minutes or {cpu:,.{int(cpu < 10)}f} CPU hours)"
 
 
 def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:
@@ -529,50 +548,66 @@ def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:
     return untested("; ".join(lacking), [TASKS[task] for task in lacking], methods)
 
 
-def heading(claim: str, found: Sequence[Row | str], rest: Sequence[str]) -> str:
-    """What stands above a claim's table: its words, how often each verdict is in the
-    table, results without a row of their own, and what is not tested.
+def tally(rows: Sequence[Row]) -> str:
+    """How often each verdict is in a table, by what is measured; with the reference and
+    the number of seeds, if all rows share them.
 
-    >>> found = [{"task": "digits", "verdict": "significantly better"},
-    ...     {"task": "digits: test loss", "verdict": "inconclusive (…)"}]
-    >>> print(heading("SAM helps", found, ["MNIST: 3 GPU minutes"]))
-    <p>SAM helps<br>
-    Accuracy: 1 better. Test loss: 1 inconclusive.<br>
-    Not tested: MNIST: 3 GPU minutes</p>
+    >>> row = {"measure": "accuracy, points", "against": "ERM", "n": "5"}
+    >>> tally([{**row, "verdict": "significantly better"}, {}])
+    'Accuracy against ERM (n = 5): 1 better.'
     """
+    rows = [row for row in rows if row]
     kinds: dict[str, Counter[str]] = {}
-    for row in found:
-        if isinstance(row, dict) and row:
-            measure = row.get("measure") or row["task"].partition(": ")[2] or "accuracy"
-            word = row["verdict"].removeprefix("significantly ")
-            kind = re.split("[,:;(]", word)[0].strip()
-            kinds.setdefault(measure, Counter())[kind] += 1
+    for row in rows:
+        word = row["verdict"].removeprefix("significantly ")
+        kind = re.split("[,:;(]", word)[0].strip()
+        kinds.setdefault(row["measure"].partition(",")[0], Counter())[kind] += 1
+    references = {row.get("against", "") for row in rows}
+    seeds = {row["n"] for row in rows}
+    shared = f" against {min(references)}" if len(references - {""}) == 1 else ""
+    shared += f" (n = {min(seeds)})" if len(seeds) == 1 else ""
     counts = [
-        f"{measure[0].upper()}{measure[1:]}: "
+        f"{measure[0].upper()}{measure[1:]}{shared}: "
         + ", ".join(f"{count} {kind}" for kind, count in each.items())
         for measure, each in kinds.items()
     ]
-    lines = [claim, f"{'. '.join(counts)}." if counts else ""]
-    lines += [line for line in found if isinstance(line, str)]
-    if missing := "; ".join(line for line in rest if line):
-        lines.append(f"Not tested: {missing}")
-    lines = [line for line in lines if line]
-    return "<p>" + "<br>\n".join(lines) + "</p>"
+    return f"{'. '.join(counts)}." if counts else ""
 
 
-def rows_table(found: Sequence[Row | str]) -> pandas.DataFrame:
-    """The rows among the results on a claim, without the empty ones.
+def rows_table(rows: Sequence[Row]) -> pandas.DataFrame:
+    """The rows that are not empty. What all share stands in the heads: what is measured
+    and the number of seeds; a reference that all share is in the `tally` only.
 
-    >>> rows_table([{"verdict": "better"}, {}, "a line"]).to_dict("records")
-    [{'verdict': 'better'}]
+    >>> row = gain("plane, constant rate", "SoftAD", "SAM", "loss_gap")
+    >>> list(rows_table([row, {}]))
+    ['task', 'loss gap, nats', 'interval, n\\xa0=\\xa060', 'verdict']
     """
-    return pandas.DataFrame([row for row in found if isinstance(row, dict) and row])
+    table = pandas.DataFrame([row for row in rows if row])
+    shared = {
+        name: values.iloc[0] for name, values in table.items() if len(set(values)) == 1
+    }
+    if "difference" in table:
+        table = table.rename(columns={"difference": shared["measure"]})
+    if "n" in shared:
+        head = "interval" if "interval" in table else "over ERM's"
+        table = table.rename(columns={head: f"{head}, n{NBSP}={NBSP}{shared['n']}"})
+    return table.drop(columns={"measure", "against", "n"} & set(shared))
 
 
-def claim_tables(
-    claims: Mapping[str, tuple[Sequence[Row | str], Sequence[str]]],
-) -> Iterator[tuple[str, Styler | None]]:
-    """Of each claim its `heading`, and a table of a row per test, None without tests."""
-    for claim, (found, rest) in claims.items():
-        table = rows_table(found)
-        yield heading(claim, found, rest), words_table(table) if len(table) else None
+def evidence(*tables: Sequence[Row], missing: Iterable[str] = ()) -> None:
+    """Show what the records have on a claim: print the `tally` of each table and what is
+    not tested, and display the tables that have rows. The rows of a table are of `gain`,
+    of one metric, or of `ending`.
+
+    >>> evidence([], missing=["MNIST (3 GPU minutes)", ""])
+    Not tested: MNIST (3 GPU minutes).
+    """
+    from IPython.display import display
+
+    full = [table for table in tables if any(table)]
+    if full:
+        print(" ".join(map(tally, full)))
+    if lacking := "; ".join(filter(None, missing)):
+        print(f"Not tested: {lacking}.")
+    for table in full:
+        display(words_table(rows_table(table)))

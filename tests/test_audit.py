@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ def test_checks_count_and_name_severities(capsys: pytest.CaptureFixture[str]) ->
     assert checks.summary() == line
     shown = checks.table().data
     assert len(shown.columns) <= 6
-    assert shown.iloc[1, 0] == "<b>B</b><br>differs, cosmetic"
+    assert shown.iloc[1, 0] == "<b>B</b>: x"
+    assert shown["verdict"].tolist() == ["agrees", "differs, cosmetic"]
 
 
 def test_bad_names_are_refused() -> None:
@@ -77,26 +79,51 @@ def row(verdict: str, agree: bool = True, p_holm: float = 0.5) -> audit.Row:
 
 
 def test_verdicts_have_the_number_that_they_rest_on() -> None:
-    number = row("better")["difference"].replace("\N{NO-BREAK SPACE}", " ")
-    assert number == "-2.00 ± 2.50 points, n = 5"
+    found = row("better")
+    assert (found["difference"], found["n"]) == ("-2.00", "5")
+    assert found["interval"].split() == ["±", "2.50"]
     assert row("no gain worth having")["verdict"].endswith("having (at most +0.50)")
-    assert row("inconclusive")["verdict"] == "inconclusive (detectable: 10.00 points)"
+    assert row("inconclusive")["verdict"] == "inconclusive (detectable: 10.00)"
     assert row("better", agree=False)["verdict"].endswith("; Wilcoxon's test disagrees")
     assert row("at an edge")["verdict"] == "no verdict: at an edge"
     found = row("at an edge", p_holm=0.01)["verdict"]
     assert found == "no verdict, though significant: at an edge"
 
 
-def test_a_claim_has_a_heading_and_a_table() -> None:
-    assert audit.heading("c", [{}], [""]) == "<p>c</p>"
-    assert audit.heading("c", ["line"], []) == "<p>c<br>\nline</p>"
-    trace = {"task": "digits", "measure": "trace", "verdict": "descriptive"}
-    assert "Trace: 2 descriptive." in audit.heading("c", [trace, trace], [])
-    assert audit.rows_table([{}, "line"]).empty
-    claims = {"c": ([row("better"), {}], []), "d": ([], ["all"])}
-    (first, table), (second, none) = audit.claim_tables(claims)
-    assert first.startswith("<p>c<br>") and len(table.data) == 1
-    assert second == "<p>d<br>\nNot tested: all</p>" and none is None
+def test_a_claim_has_a_tally_and_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    audit.evidence([row("better"), {}], [{}], missing=["", "all"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["Accuracy against SAM (n = 5): 1 better.", "Not tested: all."]
+    (table,) = shown
+    heads = list(table.data)
+    assert heads == ["task", "accuracy, points", "interval, n\xa0=\xa05", "verdict"]
+
+
+def test_a_table_names_what_its_rows_do_not_share() -> None:
+    rows = [row("better"), row("inconclusive") | {"against": "ERM", "n": "6"}]
+    assert audit.tally(rows) == "Accuracy: 1 better, 1 inconclusive."
+    heads = ["task", "against", "accuracy, points", "interval", "n", "verdict"]
+    assert list(audit.rows_table(rows)) == heads
+    both = [
+        audit.ending(audit.PLANE, "NSO", "trace", fitting=fit) for fit in (True, False)
+    ]
+    assert audit.tally(both) == "Trace: 1 descriptive, 1 smaller."
+    heads = ["task", "over ERM's", "n", "training loss; ERM's", "verdict"]
+    assert list(audit.rows_table(both)) == heads
+    assert audit.tally([{}]) == "" and audit.rows_table([{}]).empty
+
+
+def test_no_audit_table_is_wider_than_six_columns() -> None:
+    rows = [
+        audit.ending(audit.PLANE, "GNP", measure, fitting=fit)
+        for measure in ("trace", "top_eigenvalue")
+        for fit in (True, False)
+    ]
+    assert len(audit.rows_table(rows).columns) == 6
 
 
 def test_gradient_of_the_small_net() -> None:

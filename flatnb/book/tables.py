@@ -31,7 +31,9 @@ _MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
 # The name of a method, which is not part of code or of a record's name.
 _RECORDED = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, NAMES))})(?![\w/(-])")
 _SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
-_NUMBER = re.compile(r"[+-]?\d[\d.,]*(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|")
+_NUMBER = re.compile(
+    r"[+-]?\d[\d.,]*[⅓⅔]?(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|"
+)
 _LESS = re.compile(r"\b(loss|error|nats)\b")
 _PHONE = 350  # px for a table
 # px in the style sheet of a phone: of a character, a cell's padding, and a cell of words

@@ -447,7 +447,7 @@ _TABLE = (
     Tuned(
         methods.NSO,
         _SIGMA | _DECAY,
-        Look("indigo", _LONG, "D"),
+        Look("indigo", _LONG, "*"),
         _TUNED,
         "NSO-EMA",
         average=ema,

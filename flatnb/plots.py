@@ -7,6 +7,7 @@ variants share a color. Bands are `flatnb.results.statistics.interval`.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,20 @@ PALETTE = {
 _CYCLE = [PALETTE[c] for c in ("black", "red", "green", "blue", "pink", "gold", "sky")]
 BLACK, RED, GREEN, BLUE, PINK, GOLD, SKY = _CYCLE
 GRAY = "#6B6B6B"  # of whatever is not a method
+# The two classes of points in the plane, and what is measured of a minimum: of each its
+# color and marker, of a measure its dashes, too.
+CLASSES = {"class 0": (GOLD, "o"), "class 1": (BLUE, "^")}
+MEASURES = {
+    "trace": (BLACK, "-", "o"),
+    "top eigenvalue": (RED, "--", "s"),
+    "sharpness": (GOLD, "-.", "^"),
+    "adaptive sharpness": (BLUE, "-", "D"),
+    "relative flatness": (GREEN, ":", "P"),
+}
+# From little to much, and no shade pale: on a dark page pale ones would vanish.
+SHADES = LinearSegmentedColormap.from_list(
+    "shades", plt.get_cmap("plasma")(np.linspace(0, 0.75, 256))
+)
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])
 # 11 pt text is readable in figures of up to 6 inches on a phone's 360 pixels; wider ones
@@ -81,11 +96,34 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="ticks", palette=_CYCLE, rc=_STYLE)
 
 
+def _begins(label: str) -> str:
+    """The method's name with which a label begins, of prose or of records; or ""."""
+    from flatnb.experiments.tuning import LOOKS
+
+    known = sorted({*LOOKS, *NAMES, *NAMES.values()}, key=len, reverse=True)
+    match = re.match(rf"({'|'.join(map(re.escape, known))})(?!\w)", label)
+    return match[0] if match else ""
+
+
 def _look(label: str) -> Look:
     """As `flatnb.experiments.tuning` declares it; gray and dashed if no method's."""
     from flatnb.experiments.tuning import LOOKS, Look
 
-    return LOOKS.get(re.split(r"\W", label)[0]) or Look("", (0, (2, 1)), ".")
+    name = _begins(label)
+    recorded = {prose: key for key, prose in NAMES.items()}.get(name, name)
+    if recorded == "GD":  # plain training on all examples at once
+        recorded = "ERM"
+    return LOOKS.get(recorded) or Look("", (0, (2, 1)), ".")
+
+
+def named(label: str) -> str:
+    """A label that begins with a method's name in records, with its name of prose.
+
+    >>> named("WeightNoise, k = 2")
+    'weight noise, k = 2'
+    """
+    name = _begins(label)
+    return NAMES.get(name, name) + label[len(name) :]
 
 
 def line(label: str) -> dict[str, Any]:
@@ -114,6 +152,23 @@ def marker(label: str) -> str:
     'o'
     """
     return _look(label).marker
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two positive ones, for the ticks of a logarithmic axis: powers
+    of ten, or also 3, also 2 and 5, or all digits, where there are fewer than three.
+
+    >>> log_ticks(0.02, 40), log_ticks(0.2, 4), log_ticks(0.28, 0.65)
+    ([0.1, 1.0, 10.0], [0.2, 0.5, 1.0, 2.0], [0.3, 0.4, 0.5, 0.6])
+    """
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks: list[float] = []
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        rounded = [float(f"{digit}e{power}") for power in powers for digit in digits]
+        ticks = [tick for tick in rounded if low <= tick <= high]
+        if len(ticks) > 2:
+            break
+    return ticks
 
 
 def band(ax: plt.Axes, x: ArrayLike, values: ArrayLike, **style: Any) -> None:
@@ -157,7 +212,7 @@ def curves(
                 f"value of {x!r}: draw only the values that all repetitions have"
             )
         values = ordered[y].to_numpy(np.float64).reshape(len(points), -1).T
-        look = {**line(label), "label": label or None}
+        look = {**line(label), "label": named(label) or None}
         band(ax, points, values, **{**look, **style})
     ax.set_xlabel(ax.get_xlabel() or x.replace("_", " "))
     ax.set_ylabel(ax.get_ylabel() or y.replace("_", " "))
@@ -200,12 +255,12 @@ def differences(
             color=color(row.method),
             marker=marker(row.method),
             linestyle="",
-            label=NAMES.get(row.method, row.method) if first else None,
+            label=named(row.method) if first else None,
         )
         if row.p_holm < LEVEL:
             offset: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points"}
             ax.annotate("*", (row.difference, place), ha="center", **offset)
-    rows = [NAMES.get(name, name) for name in methods] if single else tasks
+    rows = list(map(named, methods)) if single else tasks
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.axvline(0, color="0.4", linewidth=1)
@@ -241,5 +296,5 @@ def gains(
         triangle = "^" if row.gain > 0 else "v"
         ax.plot(*place, marker=triangle, color="black", markersize=5)
     ax.set_xticks(range(len(tasks)), tasks, rotation=45, ha="right")
-    ax.set_yticks(range(len(methods)), [NAMES.get(name, name) for name in methods])
+    ax.set_yticks(range(len(methods)), list(map(named, methods)))
     ax.grid(False)

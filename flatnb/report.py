@@ -11,6 +11,7 @@ multiplies both, as 100 for percent.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -194,6 +195,30 @@ def gains(
     return "\n  ".join(lines)
 
 
+def set_name(task: str) -> str:
+    """What a task is called in figures: its points and their share of flipped labels, or
+    its images.
+
+    >>> set_name("plane/gaussian-0.05, tuned lr"), set_name("images/MNIST-n5000-mlp")
+    ('gaussian, 5 %', 'MNIST')
+    """
+    name = re.sub(r"^(plane|images)/|, tuned lr$|(-n\d+)?-mlp$", "", task)
+    points = re.fullmatch(r"(\w+)-(\d[\d.]*)", name)
+    return f"{points[1]}, {100 * float(points[2]):g} %" if points else name
+
+
+def thirds(passes: float) -> str:
+    """A number of passes, thirds as fractions.
+
+    >>> thirds(7 / 3), thirds(2.33), thirds(2), thirds(1.2)
+    ('2⅓', '2⅓', '2', '1.2')
+    """
+    whole, rest = divmod(round(3 * passes), 3)
+    if abs(3 * passes - round(3 * passes)) > 0.02:
+        return f"{passes:.3g}"
+    return f"{whole or ''}{['', '⅓', '⅔'][rest]}"
+
+
 def _begun(lead: str) -> str:
     return f"{lead}, " if lead else ""
 
@@ -238,7 +263,7 @@ def _uncorrected(row: pandas.Series, family: int, before: str) -> str:
 
 
 def _passes(row: pandas.Series) -> str:
-    passes = f"{row['passes']:.3g}"
+    passes = thirds(row["passes"])
     return f"{passes} {'pass' if passes == '1' else 'passes'} per step"
 
 

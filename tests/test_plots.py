@@ -94,6 +94,21 @@ def test_methods_of_one_color_differ_in_line_and_marker():
             assert a.marker != b.marker
 
 
+def test_no_two_methods_are_drawn_alike_by_any_name():
+    drawn = {name: (plots.color(name), plots.marker(name)) for name in LOOKS}
+    assert len(set(drawn.values())) == len(drawn)
+    for name, look in drawn.items():
+        prose = plots.named(name)
+        assert look == (plots.color(prose), plots.marker(prose)), name
+
+
+def test_a_name_of_records_is_drawn_as_prose_has_it():
+    assert plots.named("SAM-EMA, 70 epochs") == "SAM + EMA, 70 epochs"
+    assert plots.named("SGD") == "SGD"
+    assert plots.named("trace penalty") == "trace penalty"
+    assert plots.line("GD, small start") == plots.line("ERM")
+
+
 def test_what_the_scoreboard_compares_has_a_color_each():
     colors = [plots.color(name) for name in METHODS]
     assert len({*colors, plots.GRAY}) == len(METHODS) + 1

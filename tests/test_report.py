@@ -164,7 +164,7 @@ def test_of_several_methods_each_has_a_line(monkeypatch) -> None:
     assert [plain(line) for line in lines] == [
         f"At equal passes, points of test accuracy minus those of plain training ({BASIS}):",
         "  A: -0.30 ± 0.10 (1 pass per step), significantly worse",
-        "  weight noise: +0.30 ± 0.10 (1.33 passes per step), significantly better, by less "
+        "  weight noise: +0.30 ± 0.10 (1⅓ passes per step), significantly better, by less "
         "than half a point; Wilcoxon's test disagrees",
         "  C: +0.30 ± 0.40 (2 passes per step), inconclusive (detectable: 0.20)",
         "  D: +0.30 ± 0.10 (2 passes per step), no verdict: a chosen setting was the largest "

@@ -22,7 +22,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
-from flatnb.report import NAMES
+from flatnb.report import NAMES, thirds
 
 _ROW = re.compile(r"<tr[^>]*>(.*?)</tr>", re.DOTALL)
 _CELL = re.compile(r"<(t[hd])([^>]*)>(.*?)</t[hd]>", re.DOTALL)
@@ -33,8 +33,10 @@ _MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
 _RECORDED = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, NAMES))})(?![\w/(-])")
 _SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
 _NUMBER = re.compile(
-    r"[+-]?\d[\d.,]*⅓?(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|"
+    r"[+-]?\d[\d.,]*[⅓⅔]?(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|"
 )
+_DECIMAL = re.compile(r"\d+\.\d+$")
+_THIRDS = re.compile(r"(?<![\d.])\d\.33(?= pass)")
 _LESS = re.compile(r"\b(loss|error|nats)\b")
 _PHONE = 350  # px for a table
 # px in the style sheet of a phone: of a character, a cell's padding, and a cell of words
@@ -92,7 +94,9 @@ def improved(table: str) -> str:
             if not cell.heading:
                 cell.content = _marked(cell, name, stars)
             if name.startswith("passes"):
-                cell.content = _passes(cell.content)
+                cell.content = _DECIMAL.sub(
+                    lambda found: thirds(float(found[0])), cell.content
+                )
     wide = sum(map(_width, names, columns, kinds)) > _PHONE
     stacks = wide and len(head) == 1
     lines = [f'<table class="dataframe{" stacks" * stacks}">', "<thead>"]
@@ -112,7 +116,7 @@ def typeset(text: str) -> str:
     'FriendlySAM(rho=0.1), plane/spiral-0/BSAM/narrow'
     """
     text = _RECORDED.sub(lambda found: NAMES[found[0]], text)
-    text = re.sub(r"(?<![\d.])(\d)\.33(?= pass)", "\\1⅓", text)
+    text = _THIRDS.sub(lambda found: thirds(float(found[0])), text)
     return _MINUS.sub("\N{MINUS SIGN}", text)
 
 
@@ -162,11 +166,6 @@ def _marked(cell: Cell, column: str, stars: bool) -> str:
         return cell.content
     good = sign == ("-" if _LESS.search(column) else "+")
     return f'<span class="{"better" if good else "worse"}">{cell.content}</span>'
-
-
-def _passes(text: str) -> str:
-    """Passes as prose has them: 2.00 are 2, 2.33 are 2⅓."""
-    return re.sub(r"(?<=\d)\.00$", "", re.sub(r"(?<=\d)\.33$", "⅓", text))
 
 
 def _row(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import altair as alt
     from numpy.typing import NDArray
 
-CLASSES = {"class 0": (plots.GOLD, "circle"), "class 1": (plots.BLUE, "triangle-up")}
+SHAPES = {"o": "circle", "^": "triangle-up"}  # Vega's names of markers
+CLASSES = {name: (color, SHAPES[mark]) for name, (color, mark) in plots.CLASSES.items()}
 SHADES = 8  # of each class
 
 

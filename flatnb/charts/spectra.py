@@ -44,7 +44,7 @@ def spectra(
             parts.append(part.assign(step=step, name=name))
     rows = pd.concat(parts)
     top = float(max(rows["value"].max(), np.max(truth)))
-    colors = [plots.color(name.replace("GD", "ERM")) for name in names]
+    colors = [plots.color(name) for name in names]
     linear = alt.Scale(nice=False, zero=False)
     log = alt.Scale(type="log", domain=[floor, top], nice=False)
     x = alt.X("place:Q", title="eigenvalue, in order", scale=linear)

@@ -431,7 +431,7 @@ _TABLE = (
     Tuned(methods.USAM, _RHO, Look("blue", ":", "<"), _TUNED),
     Tuned(methods.RSAM, _RSAM, Look("blue", _SHORT, ">"), _TUNED, forwards=1),
     Tuned(ERM, _START, Look("indigo", "-.", "P"), _TUNED, "SWA", average=swa),
-    Tuned(ERM, _DECAY, Look("indigo", ":", "X"), _TUNED, "EMA", average=ema),
+    Tuned(ERM, _DECAY, Look("indigo", ":", "v"), _TUNED, "EMA", average=ema),
     Tuned(ERM, _WEIGHT_DECAY, Look("indigo", "--", "s"), _TUNED, "AdamW", ADAMW),
     Tuned(ERM, {}, Look("black", "--", "s"), _TUNED, "SGD", SGD),
     Tuned(ERM, _BSAM, Look("blue", _DASH_DOT_DOT, "p"), _TUNED, "BSAM", BSAM),
@@ -441,7 +441,7 @@ _TABLE = (
     Tuned(
         methods.SAM,
         _RHO | _DECAY,
-        Look("indigo", "-", "p"),
+        Look("indigo", "-", ">"),
         _TUNED,
         "SAM-EMA",
         average=ema,
@@ -449,7 +449,7 @@ _TABLE = (
     Tuned(
         methods.NSO,
         _SIGMA | _DECAY,
-        Look("indigo", _LONG, "h"),
+        Look("indigo", _LONG, "*"),
         _TUNED,
         "NSO-EMA",
         average=ema,

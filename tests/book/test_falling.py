@@ -254,3 +254,17 @@ def test_what_tuning_the_rate_is_worth_to_plain_training() -> None:
     (row,) = compare.overall(runs, "default", "test_accuracy").itertuples()
     found = 100 * row.difference, 100 * row.interval
     assert found == pytest.approx((1.57, 0.13), abs=0.005)
+
+
+def test_at_a_constant_rate_the_trace_falls_above_a_thousandth() -> None:
+    """The caption of one set, net by net: by median over half a decade of the rate."""
+    names = [n for n in records.names() if n.startswith("plane/gaussian-0.05/")]
+    own = {"SGD", "AdamW", "BSAM"}  # rates of another scale
+    nets = compare.nets([n for n in names if n.endswith("/narrow-tuned")])
+    nets = nets[~nets["method"].isin(own)]
+    classes = np.floor(2 * np.log10(nets["lr"]) + 1e-9)
+    medians = nets.groupby(classes)[["trace", "test_loss"]].median()
+    falling = medians.loc[-7:, "trace"]
+    assert falling.is_monotonic_decreasing
+    assert medians.loc[:-7, "trace"].min() > falling.loc[-6]
+    assert set(medians["test_loss"].nsmallest(2).index) == {-8, -7}

@@ -330,3 +330,21 @@ def test_on_hand_signs_the_nets_of_sam_have_the_lowest_loss_and_calibration_erro
             for i, values in enumerate(records.load(name)["final"][metric]):
                 means[name, i] = np.mean(values)
         assert min(means, key=means.__getitem__)[0].endswith("/SAM")
+
+
+def test_the_trace_grows_with_small_training_losses_and_not_with_large(
+    runs: pd.DataFrame,
+) -> None:
+    nets = runs[runs["trace"] > 0]
+    logs = nets.assign(
+        loss=np.log10(nets["train_loss"]), height=np.log10(nets["trace"])
+    )
+    for name in (SIGNS, TREC, SST2, PHOTOS):
+        rows = logs[logs["task"] == f"finetune/{name}"]
+        small = rows[rows["train_loss"] < 0.05]
+        assert small["loss"].corr(small["height"]) > 0.8
+        powers = small["height"].max() - small["height"].min()
+        assert (powers > 2) == (name in (SIGNS, SST2))
+        large = rows[rows["train_loss"] >= 0.05]
+        if name in (SIGNS, SST2):
+            assert large["loss"].corr(large["height"]) < -0.5

@@ -150,6 +150,6 @@ def test_passes_are_printed_as_in_prose() -> None:
         "0.33",
         "2⅓",
         "1.00",
-        "1.20",
+        "1.2",
         "2.33",
     ]

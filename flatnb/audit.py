@@ -576,12 +576,12 @@ def tally(rows: Sequence[Row]) -> str:
 
 
 def rows_table(rows: Sequence[Row]) -> pandas.DataFrame:
-    """The rows that are not empty. What all share stands in the heads: what is measured
-    and the number of seeds; a reference that all share is in the `tally` only.
+    """The rows that are not empty. What all share stands in the heads: what is measured,
+    the reference, and the number of seeds.
 
     >>> row = gain("plane, constant rate", "SoftAD", "SAM", "loss_gap")
     >>> list(rows_table([row | {"n": "60"}, row | {"n": "5"}]))
-    ['task', 'loss gap, nats', 'interval', 'n', 'verdict']
+    ['task', 'loss gap, nats <br>minus SAM', 'interval', 'n', 'verdict']
     """
     table = pandas.DataFrame([row for row in rows if row])
     shared = {
@@ -589,7 +589,10 @@ def rows_table(rows: Sequence[Row]) -> pandas.DataFrame:
     }
     measure, heads = shared.get("measure", ""), {}
     if "difference" in table:
-        heads["difference"] = "points" if measure.endswith("points") else measure
+        head = "points" if measure.endswith("points") else measure
+        if "against" in shared:
+            head += f" <br>minus {shared['against']}"
+        heads["difference"] = head
     elif measure:
         heads["over ERM's"] = f"{measure} over ERM's"
     if "n" in shared:

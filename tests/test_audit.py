@@ -101,7 +101,7 @@ def test_a_claim_has_a_tally_and_tables(
     (table,) = shown
     heads = [
         "task",
-        "points",
+        "points <br>minus SAM",
         "interval, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}5",
         "verdict",
     ]

@@ -388,7 +388,7 @@ def _words(test: Any, metric: str, worth: float) -> str:
         word = sizes[words] if metric in SIZES else words
         words = f"significantly {word}"
         if metric == "test_accuracy" and abs(test.difference) + test.interval < worth:
-            words += f", by less than {'half a point' if worth == 0.005 else 'a point'}"
+            words += f", under {'half a point' if worth == 0.005 else 'a point'}"
     elif words == "at an edge":
         words = f"no verdict{', though significant' * (test.p_holm < LEVEL)}: {AT_EDGE}"
     elif words == "no gain worth having":
@@ -472,7 +472,8 @@ def again(task: str, reference: str) -> Row:
     'significantly better'
     """
     test = again_tests().loc[task, reference]
-    return row_of(test, f"{task}, 15 new seeds", reference, "test_accuracy", 0.01)
+    row = row_of(test, task, reference, "test_accuracy", 0.01)
+    return row | {"measure": "accuracy under new seeds, points"}
 
 
 @cache
@@ -514,7 +515,7 @@ def ending(task: str, method: str, measure: str, *, fitting: bool = False) -> Ro
         "measure": MEASURES[measure],
         "over ERM's": ratio.replace(" ", NBSP),
         "n": str(row.n),
-        "training loss; ERM's": f"{row.train_loss:#.2g}; {row.baseline_loss:#.2g}",
+        "training loss; ERM's": f"{row.train_loss:#.2g};{NBSP}{row.baseline_loss:#.2g}",
         "verdict": words,
     }
 
@@ -575,22 +576,29 @@ def tally(rows: Sequence[Row]) -> str:
 
 
 def rows_table(rows: Sequence[Row]) -> pandas.DataFrame:
-    """The rows that are not empty. What all share stands in the heads: what is measured
-    and the number of seeds; a reference that all share is in the `tally` only.
+    """The rows that are not empty. What all share stands in the heads: what is measured,
+    the reference, and the number of seeds.
 
     >>> row = gain("plane, constant rate", "SoftAD", "SAM", "loss_gap")
-    >>> list(rows_table([row, {}]))
-    ['task', 'loss gap, nats', 'interval, n\\xa0=\\xa060', 'verdict']
+    >>> list(rows_table([row | {"n": "60"}, row | {"n": "5"}]))
+    ['task', 'loss gap, nats <br>minus SAM', 'interval', 'n', 'verdict']
     """
     table = pandas.DataFrame([row for row in rows if row])
     shared = {
         name: values.iloc[0] for name, values in table.items() if len(set(values)) == 1
     }
+    measure, heads = shared.get("measure", ""), {}
     if "difference" in table:
-        table = table.rename(columns={"difference": shared["measure"]})
+        head = "points" if measure.endswith("points") else measure
+        if "against" in shared:
+            head += f" <br>minus {shared['against']}"
+        heads["difference"] = head
+    elif measure:
+        heads["over ERM's"] = f"{measure} over ERM's"
     if "n" in shared:
-        head = "interval" if "interval" in table else "over ERM's"
-        table = table.rename(columns={head: f"{head}, n{NBSP}={NBSP}{shared['n']}"})
+        last = "interval" if "interval" in table else "over ERM's"
+        heads[last] = f"{heads.get(last, last)}, n{NBSP}={NBSP}{shared['n']}"
+    table = table.rename(columns=heads)
     return table.drop(columns={"measure", "against", "n"} & set(shared))
 
 

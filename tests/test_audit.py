@@ -99,20 +99,25 @@ def test_a_claim_has_a_tally_and_tables(
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["Accuracy against SAM (n = 5): 1 better.", "Not tested: all."]
     (table,) = shown
-    heads = list(table.data)
-    assert heads == ["task", "accuracy, points", "interval, n\xa0=\xa05", "verdict"]
+    heads = [
+        "task",
+        "points <br>minus SAM",
+        "interval, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}5",
+        "verdict",
+    ]
+    assert list(table.data) == heads
 
 
 def test_a_table_names_what_its_rows_do_not_share() -> None:
     rows = [row("better"), row("inconclusive") | {"against": "ERM", "n": "6"}]
     assert audit.tally(rows) == "Accuracy: 1 better, 1 inconclusive."
-    heads = ["task", "against", "accuracy, points", "interval", "n", "verdict"]
+    heads = ["task", "against", "points", "interval", "n", "verdict"]
     assert list(audit.rows_table(rows)) == heads
     both = [
         audit.ending(audit.PLANE, "NSO", "trace", fitting=fit) for fit in (True, False)
     ]
     assert audit.tally(both) == "Trace: 1 descriptive, 1 smaller."
-    heads = ["task", "over ERM's", "n", "training loss; ERM's", "verdict"]
+    heads = ["task", "trace over ERM's", "n", "training loss; ERM's", "verdict"]
     assert list(audit.rows_table(both)) == heads
     assert audit.tally([{}]) == "" and audit.rows_table([{}]).empty
 

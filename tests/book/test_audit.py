@@ -99,7 +99,7 @@ def test_differences(
 @pytest.mark.parametrize("method", ["SAM", "ASAM", "GNP"])
 def test_gains_in_the_plane_are_below_half_a_point(method: str) -> None:
     words = audit.gain(audit.PLANE, method)["verdict"]
-    assert words == "significantly better, by less than half a point"
+    assert words == "significantly better, under half a point"
     for task in (audit.FALLING, audit.EQUAL, audit.EQUAL_FALLING):
         assert audit.test_of(task, method, "ERM", "test_accuracy").p_holm > 0.05
 

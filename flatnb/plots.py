@@ -55,7 +55,7 @@ MEASURES = {
 }
 # From little to much, and no shade pale: on a dark page pale ones would vanish.
 SHADES = LinearSegmentedColormap.from_list(
-    "shades", plt.get_cmap("plasma")(np.linspace(0, 0.75, 256))
+    "shades", plt.get_cmap("plasma")(np.linspace(0, 0.68, 256))
 )
 # Worse than the baseline, the same, better.
 _GAIN = LinearSegmentedColormap.from_list("gain", [RED, "#FFFFFF", BLUE])

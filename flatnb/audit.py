@@ -120,9 +120,10 @@ class Checks:
         """
         parts = {word: self.count(f"differs, {word}") for word in SEVERITIES}
         named = [f"{count} {word}" for word, count in parts.items() if count]
+        touched = f" ({', '.join(named)})" if named else ""
         return (
             f"Checks, chosen by hand: {len(self.rows)}. Agree: {self.count('agrees')}. "
-            f"Differ: {', '.join(named) or 0}."
+            f"Differ: {self.count('differs')}{touched}."
         )
 
     def table(self) -> Styler:
@@ -535,8 +536,8 @@ def untested(what: str, patterns: Iterable[str], methods: Sequence[str]) -> str:
         return ""
     gpu = sum(cost.gpu_minutes for cost in costs)
     cpu = sum(cost.cpu_minutes for cost in costs) / 60
-    minutes = f"{gpu:,.0f}" if gpu >= 1 else "under 1"
-    return f"{what} ({minutes} GPU minutes or {cpu:,.{int(cpu < 10)}f} CPU hours)"
+    minutes = f"{gpu:,.0f} GPU minutes" if gpu >= 2 else "a GPU minute or two"
+    return f"{what} ({minutes} or {cpu:,.{int(cpu < 10)}f} CPU hours)"
 
 
 def unrecorded(tasks: Iterable[str], methods: Sequence[str]) -> str:

@@ -16,7 +16,10 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 from flatnb.book.tables import typeset
 
-_UNIT = re.compile(r"(?<=\d) %| ± |\bn = (?=\d)|(?<=SAM|NSO) \+ (?=EMA)")
+_UNIT = re.compile(
+    r"(?<=\d) %| ± |\bn = (?=\d)|(?<=SAM|NSO) \+ (?=EMA)"
+    r"|(?<=\d) (?=(?:s|min)\b)|(?<=\d) · (?=10)|\(exercise (?=\d)"
+)
 _EXACT = nodes.literal, nodes.literal_block, nodes.raw, nodes.math, nodes.math_block
 _ALIGNED = re.compile(r"\S {2,}\S|\t|^ {5,}")
 
@@ -37,8 +40,8 @@ def paragraphs(printed: str) -> list[tuple[bool, str]] | None:
 
 
 def unbroken(text: str) -> str:
-    """A text whose numbers stay with their units: no line ends before % or around ±, or
-    in n = 5 or SAM + EMA.
+    """A text whose numbers stay with their units: no line ends before %, s or min, around
+    ±, or in n = 5, 3 · 10⁻⁵, (exercise 1) or SAM + EMA.
 
     >>> unbroken("50 % ± 3 %, n = 5, SAM + EMA").count("\N{NO-BREAK SPACE}")
     8

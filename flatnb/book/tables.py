@@ -7,8 +7,8 @@ and the words of a verdict. More is better, except in a column of losses or erro
 hyphen before a number is a minus, methods have the names of prose, and a third of a
 pass is one. All stands in a box that a style sheet can let scroll; colors are that
 style sheet's, too.
-A table that is wider than a phone has the class `stacks` and the name of its column on
-each cell, so that a style sheet can show a row as a short list there.
+A table that is wider than a phone, or has verdicts, has the class `stacks` and the name
+of its column on each cell, so that a style sheet can show a row as a short list there.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def improved(table: str) -> str:
                     lambda found: thirds(float(found[0])), cell.content
                 )
     wide = sum(map(_width, names, columns, kinds)) > _PHONE
-    stacks = wide and len(head) == 1
+    stacks = (wide or "verdict" in names) and len(head) == 1
     lines = [f'<table class="dataframe{" stacks" * stacks}">', "<thead>"]
     lines += [_row(row, kinds, "col") for row in head]
     lines += ["</thead>", "<tbody>"]
@@ -178,7 +178,7 @@ def _row(
         attributes = cell.spans + f' class="{mark}"' * bool(mark)
         attributes += f' scope="{scope}"' * (kind == "th")
         if names and place:
-            attributes += f' data-label="{html.escape(names[place])}"'
+            attributes += f' data-label="{html.escape(typeset(names[place]))}"'
         content = _TEXT.sub(lambda found: typeset(found[0]), cell.content)
         text += f"<{kind}{attributes}>{content}</{kind}>"
     return f"<tr>{text}</tr>"

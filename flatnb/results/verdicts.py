@@ -125,7 +125,7 @@ class Situation:
 
 PLANE = "plane/*/*/narrow-tuned"  # the learning rate is constant
 FALLING = f"{PLANE}-cosine"  # it falls to zero along a cosine
-_LONGER = "plain fine-tuning at a lower rate, or for longer, gains as much"
+_LONGER = "more than plain fine-tuning at a lower rate, or for longer, is not shown"
 SITUATIONS = (
     Situation("noisy labels", "plane/*-0.*/*/narrow-tuned-cosine"),
     Situation("clean labels", "plane/*-0/*/narrow-tuned-cosine"),

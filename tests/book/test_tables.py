@@ -133,8 +133,12 @@ def test_a_table_of_numbers_that_is_wider_than_a_phone_stacks_too() -> None:
 
 
 def test_a_table_that_is_narrow_does_not() -> None:
-    assert "stacks" not in page(pandas.DataFrame(WORDS, ["SAM"]))
-    assert "data-label" not in page(pandas.DataFrame(WORDS, ["SAM"]))
+    narrow = pandas.DataFrame({"gain": ["+0.31 ± 0.08*"], "set": ["spiral"]}, ["SAM"])
+    assert "stacks" not in page(narrow) and "data-label" not in page(narrow)
+
+
+def test_a_table_of_verdicts_stacks_however_narrow() -> None:
+    assert "stacks" in page(pandas.DataFrame({"verdict": ["worse"]}, ["SAM"]))
 
 
 def test_names_of_columns_are_safe_in_a_label() -> None:

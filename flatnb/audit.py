@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -605,18 +606,17 @@ def rows_table(rows: Sequence[Row]) -> pandas.DataFrame:
 
 def evidence(*tables: Sequence[Row], missing: Iterable[str] = ()) -> None:
     """Show what the records have on a claim: print the `tally` of each table and what is
-    not tested, and display the tables that have rows. The rows of a table are of `gain`,
-    of one metric, or of `ending`.
+    not tested, and in a notebook display the tables that have rows. The rows of a table
+    are of `gain`, of one metric, or of `ending`.
 
     >>> evidence([], missing=["MNIST (3 GPU minutes)", ""])
     Not tested: MNIST (3 GPU minutes).
     """
-    from IPython.display import display
-
     full = [table for table in tables if any(table)]
     if full:
         print(" ".join(map(tally, full)))
     if lacking := "; ".join(filter(None, missing)):
         print(f"Not tested: {lacking}.")
-    for table in full:
-        display(words_table(rows_table(table)))
+    notebook: Any = sys.modules.get("IPython.display")
+    for table in full if notebook else ():
+        notebook.display(words_table(rows_table(table)))

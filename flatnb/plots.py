@@ -159,7 +159,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     of ten, or also 3, also 2 and 5, or all digits, where there are fewer than three.
 
     >>> log_ticks(0.02, 40), log_ticks(0.2, 4), log_ticks(0.28, 0.65)
-    ([0.1, 1.0, 10.0], [0.2, 0.5, 1.0, 2.0], [0.3, 0.4, 0.5, 0.6])
+    ([0.1, 1.0, 10.0], [0.3, 1.0, 3.0], [0.3, 0.4, 0.5, 0.6])
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []

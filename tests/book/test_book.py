@@ -540,7 +540,7 @@ def test_settings_of_the_profiles_are_alike_grow_and_are_used(
         raise Found
 
     monkeypatch.setattr(profiles, "settings", find)
-    names = {"__name__": "__main__"}
+    names = {"__name__": "__main__", "display": print}
     cells = sources(path, "paper")
     with pytest.raises(Found):
         for source in cells:

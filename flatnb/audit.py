@@ -394,7 +394,8 @@ def _words(test: Any, metric: str, worth: float) -> str:
     elif words == "at an edge":
         words = f"no verdict{', though significant' * (test.p_holm < LEVEL)}: {AT_EDGE}"
     elif words == "no gain worth having":
-        words += f" (at most {scale * (test.difference + test.interval):{spec}})"
+        end = scale * (test.difference + test.interval)
+        words += f" ({'at most' if end > 0 else 'the interval ends at'} {end:{spec}})"
     elif words == "inconclusive":
         words += f" (detectable: {scale * test.detectable:{spec.lstrip('+')}})"
     return words if test.agree else f"{words}; Wilcoxon's test disagrees"

@@ -65,9 +65,11 @@ def test_at_equal_compute_a_method_of_one_pass_trains_for_all_the_epochs() -> No
     assert audit.gain(audit.EQUAL, "SoftAD") == {}  # that is the test at equal epochs
 
 
-def row(verdict: str, agree: bool = True, p_holm: float = 0.5) -> audit.Row:
+def row(
+    verdict: str, agree: bool = True, p_holm: float = 0.5, difference: float = -0.02
+) -> audit.Row:
     test = SimpleNamespace(
-        difference=-0.02,
+        difference=difference,
         interval=0.025,
         n=5,
         p_holm=p_holm,
@@ -83,6 +85,8 @@ def test_verdicts_have_the_number_that_they_rest_on() -> None:
     assert (found["difference"], found["n"]) == ("-2.00", "5")
     assert found["interval"].split() == ["±", "2.50"]
     assert row("no gain worth having")["verdict"].endswith("having (at most +0.50)")
+    worse = row("no gain worth having", difference=-0.04)["verdict"]
+    assert worse.endswith("(the interval ends at -1.50)")
     assert row("inconclusive")["verdict"] == "inconclusive (detectable: 10.00)"
     assert row("better", agree=False)["verdict"].endswith("; Wilcoxon's test disagrees")
     assert row("at an edge")["verdict"] == "no verdict: at an edge"

@@ -268,3 +268,11 @@ def test_at_a_constant_rate_the_trace_falls_above_a_thousandth() -> None:
     assert falling.is_monotonic_decreasing
     assert medians.loc[:-7, "trace"].min() > falling.loc[-6]
     assert set(medians["test_loss"].nsmallest(2).index) == {-8, -7}
+
+
+def test_at_a_falling_rate_the_flattest_are_not_the_most_accurate() -> None:
+    ends = verdicts.endings([f"{verdicts.PLANE}-cosine"])
+    traces = ends[ends["measure"] == "trace"].sort_values("ratio")["method"].tolist()
+    assert set(traces[:2]) == {"BSAM", "NSO-EMA"} and traces[-1] == "SGD"
+    gains = verdicts.gains(f"{verdicts.PLANE}-cosine").loc[["BSAM", "NSO-EMA", "SGD"]]
+    assert (gains["difference"] < 0).all() and (gains["p_holm"] > 0.05).all()

@@ -162,6 +162,8 @@ def test_at_a_constant_rate_the_flatter_net_wins_by_set() -> None:
     """The landing page and chapter 1, of all pairs."""
     found = shares("test_loss", float("inf"), verdicts.PLANE)
     assert [found.min(), found.max()] == pytest.approx([36, 76], abs=0.5)
+    errors = 100 * verdicts.flatter(verdicts.PLANE, "trace", "test_error")["share"]
+    assert [errors.min(), errors.max()] == pytest.approx([50, 72], abs=0.6)
     assert set(found.index[found < 49]) == {"sinusoid-0.05", "sinusoid-0.1"}
 
 

@@ -216,3 +216,17 @@ def test_no_lead_counts_checks_that_we_chose(path: Path) -> None:
 def test_at_most_36_checks() -> None:
     cells = [text_of(cell) for path in PAGES for cell in runner.read(path)["cells"]]
     assert 0 < sum(cell.count("audit.Claim(") for cell in cells) <= 36
+
+
+def test_where_the_sam_family_has_a_lower_test_loss_in_the_plane() -> None:
+    better = {
+        method: [
+            task
+            for task in audit.PLANES
+            if audit.test_of(task, method, "ERM", "test_loss").verdict == "better"
+        ]
+        for method in ("SAM", "ASAM", "GNP")
+    }
+    assert better["GNP"] == list(audit.PLANES)
+    assert better["SAM"] == [audit.FALLING]
+    assert better["ASAM"] == [audit.EQUAL, audit.EQUAL_FALLING]

@@ -23,16 +23,19 @@ window.measure = (() => {
       (words ? ` "${words.slice(0, 40)}"` : "");
   };
 
-  // Two of each kind: what looks and stands alike need not be measured a hundred times.
+  // What looks and stands alike is of one kind.
+  const kind = (element) => {
+    const around = [element, element.parentElement, element.parentElement?.parentElement];
+    return around.filter(Boolean).map((one) =>
+      `${one.localName}.${one.getAttribute("class")} ${one.getAttribute("style")}`)
+      .join(" in ") + style(element).color;
+  };
+
+  // Two of each kind, which need not be measured a hundred times.
   const few = (elements) => {
     const kinds = {};
-    return elements.filter((element) => {
-      const around = [element, element.parentElement, element.parentElement?.parentElement];
-      const kind = around.filter(Boolean).map((one) =>
-        `${one.localName}.${one.getAttribute("class")} ${one.getAttribute("style")}`)
-        .join(" in ") + style(element).color;
-      return (kinds[kind] = (kinds[kind] ?? 0) + 1) <= 2;
-    });
+    return elements.filter((element) =>
+      (kinds[kind(element)] = (kinds[kind(element)] ?? 0) + 1) <= 2);
   };
 
   // The nearest box, the element itself or one around it, that does not show what sticks
@@ -184,10 +187,26 @@ window.measure = (() => {
     return found.map(name);
   };
 
-  // Elements with words of their own, two of a kind, of which axe is to compare the colours:
-  // of all it takes minutes.
-  const words = () => few(all("body *").filter((element) => shown(element) &&
-    [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())));
+  // Elements with words of their own, two of a kind, of which axe is to compare the colors:
+  // of all it takes minutes. Not those of a kind, letter and ground that pages before this one
+  // had. Returns the kinds; `words.found` has the elements.
+  const words = (before) => {
+    const known = new Set(before);
+    const look = (element) => {
+      const { color, fontSize, fontWeight } = style(element);
+      let ground = element;
+      while (ground.parentElement && style(ground).backgroundImage === "none" &&
+        style(ground).backgroundColor === "rgba(0, 0, 0, 0)") ground = ground.parentElement;
+      const { backgroundColor, backgroundImage } = style(ground);
+      const around = element.parentElement ? style(element.parentElement).color : "";
+      return [kind(element), color, fontSize, fontWeight, around, backgroundColor,
+        backgroundImage].join(";");
+    };
+    const texts = few(all("body *").filter((element) => shown(element) &&
+      [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())));
+    words.found = texts.filter((element) => !known.has(look(element)));
+    return words.found.map(look);
+  };
 
   const controls = () => all(
     "a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex]"

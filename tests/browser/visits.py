@@ -81,6 +81,7 @@ class Visits:
         self.browser, self.folder, self.address = browser, folder, address
         self._tabs: dict[Mode, Page] = {}
         self._now: dict[Mode, Seen] = {}  # of the page that a tab shows
+        self._compared: set[str] = set()  # kinds of words whose contrast is known
 
     def __call__(self, page: str) -> dict[str, Seen]:
         """What each mode showed of a page, by the mode's name."""
@@ -183,7 +184,7 @@ class Visits:
         tab.keyboard.press("Tab")
         for scheme in ["light", "dark"] if mode.width == 1400 else [mode.scheme]:
             tab.emulate_media(color_scheme=scheme)
-            seen.facts["axe"] += contrast(tab)
+            seen.facts["axe"] += contrast(tab, self._compared)
             seen.facts["unmarked"] += tab.evaluate("measure.unmarked()")
 
 
@@ -201,10 +202,16 @@ def axe(tab: Page) -> list[str]:
     return _findings(Axe().run(tab, options=options).response)
 
 
-def contrast(tab: Page) -> list[str]:
-    """Where axe-core finds too little contrast; it is loaded already."""
+def contrast(tab: Page, compared: set[str]) -> list[str]:
+    """Where axe-core, which is loaded already, finds too little contrast; words of a kind
+    that was compared before are left out, on this page or another."""
+    new = tab.evaluate("(compared) => measure.words(compared)", sorted(compared))
+    if not new:
+        return []
+    compared.update(new)
     options = f'{{resultTypes: ["violations"], preload: false, runOnly: {COLORS}}}'
-    return _findings(tab.evaluate(f"axe.run({{include: measure.words()}}, {options})"))
+    found = f"axe.run({{include: measure.words.found}}, {options})"
+    return _findings(tab.evaluate(found))
 
 
 def _findings(response: dict[str, Any]) -> list[str]:

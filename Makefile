@@ -1,4 +1,5 @@
 # Needs Python >= 3.11 with pip and venv; everything else goes into .venv.
+#   make install              all that the others need
 #   make test                 checks and tests
 #   make book                 run the notebooks, build the pages
 # Variables, on the command line or in the environment:
@@ -27,11 +28,13 @@ FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python3.14 pytho
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-all test-pages test-dispatch lint book serve bench clean distclean
+.PHONY: help install test test-all test-pages test-dispatch lint book serve bench clean distclean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1#/p' Makefile | awk -F'#' '{printf "%-22s %s\n", $$1, $$2}'
 	@echo "  Variables: PROFILE=smoke|laptop|paper  PYTHON=…  TORCH_INDEX=…  (see the Makefile's head)"
+
+install: $(READY)  ## all packages, into .venv
 
 test: lint  ## checks and tests, minutes
 	$(PYTEST)

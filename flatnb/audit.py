@@ -606,18 +606,17 @@ def rows_table(rows: Sequence[Row]) -> pandas.DataFrame:
 
 
 def evidence(*tables: Sequence[Row], missing: Iterable[str] = ()) -> None:
-    """Show what the records have on a claim: print the `tally` of each table and what is
-    not tested, and in a notebook display the tables that have rows. The rows of a table
-    are of `gain`, of one metric, or of `ending`.
+    """Show what the records have on a claim: of each table that has rows print the `tally`,
+    and in a notebook display it; then print what is not tested. The rows of a table are of
+    `gain`, of one metric, or of `ending`.
 
     >>> evidence([], missing=["MNIST (3 GPU minutes)", ""])
     Not tested: MNIST (3 GPU minutes).
     """
-    full = [table for table in tables if any(table)]
-    if full:
-        print(" ".join(map(tally, full)))
+    notebook: Any = sys.modules.get("IPython.display")
+    for table in filter(any, tables):
+        print(tally(table))
+        if notebook:
+            notebook.display(words_table(rows_table(table)))
     if lacking := "; ".join(filter(None, missing)):
         print(f"Not tested: {lacking}.")
-    notebook: Any = sys.modules.get("IPython.display")
-    for table in full if notebook else ():
-        notebook.display(words_table(rows_table(table)))

@@ -113,7 +113,7 @@ def _look(label: str) -> Look:
     recorded = {prose: key for key, prose in NAMES.items()}.get(name, name)
     if recorded == "GD":  # plain training on all examples at once
         recorded = "ERM"
-    return LOOKS.get(recorded) or Look("", (0, (2, 1)), ".")
+    return LOOKS.get(recorded) or Look("", (0, (2, 1)), "X")
 
 
 def named(label: str) -> str:

@@ -41,6 +41,7 @@ SIGHT = {
         ]
     ),
 }
+NEAR = 55  # in CIELAB: the two blues lie at 53
 LOOKS = {name: look for name, look in tuning.LOOKS.items() if look is not None}
 COLORS = sorted(plots.PALETTE.values())
 METHODS = ("ERM", "Flooding", "IFlood", "SoftAD", "SAM", "ASAM", "GNP", "NSO")
@@ -91,6 +92,14 @@ def test_methods_of_one_color_differ_in_line_and_marker():
     for a, b in itertools.combinations(LOOKS.values(), 2):
         if a.color == b.color:
             assert a.dash != b.dash
+            assert a.marker != b.marker
+
+
+def test_methods_of_near_colors_differ_in_marker():
+    """In a small mark, two blues are one."""
+    for a, b in itertools.combinations(LOOKS.values(), 2):
+        lab = [cielab(linear(plots.PALETTE[look.color])) for look in (a, b)]
+        if np.linalg.norm(lab[0] - lab[1]) < NEAR:
             assert a.marker != b.marker
 
 

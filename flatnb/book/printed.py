@@ -3,7 +3,7 @@
 A cell prints in a notebook what a page says in words, a sentence to a line. In a font of
 fixed width such lines are hard to read and break in the wrong places on a phone; what is
 aligned in columns needs that font, and keeps it. In all sentences of a page, numbers stay
-with their units.
+with their units, and code in the cell of a table breaks between names, not within them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _UNIT = re.compile(
     r"(?<=\d) %| ± |\bn = (?=\d)|(?<=SAM|NSO) \+ (?=EMA)"
     r"|(?<=\d) (?=(?:s|min)\b)|(?<=\d) · (?=10)|\(exercise (?=\d)"
 )
+_SEAM = re.compile(r"(?<=[.(,=_])(?=\w)")  # where code may break
 _EXACT = nodes.literal, nodes.literal_block, nodes.raw, nodes.math, nodes.math_block
 _ALIGNED = re.compile(r"\S {2,}\S|\t|^ {5,}")
 
@@ -98,8 +99,26 @@ class Units(SphinxPostTransform):
                 text.parent.replace(text, nodes.Text(unbroken(text)))
 
 
+class Seams(SphinxPostTransform):
+    """Lets the code in tables break where a line of code would."""
+
+    default_priority = 20
+    formats = ("html",)
+
+    def run(self, **kwargs: Any) -> None:
+        """Put a place to break behind each dot, bracket, comma, sign and underscore."""
+        for entry in self.document.findall(nodes.entry):
+            for literal in list(entry.findall(nodes.literal)):
+                first, *rest = map(nodes.Text, _SEAM.split(literal.astext()))
+                literal.children = []
+                literal += first
+                for text in rest:
+                    literal += [nodes.raw("", "<wbr>", format="html"), text]
+
+
 def setup(app: Any) -> dict[str, bool]:
     """As an extension of Sphinx."""
     app.add_post_transform(Printed)
     app.add_post_transform(Units)
+    app.add_post_transform(Seams)
     return {"parallel_read_safe": True}

@@ -39,17 +39,31 @@ def test_what_stands_in_backticks_is_code() -> None:
     assert [type(node).__name__ for node in nodes_] == ["Text", "literal", "Text"]
 
 
+def built(page: str, folder: Path) -> str:
+    """The HTML of a page that has no cells."""
+    (folder / "index.rst").write_text(page)
+    out = folder / "out"
+    settings = {"extensions": ["flatnb.book.printed"]}
+    app = Sphinx(folder, None, out, folder / "trees", "html", settings, None, None)
+    app.build()
+    return (out / "index.html").read_text(encoding="utf-8")
+
+
 def test_no_line_of_a_page_ends_before_a_unit(tmp_path: Path) -> None:
     """In sentences; code stays as it was typed."""
     page = "A page\n======\n\n0.3 ± 0.1 in 95 % of cases, n = 5: ``95 % ± 1``.\n"
-    (tmp_path / "index.rst").write_text(page)
-    out = tmp_path / "out"
-    settings = {"extensions": ["flatnb.book.printed"]}
-    app = Sphinx(tmp_path, None, out, tmp_path / "trees", "html", settings, None, None)
-    app.build()
-    text = (out / "index.html").read_text(encoding="utf-8")
+    text = built(page, tmp_path)
     assert (
         "0.3_±_0.1 in 95_% of cases, n_=_5:".replace("_", "\N{NO-BREAK SPACE}") in text
     )
     code = re.findall(r'<span class="pre">([^<]*)</span>', text)
     assert code == ["95", "%", "±", "1"]
+
+
+def test_code_in_a_table_breaks_between_names(tmp_path: Path) -> None:
+    """And nowhere in a sentence."""
+    page = "A page\n======\n\n=========  ===\n``a.b_c(d)``  ``1``\n=========  ===\n"
+    page = page.replace("=========", "=" * 12) + "\n``a.b_c(d)``\n"
+    code = re.findall(r"<code[^>]*>(.*?)</code>", built(page, tmp_path))
+    texts = [re.sub("</?span[^>]*>", "", one) for one in code]
+    assert texts == ["a.<wbr>b_<wbr>c(<wbr>d)", "1", "a.b_c(d)"]

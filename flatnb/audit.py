@@ -192,7 +192,7 @@ def gradient(loss: torch.Tensor, model: nn.Module) -> torch.Tensor:
     tensor([0., 0., 1.])
     """
     parts = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
-    return torch.cat([part.flatten() for part in parts])
+    return torch.cat([part.detach().flatten() for part in parts])
 
 
 def weights(model: nn.Module) -> torch.Tensor:

@@ -94,7 +94,7 @@ def gradient_norm(model: nn.Module, split: Split) -> Tensor:
         for part in _parts(net, split, share=4):
             loss = cross_entropy(net(part.x), part.y).sum() / len(split)
             grads = torch.autograd.grad(loss, params, materialize_grads=True)
-            torch._foreach_add_(sums, grads)
+            torch._foreach_add_(sums, [g.detach() for g in grads])
     return l2_norm(sums, members_of(net))
 
 

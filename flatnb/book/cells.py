@@ -53,3 +53,22 @@ def apart(cell: dict[str, Any]) -> list[dict[str, Any]]:
     own = {"id": f"{cell['id']}-data", "metadata": hidden, "source": "# not shown"}
     rest = [output for output in outputs if output not in data]
     return [{**cell, **own, "outputs": data}, {**cell, "outputs": rest}]
+
+
+def joined(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs with what was printed in one go as one of them, however often it flushed;
+    what was printed before a table or figure stays before it, and the rest behind.
+
+    >>> said = [{"output_type": "stream", "name": "stdout", "text": word} for word in "ab"]
+    >>> [output["text"] for output in joined(said)]
+    ['ab']
+    """
+    found: list[dict[str, Any]] = []
+    for output in outputs:
+        name, last = output.get("name"), found[-1].get("name") if found else None
+        if name and name == last:  # only streams have names
+            text = "".join(found[-1]["text"]) + "".join(output["text"])
+            found[-1] = {**found[-1], "text": text}
+        else:
+            found.append(output)
+    return found

@@ -27,7 +27,7 @@ from flatnb.book import (
     lean,
     mathjax,
 )
-from flatnb.book.cells import SETUP, apart, minutes, tags
+from flatnb.book.cells import SETUP, apart, joined, minutes, tags
 from flatnb.book.profiles import about
 from flatnb.book.run import UserError, declared, plain
 from flatnb.results.provenance import provenance, versions
@@ -199,6 +199,9 @@ def as_page(notebook: str) -> str:
                 picture["metadata"]["tags"] = [*kept, "remove-input"]
         content["cells"] = [*others[:place], merged, *others[place:]]
     content["cells"] = [part for cell in content["cells"] for part in apart(cell)]
+    for cell in content["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = joined(cell["outputs"])
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 

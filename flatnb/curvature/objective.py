@@ -181,7 +181,9 @@ def flat_gradient(
 ) -> Tensor:
     """The gradient (size,) of <outputs, v>, or of a scalar; `graph` says what is kept."""
     grads = torch.autograd.grad(outputs, params, v, materialize_grads=True, **graph)
-    return torch.cat([g.reshape(-1) for g in grads])
+    flat = torch.cat([g.reshape(-1) for g in grads])
+    # The zeros that torch 2.6 puts in for an unused parameter ask for a graph.
+    return flat if graph.get("create_graph") else flat.detach()
 
 
 def gaussian(shape: Sequence[int], generator: torch.Generator, like: Tensor) -> Tensor:

@@ -214,18 +214,13 @@ def verify(record: Mapping[str, Any], sample: Job) -> pandas.DataFrame:
     """
     check_sample(record, sample)
     result = form.plain(sample.run(), "record.sample.metrics")
-    stated = record["sample"]
-    columns = {"recorded": stated["metrics"], "tolerance": stated["tolerance"]}
+    sampled = record["sample"]
+    columns = {"recorded": sampled["metrics"], "tolerance": sampled["tolerance"]}
     table = pandas.DataFrame(columns, dtype=float).rename_axis("metric").reset_index()
     repeated = [lookup(result, metric) for metric in table["metric"]]
     table["repeated"] = np.array(repeated, dtype=float)
-    inside = np.isclose(
-        table["repeated"],
-        table["recorded"],
-        rtol=1e-12,
-        atol=table["tolerance"],
-        equal_nan=True,
-    )
+    found, stated, most = table[["repeated", "recorded", "tolerance"]].to_numpy().T
+    inside = np.isclose(found, stated, rtol=1e-12, atol=most, equal_nan=True)
     return table.assign(inside=inside)
 
 

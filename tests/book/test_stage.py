@@ -97,6 +97,18 @@ def test_data_of_a_figure_stand_before_it_in_a_cell_of_their_own() -> None:
     assert {**after, "outputs": []} == {**cell, "outputs": []}
 
 
+def test_what_is_printed_keeps_its_place_among_tables_and_figures() -> None:
+    def said(text: str) -> dict[str, str]:
+        return {"output_type": "stream", "name": "stdout", "text": text}
+
+    table = {"output_type": "display_data", "metadata": {}, "data": {"text/html": [""]}}
+    cell = {**code("show()"), "id": "one"}
+    cell["outputs"] = [said("a\n"), said("b\n"), table, said("c\n")]
+    page = json.loads(stage.as_page(json.dumps({"metadata": {}, "cells": [cell]})))
+    expected = [said("a\nb\n"), table, said("c\n")]
+    assert page["cells"][0]["outputs"] == expected
+
+
 def test_the_stage_has_the_script_of_charts(tmp_path: Path) -> None:
     charts.save(tmp_path)
     text = (tmp_path / charts.SCRIPT).read_text(encoding="utf-8")

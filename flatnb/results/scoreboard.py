@@ -1,7 +1,8 @@
 """The scoreboard: what each method gains over a baseline, in many views of the records.
 
 A view is a rule (how settings were chosen), a place (on which sets), a metric and a
-baseline. Its tests, one per method, are a family, as of `verdicts.gains`.
+baseline. Its tests, one per method, are a family, as in `verdicts.gains`; those of small
+images are one family over all their views, as the plan has it.
 """
 
 import fnmatch
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import pandas
 
 from flatnb.results import compare, records, verdicts
-from flatnb.results.statistics import LEVEL
+from flatnb.results.statistics import LEVEL, holm
 
 METRICS = ("test_accuracy", "test_loss", "test_ece")
 COLUMNS = ["rule", "place", "metric", "baseline", "method", "passes", "gain"]
@@ -25,6 +26,7 @@ class Place(NamedTuple):
     words: str
     tasks: tuple[str, ...]
     worth: float = verdicts.WORTH  # the smallest gain in accuracy worth having
+    family: str = ""  # places of one are corrected together; without, a place by itself
 
 
 SHAPES, SHARES = ("gaussian", "sinusoid", "spiral"), ("0", "0.05", "0.1")
@@ -44,9 +46,14 @@ PLACES = (
         _plane(f"{shape}, {100 * float(share):g} % wrong labels", [shape], [share])
         for shape, share in itertools.product(SHAPES, SHARES)
     ),
-    Place("images: digits", ("images/digits-mlp",)),
-    Place("images: 5,000 of MNIST", ("images/MNIST-n5000-mlp",)),
-    Place("images: 4,000 of CIFAR-10", ("images/cifar10-jpeg-n4000-small_cnn",), 0.01),
+    Place("images: digits", ("images/digits-mlp",), family="F"),
+    Place("images: 5,000 of MNIST", ("images/MNIST-n5000-mlp",), family="F"),
+    Place(
+        "images: 4,000 of CIFAR-10",
+        ("images/cifar10-jpeg-n4000-small_cnn",),
+        0.01,
+        family="F",
+    ),
     Place(
         "images: 4,000 of CIFAR-10, larger rates",
         ("images-larger-rates/cifar10-jpeg-n4000-small_cnn",),
@@ -130,11 +137,14 @@ def views(
         )
         for metric in filter(set(table).__contains__, METRICS):
             values = compare.wide(table[table[metric].notna()], metric)
-            for place in PLACES:
-                inside = _inside(values, place)
-                for baseline in filter(set(inside).__contains__, baselines):
-                    edges = {m for task, m in at_edge if task in place.tasks}
-                    view = _view(inside, place, metric, baseline, edges, level)
+            inside = {place: _inside(values, place) for place in PLACES}
+            for baseline in baselines:
+                tests = {
+                    place: _tests(runs, place, baseline, at_edge)
+                    for place, runs in inside.items()
+                    if baseline in runs
+                }
+                for place, view in _judged(tests, metric, level).items():
                     keys = {"rule": rule, "place": place.words, "metric": metric}
                     keys |= {"baseline": baseline}
                     costs = passes[place.tasks[0]].reindex(view["method"]).to_numpy()
@@ -150,20 +160,37 @@ def _inside(values: pandas.DataFrame, place: Place) -> pandas.DataFrame:
     return there if there.shape[1] > 1 else there.iloc[:, :0]
 
 
-def _view(
+def _tests(
     values: pandas.DataFrame,
     place: Place,
-    metric: str,
     baseline: str,
-    edges: Collection[str],
-    level: float,
+    at_edge: Collection[tuple[str, str]],
 ) -> pandas.DataFrame:
-    worth = place.worth if metric == "test_accuracy" else None
+    """Each method against the baseline, as in `compare.paired`; at an edge, (task, method),
+    is lost where one of the two is on a task of the place."""
     others = values.drop(columns=baseline)
     means = compare.over_tasks(others.sub(values[baseline], axis=0))
-    count = len(place.tasks)
-    gaps = {(count, method): means[method] for method in means}
-    lost = {(count, method) for method in means if {method, baseline} & {*edges}}
-    tests = compare.tests_of(gaps, "tasks", lost)
-    tests = verdicts.verdicts(tests, metric, worth, level)
-    return tests.assign(gain=tests["difference"] * compare.sign(metric))
+    edges = {method for task, method in at_edge if task in place.tasks}
+    gaps = {(place.words, method): means[method] for method in means}
+    lost = {key for key in gaps if {key[1], baseline} & edges}
+    return compare.tests_of(gaps, "place", lost)
+
+
+def _judged(
+    tests: Mapping[Place, pandas.DataFrame], metric: str, level: float
+) -> dict[Place, pandas.DataFrame]:
+    """The tests with their verdicts, those of a family corrected as one."""
+    found = {}
+    for place in tests:
+        family = [
+            other
+            for each, other in tests.items()
+            if each == place or (place.family and each.family == place.family)
+        ]
+        whole = pandas.concat(family, ignore_index=True)
+        whole["p_holm"] = holm(whole["p"])
+        worth = place.worth if metric == "test_accuracy" else None
+        judged = verdicts.verdicts(whole, metric, worth, level)
+        gain = judged["difference"] * compare.sign(metric)
+        found[place] = judged.assign(gain=gain)[judged["place"] == place.words]
+    return found

@@ -112,7 +112,8 @@ class Situation:
         metric: what counts.
         gain: the smallest worth having, in units of the metric.
         runs: whose, as of `compare.select`: "fresh" or "default".
-        note: what the rule does not see, for a reader who follows it.
+        refuted: of what a fairer comparison did not confirm the gain, if one was made;
+            plain training is then recommended.
     """
 
     words: str
@@ -120,19 +121,19 @@ class Situation:
     metric: str = "test_accuracy"
     gain: float | None = WORTH
     runs: str = "fresh"
-    note: str = ""
+    refuted: str = ""
 
 
 PLANE = "plane/*/*/narrow-tuned"  # the learning rate is constant
 FALLING = f"{PLANE}-cosine"  # it falls to zero along a cosine
-_LONGER = "more than plain fine-tuning at a lower rate, or for longer, is not shown"
+_LONGER = "over plain fine-tuning at its rate, or with as many passes, no gain is shown"
 SITUATIONS = (
     Situation("noisy labels", "plane/*-0.*/*/narrow-tuned-cosine"),
     Situation("clean labels", "plane/*-0/*/narrow-tuned-cosine"),
     Situation("noisy labels, constant rate", "plane/*-0.*/*/narrow-tuned"),
     Situation("clean labels, constant rate", "plane/*-0/*/narrow-tuned"),
     Situation("nothing tuned", FALLING, runs="default"),
-    Situation("fine-tuning on few examples", "finetune/*", gain=0.01, note=_LONGER),
+    Situation("fine-tuning on few examples", "finetune/*", gain=0.01, refuted=_LONGER),
     Situation("calibrated probabilities", FALLING, "test_ece", None),
     Situation("a low test loss", FALLING, "test_loss", None),
 )
@@ -251,10 +252,20 @@ def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series
     The rule: of the methods of at most `passes` passes per step whose verdict in this
     situation is "better", and whose accuracy is not "worse", the one of the largest
     gain. Two methods that are better than plain training need not differ from each
-    other, and a gain on the mean of several tasks may be that of one of them.
+    other, and a gain on the mean of several tasks may be that of one of them. None, too,
+    where the situation says that the gain is refuted.
 
     >>> recommended(SITUATIONS[0], passes=2).name
     'FriendlySAM'
+    """
+    return None if situation.refuted else best(situation, passes)
+
+
+def best(situation: Situation, passes: float = math.inf) -> pandas.Series | None:
+    """The method that `recommended` would name if nothing had refuted its gain.
+
+    >>> best(SITUATIONS[5]).name  # fine-tuning
+    'NSO'
     """
     where, runs = situation.pattern, situation.runs
     table = gains(where, situation.metric, situation.gain, runs=runs)

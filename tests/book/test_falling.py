@@ -1,6 +1,7 @@
 """What the pages say of a learning rate that falls is what the records say."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,22 @@ def test_every_method_of_the_study_is_counted() -> None:
     }
     assert len(planned) == 9 * 23 and planned <= set(records.names())
     assert len(verdicts.gains(verdicts.FALLING)) == 22
+
+
+@pytest.mark.parametrize("file", ["README.md", "book/intro.md"])
+def test_readme_and_landing_page_have_one_headline(file: str) -> None:
+    table = verdicts.gains(verdicts.FALLING)
+    better = table[table["verdict"] == "better"].sort_values("difference")[::-1]
+    names, gains = list(better.index), 100 * better["difference"]
+    words = (
+        f"two of the {len(table)}, {names[0]} and {names[1]}, are still significantly "
+        f"better, by {gains.iloc[0]:.2f} and {gains.iloc[1]:.2f} points"
+    )
+    assert len(names) == 2
+    root = Path(__file__).resolve().parents[2]
+    assert words in " ".join((root / file).read_text(encoding="utf-8").split())
+    open_ = table[(table["verdict"] == "at an edge") & (table["p_holm"] < 0.05)]
+    assert set(open_.index[open_["difference"] > 0]) == {"FriendlySAM", "GSAM"}
 
 
 LEFT = {"FriendlySAM": 0.31, "USAM": 0.25, "SAM": 0.21, "ASAM": 0.21}

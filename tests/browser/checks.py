@@ -50,6 +50,11 @@ def structure(page: str, visit: Visit) -> list[str]:
     return _facts(visit, "headings", "repeated")
 
 
+def columns(page: str, visit: Visit) -> list[str]:
+    """A table of results has at most six columns."""
+    return _facts(visit, "crowded")
+
+
 def formulas(page: str, visit: Visit) -> list[str]:
     """Every formula is set."""
     return _facts(visit, "unset")
@@ -115,6 +120,7 @@ CHECKS: dict[str, Check] = {
         pictures,
         width,
         structure,
+        columns,
         formulas,
         accessibility,
         focus,

@@ -124,6 +124,10 @@ window.measure = (() => {
       ...skipped.map((heading) => `skips a level: ${name(heading)}`)];
   };
 
+  // Tables of results with more than six columns, without the names of their rows.
+  const crowded = () => all("main table.dataframe").filter((table) =>
+    Math.max(...all("tr", table).map((row) => row.cells.length)) > 7).map(name);
+
   const repeated = () => {
     const ids = all("[id]").map((element) => element.id);
     return [...new Set(ids.filter((id, i) => ids.indexOf(id) !== i))];
@@ -246,6 +250,6 @@ window.measure = (() => {
     };
   };
 
-  return { ready, fetched, outside, silent, broken, parted, headings, repeated, live, unset,
+  return { ready, fetched, outside, silent, broken, parted, headings, repeated, crowded, live, unset,
     unannounced, scrolling, unmarked, words, controls, cut, opening, name, shown };
 })();

@@ -2,8 +2,8 @@
 narrow, light and dark, with JavaScript and without.
 
 A page is loaded once in each of the modes below, and everything is measured then; the
-tests read what was found. Every mode has its own color scheme; contrast is measured in
-both where the window is wide.
+tests read what was found. Every mode has its own color scheme; contrast and focus are
+measured in both, in a wide window and a narrow one.
 """
 
 import os
@@ -157,6 +157,7 @@ class Visits:
                 "parted",
                 "headings",
                 "repeated",
+                "crowded",
             ]:
                 seen.facts[fact] = tab.evaluate(f"measure.{fact}()")
             seen.facts["live"] = tab.evaluate("measure.live().length")
@@ -178,11 +179,10 @@ class Visits:
         return seen
 
     def _look(self, tab: Page, mode: Mode, seen: Seen) -> None:
-        """Accessibility and the mark of focus; in both color schemes where the side bars
-        are seen, too."""
+        """Accessibility, and the mark of focus, in both color schemes."""
         seen.facts["axe"], seen.facts["unmarked"] = axe(tab), []
         tab.keyboard.press("Tab")
-        for scheme in ["light", "dark"] if mode.width == 1400 else [mode.scheme]:
+        for scheme in ("light", "dark"):
             tab.emulate_media(color_scheme=scheme)
             seen.facts["axe"] += contrast(tab, self._compared)
             seen.facts["unmarked"] += tab.evaluate("measure.unmarked()")

@@ -6,14 +6,18 @@ signed number whose interval does not reach zero (in a table with stars: that ha
 and the words of a verdict. More is better, except in a column of losses or errors. A
 hyphen before a number is a minus, methods have the names of prose, and a third of a
 pass is one. All stands in a box that a style sheet can let scroll; colors are that
-style sheet's, too.
+style sheet's, too. A link below the box has the table as CSV.
 A table that is wider than a phone, or has verdicts, has the class `stacks` and the name
 of its column on each cell, so that a style sheet can show a row as a short list there.
 """
 
 from __future__ import annotations
 
+import base64
+import csv
 import html
+import io
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,6 +110,32 @@ def improved(table: str) -> str:
     return "\n".join([*lines, "</tbody>", "</table>"])
 
 
+def as_csv(table: str) -> str:
+    """A table of pandas, which came as HTML, as CSV; numbers as the cell wrote them.
+
+    >>> head = "<tr><th></th><th>gain</th></tr>"
+    >>> row = "<tr><th>SAM</th><td>-0.3 ± 0.1</td></tr>"
+    >>> as_csv(f"<table><thead>{head}</thead><tbody>{row}</tbody></table>").split()
+    [',gain', 'SAM,-0.3', '±', '0.1']
+    """
+    parts = [_rows(part) for part in table.split("<tbody>")]
+    head, body = _one_row(parts[0]), parts[1]
+    rows = [[cell.text for cell in row] for row in [head[-1], *body]]
+    for before, row in itertools.pairwise(rows):  # cells that span rows are repeated
+        row[:0] = before[: len(before) - len(row)]
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
+
+
+def _link(table: str) -> str:
+    """A link that saves the table."""
+    data = base64.b64encode(as_csv(table).encode()).decode()
+    address = f"data:text/csv;charset=utf-8;base64,{data}"
+    words = 'aria-label="this table as CSV" download="table.csv"'
+    return f'<p class="table-csv"><a href="{address}" {words}>CSV</a></p>'
+
+
 def typeset(text: str) -> str:
     """A text as pages print it: a hyphen before a number is a minus, methods have the names
     of prose, not those of records, and a third of a pass is one.
@@ -196,7 +226,8 @@ class Tables(SphinxPostTransform):
             found = _TABLE.search(raw.astext())
             if found and 'class="dataframe"' in found[0]:
                 rest = re.sub(r"\s*</div>\s*$", "", raw.astext()[found.end() :])
-                box = f'<div class="table-box">\n{improved(found[0])}\n</div>{rest}'
+                box = f'<div class="table-box">\n{improved(found[0])}\n</div>'
+                box += _link(found[0]) + rest
                 raw.replace_self(nodes.raw("", box, format="html"))
 
 

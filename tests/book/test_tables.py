@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import pandas
 import pytest
 
-from flatnb.book.tables import improved
+from flatnb.book.tables import as_csv, improved
 
 
 def page(table: pandas.DataFrame) -> str:
@@ -27,6 +28,16 @@ def marked(text: str) -> dict[str, str]:
     """Texts that are marked, and how."""
     found = re.findall(r'<span class="(\w+)">(.*?)</span>', text)
     return {inner: mark for mark, inner in found}
+
+
+def test_a_table_as_csv_has_every_cell_and_no_markup() -> None:
+    keys = [("plane", "SAM"), ("plane", "NSO"), ("digits", "SAM")]
+    index = pandas.MultiIndex.from_tuples(keys, names=["set", "method"])
+    table = pandas.DataFrame({"gain, points": ["-0.1 ± 0.2", "a, b<br>c", '"']}, index)
+    read = pandas.read_csv(io.StringIO(as_csv(table.to_html(notebook=True))))
+    assert read.columns.tolist() == ["set", "method", "gain, points"]
+    assert read[["set", "method"]].to_numpy().tolist() == [list(key) for key in keys]
+    assert read["gain, points"].tolist() == ["-0.1 ± 0.2", "a, b<br>c", '"']
 
 
 def test_the_name_of_the_index_stands_in_the_row_of_headings() -> None:

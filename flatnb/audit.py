@@ -404,7 +404,7 @@ def _words(test: Any, metric: str, worth: float) -> str:
 def gain(
     task: str, method: str, reference: str = "ERM", metric: str = "test_accuracy"
 ) -> Row:
-    """A row on a method minus its reference, as of `row_of`; empty where the records
+    """A row on a method minus its reference, as by `row_of`; empty where the records
     lack one of the two.
 
     >>> gain("plane, constant rate", "SoftAD", "SAM", "loss_gap")["verdict"]
@@ -469,7 +469,7 @@ def again_tests() -> pandas.DataFrame:
 
 
 def again(task: str, reference: str) -> Row:
-    """A row on NSO minus a reference under the fifteen new seeds, as of `row_of`.
+    """A row on NSO minus a reference under the fifteen new seeds, as by `row_of`.
 
     >>> again("SST-2", "ERM, as chosen")["verdict"]
     'significantly better'

@@ -1,7 +1,7 @@
 """Files of figures: small ones, and their counterparts in the colors of dark mode.
 
 The book's run draws each figure as SVG and as PNG. `smaller` keeps the SVG, or the PNG
-of a figure of so many points that its SVG is larger than `LIMIT` bytes. Either says where
+of a figure whose many points make its SVG larger than `LIMIT` bytes. Either says where
 the figure can be cut into its columns (`flatnb.book.panels`).
 """
 

@@ -95,8 +95,8 @@ def one_sheet(page: str, version: str) -> str:
 
 
 def purged(css: str, used: set[str]) -> str:
-    """A style sheet without the rules that ask for a class or an id that is not used;
-    what stands in `:not(...)` and the like, and what begins with @, is no reason.
+    """A style sheet without the rules that ask for a class or an id that is not used.
+    What stands in `:not(...)` and the like, and what begins with @, does not count.
 
     >>> purged(".a, .b:hover { color: red } #c > .a { top: 0 } @media print { .b {} }", {"a"})
     '.a{ color: red }'

@@ -115,7 +115,7 @@ def train(
     **task: Any,
 ) -> Value:
     """Train the perceptron under each setting and seed: `runner.train_members`, with
-    tables [setting][seed]. `task` is as of `study`.
+    tables [setting][seed]. `task` is as in `study`.
 
     >>> sizes = dict(data="spiral", noise=0.0, n_test=40, width=4, epochs=2, every=2)
     >>> settings = METHODS["SAM"].settings(3, 0.001)

@@ -247,11 +247,11 @@ def overall(
     """Compare each method with a baseline over all tasks together: one test per method.
 
     A gain that is small on every task can be significant here; it is a gain of the mean,
-    and may be absent, or a loss, on some task. Columns as of `paired`, with `tasks`,
+    and may be absent, or a loss, on some task. Columns as in `paired`, with `tasks`,
     their number, for `task`.
 
     Args:
-        runs, baseline, metric: as of `paired`.
+        runs, baseline, metric: as in `paired`.
         shared: whether a seed draws the same on all tasks: `share_seeds`. If so, each
             seed's differences are averaged over the tasks, and these means are tested
             as in `paired`; a seed that some task lacks is left out. If not, which seeds
@@ -267,7 +267,7 @@ def overall(
             `p_wilcoxon` NaN.
 
     Raises:
-        ValueError: as of `paired`; or there is no seed with all tasks or, of tasks that
+        ValueError: as in `paired`; or there is no seed with all tasks or, of tasks that
             do not share them, a task without a pair.
 
     Sources: F. E. Satterthwaite, "An approximate distribution of estimates of variance
@@ -358,7 +358,7 @@ def tests_of(
     key: str,
     at_edge: Collection[tuple[Any, str]] = (),
 ) -> pandas.DataFrame:
-    """A row as of `paired` for each (key, method), from its differences by seed.
+    """A row as in `paired` for each (key, method), from its differences by seed.
 
     >>> gaps = {("a", "SAM"): pandas.Series([1.0, 3.0])}
     >>> tests_of(gaps, "task")["difference"].tolist()

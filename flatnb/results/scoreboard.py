@@ -116,12 +116,12 @@ def views(
     baselines: Sequence[str],
     level: float = LEVEL,
 ) -> pandas.DataFrame:
-    """Every view that the runs allow; for each rule its runs, as of `compare.select`.
+    """Every view that the runs allow; for each rule its runs, as in `compare.select`.
 
     A view has the methods with runs on all tasks of the place. There is none without
     the baseline, or without another method. Columns rule, place, metric, baseline,
     method, passes, gain (the difference, with the other sign where less is better),
-    interval, n, p_holm, verdict, agree: as of `verdicts.gains`.
+    interval, n, p_holm, verdict, agree: as in `verdicts.gains`.
 
     >>> runs = compare.select(["plane/gaussian-0/*/narrow-tuned"])
     >>> views({"everyone tunes": runs}, ["ERM"])["place"].unique().tolist()

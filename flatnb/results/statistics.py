@@ -125,7 +125,7 @@ def detectable(
 
     T noncentral t of n - 1 degrees of freedom and noncentrality d √n / sd. With k tests
     in a family, level/k is the level of Holm's first step. NaN for n < 2, and n may be
-    a fraction only for its degrees of freedom, n - 1, as of `compare.overall`.
+    a fraction only for its degrees of freedom, n - 1, as in `compare.overall`.
 
     >>> round(detectable(sd=1.0, n=60), 3)
     0.368

@@ -111,7 +111,7 @@ class Situation:
         pattern: of the names of records.
         metric: what counts.
         gain: the smallest worth having, in units of the metric.
-        runs: whose, as of `compare.select`: "fresh" or "default".
+        runs: whose, as in `compare.select`: "fresh" or "default".
         refuted: of what a fairer comparison did not confirm the gain, if one was made;
             plain training is then recommended.
     """
@@ -149,7 +149,7 @@ def gains(
     """What each method gains over a baseline, with a verdict: all of it in one call.
 
     Takes the fresh runs of the records that a pattern, or several together, name, or
-    other `runs` as of `compare.select`; of them, the methods that have runs on every
+    other `runs` as in `compare.select`; of them, the methods that have runs on every
     task; compares these over all tasks by `compare.overall`, within a seed where the
     tasks share what it draws; and judges by `verdicts`. Indexed by method, with their
     passes. Empty if a pattern names no record.
@@ -280,8 +280,8 @@ def best(situation: Situation, passes: float = math.inf) -> pandas.Series | None
 
 
 def _detectable(half: float, df: float, level: float) -> float:
-    """From the half-width of a 95 % interval of so many degrees of freedom, which is
-    that of df + 1 pairs."""
+    """From the half-width of a 95 % interval of df degrees of freedom, which is that of
+    df + 1 pairs."""
     if not df > 0:
         return math.nan
     n = df + 1
@@ -300,7 +300,7 @@ def endings(
 
     Columns measure, method, ratio, low, high (its 95 % interval), n (seeds), pairs, p,
     p_holm (over ENDINGS; NaN for ALONGSIDE), detectable (the ratio below 1 that the design
-    finds, as of `verdicts`), at_edge (as of `paired`), and train_loss and
+    finds, as in `verdicts`), at_edge (as in `paired`), and train_loss and
     baseline_loss, the mean training losses of the pairs. Empty where the records have
     no training losses.
 

@@ -66,6 +66,20 @@ def test_only_combinations_with_the_average_are_better_than_the_average(
         "SAM-EMA",
         "NSO-EMA",
     }
+    none = ["NSO", "SAM"]
+    assert (table.loc[none, "verdict"] == "no gain worth having").all()
+    falling = verdicts.gains(verdicts.FALLING, baseline="EMA")["verdict"]
+    better = set(falling.index[falling == "better"])
+    assert "ERM" in better and len(better - {"ERM"}) == 8
+
+
+def test_no_kind_of_flooding_shows_a_gain() -> None:
+    kinds = ["Flooding", "IFlood", "AdaFlood"]
+    for pattern, expected in (
+        (verdicts.PLANE, ["no gain worth having"] * 2 + ["worse"]),
+        (verdicts.FALLING, ["worse", "at an edge", "worse"]),
+    ):
+        assert verdicts.gains(pattern).loc[kinds, "verdict"].tolist() == expected
 
 
 def test_at_equal_passes_nothing_does_better_than_the_average() -> None:

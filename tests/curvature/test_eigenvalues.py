@@ -140,7 +140,7 @@ def complaint(found: Tensor, exact: Tensor, limit: Tensor, copies: int) -> str |
     for value in found:
         distance, nearest = (exact - value).abs().min(0)
         if distance > 1.5 * limit[nearest]:
-            return f"{float(value):.6g} is no eigenvalue"
+            return f"{float(value):.6g} is not an eigenvalue"
         seen.append(int(cluster[nearest]))
     if seen != sorted(seen):
         return "out of order"

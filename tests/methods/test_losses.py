@@ -166,9 +166,7 @@ def test_losses_for_each_token_are_refused_with_advice() -> None:
 
 
 def test_tokens_as_examples() -> None:
-    """Or every token is an example: the loss is the mean over all tokens that are no
-    padding.
-    """
+    """Or every token is an example: the loss is the mean over all tokens but padding."""
     model = Tagger().double()
     tokens, labels = torch.randint(0, 11, (6, 9)), torch.randint(0, 5, (6, 9))
     labels[:3, 5:] = -100

@@ -53,7 +53,7 @@ FACTORS = {
 
 
 def normalised() -> Problem:
-    """Float64, smooth, with a layer norm; parameters that are no whole numbers."""
+    """Float64, smooth, with a layer norm; parameters that are not whole numbers."""
 
     def net() -> nn.Module:
         body = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Softplus())

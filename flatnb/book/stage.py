@@ -178,10 +178,11 @@ def colab_of(settings: Mapping[str, Any], page: Path) -> str:
 
 def as_page(notebook: str, colab: str = "") -> str:
     """The text of an executed notebook as the pages show it: below the title the times
-    to read and to run and, if it has an address, a link to Colab; and the cells of set-up (fetching the library, parameters, those
-    injected, imports) as one folded cell with a table of the parameters; it also has the
-    code of the picture that stands first, if that is to be hidden. Data of a figure to
-    play with stand before it, in a cell of their own."""
+    to read and to run, and a link to Colab if that has an address; the cells of set-up
+    (fetching the library, parameters, those injected, imports) as one folded cell with a
+    table of the parameters; it also has the code of the picture that stands first, if
+    that is to be hidden. Data of a figure to play with stand before it, in a cell of
+    their own."""
     content = json.loads(notebook)
     cells = content["cells"]
     for output in (o for cell in cells for o in cell.get("outputs", ())):

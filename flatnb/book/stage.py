@@ -129,13 +129,15 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
     shutil.copytree(root / "book", folder / "book", ignore=ignore)
     mathjax.copy(folder / "book" / "_static" / "mathjax")
     charts.save(folder / "book" / "_static")
+    settings = staged_settings(root)
     extra = folder / EXTRA / downloads.FOLDER
     extra.mkdir(parents=True)
     for page in toc_files(root):
         (folder / page).parent.mkdir(parents=True, exist_ok=True)
         text = executed.get(page, root / page).read_text(encoding="utf-8")
         if page.suffix == ".ipynb":
-            text = _with_runs(as_page(text), extra / "records", root / "_build")
+            text = as_page(text, colab_of(settings, page))
+            text = _with_runs(text, extra / "records", root / "_build")
             downloads.save_notebook(extra, root / page, executed.get(page))
         (folder / page).write_text(text, encoding="utf-8")
     intro, static = folder / "book" / "intro.md", folder / "book" / "_static"
@@ -150,17 +152,37 @@ def stage(root: Path, executed: Mapping[Path, Path]) -> Path:
         text = text.replace("<!-- status -->", _status(executed))
         status.write_text(text, encoding="utf-8")
     shutil.copyfile(root / "_toc.yml", folder / "_toc.yml")
-    config = yaml.safe_dump(staged_settings(root), allow_unicode=True)
+    config = yaml.safe_dump(settings, allow_unicode=True)
     (folder / "_config.yml").write_text(config, encoding="utf-8")
     return folder
 
 
-def as_page(notebook: str) -> str:
+def colab_of(settings: Mapping[str, Any], page: Path) -> str:
+    """Where a notebook runs on Colab, by `staged_settings`; without an address, nothing.
+
+    >>> settings = {"repository": {"url": "https://github.com/acme/book", "branch": "v1"},
+    ...             "launch_buttons": {"colab_url": "https://colab.example"}}
+    >>> colab_of(settings, Path("notebooks/01_a.ipynb"))
+    'https://colab.example/github/acme/book/blob/v1/notebooks/01_a.ipynb'
+    >>> colab_of({}, Path("notebooks/01_a.ipynb"))
+    ''
+    """
+    host = settings.get("launch_buttons", {}).get("colab_url")
+    if not host or "repository" not in settings:
+        return ""
+    repository = settings["repository"]
+    place = urlsplit(repository["url"]).path.rstrip("/")
+    branch = repository.get("branch", "main")
+    return f"{host}/github{place}/blob/{branch}/{page.as_posix()}"
+
+
+def as_page(notebook: str, colab: str = "") -> str:
     """The text of an executed notebook as the pages show it: below the title the times
-    to read and to run, and the cells of set-up (fetching the library, parameters, those
-    injected, imports) as one folded cell with a table of the parameters; it also has the
-    code of the picture that stands first, if that is to be hidden. Data of a figure to
-    play with stand before it, in a cell of their own."""
+    to read and to run, and a link to Colab if that has an address; the cells of set-up
+    (fetching the library, parameters, those injected, imports) as one folded cell with a
+    table of the parameters; it also has the code of the picture that stands first, if
+    that is to be hidden. Data of a figure to play with stand before it, in a cell of
+    their own."""
     content = json.loads(notebook)
     cells = content["cells"]
     for output in (o for cell in cells for o in cell.get("outputs", ())):
@@ -172,9 +194,11 @@ def as_page(notebook: str) -> str:
         read = (
             "A page to look things up in."
             if lookup
-            else f"{minutes(cells)} min to read."
+            else f"About {minutes(cells)} min to read."
         )
         times = f"{read} {_computed(run, cells)}."
+        if colab:
+            times += f" [Run on Colab]({colab})"
         cells[0]["source"] = f"{''.join(cells[0]['source'])}\n\n*{times}*"
     parts = [cell for cell in cells if SETUP.intersection(tags(cell))]
     if parts:

@@ -53,6 +53,19 @@ def test_of_those_better_at_a_constant_rate_two_are_better_at_a_falling_one() ->
     assert len(shown) == 10
 
 
+def test_chapter_11_names_the_methods_that_keep_a_gain() -> None:
+    better = {row["method"] for row in panel("tuned") if row["verdict"] > 0}
+    assert better == {"NSO", "SAM", "GNP", "weight noise", "ASAM"}
+
+
+def test_chapter_6_counts_the_variants_of_sam_that_gain() -> None:
+    variants = ["ASAM", "USAM", "RSAM", "FriendlySAM", "GSAM", "LookSAM", "BSAM"]
+    table = verdicts.gains().loc[["SAM", *variants]]
+    assert (table.loc[variants, "verdict"] == "better").sum() == 4
+    assert table["difference"].idxmax() == "SAM"
+    assert table.loc["BSAM", "verdict"] == "worse"
+
+
 def panel(name: str) -> list[dict[str, float]]:
     return json.loads(headline.data())[name]
 

@@ -139,8 +139,31 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text
     assert "flatnb" in text and "<!--" not in text
     page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())
-    times = "*1 min to read. Computed on 26 Nov 2026 in 12 s (`smoke`), torch 2.9.*"
+    times = (
+        "*About 1 min to read. Computed on 26 Nov 2026 in 12 s (`smoke`), torch 2.9.*"
+    )
     assert page["cells"][0]["source"] == f"# A\n\n{times}"
+
+
+def test_with_an_address_the_line_below_the_title_leads_to_colab(
+    tmp_path: Path,
+) -> None:
+    root = book(tmp_path)
+    copy = tmp_path / "copy.ipynb"
+    run = {"papermill": {"parameters": {"profile": "smoke"}, "duration": 3}}
+    title = {"cell_type": "markdown", "metadata": {}, "source": ["# A"]}
+    copy.write_text(json.dumps({"metadata": run, "cells": [title]}))
+    page = Path("notebooks/01_a.ipynb")
+
+    def line() -> str:
+        folder = stage.stage(root, {page: copy})
+        return json.loads((folder / page).read_text())["cells"][0]["source"]
+
+    assert "Computed" in line() and "Colab" not in line()
+    config = root / "_config.yml"
+    config.write_text(config.read_text().replace('url: ""', f'url: "{URL}"'))
+    colab = "https://colab.research.google.com/github/acme/flatnb/blob/main"
+    assert line().endswith(f" [Run on Colab]({colab}/{page})*")
 
 
 def test_a_page_to_look_things_up_in_has_no_minutes() -> None:

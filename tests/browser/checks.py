@@ -86,8 +86,8 @@ def paper(page: str, visit: Visit) -> list[str]:
 
 
 def opening(page: str, visit: Visit) -> list[str]:
-    """A chapter's finding, its first picture and section are seen without scrolling; a
-    figure to play with has controls, and may leave no room for the section."""
+    """A chapter's finding, its first picture and the heading of its first section are
+    seen without scrolling."""
     if not re.match(r"notebooks/\d", page):
         return []
     place, height = visit["wide"].facts["opening"], 900
@@ -96,8 +96,8 @@ def opening(page: str, visit: Visit) -> list[str]:
         found.append(f"the finding ends at {place['finding']:.0f} px")
     if (place["seen"] or 0) < min(place["picture"] or height, 300):
         found.append(f"{place['seen'] or 0:.0f} px of the picture are seen")
-    if place["section"] > height and not place["live"]:
-        found.append(f"the first section begins at {place['section']:.0f} px")
+    if place["section"] > height:
+        found.append(f"the first heading ends at {place['section']:.0f} px")
     return found
 
 

@@ -13,6 +13,8 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
+from served import LOST, file_of
+
 
 @dataclass
 class Parsed:
@@ -52,7 +54,10 @@ def broken(page: Path) -> list[str]:
         parts = urlsplit(target)
         if parts.scheme or parts.netloc:
             continue
-        file = page.parent / unquote(parts.path) if parts.path else page
+        if page.name == LOST:
+            file = file_of(parts.path, page.parent) if parts.path else page
+        else:
+            file = page.parent / unquote(parts.path) if parts.path else page
         anchor = unquote(parts.fragment)
         if not file.is_file():
             found.append(target)

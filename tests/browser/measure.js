@@ -236,7 +236,7 @@ window.measure = (() => {
   };
 
   // Where in the window, in px, the finding of a chapter ends, how much is seen of its first
-  // picture (of its height), and where its first section begins.
+  // picture (of its height), and where the heading of its first section ends.
   const opening = () => {
     const box = (element) => element?.getBoundingClientRect();
     const picture = box(all("main article :is(img, svg, .play)")
@@ -245,8 +245,7 @@ window.measure = (() => {
       finding: box(document.querySelector("main h1 ~ p strong"))?.bottom,
       seen: picture && Math.max(0, Math.min(innerHeight, picture.bottom) - picture.top),
       picture: picture?.height,
-      section: box(all("main h2").find(shown))?.top,
-      live: Boolean(document.querySelector("main .play")),
+      section: box(all("main h2").find(shown))?.bottom,
     };
   };
 

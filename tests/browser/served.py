@@ -2,6 +2,7 @@
 
 import gzip
 import mimetypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,9 +15,23 @@ from urllib.parse import unquote, urlsplit
 PACKED = {".woff", ".woff2", ".png", ".jpg", ".webp", ".zip", ".gz"}
 
 
+LOST = "404.html"  # shown for an address of any depth, so its links begin with a slash
+
+
+@cache
+def prefix(book: Path) -> str:
+    """Where on its host a book with an address is, such as "/flatnb": only the page for
+    what is not found says so. Else nothing."""
+    lost = book / LOST
+    text = lost.read_text(encoding="utf-8") if lost.is_file() else ""
+    found = re.search(r'href="(/[^"/]*)/_static/', text)
+    return found[1] if found else ""
+
+
 def file_of(url: str, book: Path) -> Path:
     """The file that an address on the server names."""
-    file = book / unquote(urlsplit(url).path).lstrip("/")
+    path = unquote(urlsplit(url).path).removeprefix(prefix(book))
+    file = book / path.lstrip("/")
     return file / "index.html" if file.is_dir() else file
 
 
@@ -56,5 +71,5 @@ def server(book: Path) -> Iterator[str]:
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         Thread(target=listening.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.server_port}"
+        yield f"http://127.0.0.1:{listening.server_port}{prefix(book)}"
         listening.shutdown()

@@ -25,3 +25,15 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     assert links.broken(here) == ["far", place, "no.png"]
     assert links.broken(there) == []
     assert links.external(tmp_path) == {"https://example.org/a": "here.html"}
+
+
+def test_links_of_the_page_for_what_is_not_found_begin_where_the_book_is(
+    tmp_path: Path,
+) -> None:
+    lost, style = tmp_path / "404.html", tmp_path / "_static" / "book.css"
+    style.parent.mkdir()
+    style.write_text("")
+    lost.write_text(
+        '<link href="/flatnb/_static/book.css?v=1"><a href="/flatnb/no.html">x</a>'
+    )
+    assert links.broken(lost) == ["/flatnb/no.html"]

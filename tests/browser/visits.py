@@ -16,7 +16,7 @@ from typing import Any
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Request, Response, sync_playwright
-from served import file_of, sent
+from served import LOST, file_of, sent
 
 MEASURE = (Path(__file__).parent / "measure.js").read_text(encoding="utf-8")
 # An A4 page between the margins of 1 cm that Chromium leaves, in CSS px.
@@ -84,8 +84,11 @@ class Visits:
         self._compared: set[str] = set()  # kinds of words whose contrast is known
 
     def __call__(self, page: str) -> dict[str, Seen]:
-        """What each mode showed of a page, by the mode's name."""
-        return {mode.name: self._visit(page, mode) for mode in MODES}
+        """What each mode showed of a page, by the mode's name. The page for what is not
+        found is not opened from disk: only a server shows it, and its links begin with a
+        slash, which on a disk leads elsewhere."""
+        modes = [mode for mode in MODES if mode.served or page != LOST]
+        return {mode.name: self._visit(page, mode) for mode in modes}
 
     def url(self, page: str, mode: Mode = MODES[0]) -> str:
         if mode.served:

@@ -147,10 +147,7 @@ flatnb.play("ball", (fig) => {
     rises.begin(); // with the axis that fits
     const norm = Math.hypot(...net.gradient(w));
     rises.line([[0, 0], [MOST, MOST * norm]], { color: "gray", dash: "6 5" });
-    if (w.every((value) => value === 0)) {
-      rises.line([[0, 0], ...data.random], { color: "gray" });
-      rises.text(MOST, 0, "on the axis: random direction", { color: "gray", anchor: "end", dx: -4, dy: -7 });
-    }
+    if (w.every((value) => value === 0)) rises.line([[0, 0], ...data.random], { color: "gray" });
     for (const [color, shape, values, now] of curves) {
       rises.line([[0, 0], ...radii.map((r, i) => [r, values[i]])], { color });
       rises.dot(rho, now, { color, shape, size: shape === "star" ? 10 : 6 });
@@ -164,7 +161,7 @@ flatnb.play("ball", (fig) => {
 
   const words = (sam, top, line, here) => {
     const percent = (rise) => `${fixed((100 * rise) / top, 0)}\u00a0%`;
-    const losses = `From ${fixed(here)} at *w*, the loss rises by {blue|${fixed(sam)}} to SAM's point and by {red|${fixed(top)}} to the worst point on the circle.`;
+    const losses = `From ${fixed(here)} at *w*, the loss rises by {blue|${fixed(sam)}} to SAM's point and by {red|${fixed(top)}} to the worst on the circle.`;
     if (top < 0.005) return `${losses} It hardly rises around here.`;
     if (sam < 0) return `${losses} SAM's step leads over a ridge: its point is lower than *w*.`;
     const found = sam > 0.95 * top ? "nearly all of the worst rise, " : "";

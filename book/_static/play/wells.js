@@ -51,7 +51,7 @@ flatnb.play("wells", (fig) => {
     xlabel: "weight *w*",
     ylabel: "loss",
     share: 1.25,
-    height: () => (fig.narrow ? 175 : 205),
+    height: () => (fig.narrow ? 175 : 195),
   });
   const paid = fig.plot({
     x: [0, MOST],
@@ -61,7 +61,7 @@ flatnb.play("wells", (fig) => {
     xlabel: "shift",
     ylabel: "test loss",
     share: 0.75,
-    height: () => (fig.narrow ? 175 : 205),
+    height: () => (fig.narrow ? 175 : 195),
   });
   const shift = fig.slider({ label: "shift", min: 0, max: MOST, step: 0.01, value: 0.25 });
   const blur = fig.slider({ label: "blur *σ* (random shifts)", min: 0, max: 0.6, step: 0.01, value: 0 });

@@ -59,7 +59,7 @@ def test_cells_of_the_setup_become_one_folded_cell() -> None:
         folded[1]["source"].split()
         == " ".join(f"{t} = 1" for t in [*tags, "picture"]).split()
     )
-    assert folded[1]["outputs"][:4] == 4 * [said]
+    assert folded[1]["outputs"][0] == {**said, "text": 4 * "version\n"}
 
 
 def test_parameters_become_a_table_with_the_values_of_the_run() -> None:

@@ -112,7 +112,7 @@ class Situation:
         metric: what counts.
         gain: the smallest worth having, in units of the metric.
         runs: whose, as in `compare.select`: "fresh" or "default".
-        refuted: of what a fairer comparison did not confirm the gain, if one was made;
+        unconfirmed: over what a fairer comparison did not confirm the gain, in words;
             plain training is then recommended.
     """
 
@@ -121,7 +121,7 @@ class Situation:
     metric: str = "test_accuracy"
     gain: float | None = WORTH
     runs: str = "fresh"
-    refuted: str = ""
+    unconfirmed: str = ""
 
 
 PLANE = "plane/*/*/narrow-tuned"  # the learning rate is constant
@@ -133,7 +133,9 @@ SITUATIONS = (
     Situation("noisy labels, constant rate", "plane/*-0.*/*/narrow-tuned"),
     Situation("clean labels, constant rate", "plane/*-0/*/narrow-tuned"),
     Situation("nothing tuned", FALLING, runs="default"),
-    Situation("fine-tuning on few examples", "finetune/*", gain=0.01, refuted=_LONGER),
+    Situation(
+        "fine-tuning on few examples", "finetune/*", gain=0.01, unconfirmed=_LONGER
+    ),
     Situation("calibrated probabilities", FALLING, "test_ece", None),
     Situation("a low test loss", FALLING, "test_loss", None),
 )
@@ -253,16 +255,16 @@ def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series
     situation is "better", and whose accuracy is not "worse", the one of the largest
     gain. Two methods that are better than plain training need not differ from each
     other, and a gain on the mean of several tasks may be that of one of them. None, too,
-    where the situation says that the gain is refuted.
+    where a fairer comparison did not confirm the gain (`Situation.unconfirmed`).
 
     >>> recommended(SITUATIONS[0], passes=2).name
     'FriendlySAM'
     """
-    return None if situation.refuted else best(situation, passes)
+    return None if situation.unconfirmed else best(situation, passes)
 
 
 def best(situation: Situation, passes: float = math.inf) -> pandas.Series | None:
-    """The method that `recommended` would name if nothing had refuted its gain.
+    """The method that `recommended` would name if no gain were unconfirmed.
 
     >>> best(SITUATIONS[5]).name  # fine-tuning
     'NSO'

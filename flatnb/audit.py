@@ -120,8 +120,8 @@ class Checks:
         so the share that agrees says nothing about the rest of the code.
         """
         parts = {word: self.count(f"differs, {word}") for word in SEVERITIES}
-        named = [f"{count} {word}" for word, count in parts.items() if count]
-        touched = f" ({', '.join(named)})" if named else ""
+        named = [f"{word} {count}" for word, count in parts.items() if count]
+        touched = f", by severity: {', '.join(named)}" if named else ""
         return (
             f"Checks, chosen by hand: {len(self.rows)}. Agree: {self.count('agrees')}. "
             f"Differ: {self.count('differs')}{touched}."

@@ -26,7 +26,7 @@ def test_checks_count_and_name_severities(capsys: pytest.CaptureFixture[str]) ->
     checks.add("b", False, "1")
     assert "B: x. The code differs, cosmetic: 1" in capsys.readouterr().out
     assert (checks.count("agrees"), checks.count("differs")) == (1, 1)
-    line = "Checks, chosen by hand: 2. Agree: 1. Differ: 1 (1 cosmetic)."
+    line = "Checks, chosen by hand: 2. Agree: 1. Differ: 1, by severity: cosmetic 1."
     assert checks.summary() == line
     shown = checks.table().data
     assert len(shown.columns) <= 6

@@ -35,7 +35,8 @@ _TEXT = re.compile(r"(?:^|(?<=>))[^<]+")  # what of HTML is not in a tag
 _MINUS = re.compile(r"(?<![\w.)\]])-(?=\.?\d)")
 # The name of a method, which is not part of code or of a record's name.
 _RECORDED = re.compile(rf"(?<![\w/.-])({'|'.join(map(re.escape, NAMES))})(?![\w/(-])")
-_SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)")
+# With or without the words of a verdict behind it.
+_SIGNED = re.compile(r"([+-])([\d.]+)\s*±\s*([\d.]+)(\*?)(?:, .*)?")
 _NUMBER = re.compile(
     r"[+-]?\d[\d.,]*[⅓⅔]?(e[+-]?\d+)?(\s*±\s*\d[\d.e+-]*\*?)?(\s*%)?|nan|"
 )
@@ -111,21 +112,29 @@ def improved(table: str) -> str:
 
 
 def as_csv(table: str) -> str:
-    """A table of pandas, which came as HTML, as CSV; numbers as the cell wrote them.
+    """A table of pandas, which came as HTML, as CSV: methods by the page's names.
 
     >>> head = "<tr><th></th><th>gain</th></tr>"
-    >>> row = "<tr><th>SAM</th><td>-0.3 ± 0.1</td></tr>"
-    >>> as_csv(f"<table><thead>{head}</thead><tbody>{row}</tbody></table>").split()
-    [',gain', 'SAM,-0.3', '±', '0.1']
+    >>> row = "<tr><th>NSO-EMA</th><td>-0.3 ± 0.1</td></tr>"
+    >>> print(as_csv(f"<table><thead>{head}</thead><tbody>{row}</tbody></table>"))
+    ,gain
+    NSO + EMA,-0.3 ± 0.1
+    <BLANKLINE>
     """
     parts = [_rows(part) for part in table.split("<tbody>")]
     head, body = _one_row(parts[0]), parts[1]
-    rows = [[cell.text for cell in row] for row in [head[-1], *body]]
+    lines = [head[-1], *body]
+    rows = [[_plain(cell.text) for cell in row] for row in lines]
     for before, row in itertools.pairwise(rows):  # cells that span rows are repeated
         row[:0] = before[: len(before) - len(row)]
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(rows)
     return file.getvalue()
+
+
+def _plain(text: str) -> str:
+    """As the page has it, but for signs and spaces that programs do not read."""
+    return " ".join(typeset(text).replace("\N{MINUS SIGN}", "-").split())
 
 
 def _link(table: str) -> str:

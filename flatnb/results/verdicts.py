@@ -126,7 +126,7 @@ class Situation:
 
 PLANE = "plane/*/*/narrow-tuned"  # the learning rate is constant
 FALLING = f"{PLANE}-cosine"  # it falls to zero along a cosine
-_LONGER = "over plain fine-tuning at its rate, or with as many passes, no gain is shown"
+_LONGER = "over plain fine-tuning at its rate and with as many passes, none is shown"
 SITUATIONS = (
     Situation("noisy labels", "plane/*-0.*/*/narrow-tuned-cosine"),
     Situation("clean labels", "plane/*-0/*/narrow-tuned-cosine"),

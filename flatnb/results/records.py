@@ -219,9 +219,11 @@ def verify(record: Mapping[str, Any], sample: Job) -> pandas.DataFrame:
     table = pandas.DataFrame(columns, dtype=float).rename_axis("metric").reset_index()
     repeated = [lookup(result, metric) for metric in table["metric"]]
     table["repeated"] = np.array(repeated, dtype=float)
-    found, stated, most = table[["repeated", "recorded", "tolerance"]].to_numpy().T
-    inside = np.isclose(found, stated, rtol=1e-12, atol=most, equal_nan=True)
-    return table.assign(inside=inside)
+    inside = [  # one by one: numpy before 2 takes no tolerances beside a NaN
+        np.isclose(found, stated, rtol=1e-12, atol=most, equal_nan=True)
+        for _, stated, most, found in table.itertuples(index=False)
+    ]
+    return table.assign(inside=np.array(inside, dtype=bool))
 
 
 def verified() -> dict[str, Any]:

@@ -264,7 +264,7 @@ def recommended(situation: Situation, passes: float = math.inf) -> pandas.Series
 
 
 def best(situation: Situation, passes: float = math.inf) -> pandas.Series | None:
-    """The method that `recommended` would name if no gain were unconfirmed.
+    """The method that `recommended` would name if `unconfirmed` were not looked at.
 
     >>> best(SITUATIONS[5]).name  # fine-tuning
     'NSO'

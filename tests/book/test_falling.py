@@ -176,6 +176,8 @@ def test_neither_the_rate_nor_sams_family_is_the_whole_reason(
     if not limits:
         gaussians = [name for name in loss.index if "gaussian" in name]
         assert (round(loss[gaussians].min()), round(loss[gaussians].max())) == (61, 69)
+    if limits == {"without": SAM_FAMILY}:
+        assert round(loss["sinusoid-0"]) == 36
 
 
 def test_without_the_noise_methods_too_a_coin_is_left_on_some_gaussians() -> None:

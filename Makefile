@@ -9,6 +9,10 @@
 #                                 the index that torch comes from; without it pip's own choice,
 #                                 which on Linux is the CUDA build
 
+# Images of Python often set this. Then nothing keeps what import compiles, and each kernel and each
+# worker compiles torch and all the rest again: twice the time of a book.
+unexport PYTHONDONTWRITEBYTECODE
+
 PROFILE ?= laptop
 VENV := .venv
 BIN := $(VENV)/bin

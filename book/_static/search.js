@@ -4,6 +4,9 @@
 // Questions in a reader's words, and the page that answers them: it comes first if it is found.
 const ANSWERS = [
   [/which (method|one)|should i use|best method|recommend|compare|ranking/, "notebooks/14_scoreboard"],
+  [/nois(y|e).*label|label.*noise|wrong labels?|calibrat/, "notebooks/14_scoreboard"],
+  [/fine.?tun|few.?shot|few examples|pre-?trained/, "notebooks/13_fine_tuning"],
+  [/image|mnist|cifar|photo/, "notebooks/12_images"],
   [/^cit(e|ing|ation)|bibtex/, "book/intro"],
   [/learning rate|tun(e|ing)/, "notebooks/11_two_classes_in_the_plane"],
   [/flatness predict|generali[sz]/, "notebooks/18_which_measure_predicts"],

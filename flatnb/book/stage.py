@@ -248,7 +248,8 @@ def _computed(run: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     if "end_time" in run:
         day = datetime.fromisoformat(run["end_time"])
         words += f" on {day.day} {day:%b %Y}"
-    words += f" in {_time(run['duration'])} (`{run['parameters']['profile']}`)"
+    words += f" in {_time(run['duration'])}"
+    words += f" at {{term}}`profile` `{run['parameters']['profile']}`"
     printed = [
         "".join(output.get("text", ""))
         for cell in cells

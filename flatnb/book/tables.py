@@ -21,6 +21,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from docutils import nodes
@@ -137,11 +138,11 @@ def _plain(text: str) -> str:
     return " ".join(typeset(text).replace("\N{MINUS SIGN}", "-").split())
 
 
-def _link(table: str) -> str:
-    """A link that saves the table."""
+def _link(table: str, file: str) -> str:
+    """A link that saves the table under a name."""
     data = base64.b64encode(as_csv(table).encode()).decode()
     address = f"data:text/csv;charset=utf-8;base64,{data}"
-    words = 'aria-label="this table as CSV" download="table.csv"'
+    words = f'aria-label="this table as CSV" download="{file}"'
     return f'<p class="table-csv"><a href="{address}" {words}>CSV</a></p>'
 
 
@@ -231,12 +232,13 @@ class Tables(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """Replace the outputs of one page that are tables."""
+        page, count = PurePosixPath(self.env.docname).name, itertools.count(1)
         for raw in list(self.document.findall(nodes.raw)):
             found = _TABLE.search(raw.astext())
             if found and 'class="dataframe"' in found[0]:
                 rest = re.sub(r"\s*</div>\s*$", "", raw.astext()[found.end() :])
                 box = f'<div class="table-box">\n{improved(found[0])}\n</div>'
-                box += _link(found[0]) + rest
+                box += _link(found[0], f"{page}-{next(count)}.csv") + rest
                 raw.replace_self(nodes.raw("", box, format="html"))
 
 

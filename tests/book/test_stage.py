@@ -140,7 +140,7 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     assert "flatnb" in text and "<!--" not in text
     page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())
     times = (
-        "*About 1 min to read. Computed on 26 Nov 2026 in 12 s (`smoke`), torch 2.9.*"
+        "*About 1 min to read. Computed on 26 Nov 2026 in 12 s at {term}`profile` `smoke`, torch 2.9.*"
     )
     assert page["cells"][0]["source"] == f"# A\n\n{times}"
 
@@ -173,7 +173,7 @@ def test_a_page_to_look_things_up_in_has_no_minutes() -> None:
     page = json.loads(
         stage.as_page(json.dumps({"metadata": metadata, "cells": [title]}))
     )
-    words = "*A page to look things up in. Computed in 3 s (`smoke`).*"
+    words = "*A page to look things up in. Computed in 3 s at {term}`profile` `smoke`.*"
     assert page["cells"][0]["source"] == f"# A\n\n{words}"
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from visits import MODES, Mode, Visits, axe
@@ -24,10 +25,25 @@ def chapter(name: str) -> str:
 SCOREBOARD = chapter("scoreboard")
 
 
+# What a reader may ask, and the chapter that answers it.
+QUESTIONS = {
+    "which method": "scoreboard",
+    "noisy labels": "scoreboard",
+    "label noise": "scoreboard",
+    "calibration": "scoreboard",
+    "fine-tuning": "fine_tuning",
+    "few examples": "fine_tuning",
+    "CIFAR-10": "images",
+    "learning rate": "two_classes_in_the_plane",
+    "training loop": "in_your_own_loop",
+    "GNP": "gradient_norm_penalty",
+}
+
+
 def results(visit: Visits, query: str, mode: Mode) -> list[str]:
     """The addresses that a search finds, best first."""
     with visit.opened(mode) as (tab, seen):
-        tab.goto(visit.url("search.html", mode) + f"?q={query}")
+        tab.goto(visit.url("search.html", mode) + f"?q={quote(query)}")
         ended = tab.locator("#search-results h2", has_text="Search Results")
         ended.wait_for(state="attached")
         links = tab.eval_on_selector_all(
@@ -38,9 +54,25 @@ def results(visit: Visits, query: str, mode: Mode) -> list[str]:
     return links
 
 
-@pytest.mark.parametrize("mode", [WIDE, DISK], ids=lambda mode: mode.name)
-def test_search_answers_which_method(visit: Visits, mode: Mode) -> None:
-    assert results(visit, "which+method", mode)[0].endswith(SCOREBOARD)
+def test_search_answers_a_question_with_the_chapter_for_it(visit: Visits) -> None:
+    first = {query: results(visit, query, WIDE)[0] for query in QUESTIONS}
+    wrong = {
+        query: page
+        for query, page in first.items()
+        if not page.endswith(chapter(QUESTIONS[query]))
+    }
+    assert wrong == {}
+
+
+def test_search_from_disk_answers_which_method(visit: Visits) -> None:
+    assert results(visit, "which method", DISK)[0].endswith(SCOREBOARD)
+
+
+def test_answers_of_the_search_are_pages_of_the_book() -> None:
+    script = (ROOT / "book" / "_static" / "search.js").read_text()
+    named = set(re.findall(r', "((?:notebooks|book)/\w+)"\]', script))
+    pages = {file.with_suffix("").as_posix() for file in stage.toc_files(ROOT)}
+    assert len(named) > 10 and named <= pages
 
 
 @pytest.mark.parametrize("mode", [WIDE, DISK], ids=lambda mode: mode.name)

@@ -419,7 +419,7 @@ _, _TUNED, _ONE_RATE, _PAPER = Design
 _TABLE = (
     Tuned(ERM, {}, Look("black", "-", "o"), _PAPER),
     Tuned(methods.Flooding, _LEVEL, Look("red", "--", "s"), _PAPER),
-    Tuned(methods.IFlood, _LEVEL, Look("maroon", ":", "D"), _PAPER),
+    Tuned(methods.IFlood, _LEVEL, Look("maroon", ":", ">"), _PAPER),
     Tuned(methods.SoftAD, _THETA, Look("green", "-", "^"), _PAPER),
     Tuned(methods.SAM, _RHO, Look("blue", "-.", "P"), _PAPER),
     Tuned(methods.NSO, _SIGMA, Look("gold", "-", "h"), _ONE_RATE, forwards=1),

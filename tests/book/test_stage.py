@@ -139,9 +139,8 @@ def test_the_status_page_says_what_each_copy_was_made_with(tmp_path: Path) -> No
     assert "| {doc}`../notebooks/01_a` | smoke | 7 | 12 |" in text
     assert "flatnb" in text and "<!--" not in text
     page = json.loads((folder / "notebooks" / "01_a.ipynb").read_text())
-    times = (
-        "*About 1 min to read. Computed on 26 Nov 2026 in 12 s at {term}`profile` `smoke`, torch 2.9.*"
-    )
+    times = "*About 1 min to read. Computed on 26 Nov 2026 in 12 s at {term}`profile` "
+    times += "`smoke`, torch 2.9.*"
     assert page["cells"][0]["source"] == f"# A\n\n{times}"
 
 

@@ -7,7 +7,7 @@ images are one family over all their views, as the plan has it.
 
 import fnmatch
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pandas
@@ -139,12 +139,8 @@ def views(
             values = compare.wide(table[table[metric].notna()], metric)
             inside = {place: _inside(values, place) for place in PLACES}
             for baseline in baselines:
-                tests = {
-                    place: _tests(runs, place, baseline, at_edge)
-                    for place, runs in inside.items()
-                    if baseline in runs
-                }
-                for place, view in _judged(tests, metric, level).items():
+                tests = _tests(inside, baseline, at_edge)
+                for place, view in _judged(tests, metric, level):
                     keys = {"rule": rule, "place": place.words, "metric": metric}
                     keys |= {"baseline": baseline}
                     costs = passes[place.tasks[0]].reindex(view["method"]).to_numpy()
@@ -161,36 +157,38 @@ def _inside(values: pandas.DataFrame, place: Place) -> pandas.DataFrame:
 
 
 def _tests(
-    values: pandas.DataFrame,
-    place: Place,
+    inside: Mapping[Place, pandas.DataFrame],
     baseline: str,
     at_edge: Collection[tuple[str, str]],
 ) -> pandas.DataFrame:
-    """Each method against the baseline, as in `compare.paired`; at an edge, (task, method),
-    is lost where one of the two is on a task of the place."""
-    others = values.drop(columns=baseline)
-    means = compare.over_tasks(others.sub(values[baseline], axis=0))
-    edges = {method for task, method in at_edge if task in place.tasks}
-    gaps = {(place.words, method): means[method] for method in means}
-    lost = {key for key in gaps if {key[1], baseline} & edges}
+    """Each method against the baseline in each place that has both, as in
+    `compare.paired`; at an edge, (task, method), is lost where one of the two is on a task
+    of the place."""
+    gaps, lost = {}, set()
+    for place, values in inside.items():
+        if baseline in values:
+            others = values.drop(columns=baseline)
+            means = compare.over_tasks(others.sub(values[baseline], axis=0))
+            edges = {method for task, method in at_edge if task in place.tasks}
+            for method in means:
+                gaps[place, method] = means[method]
+                if {method, baseline} & edges:
+                    lost.add((place, method))
     return compare.tests_of(gaps, "place", lost)
 
 
 def _judged(
-    tests: Mapping[Place, pandas.DataFrame], metric: str, level: float
-) -> dict[Place, pandas.DataFrame]:
-    """The tests with their verdicts, those of a family corrected as one."""
-    found = {}
-    for place in tests:
-        family = [
-            other
-            for each, other in tests.items()
-            if each == place or (place.family and each.family == place.family)
-        ]
-        whole = pandas.concat(family, ignore_index=True)
-        whole["p_holm"] = holm(whole["p"])
+    tests: pandas.DataFrame, metric: str, level: float
+) -> Iterator[tuple[Place, pandas.DataFrame]]:
+    """The tests of each place with their verdicts, those of a family corrected as one."""
+    gain = tests["difference"] * compare.sign(metric)
+    families = tests["place"].map(lambda place: place.family or place.words)
+    for place, view in tests.assign(gain=gain).groupby("place", sort=False):
+        family = tests[families == (place.family or place.words)]
+        family = family.assign(p_holm=holm(family["p"]))
         worth = place.worth if metric == "test_accuracy" else None
-        judged = verdicts.verdicts(whole, metric, worth, level)
-        gain = judged["difference"] * compare.sign(metric)
-        found[place] = judged.assign(gain=gain)[judged["place"] == place.words]
-    return found
+        judged = verdicts.verdicts(family, metric, worth, level)
+        yield (
+            place,
+            view.drop(columns="p_holm").join(judged[["p_holm", "verdict", "agree"]]),
+        )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from flatnb._checks import number
@@ -93,8 +93,7 @@ def verdicts(
     }
     words = np.select(list(reasons.values()), list(reasons), "inconclusive")
     count = max(1, int(tests["p"].notna().sum()))
-    spreads = zip(tests["interval"], tests["df"], strict=True)
-    found = [_detectable(half, df, level / count) for half, df in spreads]
+    found = _detectable(tests["interval"], tests["df"], level / count)
     same_sign = tests["trimmed"] * tests["difference"] > 0
     wilcoxon = holm(tests["p_wilcoxon"]) < level
     agree = (wilcoxon == significant) & (same_sign | ~significant)
@@ -281,13 +280,13 @@ def best(situation: Situation, passes: float = math.inf) -> pandas.Series | None
     return table.loc[(table["difference"] * sign(situation.metric)).idxmax()]
 
 
-def _detectable(half: float, df: float, level: float) -> float:
-    """From the half-width of a 95 % interval of df degrees of freedom, which is that of
+def _detectable(half: ArrayLike, df: ArrayLike, level: float) -> list[float]:
+    """From half-widths of 95 % intervals of df degrees of freedom, which are those of
     df + 1 pairs."""
-    if not df > 0:
-        return math.nan
-    n = df + 1
-    return detectable(half / stats.t.ppf(0.975, df) * math.sqrt(n), n, level)
+    numbers = np.asarray(df, dtype=np.float64) + 1
+    spreads = half / stats.t.ppf(0.975, numbers - 1) * np.sqrt(numbers)
+    pairs = zip(spreads.tolist(), numbers.tolist(), strict=True)
+    return [detectable(sd, n, level) for sd, n in pairs]
 
 
 def endings(
@@ -328,8 +327,8 @@ def endings(
     table = pandas.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"].where(table["measure"].isin(ENDINGS)))
     count = max(1, int(table["p_holm"].notna().sum()))
-    halves = zip(np.log(table["high"] / table["ratio"]), table["df"], strict=True)
-    found = [_detectable(half, df, LEVEL / count) for half, df in halves]
+    halves = np.log(table["high"] / table["ratio"])
+    found = _detectable(halves, table["df"], LEVEL / count)
     table["detectable"] = np.exp(np.negative(found))
     columns = ["measure", "method", "ratio", "low", "high", "n", "pairs", "p", "p_holm"]
     return table[[*columns, "detectable", "at_edge", "train_loss", "baseline_loss"]]

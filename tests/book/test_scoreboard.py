@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from flatnb.book import headline
+from flatnb.experiments.tuning import METHODS
 from flatnb.results import compare, records, scoreboard, statistics, verdicts
 
 TUNED = ["plane/*/narrow-tuned"]
@@ -460,3 +461,22 @@ def test_at_equal_passes_the_figure_says_what_the_table_says() -> None:
         table = judged(runs, baseline)
         assert len(table) < len(shown)
         assert (shown.loc[table.index, "verdict"] == table["verdict"]).all()
+
+
+def test_what_is_said_of_the_nets_of_a_paper() -> None:
+    """Of fifteen planned tests those of one set: SAM's gain is significant even if each
+    of these were corrected for all; EMA's decay is the largest tried; small nets with a
+    tuned rate are more accurate than all of these."""
+    wide = compare.select(["plane/sinusoid-0.05/*/coarse-grid"])
+    tests = compare.paired(wide, "ERM", "test_accuracy").set_index("method")
+    p = 15 * tests["p"]
+    assert p["SAM"] < 0.05 and tests.loc["SAM", "difference"] > 0.015
+    assert p["EMA"] < 0.05 and tests.loc["EMA", "difference"] > 0.015
+    assert (p[["Flooding", "SoftAD"]] > 1).all()
+    assert set(wide.loc[wide["at_edge"], "method"]) == {"EMA"}
+    assert wide["decay"].max() == METHODS["EMA"].space["decay"].high
+    losses = compare.paired(wide, "ERM", "test_loss").set_index("method")
+    assert 15 * losses.loc["Flooding", "p"] < 0.05
+    assert losses.loc["Flooding", "difference"] < 0
+    small = compare.select(["plane/sinusoid-0.05/ERM/narrow-tuned"])["test_accuracy"]
+    assert small.mean() > wide.groupby("method")["test_accuracy"].mean().max() + 0.005

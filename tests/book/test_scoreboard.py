@@ -463,6 +463,27 @@ def test_at_equal_passes_the_figure_says_what_the_table_says() -> None:
         assert (shown.loc[table.index, "verdict"] == table["verdict"]).all()
 
 
+def test_what_is_said_of_the_published_defaults() -> None:
+    """All 22 are worse than plain training with a tuned rate; where the rate falls, ten
+    are worse than plain training with its own default, too."""
+    least = {"": 0.0065, "-cosine": 0.0125}
+    for end, loss in least.items():
+        pattern = [f"plane/*/narrow-tuned{end}"]
+        defaults = compare.on_all_tasks(compare.select(pattern, "default"))
+        tuned = compare.select(pattern)
+        tuned = tuned[tuned["method"] == "ERM"].assign(method="tuned")
+        table = judged(pd.concat([defaults, tuned]), "tuned")
+        assert len(table) == 23
+        assert (table["verdict"] == "worse").all()
+        assert table["difference"].max() < -loss
+    table = judged(defaults, "ERM")
+    worse = table.loc[table["verdict"] == "worse", "difference"].drop(
+        ["EMA", "SAM-EMA", "NSO-EMA"]
+    )
+    assert len(worse) == 7
+    assert worse.nsmallest(2).round(3).to_dict() == {"LookSAM": -0.013, "ASAM": -0.010}
+
+
 def test_what_is_said_of_the_nets_of_a_paper() -> None:
     """Of fifteen planned tests those of one set: SAM's gain is significant even if each
     of these were corrected for all; EMA's decay is the largest tried; small nets with a

@@ -104,6 +104,27 @@ def test_pages_have_no_bad_habits(path: Path) -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_no_printed_line_ends_within_a_sentence(path: Path) -> None:
+    """The pages set each line as a paragraph."""
+    cells = [c for c in runner.read(path)["cells"] if c["cell_type"] == "code"]
+    printed = (
+        call
+        for cell in cells
+        for call in ast.walk(ast.parse("".join(cell["source"])))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "print"
+    )
+    texts = (part for call in printed for part in ast.walk(call))
+    broken = [
+        text.value
+        for text in texts
+        if isinstance(text, ast.Constant) and re.search(r",\n\S", str(text.value))
+    ]
+    assert broken == []
+
+
 def test_docstrings_and_messages_have_no_bad_habits() -> None:
     found = [
         f"{path.relative_to(ROOT)}: {fault}"

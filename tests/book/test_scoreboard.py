@@ -464,8 +464,8 @@ def test_at_equal_passes_the_figure_says_what_the_table_says() -> None:
 
 
 def test_what_is_said_of_the_published_defaults() -> None:
-    """All 22 are worse than plain training with a tuned rate; where the rate falls, ten
-    are worse than plain training with its own default, too."""
+    """All 22, and plain training's own, are worse than plain training with a tuned rate;
+    where the rate falls, ten are worse than plain training's own, too."""
     least = {"": 0.0065, "-cosine": 0.0125}
     for end, loss in least.items():
         pattern = [f"plane/*/narrow-tuned{end}"]
@@ -476,7 +476,8 @@ def test_what_is_said_of_the_published_defaults() -> None:
         assert len(table) == 23
         assert (table["verdict"] == "worse").all()
         assert table["difference"].max() < -loss
-    table = judged(defaults, "ERM")
+    falling = compare.select(["plane/*/narrow-tuned-cosine"], "default")
+    table = judged(compare.on_all_tasks(falling), "ERM")
     worse = table.loc[table["verdict"] == "worse", "difference"].drop(
         ["EMA", "SAM-EMA", "NSO-EMA"]
     )
@@ -497,7 +498,7 @@ def test_what_is_said_of_the_nets_of_a_paper() -> None:
     assert set(wide.loc[wide["at_edge"], "method"]) == {"EMA"}
     assert wide["decay"].max() == METHODS["EMA"].space["decay"].high
     losses = compare.paired(wide, "ERM", "test_loss").set_index("method")
-    assert 15 * losses.loc["Flooding", "p"] < 0.05
-    assert losses.loc["Flooding", "difference"] < 0
+    lower = losses.loc[["Flooding", "SoftAD", "EMA"]]
+    assert (15 * lower["p"] < 0.05).all() and (lower["difference"] < 0).all()
     small = compare.select(["plane/sinusoid-0.05/ERM/narrow-tuned"])["test_accuracy"]
     assert small.mean() > wide.groupby("method")["test_accuracy"].mean().max() + 0.005

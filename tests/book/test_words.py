@@ -22,6 +22,14 @@ def test_among_pairs_that_both_fit_the_noise_ends_sharper() -> None:
     assert reverse["n"].min() >= compare.LEAST_SEEDS and trace.loc["SAM", "n"] == 0
 
 
+def test_averages_lower_the_trace_and_not_the_relative_flatness() -> None:
+    """Chapter 10: of EMA and SWA as tuned, over plain training's."""
+    patterns = [f"plane/*/{name}/narrow-tuned" for name in ("ERM", "EMA", "SWA")]
+    ratios = verdicts.endings(patterns).set_index(["measure", "method"])["ratio"]
+    assert ratios["trace", "EMA"] < 0.5 and 0.7 < ratios["trace", "SWA"] < 0.8
+    assert (ratios["relative_flatness"] > 1).all()
+
+
 def test_stopping_early_beats_every_level_on_mnist1d() -> None:
     """Chapter 4, in test loss: of means over seeds, plain training's lowest is below
     the last of every level."""

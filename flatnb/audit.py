@@ -219,6 +219,7 @@ def angle(a: torch.Tensor, b: torch.Tensor) -> float:
 PLANE, FALLING = "plane, constant rate", "plane, falling rate"
 EQUAL, EQUAL_FALLING = f"{PLANE}, equal compute", f"{FALLING}, equal compute"
 PLANES = (PLANE, FALLING, EQUAL, EQUAL_FALLING)
+WIDE = "plane, nets of the SoftAD paper"
 SENSING = "matrix sensing, published width"
 IMAGES = ("digits", "MNIST", "CIFAR-10")
 LARGER_RATES = "CIFAR-10, larger rates"
@@ -234,6 +235,7 @@ TASKS = {  # the names of their records, {} for the method
     FALLING: "plane/*/{}/narrow-tuned-cosine",
     EQUAL: "plane/*/{}/narrow-tuned-equal-passes",
     EQUAL_FALLING: "plane/*/{}/narrow-tuned-equal-passes-cosine",
+    WIDE: "plane/*/{}/coarse-grid",
     "digits": "images/digits-mlp/{}",
     "MNIST": "images/MNIST-n5000-mlp/{}",
     "CIFAR-10": "images/cifar10-jpeg-n4000-small_cnn/{}",
@@ -275,6 +277,7 @@ FAMILIES: list[list[Comparison]] = [
         *((task, "SAM", ("SoftAD", "GNP", "NSO")) for task in FULL),
         (EQUAL, "WeightNoise", ("NSO",)),
     ],
+    [(WIDE, "ERM", ALL), (WIDE, "Flooding", ("SoftAD",)), (WIDE, "SAM", ("SoftAD",))],
     _direct(IMAGES),
     _direct([LARGER_RATES]),
     _direct(FINE_TUNING),

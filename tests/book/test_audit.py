@@ -183,8 +183,40 @@ def test_where_fam_shows_no_gain_worth_having() -> None:
             "TREC",
             "digits",
         ],
-        "inconclusive": ["hand signs, 5 per class", "SST-2", "CIFAR-10"],
+        "inconclusive": [
+            "hand signs, 10 per class",
+            "hand signs, 5 per class",
+            "SST-2",
+            "CIFAR-10",
+        ],
     }
+
+
+def test_on_the_nets_of_the_softad_paper() -> None:
+    found = {
+        (method, reference, metric): audit.test_of(
+            audit.WIDE, method, reference, metric
+        )
+        for method, reference in (
+            ("SoftAD", "SAM"),
+            ("SoftAD", "Flooding"),
+            ("Flooding", "ERM"),
+        )
+        for metric in ("test_accuracy", "test_loss")
+    }
+    assert {key: test.verdict for key, test in found.items()} == {
+        ("SoftAD", "SAM", "test_accuracy"): "worse",
+        ("SoftAD", "SAM", "test_loss"): "better",
+        ("SoftAD", "Flooding", "test_accuracy"): "no gain worth having",
+        ("SoftAD", "Flooding", "test_loss"): "worse",
+        ("Flooding", "ERM", "test_accuracy"): "better",
+        ("Flooding", "ERM", "test_loss"): "better",
+    }
+    gains = {
+        key[:2]: 100 * test.difference for key, test in found.items() if "acc" in key[2]
+    }
+    assert gains["SoftAD", "SAM"] == pytest.approx(-1.3, abs=0.05)
+    assert gains["Flooding", "ERM"] == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.fixture

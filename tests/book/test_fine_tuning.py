@@ -16,8 +16,8 @@ from flatnb.results import compare, records, verdicts
 from flatnb.results.statistics import holm, interval
 
 SIGNS, TREC, SST2 = "sign-language-digits-5-shots", "trec-10-shots", "sst2-20-shots"
-PHOTOS = "cifar10-jpeg-10-shots"
-TASKS = [f"finetune/{name}/*" for name in (SIGNS, TREC, SST2, PHOTOS)]
+PHOTOS, MORE_SIGNS = "cifar10-jpeg-10-shots", "sign-language-digits-10-shots"
+TASKS = [f"finetune/{name}/*" for name in (SIGNS, MORE_SIGNS, TREC, SST2, PHOTOS)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_task_by_task_nothing_is_significant(runs: pd.DataFrame) -> None:
     assert (trec["verdict"] == "no gain worth having").all()
     assert trec["difference"].abs().max() < 0.0125
     found = 100 * table.groupby("task")["detectable"].median()
-    for name, typed in ((SIGNS, 18), (SST2, 18), (PHOTOS, 7)):
+    for name, typed in ((SIGNS, 19), (MORE_SIGNS, 19), (SST2, 19), (PHOTOS, 8)):
         assert found[f"finetune/{name}"] == pytest.approx(typed, abs=1)
     fam = table[table["method"] == "FAM"].set_index("task")["verdict"]
     bounded = {f"finetune/{name}" for name in (TREC, PHOTOS)}
@@ -43,11 +43,24 @@ def test_task_by_task_nothing_is_significant(runs: pd.DataFrame) -> None:
     }
 
 
-def test_on_photos_plain_fine_tuning_is_the_second_best(runs: pd.DataFrame) -> None:
+def test_each_task_has_another_leader(runs: pd.DataFrame) -> None:
+    means = runs.groupby(["task", "method"])["test_accuracy"].mean().unstack("task")
+    best = means.eq(means.max())
+    leaders = {task.partition("/")[2]: {*best.index[best[task]]} for task in best}
+    assert leaders == {
+        SIGNS: {"NSO"},
+        MORE_SIGNS: {"GNP"},
+        TREC: {"NSO", "ASAM", "ERM"},
+        SST2: {"SoftAD"},
+        PHOTOS: {"NSO-EMA"},
+    }
+
+
+def test_on_photos_plain_fine_tuning_is_the_third_best(runs: pd.DataFrame) -> None:
     photos = runs[runs["task"].str.endswith(PHOTOS)]
     means = 100 * photos.groupby("method")["test_accuracy"].mean()
-    assert len(means) == 13
-    assert list(means.sort_values().index[::-1][:2]) == ["ASAM", "ERM"]
+    assert len(means) == 14
+    assert list(means.sort_values().index[::-1][:3]) == ["NSO-EMA", "ASAM", "ERM"]
     assert means["ERM"] == pytest.approx(34.5, abs=0.05)
     gaps = means.drop("ERM") - means["ERM"]
     assert gaps.max() < 1
@@ -140,7 +153,7 @@ def test_the_flattest_nets_of_sst2_are_those_of_plain_fine_tuning(
 
 def test_where_nso_ends_flatter_and_where_sharper() -> None:
     found = {}
-    for name in (SIGNS, TREC, SST2, PHOTOS):
+    for name in (SIGNS, MORE_SIGNS, TREC, SST2, PHOTOS):
         flat = verdicts.endings([f"finetune/{name}/*"]).set_index(["measure", "method"])
         for measure in ("trace", "top_eigenvalue"):
             row = flat.loc[measure, "NSO"]
@@ -156,6 +169,21 @@ def test_where_nso_ends_flatter_and_where_sharper() -> None:
     for name in (SIGNS, SST2):
         record = records.load(f"finetune-again/{name}/NSO")
         assert "trace" not in record["final"]  # flatness was not measured
+
+
+def test_with_ten_hand_signs_per_class_one_trace_differs(runs: pd.DataFrame) -> None:
+    flat = verdicts.endings([f"finetune/{MORE_SIGNS}/*"])
+    flat = flat[flat["measure"].isin(["trace", "top_eigenvalue"])]
+    (row,) = flat[flat["p_holm"] < 0.05].itertuples()
+    assert (row.measure, row.method) == ("trace", "NSO-EMA")
+    assert row.ratio == pytest.approx(5, abs=0.5)
+    assert row.train_loss > row.baseline_loss
+    shares = {
+        metric: verdicts.flatter(f"finetune/{MORE_SIGNS}/*", metric=metric)["share"]
+        for metric in ("test_accuracy", "test_loss")
+    }
+    assert shares["test_accuracy"].iloc[0] == pytest.approx(2 / 3, abs=0.02)
+    assert shares["test_loss"].iloc[0] == pytest.approx(3 / 5, abs=0.02)
 
 
 def test_on_hand_signs_the_traces_of_nso_are_a_fifth_of_those_of_plain(
@@ -304,11 +332,12 @@ def test_a_third_of_a_pass_is_added_in_the_net_of_images_alone() -> None:
 
 
 def test_tasks_of_fine_tuning_share_no_seeds(runs: pd.DataFrame) -> None:
-    """What the plan's last lines say of the two ways to take the mean."""
-    everywhere = compare.on_all_tasks(runs)
+    """What the plan says of the two ways to take the mean, over the four tasks then."""
+    known = [task for task in TASKS if MORE_SIGNS not in task]
+    everywhere = compare.on_all_tasks(runs[~runs["task"].str.endswith(MORE_SIGNS)])
     within = compare.overall(everywhere, "ERM", "test_accuracy")
     within = verdicts.verdicts(within, "test_accuracy", 0.01).set_index("method")
-    apart = verdicts.gains(TASKS, gain=0.01)
+    apart = verdicts.gains(known, gain=0.01)
     for name, before, after in (("NSO", 1.1, 1.3), ("WeightNoise", 0.6, 1.5)):
         for table, typed in ((within, before), (apart, after)):
             assert 100 * table.loc[name, "interval"] == pytest.approx(typed, abs=0.05)
@@ -348,10 +377,11 @@ def test_the_trace_grows_with_small_training_losses_and_not_with_large(
     logs = nets.assign(
         loss=np.log10(nets["train_loss"]), height=np.log10(nets["trace"])
     )
-    for name in (SIGNS, TREC, SST2, PHOTOS):
+    for name in (SIGNS, MORE_SIGNS, TREC, SST2, PHOTOS):
         rows = logs[logs["task"] == f"finetune/{name}"]
         small = rows[rows["train_loss"] < 0.05]
-        assert small["loss"].corr(small["height"]) > 0.8
+        least = 0.5 if name == MORE_SIGNS else 0.8
+        assert small["loss"].corr(small["height"]) > least
         powers = small["height"].max() - small["height"].min()
         assert (powers > 2) == (name in (SIGNS, SST2))
         large = rows[rows["train_loss"] >= 0.05]

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from torch import nn
 
 from flatnb import audit
+from flatnb.experiments.finetune import shots_of
 from flatnb.experiments.pretrained import EQUAL_PASSES, MORE_SEEDS
 from flatnb.experiments.tuning import METHODS
 from flatnb.pretrained import Encoder, efficientnet_lite0
@@ -43,6 +45,27 @@ def test_task_by_task_nothing_is_significant(runs: pd.DataFrame) -> None:
     }
 
 
+def test_hand_signs_counted_once_leave_the_verdicts(runs: pd.DataFrame) -> None:
+    """Of a seed the ten photos per class have the five among them."""
+    tasks = runs["task"].str.replace(r"-(5|10)-shots$", "", regex=True)
+    groups = runs.assign(task=tasks).groupby(["task", "method", "seed"], as_index=False)
+    once = groups["test_accuracy"].mean()
+    assert once["task"].nunique() == 4
+    tests = compare.overall(once, "ERM", "test_accuracy", shared=False)
+    table = verdicts.verdicts(tests, "test_accuracy", 0.01).set_index("method")
+    assert set(table.index[table["verdict"] == "better"]) == {"NSO"}
+    assert set(table.index[table["verdict"] == "worse"]) == {"WeightNoise"}
+    labels = torch.arange(10).repeat(40)
+    few, more = (shots_of(labels, 10, 20 + shots, seed=3) for shots in (5, 10))
+    assert more[:, :25].equal(few)
+
+
+def test_on_sst2_nearly_every_method_is_above_plain(runs: pd.DataFrame) -> None:
+    films = runs[runs["task"].str.endswith(SST2)]
+    means = films.groupby("method")["test_accuracy"].mean()
+    assert set(means.index[means < means["ERM"]]) == {"ASAM", "WeightNoise"}
+
+
 def test_each_task_has_another_leader(runs: pd.DataFrame) -> None:
     means = runs.groupby(["task", "method"])["test_accuracy"].mean().unstack("task")
     best = means.eq(means.max())
@@ -75,6 +98,9 @@ def test_on_the_mean_of_the_tasks_nso_is_better_and_weight_noise_worse() -> None
     without_sst2 = [task for task in TASKS if SST2 not in task]
     noise = verdicts.gains(without_sst2, gain=0.01).loc["WeightNoise"]
     assert noise["verdict"] == "inconclusive" and noise["difference"] > 0
+    others = [task for task in without_sst2 if SIGNS not in task]
+    nso = verdicts.gains(others, gain=0.01).loc["NSO"]
+    assert nso["verdict"] != "better" and abs(nso["difference"]) < 0.01
     assert table.loc["EMA", "verdict"] == "no gain worth having"
     assert table.loc["SWA", "verdict"] == "inconclusive"
     situation = next(

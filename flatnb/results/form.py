@@ -7,6 +7,7 @@ Reading a text runs no code, whatever it holds. This module is for `records`.
 import functools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,20 @@ class RecordError(ValueError):
     """Raised for an invalid record, record name or path into a record; it says what to do."""
 
 
+# What a number needs to be larger than any float; few records hold it.
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
 def parse(text: str | bytes, label: str = "this") -> dict[str, Any]:
     """The record that a text holds; `label`, its file, is for the error."""
     try:
-        record = json.loads(text)
-        json.dumps(record, allow_nan=False)  # which `loads` would take, as 1e999
+        record = json.loads(text, parse_constant=_refuse)
+        if _MAY_OVERFLOW.search(text if isinstance(text, bytes) else text.encode()):
+            json.dumps(record, allow_nan=False)  # finds 1e999, which `loads` takes
     except (ValueError, RecursionError) as error:
         raise RecordError(f"{label} is not JSON: {_one_line(str(error))}") from None
     check(record, label)

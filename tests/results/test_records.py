@@ -248,8 +248,11 @@ def test_a_full_disk_loses_nothing(folder: Path, full_disk: Callable[[], None]) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"schema": NaN}', "Out of range float values"),
+        ('{"schema": NaN}', "NaN is no number"),
         ('{"schema": 1e999}', "Out of range float values"),
+        ('{"schema": -1E+309}', "Out of range float values"),
+        (f'{{"schema": 1{"0" * 250}e99}}', "Out of range float values"),
+        (f'{{"schema": {"9" * 400}.0}}', "Out of range float values"),
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         (b"\xff", "is not JSON"),

@@ -77,14 +77,11 @@ def by_keyboard(tab: Page, control: Locator) -> list[Callable[[], None]]:
     return [lambda key=key: tab.keyboard.press(key) for key in keys]
 
 
-@pytest.mark.parametrize(
-    "hand", [by_mouse, by_keyboard], ids=lambda hand: hand.__name__
-)
 @pytest.mark.parametrize("mode", MODES[:2], ids=lambda mode: mode.name)
 def test_every_control_changes_its_figure(
-    lively: str, visit: Visits, mode: Mode, hand: Callable
+    lively: str, visit: Visits, mode: Mode
 ) -> None:
-    """And leaves the console empty."""
+    """By mouse and by keyboard, and leaves the console empty."""
     silent, count = [], 0
     with visit.opened(mode) as (tab, seen):
         visit.load(tab, lively, mode)
@@ -94,10 +91,14 @@ def test_every_control_changes_its_figure(
                 if not control.is_visible() or is_chosen(control):
                     continue
                 count += 1
-                if not changes(figure, hand(tab, control)):
-                    silent.append(control.evaluate("measure.name"))
-                elif reset.is_visible() and not changes(figure, hand(tab, reset)):
-                    silent.append("Reset after " + control.evaluate("measure.name"))
+                for hand in (by_mouse, by_keyboard):
+                    named = f"{control.evaluate('measure.name')} {hand.__name__}"
+                    if not changes(figure, hand(tab, control)):
+                        silent.append(named)
+                    elif reset.is_visible() and not changes(
+                        figure, by_mouse(tab, reset)
+                    ):
+                        silent.append(f"Reset after {named}")
         assert seen.messages == []
     assert silent == []
     assert count, "a figure to play with has no control"

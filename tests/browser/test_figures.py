@@ -95,9 +95,7 @@ def test_every_control_changes_its_figure(
                     named = f"{control.evaluate('measure.name')} {hand.__name__}"
                     if not changes(figure, hand(tab, control)):
                         silent.append(named)
-                    elif reset.is_visible() and not changes(
-                        figure, by_mouse(tab, reset)
-                    ):
+                    elif reset.is_visible() and not changes(figure, hand(tab, reset)):
                         silent.append(f"Reset after {named}")
         assert seen.messages == []
     assert silent == []

@@ -29,7 +29,7 @@ _MAY_OVERFLOW = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"it has {constant}; allowed: finite numbers, and null")
 
 
 def parse(text: str | bytes, label: str = "this") -> dict[str, Any]:

@@ -76,7 +76,7 @@ def rules(
     - "tuned, constant": fresh runs of the plane at a constant rate;
     - "equal passes, falling", "equal passes, constant": both again in the plane, those of
       p passes per step trained for 1/p of the epochs, and tuned at that length;
-    - "the same for all": selected runs of an earlier study, Adam at 0.001;
+    - "the same for all": fresh runs of the plane, Adam at a constant 0.001;
     - "published defaults": fresh runs of these, in the plane at a constant rate.
 
     Rules without records are left out.
@@ -90,7 +90,7 @@ def rules(
         "tuned, constant": _runs([plane]),
         "equal passes, falling": _equal_passes(falling, f"{plane}-equal-passes-cosine"),
         "equal passes, constant": _equal_passes(plane, f"{plane}-equal-passes"),
-        ONE_RATE: _runs([one_rate], "selected"),
+        ONE_RATE: _runs([one_rate]),
         DEFAULTS: _runs([plane, images], "default"),
     }
     found = {rule: runs for rule, runs in found.items() if len(runs)}

@@ -140,6 +140,11 @@ def test_the_tuning_takes_the_gain_away(fresh: pd.DataFrame) -> None:
     mean, half = map(float, statistics.interval(before - after))
     assert (mean, half) == pytest.approx((1.12, 0.12), abs=0.005)
     assert 0.9 < mean / before.mean() < 1
+    erm = [
+        runs[runs["method"] == "ERM"]["test_accuracy"].mean()
+        for runs in (single, fresh)
+    ]
+    assert 100 * (erm[1] - erm[0]) - mean == pytest.approx(0.4, abs=0.05)
 
 
 def test_luck_does_not_make_the_gain_at_one_rate() -> None:

@@ -21,8 +21,9 @@ def drawn(
     columns: int, rows: int = 1, points: int = 5, **options: Any
 ) -> dict[str, str]:
     """The output of a cell that draws so many axes; options are of `plt.subplots`, or
-    title, bar (a color bar at the right), legend (one of all axes)."""
-    title, bar, legend = (options.pop(o, None) for o in ("title", "bar", "legend"))
+    title, bar (a color bar at the right), legend (one of all axes), without_last."""
+    names = ("title", "bar", "legend", "without_last")
+    title, bar, legend, without_last = (options.pop(name, None) for name in names)
     with plt.rc_context():
         plots.use_style()
         fig, axes = plt.subplots(
@@ -33,6 +34,9 @@ def drawn(
             ax.set(xlabel="steps", title=title or "words")
         for ax in axes[:, 0]:
             ax.set_ylabel("loss")
+        if without_last:
+            axes[-1, -1].clear()
+            axes[-1, -1].set_axis_off()
         if bar:
             fig.colorbar(shown, ax=axes[:, -1])
         if legend:
@@ -69,6 +73,15 @@ def test_every_cut_is_through_white(
     for one, other in pairwise(own):
         place = round(one.end * len(white))
         assert one.end == other.start and white[place - 2 : place + 3].all()
+
+
+def test_a_column_of_fewer_axes_ends_where_its_last_ends() -> None:
+    """And so do the labels beside it: none stands by an empty place."""
+    parts, _ = found(drawn(3, rows=2, sharey=True, without_last=True))
+    assert [column[-1].floor for column in parts[:2]] == [1, 1]
+    labels, own = parts[2]
+    assert 0.3 < labels.floor < own.floor < 0.65
+    assert parts[1][0].floor > 0.8
 
 
 def test_columns_without_labels_of_their_own_get_those_of_the_first() -> None:

@@ -58,8 +58,7 @@ def found(svg: str, png: bytes) -> list[list[Part]]:
         return []
     width, height = map(float, size.groups())
     with Image.open(io.BytesIO(png)) as picture:
-        blank = np.asarray(picture.convert("L")) >= 250
-    white = np.all(blank, axis=0)
+        white = np.all(np.asarray(picture.convert("L")) >= 250, axis=0)
     edges = [0.0]
     for left, right in pairwise(axes):
         start = max(left.right, *left.texts) / width
@@ -72,9 +71,8 @@ def found(svg: str, png: bytes) -> list[list[Part]]:
     for column, (start, end) in zip(axes, pairwise([*edges, 1.0]), strict=True):
         ink = start + np.argmin(white[int(start * len(white)) :]) / len(white)
         bare = column.left - ink * width < 72 * _BARE < first.left
-        short = column.bottom < first.bottom - 72 * _HALF  # fewer axes than the first
-        own = Part(start, end, _floor(blank, start, end) if short else 1.0)
-        bottom = min(first.bottom, column.bottom) + 72 * _HALF
+        own = Part(start, end)
+        bottom = min(first.bottom, column.bottom) + 72 * _HALF  # it may have fewer axes
         labels = Part(0.0, first.left / width, bottom / height)
         columns.append([labels, own] if bare and column is not first else [own])
     return columns
@@ -103,13 +101,6 @@ def _columns(svg: str) -> list[_Column]:
         else:
             columns.append(one)
     return columns
-
-
-def _floor(blank: np.ndarray, start: float, end: float) -> float:
-    """Where what is drawn between two places ends below, as a share of the height."""
-    first, last = (int(share * blank.shape[1]) for share in (start, end))
-    drawn = np.flatnonzero(~np.all(blank[:, first:last], axis=1))
-    return float(drawn[-1] + 1) / len(blank) if len(drawn) else 1.0
 
 
 def _cut(white: np.ndarray, start: float, end: float) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from docutils.core import publish_doctree
+from docutils.parsers.rst import directives, roles
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import flatnb
@@ -50,6 +51,13 @@ def looked_up(name: str) -> object:
     module, _, attribute = name.rpartition(".")
     entry = getattr(importlib.import_module(module), attribute, None)
     return entry or importlib.import_module(name)
+
+
+@pytest.fixture(autouse=True)
+def _docutils_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build in another test leaves Sphinx's directives, which need its environment."""
+    monkeypatch.setattr(directives, "_directives", {})
+    monkeypatch.setattr(roles, "_roles", {})
 
 
 @pytest.mark.parametrize("name", documented())

@@ -216,6 +216,9 @@ def test_on_the_nets_of_the_softad_paper() -> None:
         key[:2]: 100 * test.difference for key, test in found.items() if "acc" in key[2]
     }
     assert gains["SoftAD", "SAM"] == pytest.approx(-1.3, abs=0.05)
+    assert gains["SoftAD", "Flooding"] == pytest.approx(-0.62, abs=0.005)
+    half = 100 * found["SoftAD", "Flooding", "test_accuracy"].interval
+    assert half == pytest.approx(0.55, abs=0.005)
     assert gains["Flooding", "ERM"] == pytest.approx(0.8, abs=0.05)
 
 

@@ -121,12 +121,23 @@ def test_a_folder_of_images_needs_its_place(monkeypatch):
         images.load(replace(MLP, data="cifar10-jpeg"), 0)
 
 
-def test_with_larger_rates_every_method_reaches_both_ends():
-    """Of photographs, which `images/*` does not name: those are another family."""
-    larger = [one for one in images.experiments() if "larger-rates" in one.name]
-    assert len(larger) == 14
+LARGER = {  # methods, settings, and the ends of the rates of plain training
+    "cifar10-jpeg-n4000-small_cnn": (14, 10, [0.1, 1.6]),
+    "MNIST-n5000-mlp": (22, 12, [0.005, 2.0]),
+    "digits-mlp": (22, 20, [0.005, 2.0]),
+}
+
+
+@pytest.mark.parametrize("task", LARGER)
+def test_with_larger_rates_every_method_reaches_both_ends(task):
+    """`images/*` does not name these: they are another family."""
+    name = f"images-larger-rates/{task}/"
+    larger = [one for one in images.experiments() if one.name.startswith(name)]
+    methods, budget, ends = LARGER[task]
+    assert len(larger) == methods
     for one in larger:
-        assert one.name.startswith("images-larger-rates/cifar10-jpeg-n4000-small_cnn/")
-        rates = [setting["lr"] for setting in one.settings]
-        assert len(rates) == 10
-        assert [min(rates), max(rates)] == pytest.approx([0.1, 1.6])
+        rates = [setting["lr"] for setting in one.settings[:budget]]
+        assert one.budget == len(rates) == budget
+        optimizer = METHODS[one.method].optimizer
+        own = optimizer and [optimizer.rates.low, optimizer.rates.high]
+        assert [min(rates), max(rates)] == pytest.approx(own or ends)

@@ -377,6 +377,11 @@ def test_validation_chose_a_noise_for_sst2_at_which_nothing_is_learned() -> None
     record = records.load(f"finetune/{SST2}/WeightNoise")
     k = record["selection"]["setting"]
     assert record["final"]["val_accuracy"][k] == [0.675, 0.5]
+    rival = next(i for i in record["selection"]["chosen"] if i != k)
+    assert sum(record["final"]["val_accuracy"][rival]) == pytest.approx(0.675 + 0.5)
+    assert record["final"]["train_loss"][rival][1] < 0.001
+    losses = [sum(record["final"]["val_loss"][i]) for i in (k, rival)]
+    assert losses[0] < losses[1]
     fails, works = again(SST2, "WeightNoise")
     mean, half = interval(fails)
     assert abs(mean - 50) < half

@@ -16,10 +16,11 @@ SHEET = "book.css"
 # Classes that scripts put together from parts.
 COMPOSED = {"bs-tooltip-auto"}
 # Fonts of icons, and the classes that ask for one; the theme itself uses the first.
+# Sphinx marks links to GitHub and GitLab, and the theme puts an icon before them.
 FONTS = {
     "fa-solid-900": None,
     "fa-regular-400": {"far", "fa-regular"},
-    "fa-brands-400": {"fab", "fa-brands"},
+    "fa-brands-400": {"fab", "fa-brands", "github", "gitlab"},
 }
 LINK = re.compile(
     r'\s*<link [^>]*?href="([^"]*?_static/)([^"?]+\.css)(?:\?[^"]*)?"[^>]*>'

@@ -86,7 +86,10 @@ def book(root: Path) -> Path:
     )
     intro += "\n```{bibliography}\n```\n"
     (root / "book" / "intro.md").write_text(intro)
-    entry = "@misc{one, author = {A. One}, title = {First}, year = {2020}}\n"
+    entry = (
+        "@misc{one, author = {A. One}, title = {First}, year = {2020}, "
+        "url = {https://github.com/acme/one}}\n"
+    )
     (root / "book" / "references.bib").write_text(entry)
     toc = "format: jb-book\nroot: book/intro\nchapters:\n  - file: notebooks/01_a\n"
     (root / "_toc.yml").write_text(toc)

@@ -79,6 +79,34 @@ def test_every_icon_of_a_page_has_its_glyph(html: Path) -> None:
         assert code and int(code[1], 16) in glyphs, icon
 
 
+def test_every_font_of_icons_that_a_rule_asks_for_has_the_icons(html: Path) -> None:
+    """Such as that before a link to GitHub, which Sphinx shortens and marks."""
+    from base64 import b64decode
+    from io import BytesIO
+
+    from fontTools.ttLib import TTFont
+
+    assert 'class="github' in (html / "book" / "intro.html").read_text()
+    sheet = (html / "_static" / lean.SHEET).read_text()
+    fonts = dict(re.findall(r"--fa-font-(\w+):([^;}]*)", sheet))
+    faces = {
+        (family.replace("\\", ""), weight): TTFont(BytesIO(b64decode(face)))
+        for family, weight, face in re.findall(
+            r"@font-face\{[^}]*font-family:([^;]*);[^}]*font-weight:(\d+);"
+            r"src:url\(data:font/woff;base64,([^)]*)\)",
+            sheet,
+        )
+    }
+    asked = {style for style in fonts if f"var(--fa-font-{style})" in sheet}
+    assert {"brands", "solid"} <= asked
+    for style in asked:
+        weight, family = re.search(r"(\d+) .*?\"(.*)\"", fonts[style]).groups()
+        assert (family, weight) in faces, style
+    (code,) = re.findall(r'--pst-icon-github:"(.|\\\w+)"', sheet)
+    glyphs = faces["Font Awesome 6 Brands", "400"].getBestCmap()
+    assert (ord(code) if len(code) == 1 else int(code[1:], 16)) in glyphs
+
+
 def test_rules_for_what_scripts_add_stay(html: Path) -> None:
     sheet = (html / "_static" / lean.SHEET).read_text()
     for name in (".show", ".bs-tooltip-auto", ".dropdown-menu-dark", ".tooltip-inner"):

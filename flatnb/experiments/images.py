@@ -160,11 +160,16 @@ LARGER_RATES = {
 
 
 def experiments() -> Iterator[Experiment]:
-    """All experiments on images: each task, and some again with larger rates."""
+    """All experiments on images: each task, some again with larger rates, and plain
+    training of MNIST for as many passes as methods of two per step take."""
     for family, plans in {"images": TASKS, "images-larger-rates": LARGER_RATES}.items():
         for task, plan in plans.items():
             for method in methods(large=task.net != "mlp"):
                 yield experiment(task, method, plan, family)
+    plan = LARGER_RATES[_MNIST]
+    plan = plan._replace(cost=plan.cost.times(2))
+    longer = replace(_MNIST, epochs=2 * _MNIST.epochs)
+    yield experiment(longer, METHODS["ERM"], plan, "twice-the-epochs")
 
 
 @lru_cache(maxsize=2)

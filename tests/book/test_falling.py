@@ -188,6 +188,10 @@ def test_without_the_noise_methods_too_a_coin_is_left_on_some_gaussians() -> Non
     ]
     one = [values["gaussian-0.05"] for values in found]
     assert one == pytest.approx([51, 6], abs=0.5)
+    others = ["gaussian-0.1", "sinusoid-0.05", "sinusoid-0.1"]
+    shares_of, halves = (values[others] for values in found)
+    assert (round(shares_of.min()), round(shares_of.max())) == (58, 64)
+    assert (shares_of - halves).min() > 50
 
 
 def test_at_a_constant_rate_the_flatter_net_wins_by_set() -> None:

@@ -305,7 +305,7 @@ def test_the_plan_counts_the_tests_of_the_families_added_later() -> None:
     rows = {
         line[2]: line.split(" | ")[2]
         for line in plan.read_text(encoding="utf-8").splitlines()
-        if line.startswith(("| J |", "| K |", "| L |", "| M |", "| N |"))
+        if line.startswith(("| J |", "| K |", "| L |", "| M |", "| N |", "| Q |"))
     }
     falling = compare.select(["plane/*/narrow-tuned-cosine"])["method"]
     shorter = compare.select(["plane/*/narrow-tuned-equal-passes-cosine"])["method"]
@@ -315,6 +315,7 @@ def test_the_plan_counts_the_tests_of_the_families_added_later() -> None:
     assert set(shorter) == names
     larger = compare.select([f"{LARGER}/*"])["method"]
     assert rows["N"] == str(larger.nunique() - 1)
+    assert rows["Q"] == str(len(searched_again()))
     again = [name for name in records.names() if name.startswith("finetune-again/")]
     others = [name for name in again if not name.endswith("/NSO")]
     count = sum(len(records.load(name)["settings"]) for name in others)
@@ -410,6 +411,66 @@ def test_at_larger_rates_no_method_is_more_accurate() -> None:
     errors = {"SAM": 0.060, "SoftAD": 0.018, "ERM": 0.125}
     for method, error in errors.items():
         assert means.loc[method, "test_ece"] == pytest.approx(error, abs=0.0006)
+
+
+def searched_again(metric: str = "test_accuracy") -> pd.DataFrame:
+    """Digits and MNIST with larger rates against plain training: family Q."""
+    names = [f"images-larger-rates/{name}/*" for name in SMALL_IMAGES[:2]]
+    tests = compare.paired(compare.select(names), "ERM", metric)
+    gain = 0.005 if metric == "test_accuracy" else None
+    return verdicts.verdicts(tests, metric, gain)
+
+
+def test_searched_again_sam_gains_on_mnist_and_nothing_does_on_digits() -> None:
+    table = searched_again()
+    assert len(table) == 42 and (table["n"] == 15).all()
+    assert not (table["verdict"] == "at an edge").any()
+    digits = table["task"].str.endswith("digits-mlp")
+    mnist = table[~digits].set_index("method")
+    assert set(mnist.index[mnist["verdict"] == "better"]) == {"SAM"}
+    assert set(mnist.index[mnist["verdict"] == "worse"]) == {"AdamW", "SoftAD"}
+    assert mnist.loc["ASAM", "p_holm"] > 0.05
+    digits = table[digits].set_index("method")
+    assert (digits["p_holm"] > 0.4).all()
+    assert digits.loc["SAM", "verdict"] == "inconclusive"
+    assert digits["difference"].idxmax() == mnist["difference"].idxmax() == "SAM"
+    loss = searched_again("test_loss").groupby("task")["verdict"].value_counts()
+    better = loss.xs("better", level="verdict")
+    assert better.tolist() == [20, 18]  # of 21 each: nearly every method
+    assert loss.xs("worse", level="verdict").tolist() == [1, 1]
+
+
+def test_six_methods_on_mnist_are_nearly_plain_training_at_another_rate() -> None:
+    task = f"images-larger-rates/{SMALL_IMAGES[1]}"
+    plain = records.load(f"{task}/ERM")
+    best = plain["settings"][plain["selection"]["setting"]]
+    assert best["lr"] == pytest.approx(0.67, abs=0.005)
+    table = searched_again().query("task == @task").set_index("method")
+    six = ["Flooding", "IFlood", "FAM", "NSO", "WeightNoise", "EMA"]
+    for method in six:
+        record = records.load(f"{task}/{method}")
+        searched = record["settings"][: record["selection"]["budget"]]
+        chosen = dict(searched[record["selection"]["setting"]])
+        assert chosen.pop("lr") == pytest.approx(0.27, abs=0.005)
+        ((name, value),) = chosen.items()
+        assert value == min(setting[name] for setting in searched)
+    losses = -100 * table.loc[six, "difference"]
+    assert [losses.min(), losses.max()] == pytest.approx([0.12, 0.19], abs=0.005)
+
+
+def test_sams_gain_on_mnist_is_left_at_equal_passes() -> None:
+    """Family R: plain training of twice the epochs, under the same seeds."""
+    task = f"images-larger-rates/{SMALL_IMAGES[1]}"
+    longer = f"twice-the-epochs/{SMALL_IMAGES[1]}/ERM"
+    sam, plain = (compare.select([name]) for name in (f"{task}/SAM", longer))
+    epochs = [records.load(f"{task}/SAM"), records.load(longer)]
+    assert [record["task"]["epochs"] for record in epochs] == [20, 40]
+    assert records.load(longer)["selection"]["at_edge"] == []
+    runs = pd.concat([sam, plain.assign(task=sam["task"].iloc[0])])
+    (row,) = compare.paired(runs, "ERM", "test_accuracy").itertuples()
+    numbers = [100 * row.difference, 100 * row.interval]
+    assert row.n == 15 and numbers == pytest.approx([0.35, 0.14], abs=0.006)
+    assert row.p < 0.001 and row.p_wilcoxon < 0.01
 
 
 def test_at_larger_rates_it_is_plain_training_that_changed() -> None:

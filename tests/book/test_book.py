@@ -164,13 +164,15 @@ def test_every_record_is_of_the_form() -> None:
 
 
 def test_the_page_of_records_says_how_many_repetitions_agree() -> None:
-    """Nine in ten of the whole runs, and all samples but some of fine-tuned nets, as its first
-    sentence has it."""
+    """Nine in ten of the whole runs, and 19 in 20 samples, as its first sentence has it."""
     table = records.dashboard()
-    tuned = table["name"].str.startswith("finetune")
-    inside = table[~tuned].groupby("repeated")["inside"].apply(list)
-    assert all(inside["sample"])
-    assert 0.85 <= sum(inside["whole"]) / len(inside["whole"]) < 0.95
+    share = table.groupby("repeated")["inside"].mean()
+    assert 0.85 <= share["whole"] < 0.95
+    assert 0.94 <= share["sample"] < 0.96
+    outside = table[(table["repeated"] == "sample") & ~table["inside"].astype(bool)]
+    tuned = outside["name"].str.startswith("finetune")
+    climbing = {"SAM", "ASAM", "USAM", "RSAM", "GSAM", "FriendlySAM", "BSAM", "GNP"}
+    assert set(outside.loc[~tuned, "method"]) == climbing | {"SAM-EMA"}
 
 
 @each
